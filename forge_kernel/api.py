@@ -1,0 +1,56 @@
+"""The plugin author's face of the kernel: what a plugin may import. Imports no torch."""
+
+from forge_kernel.config.use import (
+    Use,
+    UseExporter,
+    UseGradients,
+    UseLoss,
+    UseModel,
+    UseObserver,
+    UseOptimizer,
+    UsePenalty,
+    UsePolicy,
+    UseSchedule,
+    UseValidator,
+)
+from forge_kernel.data import Data, DataSpec
+from forge_kernel.errors import ForgeError, PluginError, RunError
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.lazy import LazyModule
+from forge_kernel.plugin import API_VERSION, Kind, Order, PluginInfo
+from forge_kernel.result import RunResult
+from forge_kernel.state import Batch, Goal, LogRecord, Meter, Progress, Rates, Run, Step
+
+__all__ = [
+    "API_VERSION",
+    "Batch",
+    "Data",
+    "DataSpec",
+    "ForgeError",
+    "Goal",
+    "Kind",
+    "LazyModule",
+    "LogRecord",
+    "Meter",
+    "Order",
+    "PluginError",
+    "PluginInfo",
+    "Progress",
+    "Rates",
+    "Run",
+    "RunError",
+    "RunResult",
+    "Step",
+    "Use",
+    "UseExporter",
+    "UseGradients",
+    "UseLoss",
+    "UseModel",
+    "UseObserver",
+    "UseOptimizer",
+    "UsePenalty",
+    "UsePolicy",
+    "UseSchedule",
+    "UseValidator",
+    "hookimpl",
+]

@@ -1,0 +1,1 @@
+"""Configuration: strict YAML, JSON Schemas, layers; imports no torch."""

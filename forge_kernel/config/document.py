@@ -1,0 +1,83 @@
+"""A configuration text as plain data with the place of every key and value beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from forge_kernel.errors import Mark
+
+Path = tuple[str | int, ...]
+
+
+def show_path(path: Path) -> str:
+    """Write a path as users do: `gradients[0].with.alpha`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def walk(data: Any) -> Iterator[tuple[Path, Any]]:
+    """Every path below `data` with its value, parents first (iterative: depth is the user's)."""
+    stack: list[tuple[Path, Any]] = [((), data)]
+    while stack:
+        path, value = stack.pop()
+        yield path, value
+        if isinstance(value, Mapping):
+            stack.extend(((*path, key), value[key]) for key in reversed(list(value)))
+        elif isinstance(value, list | tuple):
+            stack.extend(((*path, index), value[index]) for index in reversed(range(len(value))))
+
+
+def look_up(data: Any, path: Path) -> Any:
+    """The value at `path`.
+
+    Raises:
+        KeyError: there is nothing at the path.
+    """
+    value = data
+    for part in path:
+        if isinstance(part, int):
+            if not isinstance(value, list | tuple) or not -len(value) <= part < len(value):
+                raise KeyError(path)
+        elif not isinstance(value, Mapping) or part not in value:
+            raise KeyError(path)
+        value = value[part]
+    return value
+
+
+@dataclass
+class Document:
+    """Data of one file, or of several layers merged, and where each part of it stands."""
+
+    source: str
+    data: dict[str, Any] = field(default_factory=dict)
+    values: dict[Path, Mark] = field(default_factory=dict)
+    keys: dict[Path, Mark] = field(default_factory=dict)
+
+    def mark(self, path: Path) -> Mark:
+        """Where the value at `path` stands, or its nearest parent that has a place."""
+        for end in range(len(path), -1, -1):
+            found = self.values.get(path[:end])
+            if found is not None:
+                return found
+        return Mark(self.source)
+
+    def key_mark(self, path: Path) -> Mark:
+        """Where the key that ends `path` stands."""
+        return self.keys.get(path) or self.mark(path)
+
+    def drop(self, path: Path) -> None:
+        """Forget the marks at and below `path`."""
+        for table in (self.values, self.keys):
+            for known in [known for known in table if known[: len(path)] == path]:
+                del table[known]
+
+    def take(self, path: Path, other: Document, origin: Path) -> None:
+        """Take over the marks that `other` has at and below `origin`, as those of `path`."""
+        for mine, theirs in ((self.values, other.values), (self.keys, other.keys)):
+            for known, mark in theirs.items():
+                if known[: len(origin)] == origin:
+                    mine[path + known[len(origin) :]] = mark

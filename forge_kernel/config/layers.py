@@ -1,0 +1,166 @@
+"""Layers of a configuration: the file, what it extends, and `--set` on top."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+from forge_kernel.config.document import Document, Path, look_up, show_path
+from forge_kernel.config.yaml_file import parse_yaml, read_yaml
+from forge_kernel.errors import ConfigError, Fault, Mark
+
+MAX_LAYERS: Final = 8
+_STEP: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,4})\]")
+
+
+def merge(base: Document, top: Document) -> Document:
+    """Lay one document over another: mappings are merged, all else is replaced.
+
+    Where the upper layer names another plugin (`use`), the lower layer's `with` goes with the
+    plugin that it belonged to.
+    """
+    stack: list[Path] = [()]
+    while stack:
+        path = stack.pop()
+        below, above = look_up(base.data, path), look_up(top.data, path)
+        if "use" in above and above["use"] != below.get("use"):
+            below.pop("with", None)
+            base.drop((*path, "with"))
+        for key, value in above.items():
+            inner = (*path, key)
+            if isinstance(value, dict) and isinstance(below.get(key), dict):
+                stack.append(inner)
+                base.values[inner] = top.mark(inner)
+                base.keys[inner] = top.key_mark(inner)
+            else:
+                below[key] = value
+                base.drop(inner)
+                base.take(inner, top, inner)
+    base.values[()] = top.mark(())
+    base.source = top.source
+    return base
+
+
+def read_layers(file: FilePath) -> Document:
+    """Read a file and, below it, what it `extends`.
+
+    Raises:
+        ConfigError: a file of the chain is missing, not strict YAML, or extends itself.
+    """
+    layers: list[Document] = []
+    seen: list[FilePath] = []
+    current: FilePath | None = file
+    asked: Mark | None = None
+    while current is not None:
+        real = current.resolve()
+        if real in seen or len(layers) >= MAX_LAYERS:
+            why = "extends itself" if real in seen else f"is layer {MAX_LAYERS + 1}"
+            raise ConfigError([Fault(f"{current} {why}", "extends", asked)])
+        seen.append(real)
+        if asked is not None and not current.is_file():
+            raise ConfigError([Fault(f"there is no file {current}", "extends", asked)])
+        document = read_yaml(current)
+        layers.append(document)
+        name = document.data.pop("extends", None)
+        if name is None:
+            break
+        asked = document.mark(("extends",))
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ConfigError([Fault("must be the name of a file", "extends", asked)])
+        document.drop(("extends",))
+        current = current.parent / name
+    merged = layers.pop()
+    while layers:
+        merged = merge(merged, layers.pop())
+    return merged
+
+
+def parse_key(text: str) -> Path | None:
+    """Read `a.b[0].c`; None when it has another form."""
+    path: list[str | int] = []
+    position = 0
+    while position < len(text):
+        if path and text[position] == ".":
+            position += 1
+        elif path and text[position] != "[":
+            return None
+        found = _STEP.match(text, position)
+        if found is None:
+            return None
+        path.append(found[1] if found[1] is not None else int(found[2]))
+        position = found.end()
+    return tuple(path) or None
+
+
+def _parse_setting(text: str) -> tuple[Path, Document]:
+    """Split `a.b=value`; the value is read as the file's values are."""
+    source = f"--set {text}"
+    key, equals, value = text.partition("=")
+    path = parse_key(key.strip())
+    if not equals or path is None:
+        message = "an override has the form key.key[0].key=value"
+        raise ConfigError([Fault(message, mark=Mark(source))])
+    document = parse_yaml(f"value: {value}", source)
+    if set(document.data) != {"value"}:
+        raise ConfigError([Fault("the value is not one value", mark=Mark(source))])
+    for table in (document.values, document.keys):
+        for known in table:
+            table[known] = Mark(source)
+    return path, document
+
+
+def apply_settings(document: Document, settings: Sequence[str]) -> Document:
+    """Lay `--set` overrides over a document; a change of `use` goes first.
+
+    Raises:
+        ConfigError: an override that cannot be read or has no place.
+    """
+    parsed = [_parse_setting(text) for text in settings]
+    parsed.sort(key=lambda item: item[0][-1] != "use")
+    for path, value in parsed:
+        _apply(document, path, value)
+    return document
+
+
+def _apply(document: Document, path: Path, setting: Document) -> None:
+    mark = setting.mark(())
+    target: Any = document.data
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(part, str) and isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+            document.values[path[: depth + 1]] = mark
+            document.keys[path[: depth + 1]] = mark
+        target = _step(target, part, path, mark)
+    last = path[-1]
+    if isinstance(last, int):
+        _step(target, last, path, mark)
+    elif not isinstance(target, dict):
+        raise ConfigError([Fault("its parent is not a mapping", show_path(path), mark)])
+    elif last == "use" and target.get("use") != setting.data["value"]:
+        target.pop("with", None)
+        document.drop((*path[:-1], "with"))
+    target[last] = setting.data["value"]
+    document.drop(path)
+    document.take(path, setting, ("value",))
+    document.keys[path] = mark
+
+
+def _step(target: Any, part: str | int, path: Path, mark: Mark) -> Any:
+    if isinstance(part, int):
+        if not isinstance(target, list) or part >= len(target):
+            count = len(target) if isinstance(target, list) else "no"
+            message = f"there is no entry [{part}] (the list has {count} entries)"
+            raise ConfigError([Fault(message, show_path(path), mark)])
+        return target[part]
+    if not isinstance(target, Mapping):
+        raise ConfigError([Fault("its parent is not a mapping", show_path(path), mark)])
+    return target[part]
+
+
+def without_nulls(document: Document) -> Document:
+    """Take a plugin or section set to null as not being there (`--set quantizer=null`)."""
+    for key in [key for key, value in document.data.items() if value is None]:
+        del document.data[key]
+    return document

@@ -1,0 +1,157 @@
+"""JSON Schemas of the configuration: one source, the configuration dataclasses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, get_origin
+
+import msgspec
+
+from forge_kernel.config.document import walk
+from forge_kernel.config.pipeline import FORMAT, RunConfig, takes_many
+from forge_kernel.config.use import Use, encode_use
+from forge_kernel.plugin import RULES, Kind
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+
+
+def _use_type(annotation: Any) -> type[Use[Any]] | None:
+    found = get_origin(annotation) or annotation
+    return found if isinstance(found, type) and issubclass(found, Use) else None
+
+
+def _schema_hook(annotation: Any) -> Schema:
+    use = _use_type(annotation)
+    if use is None:
+        raise NotImplementedError(f"{annotation!r} has no JSON Schema")
+    return {"$ref": f"#/$defs/use.{use.kind}"}
+
+
+def _decode_use(annotation: Any, value: Any) -> Any:
+    use = _use_type(annotation)
+    if use is None or not isinstance(value, Mapping):
+        raise NotImplementedError(f"cannot read a {annotation!r}")
+    return use(value["use"], value.get("with") or {})
+
+
+def config_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema]]:
+    """The closed schema of a configuration dataclass and of the dataclasses inside it.
+
+    Args:
+        config: the dataclass.
+        name: unique prefix of the inner definitions (`"gradients.grokfast"`).
+
+    Returns:
+        The schema, and inner definitions by their names under `$defs`.
+    """
+    template = f"#/$defs/{name}/{{name}}"
+    _, parts = msgspec.json.schema_components(
+        [config], schema_hook=_schema_hook, ref_template=template
+    )
+    closed: dict[str, Schema] = {}
+    for title, part in parts.items():
+        closed[title] = copy.deepcopy(part)
+        for _, value in walk(closed[title]):
+            if isinstance(value, dict) and isinstance(value.get("properties"), dict):
+                value.setdefault("additionalProperties", False)
+    own = closed.pop(config.__name__)
+    own.setdefault("type", "object")
+    own.setdefault("additionalProperties", False)
+    return own, {f"{name}/{title}": part for title, part in closed.items()}
+
+
+def bind_config(config: type[Any], values: Mapping[str, Any]) -> Any:
+    """Make the configuration object from checked values.
+
+    Raises:
+        msgspec.ValidationError: the values do not fit, or contradict each other.
+    """
+    return msgspec.convert(dict(values), config, dec_hook=_decode_use)
+
+
+def config_data(config: Any) -> dict[str, Any]:
+    """A configuration object as plain data, every default written out."""
+    data = msgspec.to_builtins(config, enc_hook=encode_use)
+    assert isinstance(data, dict)
+    return data
+
+
+def use_schema(kind: Kind, names: Iterable[str], known: Mapping[str, Schema]) -> Schema:
+    """The schema of `{use: name, with: {...}}` for one kind.
+
+    Args:
+        kind: the kind.
+        names: all names that the kind has.
+        known: the configuration schemas of those names whose settings are to be checked.
+    """
+    rules: list[Schema] = []
+    for name, schema in known.items():
+        then: Schema = {"properties": {"with": {"$ref": f"#/$defs/{kind}.{name}"}}}
+        if schema.get("required"):
+            then["required"] = ["with"]
+        rules.append({"if": {"properties": {"use": {"const": name}}}, "then": then})
+    found: Schema = {
+        "type": "object",
+        "description": RULES[kind].about,
+        "properties": {
+            "use": {"enum": sorted(names), "description": f"which plugin of the kind {kind}"},
+            "with": {"type": "object", "description": "its settings"},
+        },
+        "required": ["use"],
+        "additionalProperties": False,
+    }
+    if rules:
+        found["allOf"] = rules
+    return found
+
+
+def pipeline_schema(
+    names: Mapping[Kind, Iterable[str]],
+    configs: Mapping[tuple[Kind, str], type[Any]],
+    *,
+    live: Iterable[Kind] = (),
+) -> Schema:
+    """The schema of a pipeline file.
+
+    Args:
+        names: all plugin names of each kind.
+        configs: the configuration dataclasses of those that the schema spells out.
+        live: kinds that a program hands in, so that the file need not name them.
+    """
+    definitions: dict[str, Schema] = {}
+    known: dict[Kind, dict[str, Schema]] = {kind: {} for kind in Kind}
+    for (kind, name), config in configs.items():
+        own, inner = config_schema(config, f"{kind}.{name}")
+        definitions[f"{kind}.{name}"] = own
+        definitions.update(inner)
+        known[kind][name] = own
+    for kind in Kind:
+        definitions[f"use.{kind}"] = use_schema(kind, names.get(kind, ()), known[kind])
+    run, inner = config_schema(RunConfig, "run")
+    definitions["run"] = run
+    definitions.update(inner)
+    properties: dict[str, Schema] = {
+        "forge": {"const": FORMAT, "description": "version of this file format"},
+        "extends": {"type": "string", "description": "file (relative to this) to build on"},
+        "run": {"$ref": "#/$defs/run"},
+    }
+    for kind in Kind:
+        reference = {"$ref": f"#/$defs/use.{kind}"}
+        properties[kind.value] = (
+            {"type": "array", "items": reference, "description": RULES[kind].about}
+            if takes_many(kind)
+            else reference
+        )
+    required = [kind.value for kind in Kind if RULES[kind].at_least and kind not in set(live)]
+    return {
+        "$schema": DIALECT,
+        "title": "forge pipeline",
+        "type": "object",
+        "properties": properties,
+        "patternProperties": {"^x-": {}},
+        "required": ["forge", "run", *required],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }

@@ -1,0 +1,97 @@
+"""Objects that a program hands in, as plugins: a live model, live data, callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_kernel.data import Data, LiveData
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.plugin import Kind, PluginInfo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from forge_kernel.state import LogRecord, Run
+
+ProgressCallback = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """No settings: the object itself was handed in."""
+
+
+class LiveModel:
+    """A module of the embedding program."""
+
+    info = PluginInfo(name="live_model", kind=Kind.MODEL, config=NoConfig)
+
+    def __init__(self, model: nn.Module) -> None:
+        self.config = NoConfig()
+        self._model = model
+
+    @hookimpl
+    def make_model(self, run: Run) -> nn.Module:
+        """The module as it is."""
+        del run
+        return self._model
+
+
+class LiveDataPlugin:
+    """Data of the embedding program: `Data`, an iterable of batches, or (training, validation)."""
+
+    info = PluginInfo(name="live_data", kind=Kind.DATA, config=NoConfig)
+
+    def __init__(self, data: Any) -> None:
+        self.config = NoConfig()
+        self._data = data
+
+    @hookimpl
+    def make_data(self, run: Run) -> Data:
+        """The data, brought into the protocol."""
+        del run
+        data = self._data
+        if hasattr(data, "batches") and hasattr(data, "validation"):
+            found: Data = data
+            return found
+        if isinstance(data, tuple) and len(data) == 2:
+            return LiveData(*data)
+        return LiveData(data)
+
+
+class Watcher:
+    """Calls a function with each event of a run, as plain data."""
+
+    info = PluginInfo(name="on_progress", kind=Kind.OBSERVERS, config=NoConfig)
+
+    def __init__(self, callback: ProgressCallback) -> None:
+        self.config = NoConfig()
+        self._callback = callback
+
+    def _tell(self, run: Run, event: str, **facts: Any) -> None:
+        total = run.total_steps
+        step = run.progress.step
+        self._callback({"event": event, "step": step, "total_steps": total, **facts})
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """Event `start`."""
+        self._tell(run, "start")
+
+    @hookimpl
+    def on_log(self, run: Run, record: LogRecord) -> None:
+        """Event `log`."""
+        self._tell(run, "log", figures=dict(record.figures))
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Event `validation`."""
+        self._tell(run, "validation", figures=dict(figures))
+
+    @hookimpl
+    def on_checkpoint(self, run: Run, folder: Path) -> None:
+        """Event `checkpoint`."""
+        self._tell(run, "checkpoint", folder=str(folder))

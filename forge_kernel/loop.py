@@ -1,0 +1,943 @@
+"""The training loop: the only place that calls hooks.
+
+`Session` is one run in this process: `set_up`, then `accumulate` and `update` (or `step`, which is
+both), `validate`, `finish`. `train` is a for-loop over `step`.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from forge_kernel.bus import Bus
+from forge_kernel.checkpoint import CheckpointStore, Snapshot
+from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.durable import committed_folder, manifest_of, write_json
+from forge_kernel.errors import NonFiniteError, PluginError, RunError
+from forge_kernel.finite import FiniteCheck
+from forge_kernel.ownership import OwnershipGuard
+from forge_kernel.planner import Plan
+from forge_kernel.random_state import read_random_state, seed_everything, write_random_state
+from forge_kernel.state import Batch, LogRecord, Meter, Progress, Rates, Request, Run, Step
+from forge_kernel.strategy import OneProcess, Strategy
+
+MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
+MAX_ROLLBACKS: Final = 10
+_GROWTH_INTERVAL: Final = 2000  # clean steps before the loss scale doubles, as torch's scaler
+_AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Cancel(Protocol):
+    """What can ask a run to stop from outside: a `threading.Event` or alike."""
+
+    def is_set(self) -> bool:
+        """Whether the run is to stop at the next step's edge."""
+        ...
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `run.device`.
+
+    Raises:
+        RunError: it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise RunError(f"run.device is {name}, but torch sees {count} CUDA devices")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RunError("run.device is mps, but torch does not see it")
+    return device
+
+
+def _as_factors(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:
+    if isinstance(value, tuple):
+        if len(value) != groups:
+            raise PluginError(f"compute_rates gave {len(value)} factors for {groups} groups")
+        return value
+    return (value,) * groups
+
+
+class Session:
+    """One run in this process.
+
+    Args:
+        plan: what runs, in which order.
+        folder: the run folder; None: nothing is written (no checkpoints, no exports).
+        strategy: how the run is spread; one process otherwise.
+        cancel: asked at each step's edge whether to stop.
+        about: facts kept in each checkpoint (configuration digest, versions).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        folder: Path | None = None,
+        strategy: Strategy | None = None,
+        cancel: Cancel | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        settings = plan.pipeline.run
+        if settings.non_finite == "rollback" and folder is None:
+            raise RunError("run.non_finite 'rollback' needs a run folder to roll back from")
+        self.plan = plan
+        self.settings: RunConfig = settings
+        self.cancel: Cancel = cancel or threading.Event()
+        self.about = dict(about or {})
+        guard = OwnershipGuard() if settings.checked else None
+        self.bus = Bus(plan, guard)
+        self.run = Run(settings, folder, strategy or OneProcess())
+        if guard is not None:
+            guard.run = self.run
+        self.store = (
+            CheckpointStore(folder / "checkpoints", settings.keep_checkpoints) if folder else None
+        )
+        self.stop_reason = ""
+        self.cancelled = False
+        self.step_state = Step()
+        self._bind_hooks()
+        self._micro = 0  # micro-batches in the open window
+        self._reference: float | Tensor = 1.0
+        self._total: float | Tensor = 0.0
+        self._loss_sum: Tensor | None = None
+        self._scale = 65536.0 if settings.precision == "fp16" else 1.0
+        self._clean = 0  # finite steps since the loss scale last changed
+        self._skips = 0  # windows dropped in a row
+        self._factors: tuple[Any, Any] = (None, None)
+        self._epoch_random: dict[str, Any] | None = None
+        self._validated_at = self._logged_at = self._saved_at = -1
+        self._next_due = 0
+        self._clock: float | None = None
+        self._phase: str | None = None
+
+    # -- set-up -------------------------------------------------------------------------------
+
+    def _bind_hooks(self) -> None:
+        """Local names for the hot path: one attribute each, no look-ups by name in the step."""
+        bus = self.bus
+        self._on_batch = bus.calls("on_batch")
+        self._on_gradients = bus.calls("on_gradients")
+        self._on_weights = bus.calls("on_weights")
+        self._on_weights_changed = bus.calls("on_weights_changed")
+        self._on_step_end = bus.calls("on_step_end")
+        self._penalize = bus.calls("penalize")
+        self._compute_phase = bus.call("compute_phase")
+        self._compute_outputs = bus.call("compute_outputs")
+        self._compute_loss = bus.call("compute_loss")
+        self._compute_rates = bus.call("compute_rates")
+
+    def set_up(self) -> Session:
+        """Build everything that the plan names, in life-cycle order; nothing is trained.
+
+        Raises:
+            RunError, PluginError: a device or a part is missing or wrong.
+        """
+        run, bus, settings = self.run, self.bus, self.settings
+        run.device = resolve_device(settings.device)
+        if settings.threads is not None and torch.get_num_threads() != settings.threads:
+            torch.set_num_threads(settings.threads)
+        if settings.deterministic:
+            torch.use_deterministic_algorithms(True)
+        if settings.seed is not None:
+            seed_everything(settings.seed)
+        run.strategy.start()
+        data = self._need("make_data")(run)
+        run.data = bus.transform("transform_data", data, run)
+        self._set_total_steps()
+        run.model = self._need("make_model")(run).to(run.device)
+        run.active_model = run.model
+        for answer in bus.calls("make_modules"):
+            self._add_modules(answer(run))
+        self._name_parameters()
+        run.model = bus.transform("transform_model", run.model, run).to(run.device)
+        run.model = run.strategy.transform_model(run, run.model)
+        run.active_model = run.model
+        self._name_parameters()
+        optimizer = self._need("make_optimizer")(run, list(run.named_parameters()))
+        run.optimizer = optimizer
+        self._meters: list[Meter] = [
+            meter for answer in bus.calls("make_meters") for meter in answer(run)
+        ]
+        for meter in self._meters:
+            run.metrics.goals.update(meter.goals)
+        run.metrics.goals.setdefault("loss", "min")
+        self._prepare_step()
+        run.model.train()
+        return self
+
+    def _need(self, hook: str) -> Callable[..., Any]:
+        call = self.bus.call(hook)
+        assert call is not None, f"the planner let a run pass without {hook}"
+        return call
+
+    def _set_total_steps(self) -> None:
+        settings, run = self.settings, self.run
+        lengths = [settings.max_steps] if settings.max_steps is not None else []
+        per_epoch = run.data.batches_per_epoch
+        if settings.max_epochs is not None and per_epoch is not None:
+            lengths.append(settings.max_epochs * -(-per_epoch // settings.accumulate))
+        run.total_steps = min(lengths) if lengths else None
+
+    def _add_modules(self, answer: Mapping[str, nn.Module] | None) -> None:
+        for name, module in (answer or {}).items():
+            if name in self.run.modules:
+                raise PluginError(f"two plugins give a module named '{name}'")
+            self.run.modules[name] = module.to(self.run.device)
+
+    def _name_parameters(self) -> None:
+        run = self.run
+        named = dict(run.model.named_parameters())
+        for name, module in run.modules.items():
+            named.update({f"{name}.{key}": value for key, value in module.named_parameters()})
+        run.parameters = named
+
+    def _prepare_step(self) -> None:
+        run = self.run
+        self._parameters = list(run.parameters.values())
+        self._finite = FiniteCheck(run.device)
+        self._moves = run.device.type != "cpu"
+        self._several = run.strategy.world_size > 1
+        self._autocast = _AUTOCAST.get(self.settings.precision)
+        self._checks = self.settings.non_finite != "off" or self.settings.precision == "fp16"
+        groups = run.optimizer.param_groups
+        self._base_rates = [group["lr"] for group in groups]
+        self._base_momenta = [
+            group["betas"][0] if "betas" in group else group.get("momentum") for group in groups
+        ]
+        self._takes_positions = "positions" in _forward_arguments(run.model)
+
+    def start(self) -> None:
+        """Seal the run and tell everyone; also after a restore."""
+        self.run.seal()
+        self._clock = time.monotonic()
+        self._schedule()
+        self._open_step()
+        for listen in self.bus.calls("on_run_start"):
+            listen(self.run)
+        if self.settings.non_finite == "rollback" and self.store is not None:
+            if not self.store.steps():
+                self.save()
+
+    def __enter__(self) -> Session:
+        self.set_up()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run.strategy.finish()
+
+    # -- one step -----------------------------------------------------------------------------
+
+    def outputs(self, batch: Batch) -> Any:
+        """What the model gives for a batch."""
+        if self._compute_outputs is not None:
+            return self._compute_outputs(self.run, self.step_state, batch)
+        if batch.positions is not None and self._takes_positions:
+            return self.run.active_model(batch.inputs, positions=batch.positions)
+        return self.run.active_model(batch.inputs)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
+        assert self._compute_loss is not None
+        if self._autocast is None:
+            return self._compute_loss(self.run, self.step_state, batch, self.outputs(batch))  # type: ignore[no-any-return]
+        with torch.autocast(self.run.device.type, self._autocast):
+            outputs = self.outputs(batch)
+            return self._compute_loss(self.run, self.step_state, batch, outputs)  # type: ignore[no-any-return]
+
+    def accumulate(self, batch: Batch, *, last: bool = True) -> Tensor:
+        """One micro-step: forward and backward.
+
+        Args:
+            batch: the micro-batch.
+            last: whether it ends the window; spread over processes, gradients are then brought
+                into step.
+
+        Returns:
+            The micro-batch's mean loss (0-d, detached, on the device).
+        """
+        run, step = self.run, self.step_state
+        if self._micro == 0:
+            self._begin_window()
+        if self._moves:
+            batch = batch.to(run.device)
+        for listen in self._on_batch:
+            listen(run, step, batch)
+        if not self._several:
+            return self._micro_step(batch)
+        with run.strategy.backward_scope(last=last):
+            return self._micro_step(batch)
+
+    def _micro_step(self, batch: Batch) -> Tensor:
+        """Backward of `mean_i * w_i / w_ref`, `w_ref` the window's first weight."""
+        step = self.step_state
+        loss, weight = self._forward(batch)
+        mean = loss.detach()
+        if self._micro == 0:
+            self._total = weight
+            self._loss_sum = None
+            step.loss = mean
+            if isinstance(weight, Tensor):
+                self._reference = torch.where(weight > 0, weight, 1.0)
+                scaled = loss
+            else:
+                self._reference = weight or 1.0
+                scaled = loss
+        else:
+            if self._loss_sum is None:
+                assert step.loss is not None
+                self._loss_sum = step.loss * self._total
+            self._loss_sum = self._loss_sum + mean * weight
+            self._total = self._total + weight
+            step.loss = None
+            scaled = loss * (weight / self._reference)
+        self._micro += 1
+        if isinstance(weight, Tensor) or weight:  # a micro-batch of weight 0 adds nothing
+            (scaled if self._scale == 1.0 else scaled * self._scale).backward()  # type: ignore[no-untyped-call]
+        return mean
+
+    def _open_step(self) -> None:
+        step, number = self.step_state, self.run.progress.step + 1
+        step.number = number
+        step.logs = number % self.settings.log_every == 0 or number == self.run.total_steps
+
+    def _begin_window(self) -> None:
+        if self._compute_phase is None:
+            return
+        run, step = self.run, self.step_state
+        phase = self._compute_phase(run, step)
+        step.phase = phase
+        if phase != self._phase:
+            before, self._phase = self._phase, phase
+            for listen in self.bus.calls("on_phase_change"):
+                listen(run, before, phase)
+
+    def update(self) -> bool:
+        """End the window: gradients to weights.
+
+        Returns:
+            Whether the weights were changed; False for a window that was dropped.
+
+        Raises:
+            NonFiniteError: a gradient was not finite and the policy is to stop.
+            RunError: there is no open window.
+        """
+        run, step = self.run, self.step_state
+        if self._micro == 0:
+            raise RunError("update() without a micro-batch: call accumulate(batch) first")
+        if self._micro > 1:
+            self._close_window()
+        if self._penalize:
+            self._add_penalties()
+        step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
+        step.gradients = gradients = [p.grad for p in parameters]  # type: ignore[misc]
+        self._micro = 0
+        if not self._usable(gradients):
+            return False
+        if step.logs:
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+            run.metrics.put("grad_norm", norm)
+        for listen in self._on_gradients:
+            listen(run, step)
+        if self._compute_rates is not None:
+            self._set_rates(self._compute_rates(run, step))
+        run.optimizer.step()
+        for listen in self._on_weights:
+            listen(run, step)
+        for notify in self._on_weights_changed:
+            notify(run)
+        run.progress.step += 1
+        for listen in self._on_step_end:
+            listen(run, step)
+        for parameter in parameters:
+            parameter.grad = None
+        self._open_step()
+        return True
+
+    def step(self, *batches: Batch) -> Tensor:
+        """One optimizer step over a window of micro-batches.
+
+        Returns:
+            The window's mean loss (0-d, detached, on the device).
+        """
+        last = len(batches) - 1
+        for index, batch in enumerate(batches):
+            self.accumulate(batch, last=index == last)
+        self.update()
+        assert self.step_state.loss is not None
+        return self.step_state.loss
+
+    def _close_window(self) -> None:
+        """Bring the gradients of several micro-batches to their weighted mean."""
+        assert self._loss_sum is not None
+        total, step = self._total, self.step_state
+        if isinstance(total, Tensor):
+            factor = torch.where(total > 0, self._reference / total, 0.0)
+            step.loss = self._loss_sum / torch.where(total > 0, total, 1.0)
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            for gradient in gradients:
+                gradient.mul_(factor)
+            return
+        step.loss = self._loss_sum / (total or 1.0)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if gradients and total:
+            assert isinstance(self._reference, int | float)
+            torch._foreach_mul_(gradients, self._reference / total)
+
+    def _add_penalties(self) -> None:
+        terms = [call(self.run, self.step_state) for call in self._penalize]
+        found = [term for term in terms if term is not None]
+        if found:
+            total = torch.stack([term.reshape(()) for term in found]).sum()
+            (total * self._scale).backward()  # type: ignore[no-untyped-call]
+
+    def _usable(self, gradients: Sequence[Tensor]) -> bool:
+        """Unscale, check, and decide for all ranks whether the window is stepped."""
+        if not isinstance(self._total, Tensor) and not self._total:
+            self._drop_window()
+            return False
+        if not self._checks:
+            return True
+        loss = self.step_state.loss
+        assert loss is not None
+        if self._autocast is torch.float16:
+            flag = self._finite.scale_and_check(gradients, 1.0 / self._scale)
+            flag = flag + ~torch.isfinite(loss)
+        else:  # a factor of 1 leaves the loss as it is, so it joins the one pass
+            flag = self._finite.scale_and_check([*gradients, loss], 1.0)
+        if isinstance(self._total, Tensor):
+            flag = torch.where(self._total > 0, (flag > 0).float(), 2.0)
+        if self._several:
+            flag = self.run.strategy.reduce(flag)
+        code = flag.item()  # the one host read of a step
+        if code == 0:
+            self._after_finite()
+            return True
+        if isinstance(self._total, Tensor) and code == 2.0:
+            self._drop_window()
+            return False
+        self._after_non_finite()
+        return False
+
+    def _drop_window(self) -> None:
+        """Forget the gradients; the step's number stands for the next window."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _after_finite(self) -> None:
+        self._skips = 0
+        if self._autocast is torch.float16:
+            self._clean += 1
+            if self._clean >= _GROWTH_INTERVAL:
+                self._scale, self._clean = self._scale * 2.0, 0
+
+    def _after_non_finite(self) -> None:
+        """Apply the policy; the optimizer has not stepped and no filter has seen the values."""
+        progress, policy = self.run.progress, self.settings.non_finite
+        names = self._name_non_finite()
+        self._drop_window()
+        progress.skipped += 1
+        self._skips += 1
+        if self._autocast is torch.float16 and self._scale > 1.0:
+            self._scale, self._clean = max(1.0, self._scale / 2.0), 0
+            return  # an overflow of the scaled loss is how the scale finds its place
+        where = f"in step {progress.step + 1}: {names}"
+        if policy == "rollback":
+            self._roll_back(where)
+            return
+        if policy in ("stop", "off") or self._skips >= MAX_SKIPS:
+            times = f" {self._skips} windows in a row" if self._skips > 1 else ""
+            raise NonFiniteError(
+                f"not finite{times} {where}. The weights are those of step {progress.step}. "
+                "Lower the learning rate, clip gradients, or set run.non_finite to skip or rollback"
+            )
+
+    def _name_non_finite(self) -> str:
+        found = [
+            name
+            for name, parameter in self.run.named_parameters()
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        ]
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        return f"the gradient of {shown}" if found else "the loss"
+
+    def _roll_back(self, where: str) -> None:
+        """Back to the newest checkpoint, on with the data: the windows after it are lost."""
+        assert self.store is not None
+        progress = self.run.progress
+        rollbacks, skipped = progress.rollbacks + 1, progress.skipped
+        if rollbacks > MAX_ROLLBACKS:
+            raise NonFiniteError(f"not finite {where}, after {MAX_ROLLBACKS} rollbacks")
+        epoch, batch = progress.epoch, progress.batch
+        snapshot, _, _ = self.store.newest()
+        self.take_up(snapshot, random=False)
+        progress.epoch, progress.batch = epoch, batch
+        progress.rollbacks, progress.skipped = rollbacks, skipped
+        self._open_step()
+
+    def _set_rates(self, rates: Rates) -> None:
+        """Write learning rate and momentum into the groups, when they have changed."""
+        wanted = (rates.learning_rate, rates.momentum)
+        if wanted == self._factors:
+            return
+        groups = self.run.optimizer.param_groups
+        factors = _as_factors(rates.learning_rate, len(groups))
+        for group, base, factor in zip(groups, self._base_rates, factors, strict=True):
+            group["lr"] = base * factor
+        if rates.momentum is not None:
+            momenta = _as_factors(rates.momentum, len(groups))
+            for group, base, factor in zip(groups, self._base_momenta, momenta, strict=True):
+                if base is None:
+                    raise PluginError("the schedule sets momentum, the optimizer has none")
+                if "betas" in group:
+                    group["betas"] = (base * factor, *group["betas"][1:])
+                else:
+                    group["momentum"] = base * factor
+        self._factors = wanted
+
+    # -- the run ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Step until the end, a request to stop, or a cancel."""
+        while not self._over():
+            self._train_epoch()
+
+    def _over(self) -> bool:
+        settings, progress = self.settings, self.run.progress
+        if self.stop_reason:
+            return True
+        if settings.max_steps is not None and progress.step >= settings.max_steps:
+            self.stop_reason = f"max_steps ({settings.max_steps})"
+        elif settings.max_epochs is not None and progress.epoch >= settings.max_epochs:
+            self.stop_reason = f"max_epochs ({settings.max_epochs})"
+        elif settings.max_seconds is not None and self.seconds() >= settings.max_seconds:
+            self.stop_reason = f"max_seconds ({settings.max_seconds:g})"
+        elif self.run.strategy.decide(int(self.cancel.is_set())):
+            self.stop_reason = _cancel_reason(self.cancel)
+            self.cancelled = True
+        return bool(self.stop_reason)
+
+    def _train_epoch(self) -> None:
+        """The rest of an epoch, from the position that `progress` tells."""
+        progress, size = self.run.progress, self.settings.accumulate
+        self._begin_epoch()
+        window: list[Batch] = []
+        drawn = 0
+        for batch in self.run.data.batches(progress.epoch, progress.batch):
+            if drawn == 0:
+                self._settle_random()
+            drawn += 1
+            window.append(batch)
+            if len(window) < size:
+                continue
+            progress.batch += size
+            self.step(*window)
+            window.clear()
+            if self._attends() and not self.attend():
+                return
+        if window:
+            progress.batch += len(window)
+            self.step(*window)
+        self._settle_random()
+        if progress.batch == 0:
+            raise RunError("the training data gave no batch: nothing can be trained")
+        if not self.attend():
+            return
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        self._epoch_random = None
+        for listen in self.bus.calls("on_epoch_end"):
+            listen(self.run)
+
+    def _begin_epoch(self) -> None:
+        """Fix the random states that a replay of this epoch starts from.
+
+        On resume in mid-epoch they are the epoch's first ones; what the step needs is set again
+        when the first batch has been drawn (making a loader's iterator draws from the streams).
+        """
+        self._resume_random: dict[str, Any] | None = None
+        if self._epoch_random is None:
+            self._epoch_random = read_random_state()
+        else:
+            self._resume_random = read_random_state()
+            write_random_state(self._epoch_random)
+
+    def _settle_random(self) -> None:
+        if self._resume_random is not None:
+            write_random_state(self._resume_random)
+            self._resume_random = None
+
+    def _attends(self) -> bool:
+        """Whether anything is due after this step."""
+        return (
+            self.run.progress.step >= self._next_due
+            or bool(self.run.requests)
+            or self.cancel.is_set()
+            or self._several
+            or self.settings.max_seconds is not None
+        )
+
+    def _schedule(self) -> None:
+        """The next step after which something is due by interval."""
+        settings, step = self.settings, self.run.progress.step
+        every = [settings.log_every, settings.validate_every, settings.save_every]
+        due = [(step // interval + 1) * interval for interval in every if interval]
+        if settings.max_steps is not None:
+            due.append(settings.max_steps)
+        self._next_due = min(due)
+
+    def attend(self) -> bool:
+        """Do what is due after a step: validate, log, save, serve requests, in this order.
+
+        Returns:
+            Whether training goes on.
+        """
+        settings, step = self.settings, self.run.progress.step
+        every = settings.validate_every
+        if every and step % every == 0 and step != self._validated_at:
+            self.validate()
+        if step and step % settings.log_every == 0 and step != self._logged_at:
+            self.log()
+        saves, tags = self._serve_requests()
+        due = settings.save_every is not None and step % settings.save_every == 0
+        if saves or (due and step and step != self._saved_at):
+            self.save(tags)
+        self._schedule()
+        return not self._over()
+
+    def _serve_requests(self) -> tuple[bool, tuple[str, ...]]:
+        """Serve what plugins asked for; saving is left to the caller, who does it last."""
+        run = self.run
+        tags: dict[str, None] = {}
+        saves = False
+        restores: list[Request] = []
+        for _ in range(3):  # a validation may lead to further requests, but not for ever
+            requests, run.requests[:] = list(run.requests), []
+            for request in requests:
+                if request.what == "validate" and run.progress.step != self._validated_at:
+                    self.validate()
+                elif request.what == "save":
+                    saves = True
+                    tags.update({request.tag: None} if request.tag else {})
+                elif request.what == "restore":
+                    restores.append(request)
+                elif request.what == "stop" and not self.stop_reason:
+                    self.stop_reason = request.reason or "a plugin asked for it"
+            if not run.requests:
+                break
+        if restores and saves:
+            self.save(tuple(tags))  # what is to be kept is kept before weights are replaced
+            saves, tags = False, {}
+        for request in restores:
+            self.restore_weights(request.tag)
+        return saves, tuple(tags)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """One pass over the validation data; model modes are left as they were.
+
+        Returns:
+            The figures over the whole set; empty when there is no validation data.
+        """
+        run = self.run
+        choose = self.bus.call("compute_evaluation_model")
+        run.active_model = choose(run) if choose is not None else run.model
+        modes = [(module, module.training) for module in run.active_model.modules()]
+        run.active_model.eval()
+        try:
+            figures = self._validation_pass()
+        finally:
+            run.active_model = run.model
+            for module, mode in modes:
+                module.training = mode
+        self._validated_at = run.progress.step
+        if figures:
+            run.metrics.record_validation(figures)
+            for listen in self.bus.calls("on_validation"):
+                listen(run, figures)
+        return figures
+
+    def _validation_pass(self) -> dict[str, float]:
+        run = self.run
+        for meter in self._meters:
+            meter.reset()
+        total = torch.zeros(2, dtype=torch.float64, device=run.device)
+        seen = False
+        for item in run.data.validation():
+            batch = item.to(run.device) if self._moves else item
+            if self._autocast is None:
+                outputs = self.outputs(batch)
+                loss, weight = self._need("compute_loss")(run, self.step_state, batch, outputs)
+            else:
+                with torch.autocast(run.device.type, self._autocast):
+                    outputs = self.outputs(batch)
+                    loss, weight = self._need("compute_loss")(run, self.step_state, batch, outputs)
+            total[0] += loss.double() * weight
+            total[1] += weight
+            seen = True
+            for meter in self._meters:
+                meter.update(batch, outputs, loss, weight)
+        if not seen:
+            return {}
+        sums = run.strategy.reduce(total).tolist()
+        figures = {"loss": sums[0] / sums[1]} if sums[1] else {}
+        for meter in self._meters:
+            figures.update(meter.compute(run.strategy.reduce))
+        return figures
+
+    def log(self) -> LogRecord:
+        """Read the figures and tell everyone; the only place where metrics reach the host."""
+        run, step = self.run, self.step_state
+        run.metrics.put("loss", step.loss)
+        run.metrics.put("learning_rate", float(run.optimizer.param_groups[0]["lr"]))
+        if run.progress.skipped:
+            run.metrics.put("skipped_steps", run.progress.skipped)
+        if self._autocast is torch.float16:
+            run.metrics.put("loss_scale", self._scale)
+        for answer in self.bus.calls("measure"):
+            for name, value in answer(run, step).items():
+                run.metrics.put(name, value)
+        progress = run.progress
+        record = LogRecord(progress.step, progress.epoch, time.time(), run.metrics.read())
+        self._logged_at = progress.step
+        for listen in self.bus.calls("on_log"):
+            listen(run, record)
+        return record
+
+    def seconds(self) -> float:
+        """Seconds of training so far, over all sessions of the run."""
+        passed = 0.0 if self._clock is None else time.monotonic() - self._clock
+        return self.run.progress.seconds + passed
+
+    # -- saving and restoring -----------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Everything that the run needs to go on."""
+        run = self.run
+        self._bank_seconds()
+        trees: dict[str, Any] = {
+            "optimizer": optimizer_state(run),
+            "plugins": {
+                entry.label: plugin.state_dict() for entry, plugin in self.bus.stateful()
+            },
+            "random": read_random_state(),
+            "epoch_random": self._epoch_random,
+            "progress": asdict(run.progress),
+            "metrics": run.metrics.state_dict(),
+            "loop": {
+                "scale": self._scale,
+                "clean": self._clean,
+                "skips": self._skips,
+                "phase": self._phase,
+                "validated_at": self._validated_at,
+                "logged_at": self._logged_at,
+            },
+        }
+        versions = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
+        about = {**self.about, "torch": torch.__version__, "plugins": versions}
+        return Snapshot(run.progress.step, run.strategy.model_state(run), trees, about)
+
+    def _bank_seconds(self) -> None:
+        self.run.progress.seconds = self.seconds()
+        self._clock = time.monotonic() if self._clock is not None else None
+
+    def save(self, tags: tuple[str, ...] = ()) -> Path | None:
+        """Commit a checkpoint; None for a run without a folder.
+
+        Args:
+            tags: names to pin it under.
+        """
+        if self.store is None:
+            return None
+        folder = self.store.save(self.snapshot(), tags)
+        self._saved_at = self.run.progress.step
+        for listen in self.bus.calls("on_checkpoint"):
+            listen(self.run, folder)
+        return folder
+
+    def restore(self) -> list[str]:
+        """Take up the newest intact checkpoint of the run folder.
+
+        Returns:
+            What was wrong with newer ones.
+
+        Raises:
+            CheckpointError: there is no intact one.
+        """
+        assert self.store is not None, "a run without a folder has nothing to restore"
+        self.store.clear_unfinished()
+        snapshot, _, problems = self.store.newest()
+        self.take_up(snapshot)
+        self._saved_at = snapshot.step
+        return problems
+
+    def take_up(self, snapshot: Snapshot, *, random: bool = True) -> None:
+        """Bring the run to the state of a snapshot.
+
+        Args:
+            snapshot: what `snapshot` gave.
+            random: also the random streams and the position in the data.
+
+        Raises:
+            RunError: it is of another model or of other plugins.
+        """
+        run, trees = self.run, snapshot.trees
+        try:
+            run.strategy.load_model_state(run, snapshot.model)
+        except (KeyError, ValueError) as error:
+            raise RunError(f"the checkpoint is of another model: {error.args[0]}") from error
+        load_optimizer_state(run, trees["optimizer"])
+        known = trees["plugins"]
+        for entry, plugin in self.bus.stateful():
+            if entry.label not in known:
+                raise RunError(
+                    f"the checkpoint has no state of {entry.label}; it has {sorted(known)}"
+                )
+            plugin.load_state_dict(known[entry.label])
+        for name, value in trees["progress"].items():
+            if random or name not in ("epoch", "batch"):
+                setattr(run.progress, name, value)
+        assert isinstance(run.progress, Progress)
+        run.metrics.load_state_dict(trees["metrics"])
+        loop = trees["loop"]
+        self._scale, self._clean, self._skips = loop["scale"], loop["clean"], loop["skips"]
+        self._phase = self.step_state.phase = loop["phase"]
+        self._validated_at, self._logged_at = loop["validated_at"], loop["logged_at"]
+        if random:
+            self._epoch_random = trees["epoch_random"]
+            write_random_state(trees["random"])
+        for notify in self._on_weights_changed:
+            notify(run)
+
+    def restore_weights(self, tag: str) -> None:
+        """Put the weights of a pinned checkpoint into the model; nothing else changes.
+
+        Raises:
+            RunError: nothing is pinned under the tag.
+        """
+        found = self.store.pinned(tag) if self.store is not None else None
+        if self.store is None or found is None:
+            raise RunError(f"there is no checkpoint pinned as '{tag}' to restore")
+        run = self.run
+        run.strategy.load_model_state(run, self.store.load(found).model)
+        self._validated_at = -1
+        for notify in self._on_weights_changed:
+            notify(run)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, str]:
+        """Keep, log, validate and export the result, once for each.
+
+        The checkpoint comes first, so that a resumed run does not see what only an ended one does.
+        A cancelled run is kept and not exported.
+
+        Returns:
+            Folders written by exporters, by name.
+        """
+        step = self.run.progress.step
+        if step != self._saved_at:
+            self.save()
+        if self.cancelled:
+            return {}
+        if step and step != self._logged_at:
+            self.log()
+        if step != self._validated_at:
+            self.validate()
+            saves, tags = self._serve_requests()
+            if saves:
+                self.save(tags)
+            if self._validated_at < 0:  # weights were restored meanwhile
+                self.validate()
+        self._bank_seconds()
+        return self._export()
+
+    def _export(self) -> dict[str, str]:
+        run = self.run
+        written: dict[str, str] = {}
+        if run.folder is None:
+            return written
+        choose = self.bus.call("compute_evaluation_model")
+        run.active_model = choose(run) if choose is not None else run.model
+        try:
+            for entry, call in zip(
+                self.plan.answering("export"), self.bus.calls("export"), strict=True
+            ):
+                name = entry.info.name
+                while name in written:
+                    name += "_"
+                final = run.folder / "exports" / name
+                final.parent.mkdir(exist_ok=True)
+                with committed_folder(final) as partial:
+                    manifest = dict(call(run, partial))
+                    files = manifest_of(partial)
+                    write_json(partial / "manifest.json", {**manifest, "files": files})
+                written[name] = str(final.relative_to(run.folder))
+        finally:
+            run.active_model = run.model
+        return written
+
+
+def _cancel_reason(cancel: Cancel) -> str:
+    number = getattr(cancel, "signal", None)
+    return f"signal {signal.Signals(number).name}" if number else "cancelled"
+
+
+def _forward_arguments(model: nn.Module) -> frozenset[str]:
+    import inspect
+
+    try:
+        return frozenset(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
+
+
+def _parameter_names(run: Run) -> dict[int, str]:
+    names = {id(parameter): name for name, parameter in run.named_parameters()}
+    for index, group in enumerate(run.optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            names.setdefault(id(parameter), f"optimizer.{index}.{place}")
+    return names
+
+
+def optimizer_state(run: Run) -> dict[str, dict[str, Any]]:
+    """The optimizer's memory by parameter name; group settings come from the configuration."""
+    names = _parameter_names(run)
+    return {names[id(parameter)]: dict(state) for parameter, state in run.optimizer.state.items()}
+
+
+def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the optimizer its memory back.
+
+    Raises:
+        RunError: the state is of other parameters.
+    """
+    names = _parameter_names(run)
+    order = [names[id(p)] for group in run.optimizer.param_groups for p in group["params"]]
+    foreign = sorted(state.keys() - set(order))
+    if foreign:
+        raise RunError(f"the checkpoint has optimizer state of unknown parameters {foreign[:5]}")
+    packed = run.optimizer.state_dict()
+    packed["state"] = {
+        index: dict(state[name]) for index, name in enumerate(order) if name in state
+    }
+    run.optimizer.load_state_dict(packed)
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number for strict JSON."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,135 @@
+"""What a plugin is: its kind, its card (`PluginInfo`) and the protocols it may follow."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, runtime_checkable
+
+API_VERSION: Final = 1
+
+
+class Kind(enum.StrEnum):
+    """Where in a run a plugin stands; the members stand in canonical order."""
+
+    DATA = "data"
+    MODEL = "model"
+    QUANTIZER = "quantizer"
+    WRAPPERS = "wrappers"
+    STRATEGY = "strategy"
+    OPTIMIZER = "optimizer"
+    LOSS = "loss"
+    PENALTIES = "penalties"
+    GRADIENTS = "gradients"
+    PHASES = "phases"
+    SCHEDULE = "schedule"
+    VALIDATORS = "validators"
+    POLICIES = "policies"
+    EXPORTERS = "exporters"
+    OBSERVERS = "observers"
+
+
+@dataclass(frozen=True, slots=True)
+class KindRule:
+    """How many plugins of a kind a run has, and the hooks that they answer."""
+
+    at_least: int
+    at_most: int | None  # None: any number
+    answers: tuple[str, ...] = ()
+    about: str = ""
+
+
+RULES: Final[dict[Kind, KindRule]] = {
+    Kind.DATA: KindRule(1, 1, ("make_data",), "training and validation batches"),
+    Kind.MODEL: KindRule(1, 1, ("make_model",), "the network"),
+    Kind.QUANTIZER: KindRule(0, 1, ("transform_model",), "turns layers into low-bit ones"),
+    Kind.WRAPPERS: KindRule(0, None, ("transform_model",), "wrap the model (compile)"),
+    Kind.STRATEGY: KindRule(0, 1, (), "how the run spreads over processes"),
+    Kind.OPTIMIZER: KindRule(1, 1, ("make_optimizer",), "updates the weights"),
+    Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised"),
+    Kind.PENALTIES: KindRule(0, None, ("penalize",), "terms of the weights added to the loss"),
+    Kind.GRADIENTS: KindRule(0, None, ("on_gradients",), "filters between backward and step"),
+    Kind.PHASES: KindRule(0, 1, ("compute_phase",), "the one phase clock"),
+    Kind.SCHEDULE: KindRule(0, 1, ("compute_rates",), "learning rate and momentum"),
+    Kind.VALIDATORS: KindRule(0, None, ("make_meters",), "figures of the validation set"),
+    Kind.POLICIES: KindRule(0, None, (), "decide: stop, save, restore, validate"),
+    Kind.EXPORTERS: KindRule(0, None, ("export",), "write the result for others"),
+    Kind.OBSERVERS: KindRule(0, None, (), "watch and report; read only"),
+}
+
+SINGLE_ANSWERS: Final = frozenset(
+    {
+        "make_data", "make_model", "make_optimizer", "compute_phase", "compute_outputs",
+        "compute_loss", "compute_rates", "compute_evaluation_model",
+    }
+)  # fmt: skip
+"""Hooks that at most one plugin of a run may answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Names of the same kind that a plugin must follow (`after`) or precede (`before`)."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+Facts = tuple[str, ...] | Callable[[Any], tuple[str, ...]]
+"""Words that the planner matches, fixed or a function of the plugin's configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """A plugin's card.
+
+    Args:
+        name: the word in the pipeline file, unique within the kind.
+        kind: where it stands in a run.
+        config: frozen, keyword-only dataclass with the settings.
+        order: what it must follow or precede within its kind.
+        provides: facts it brings into a run, such as `"data:tokens"` or `"figure:accuracy"`.
+        requires: facts that some other plugin of the run must bring.
+        conflicts: plugins (`"<kind>.<name>"`) that it cannot run beside.
+        api: first and last version of the plugin interface that it is written for.
+    """
+
+    name: str
+    kind: Kind
+    config: type[Any]
+    order: Order = field(default_factory=Order)
+    provides: Facts = ()
+    requires: Facts = ()
+    conflicts: tuple[str, ...] = ()
+    api: tuple[int, int] = (API_VERSION, API_VERSION)
+
+    @property
+    def key(self) -> str:
+        """The name of its entry point, `"<kind>.<name>"`."""
+        return f"{self.kind}.{self.name}"
+
+
+def facts(found: Facts, config: Any) -> tuple[str, ...]:
+    """The facts of a plugin that has this configuration."""
+    return found(config) if callable(found) else found
+
+
+class Plugin(Protocol):
+    """A class with a card and a constructor that stores its configuration and does no more."""
+
+    info: PluginInfo
+
+    def __init__(self, config: Any) -> None: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A plugin with memory: what a checkpoint keeps of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A tree with string keys; leaves are tensors, finite numbers, strings, bools or None."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+        ...

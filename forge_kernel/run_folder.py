@@ -1,0 +1,204 @@
+"""The run folder: what a run writes about itself, beside its checkpoints and exports."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from forge_kernel.config.yaml_file import write_yaml
+from forge_kernel.durable import write_json, write_text
+from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.live import NoConfig
+from forge_kernel.plugin import Kind, PluginInfo
+
+if TYPE_CHECKING:
+    from forge_kernel.planner import Plan
+    from forge_kernel.result import RunResult
+    from forge_kernel.state import LogRecord, Run
+
+CONFIG: Final = "config.yaml"
+RESULT: Final = "result.json"
+STATUS: Final = "status.json"
+_PACKAGES: Final = ("forge-kernel", "torch", "numpy", "pluggy", "safetensors")
+
+
+def new_run_folder(name: str, output_dir: str | Path | None) -> Path:
+    """Make the folder of a new run.
+
+    Args:
+        name: the run's name.
+        output_dir: the folder to use; `runs/<name>-<UTC time>-<id>` otherwise.
+
+    Raises:
+        ConfigError: the folder holds something already, or cannot be made.
+    """
+    if output_dir is None:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / f"{name}-{now}-{secrets.token_hex(2)}"
+    else:
+        folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise ConfigError([Fault(f"cannot make the run folder {folder}: {error}")]) from error
+    if used:
+        hint = "name a new one, or continue it with: forge resume"
+        message = f"the folder {folder} is not empty: a run never reuses one"
+        raise ConfigError([Fault(message, hints=(hint,))])
+    return folder
+
+
+def write_config(folder: Path, data: Mapping[str, Any], live: tuple[str, ...]) -> None:
+    """Write the filled configuration.
+
+    Args:
+        folder: the run folder.
+        data: the pipeline, every default written out.
+        live: what was handed in by the program, so that the file alone does not repeat the run.
+    """
+    head = "# The filled configuration of this run. Repeat it: forge run config.yaml\n"
+    if live:
+        head = (
+            f"# The filled configuration of this run. It was given live parts ({', '.join(live)}),\n"
+            "# so this file alone does not repeat it.\n"
+        )
+        data = {**data, "x-live": list(live)}
+    write_text(folder / CONFIG, head + write_yaml(dict(data)))
+
+
+def _git_revision() -> str | None:
+    try:
+        found = subprocess.run(  # noqa: S603  fixed arguments
+            ["git", "rev-parse", "HEAD"],  # noqa: S607  the user's git is meant
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def environment(plan: Plan, device: Any) -> dict[str, Any]:
+    """Versions, device, git revision, plugin origins."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "device": str(device),
+        "device_name": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "git_revision": _git_revision(),
+        "plugins": {entry.label: entry.origin for entry in plan.entries},
+        "command": list(sys.argv),
+    }
+
+
+class RunRecord:
+    """Keeps `status.json` and `forge.log` of a run; an observer that the runner adds."""
+
+    info = PluginInfo(name="run_record", kind=Kind.OBSERVERS, config=NoConfig)
+
+    def __init__(self) -> None:
+        self.config = NoConfig()
+        self._status: dict[str, Any] = {
+            "state": "initializing",
+            "step": 0,
+            "total_steps": None,
+            "epoch": 0,
+            "phase": None,
+            "figures": {},
+            "pid": os.getpid(),
+            "started": time.time(),
+            "heartbeat": None,
+        }
+
+    def open(self, folder: Path) -> None:
+        """Begin to write into a run folder."""
+        import structlog
+
+        self._folder = folder
+        self._stream: TextIO = (folder / "forge.log").open("a", encoding="utf-8")
+        self._log = structlog.wrap_logger(
+            structlog.WriteLogger(self._stream),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(default=str),
+            ],
+        )
+
+    def event(self, name: str, *, level: str = "info", **facts: Any) -> None:
+        """One line of `forge.log`."""
+        getattr(self._log, level)(name, **facts)
+
+    def state(self, state: str, run: Run | None = None) -> None:
+        """Replace `status.json`."""
+        self._status["state"] = state
+        self._status["heartbeat"] = time.time()
+        if run is not None:
+            self._status.update(
+                step=run.progress.step, epoch=run.progress.epoch, total_steps=run.total_steps
+            )
+        write_json(self._folder / STATUS, self._status, durable=False)
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """Training begins."""
+        self.event("run_start", step=run.progress.step, device=str(run.device))
+        self.state("training", run)
+
+    @hookimpl
+    def on_phase_change(self, run: Run, before: str | None, after: str | None) -> None:
+        """A phase begins."""
+        self._status["phase"] = after
+        self.event("phase", step=run.progress.step + 1, before=before, after=after)
+
+    @hookimpl
+    def on_log(self, run: Run, record: LogRecord) -> None:
+        """Latest figures."""
+        self._status["figures"].update(record.figures)
+        self.state("training", run)
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Latest figures of a validation."""
+        self._status["figures"].update({f"validation_{k}": v for k, v in figures.items()})
+        self.event("validation", step=run.progress.step, **figures)
+        self.state("training", run)
+
+    @hookimpl
+    def on_checkpoint(self, run: Run, folder: Path) -> None:
+        """A checkpoint is there."""
+        self.event("checkpoint", step=run.progress.step, folder=folder.name)
+
+    def end(self, run: Run, result: RunResult) -> None:
+        """Write `result.json` and the last status."""
+        write_json(self._folder / RESULT, result.to_data())
+        level = "error" if result.outcome == "failed" else "info"
+        self.event("run_end", level=level, outcome=result.outcome, reason=result.stop_reason)
+        self.state(result.outcome, run)
+
+    def close(self) -> None:
+        """Close the log."""
+        self._stream.close()

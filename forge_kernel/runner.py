@@ -1,0 +1,268 @@
+"""From a pipeline to a finished run: the arrows of the design, one line each."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_kernel.catalog import Catalog
+from forge_kernel.config.pipeline import PipelineConfig
+from forge_kernel.config.yaml_file import write_yaml
+from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.live import LiveDataPlugin, LiveModel, ProgressCallback, Watcher
+from forge_kernel.loading import check_pipeline, fill, load_pipeline
+from forge_kernel.planner import Plan, plan
+from forge_kernel.plugin import Kind
+from forge_kernel.result import RunResult
+from forge_kernel.run_folder import CONFIG, RunRecord, environment, new_run_folder, write_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from forge_kernel.loop import Cancel, Session
+    from forge_kernel.strategy import Strategy
+
+
+def run(
+    pipeline: PipelineConfig | str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    plugins: Sequence[Any] = (),
+    catalog: Catalog | None = None,
+    output_dir: str | Path | None = None,
+    on_progress: ProgressCallback | None = None,
+    cancel: Cancel | None = None,
+    strategy: Strategy | None = None,
+) -> RunResult:
+    """Run a pipeline to its end.
+
+    May be called from any thread and several times in one process; random streams, grad mode and
+    settings of torch are left as they were found.
+
+    Args:
+        pipeline: from `load_pipeline`, built by hand, or the name of a file.
+        model: a live module instead of the file's model.
+        data: live data instead of the file's: `Data`, an iterable of batches (tuples, mappings or
+            `Batch`), or a pair (training, validation) of them.
+        plugins: plugin objects beside the file's.
+        catalog: plugins to choose from; the installed ones otherwise.
+        output_dir: the run folder, which must be new or empty; made below `runs/` otherwise.
+        on_progress: called with each event (a dict) in this thread.
+        cancel: asked at each step's edge whether to stop; the run is then resumable.
+        strategy: how to spread the run; one process otherwise.
+
+    Raises:
+        ConfigError, PlanError, PluginError: nothing was run and nothing written.
+        Exception: what a part of the run raised, after the run folder says why.
+    """
+    live = _live_parts(model, data)
+    catalog = catalog or Catalog.installed()
+    checked = _checked(pipeline, catalog, live)
+    if checked.run.seed is None:
+        checked = replace(checked, run=replace(checked.run, seed=secrets.randbits(32)))
+    record = RunRecord()
+    decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
+    names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
+    folder = new_run_folder(checked.run.name, output_dir)
+    write_config(folder, fill(checked), names)
+    return _execute(decided, folder, record, cancel, strategy, resumed=False)
+
+
+def resume(
+    folder: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    plugins: Sequence[Any] = (),
+    catalog: Catalog | None = None,
+    on_progress: ProgressCallback | None = None,
+    cancel: Cancel | None = None,
+    strategy: Strategy | None = None,
+) -> RunResult:
+    """Go on with a run from its newest intact checkpoint.
+
+    Args:
+        folder: the run folder.
+        settings: overrides of its configuration (`run.max_steps=4000`); they are kept.
+        model: the live module again, if the run was given one; likewise `data` and `plugins`.
+        catalog: as for `run`, like the arguments that follow.
+        on_progress: see `run`.
+        cancel: see `run`.
+        strategy: see `run`.
+
+    Raises:
+        ConfigError: the folder is no run folder, or live parts are missing.
+        CheckpointError: there is no intact checkpoint.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        hint = "a run folder holds config.yaml and checkpoints/"
+        raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
+    live = _live_parts(model, data)
+    catalog = catalog or Catalog.installed()
+    pipeline = load_pipeline(folder / CONFIG, settings, catalog=catalog, live=live)
+    missing = sorted(
+        set(pipeline.notes.get("x-live", ()))
+        - {kind.value for kind in live}
+        - ({"plugins"} if plugins else set())
+    )
+    if missing:
+        raise ConfigError([Fault(f"this run was given live parts: hand in {', '.join(missing)}")])
+    record = RunRecord()
+    decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
+    if settings:
+        names = tuple(pipeline.notes.get("x-live", ()))
+        write_config(folder, fill(pipeline), names)
+    return _execute(decided, folder, record, cancel, strategy, resumed=True)
+
+
+async def run_async(pipeline: PipelineConfig | str | Path, **options: Any) -> RunResult:
+    """`run` for a running event loop: works in a thread; cancelling the task stops the run."""
+    stop = options.pop("cancel", None) or threading.Event()
+    task = asyncio.get_running_loop().run_in_executor(
+        None, lambda: run(pipeline, cancel=stop, **options)
+    )
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if hasattr(stop, "set"):
+            stop.set()
+        await asyncio.wait([task])
+        raise
+
+
+def _live_parts(model: nn.Module | None, data: Any) -> dict[Kind, Any]:
+    live: dict[Kind, Any] = {}
+    if data is not None:
+        live[Kind.DATA] = LiveDataPlugin(data)
+    if model is not None:
+        live[Kind.MODEL] = LiveModel(model)
+    return live
+
+
+def _checked(
+    pipeline: PipelineConfig | str | Path, catalog: Catalog, live: Iterable[Kind]
+) -> PipelineConfig:
+    """Check and bind, whichever way the pipeline came; live parts replace the file's."""
+    kinds = list(live)
+    if not isinstance(pipeline, PipelineConfig):
+        pipeline = load_pipeline(pipeline, catalog=catalog, live=kinds)
+    dropped: dict[str, Any] = {kind.value: None for kind in kinds}
+    return check_pipeline(replace(pipeline, **dropped), catalog, kinds)
+
+
+def digest(pipeline: PipelineConfig) -> str:
+    """SHA-256 of the filled configuration, in hex."""
+    return hashlib.sha256(write_yaml(fill(pipeline)).encode()).hexdigest()
+
+
+def _handed_in(
+    live: dict[Kind, Any],
+    plugins: Sequence[Any],
+    record: RunRecord,
+    on_progress: ProgressCallback | None,
+) -> list[Any]:
+    """All plugin objects that stand beside the file's."""
+    watchers = [Watcher(on_progress)] if on_progress is not None else []
+    return [*live.values(), *plugins, record, *watchers]
+
+
+def _execute(
+    decided: Plan,
+    folder: Path,
+    record: RunRecord,
+    cancel: Cancel | None,
+    strategy: Strategy | None,
+    *,
+    resumed: bool,
+) -> RunResult:
+    """Drive a session; the process's state is left as it was found."""
+    from forge_kernel.loop import Session
+    from forge_kernel.random_state import process_state_kept
+
+    about = {"config": digest(decided.pipeline)}
+    record.open(folder)
+    try:
+        with process_state_kept():
+            session = Session(
+                decided, folder=folder, strategy=strategy, cancel=cancel, about=about
+            )
+            return _drive(session, record, resumed=resumed)
+    finally:
+        record.close()
+
+
+def _drive(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
+    """Take a session through its life; an error is told to everyone, then raised again."""
+    from forge_kernel.durable import write_json
+
+    folder = session.run.folder
+    assert folder is not None
+    try:
+        record.state("initializing")
+        session.set_up()
+        write_json(folder / "environment.json", environment(session.plan, session.run.device))
+        if resumed:
+            for problem in session.restore():
+                record.event("checkpoint_refused", level="warning", problem=problem)
+        session.start()
+        session.train()
+        exports = session.finish()
+        result = _result(session, exports, None)
+        record.end(session.run, result)
+        for listen in session.bus.calls("on_run_end"):
+            listen(session.run, result)
+        return result
+    except BaseException as error:
+        _tell_failure(session, record, error)
+        raise
+    finally:
+        session.run.strategy.finish()
+
+
+def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> None:
+    """Name the plugin that raised, tell the listeners, write the result."""
+    blamed = session.bus.blame(error.__traceback__)
+    step = session.run.progress.step + 1
+    if blamed is not None:
+        error.add_note(f"raised by {blamed[0]} in {blamed[1]}, step {step}")
+    for listen in session.bus.calls("on_error"):
+        try:
+            listen(session.run, error)
+        except Exception as second:  # noqa: BLE001  the first error is the one to show
+            record.event("on_error_failed", level="error", problem=repr(second))
+    record.event(
+        "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
+    )
+    record.end(session.run, _result(session, {}, error))
+
+
+def _result(
+    session: Session, exports: dict[str, str], error: BaseException | None
+) -> RunResult:
+    run, metrics = session.run, session.run.metrics
+    outcome = "failed" if error else "stopped" if session.cancelled else "completed"
+    final: dict[str, float | None] = dict(metrics.latest)
+    final.update({f"validation_{name}": value for name, value in metrics.validation.items()})
+    message = f"{type(error).__name__}: {error}" if error else None
+    return RunResult(
+        outcome=outcome,  # type: ignore[arg-type]
+        steps=run.progress.step,
+        epochs=run.progress.epoch,
+        seconds=round(session.seconds(), 3),
+        stop_reason=session.stop_reason if error is None else "error",
+        final=final,
+        best=dict(metrics.best),
+        exports=exports,
+        error=message,
+        folder=run.folder,
+        model=getattr(run, "model", None),
+    )

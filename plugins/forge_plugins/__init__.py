@@ -1,0 +1,1 @@
+"""First-party plugins of forge-kernel: every technique lives here, behind entry points."""

@@ -1,0 +1,1 @@
+"""Commands that need a technique; found through the entry points `forge_kernel.commands`."""

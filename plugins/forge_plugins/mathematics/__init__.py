@@ -1,0 +1,1 @@
+"""Pure functions and modules on torch and numpy: no kernel, no configuration."""

@@ -1,0 +1,139 @@
+"""Progress on the screen: a bar on a terminal, one JSON line per event elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, RunResult, Step, hookimpl
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressBarConfig:
+    """How often the bar is drawn."""
+
+    refresh_seconds: Annotated[
+        float, Meta(ge=0.05, description="seconds between drawings of the bar")
+    ] = 0.25
+
+
+class ProgressBar:
+    """Writes to standard error, so that standard output stays clean for programs."""
+
+    info = PluginInfo(name="progress_bar", kind=Kind.OBSERVERS, config=ProgressBarConfig)
+
+    def __init__(self, config: ProgressBarConfig) -> None:
+        self.config = config
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._due = math.inf
+        self._texts: dict[str, str] = {}
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """Draw the bar, or say that the run starts."""
+        if not sys.stderr.isatty():
+            self._line(run, "start", total_steps=run.total_steps, folder=str(run.folder))
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+            auto_refresh=False,  # no thread: drawn from the step's end, when it is time
+        )
+        self._task = self._bar.add_task(
+            run.settings.name, total=run.total_steps, completed=run.progress.step, figures=""
+        )
+        self._bar.start()
+        self._due = 0.0
+
+    @staticmethod
+    def _line(run: Run, event: str, **facts: Any) -> None:
+        record = {"event": event, "step": run.progress.step, **facts}
+        print(json.dumps(record), file=sys.stderr, flush=True)  # noqa: T201
+
+    def _draw(self, run: Run) -> None:
+        assert self._bar is not None
+        assert self._task is not None
+        self._due = time.monotonic() + self.config.refresh_seconds
+        self._bar.update(
+            self._task, completed=run.progress.step, figures="  ".join(self._texts.values())
+        )
+        self._bar.refresh()
+
+    @hookimpl
+    def on_step_end(self, run: Run, step: Step) -> None:
+        """Draw when it is time; without a bar nothing happens here."""
+        del step
+        if self._bar is not None and time.monotonic() >= self._due:
+            self._draw(run)
+
+    @hookimpl
+    def on_log(self, run: Run, record: LogRecord) -> None:
+        """The loss beside the bar, or a line."""
+        loss = record.figures.get("loss")
+        if self._bar is None:
+            self._line(run, "log", figures=dict(record.figures))
+        elif loss is not None:
+            self._texts["loss"] = f"loss {loss:.4g}"
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """The validation's figures beside the bar, or a line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        if self._bar is None:
+            self._line(run, "validation", figures=finite)
+            return
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._texts["validation"] = f"validation: {shown}"
+        self._draw(run)
+
+    @hookimpl
+    def on_checkpoint(self, run: Run, folder: Path) -> None:
+        """A line for programs."""
+        if self._bar is None:
+            self._line(run, "checkpoint", folder=str(folder))
+
+    @hookimpl
+    def on_run_end(self, run: Run, result: RunResult) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is None:
+            self._line(run, "end", outcome=result.outcome, reason=result.stop_reason)
+        else:
+            self._draw(run)
+            self._bar.stop()
+            self._bar = None
+
+    @hookimpl
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """Give the terminal back."""
+        if self._bar is None:
+            self._line(run, "error", error=f"{type(error).__name__}: {error}")
+        else:
+            self._bar.stop()
+            self._bar = None

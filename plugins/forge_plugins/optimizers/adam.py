@@ -1,0 +1,65 @@
+"""Adam (Kingma and Ba 2015, arXiv 1412.6980), with decay as a term of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
+from forge_plugins.optimizers.groups import decay_groups
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+else:
+    torch = LazyModule("torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """What torch's Adam is told."""
+
+    lr: Annotated[float, Meta(ge=0, description="learning rate")] = 1e-3
+    betas: Annotated[
+        tuple[
+            Annotated[float, Meta(ge=0, lt=1)],
+            Annotated[float, Meta(ge=0, lt=1)],
+        ],
+        Meta(description="decay of the averages of gradient and of its square"),
+    ] = (0.9, 0.999)
+    eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor")] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0, description="L2 decay, added to the gradient")] = 0.0
+    decay: Annotated[
+        Literal["all", "matrices"],
+        Meta(description="which parameters decay; matrices leaves out biases and norms"),
+    ] = "all"
+    amsgrad: Annotated[bool, Meta(description="keep the largest second average")] = False
+    fused: Annotated[bool, Meta(description="one pass over all parameters")] = True
+
+
+class Adam:
+    """torch.optim.Adam."""
+
+    info = PluginInfo(name="adam", kind=Kind.OPTIMIZER, config=AdamConfig)
+
+    def __init__(self, config: AdamConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def make_optimizer(
+        self, run: Run, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """The optimizer over all parameters."""
+        del run
+        config = self.config
+        return torch.optim.Adam(
+            decay_groups(parameters, config.weight_decay, config.decay),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            amsgrad=config.amsgrad,
+            fused=config.fused,
+        )

@@ -1,0 +1,63 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
+from forge_plugins.optimizers.groups import decay_groups
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+else:
+    torch = LazyModule("torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgdConfig:
+    """What torch's SGD is told."""
+
+    lr: Annotated[float, Meta(ge=0, description="learning rate")] = 1e-2
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="share of the last update")] = 0.0
+    dampening: Annotated[float, Meta(ge=0, lt=1, description="damps what joins momentum")] = 0.0
+    nesterov: Annotated[bool, Meta(description="look ahead along the momentum")] = False
+    weight_decay: Annotated[float, Meta(ge=0, description="L2 decay")] = 0.0
+    decay: Annotated[
+        Literal["all", "matrices"],
+        Meta(description="which parameters decay; matrices leaves out biases and norms"),
+    ] = "all"
+    fused: Annotated[bool, Meta(description="one pass over all parameters")] = True
+
+    def __post_init__(self) -> None:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and no dampening")
+
+
+class Sgd:
+    """torch.optim.SGD."""
+
+    info = PluginInfo(name="sgd", kind=Kind.OPTIMIZER, config=SgdConfig)
+
+    def __init__(self, config: SgdConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def make_optimizer(
+        self, run: Run, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """The optimizer over all parameters."""
+        del run
+        config = self.config
+        return torch.optim.SGD(
+            decay_groups(parameters, config.weight_decay, config.decay),
+            lr=config.lr,
+            momentum=config.momentum,
+            dampening=config.dampening,
+            nesterov=config.nesterov,
+            fused=config.fused,
+        )

@@ -1,0 +1,55 @@
+"""Keep the checkpoint of the best validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
+from forge_plugins.policies.improvement import Improvement
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestCheckpointConfig:
+    """Which figure."""
+
+    metric: Annotated[str, Meta(min_length=1, description="name of a validation figure")] = "loss"
+    mode: Annotated[
+        Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
+    ] = "min"
+    min_delta: Annotated[
+        float, Meta(ge=0, description="a figure is better when it is so by more than this")
+    ] = 0.0
+
+
+class BestCheckpoint:
+    """Asks for a checkpoint, pinned as `best`, at each new best validation."""
+
+    info = PluginInfo(
+        name="best_checkpoint",
+        kind=Kind.POLICIES,
+        config=BestCheckpointConfig,
+        requires=lambda config: (f"figure:{config.metric}",),
+    )
+
+    def __init__(self, config: BestCheckpointConfig) -> None:
+        self.config = config
+        self._best = Improvement(config.mode, config.min_delta)
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Compare and ask."""
+        value = figures.get(self.config.metric)
+        if value is not None and self._best.better(value):
+            run.request("save", tag="best")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value."""
+        return self._best.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the best value."""
+        self._best.load_state_dict(state)

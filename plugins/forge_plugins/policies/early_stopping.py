@@ -1,0 +1,77 @@
+"""Stop when a validation figure has not become better for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
+from forge_plugins.policies.improvement import Improvement
+
+TAG = "early_stopping"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Which figure, and how much patience."""
+
+    metric: Annotated[str, Meta(min_length=1, description="name of a validation figure")] = "loss"
+    mode: Annotated[
+        Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
+    ] = "min"
+    patience: Annotated[
+        int, Meta(ge=1, description="validations without a better figure before the stop")
+    ] = 10
+    min_delta: Annotated[
+        float, Meta(ge=0, description="a figure is better when it is so by more than this")
+    ] = 0.0
+    restore_best: Annotated[
+        bool, Meta(description="end with the weights of the best validation")
+    ] = False
+
+
+class EarlyStopping:
+    """Counts validations since the best one."""
+
+    info = PluginInfo(
+        name="early_stopping",
+        kind=Kind.POLICIES,
+        config=EarlyStoppingConfig,
+        requires=lambda config: (f"figure:{config.metric}",),
+    )
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        self.config = config
+        self._best = Improvement(config.mode, config.min_delta)
+        self._waited = 0
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Keep the best, or lose patience."""
+        config = self.config
+        if config.metric not in figures:
+            return
+        if self._best.better(figures[config.metric]):
+            self._waited = 0
+            if config.restore_best:
+                run.request("save", tag=TAG)
+            return
+        self._waited += 1
+        if self._waited < config.patience:
+            return
+        reason = f"{config.metric} not better for {self._waited} validations"
+        run.request("stop", reason=reason)
+        if config.restore_best and self._best.best is not None:
+            run.request("restore", tag=TAG)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and the validations since."""
+        return {"best": self._best.state_dict(), "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the count."""
+        self._best.load_state_dict(state["best"])
+        self._waited = int(state["waited"])

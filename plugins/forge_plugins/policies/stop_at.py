@@ -1,0 +1,51 @@
+"""Stop when a validation figure reaches a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopAtConfig:
+    """Which figure, and where."""
+
+    metric: Annotated[str, Meta(min_length=1, description="name of a validation figure")] = (
+        "accuracy"
+    )
+    threshold: Annotated[float, Meta(description="stop when the figure is there")] = 0.95
+    mode: Annotated[
+        Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
+    ] = "max"
+
+
+class StopAt:
+    """Asks for a stop at the first validation that reaches the threshold."""
+
+    info = PluginInfo(
+        name="stop_at",
+        kind=Kind.POLICIES,
+        config=StopAtConfig,
+        requires=lambda config: (f"figure:{config.metric}",),
+    )
+
+    def __init__(self, config: StopAtConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Compare."""
+        config = self.config
+        value = figures.get(config.metric)
+        if value is None:
+            return
+        reached = value >= config.threshold if config.mode == "max" else value <= config.threshold
+        if reached:
+            sign = ">=" if config.mode == "max" else "<="
+            reason = f"{config.metric} {value:.4g} {sign} {config.threshold:g}"
+            run.request("stop", reason=reason)

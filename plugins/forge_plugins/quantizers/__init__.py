@@ -1,0 +1,1 @@
+"""First-party plugins of the kind `quantizers`, one module each."""

@@ -1,0 +1,37 @@
+"""A linear rise to the configured learning rate, which then stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+
+if TYPE_CHECKING:
+    from forge_plugins.mathematics import rates
+else:
+    rates = LazyModule("forge_plugins.mathematics.rates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearWarmupConfig:
+    """How long the rise takes."""
+
+    warmup_steps: Annotated[int, Meta(ge=0, description="optimizer steps of the rise")] = 10
+
+
+class LinearWarmup:
+    """`min(step / warmup_steps, 1)`."""
+
+    info = PluginInfo(name="linear_warmup", kind=Kind.SCHEDULE, config=LinearWarmupConfig)
+
+    def __init__(self, config: LinearWarmupConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def compute_rates(self, run: Run, step: Step) -> Rates:
+        """The factor of this step."""
+        del run
+        return Rates(rates.linear_warmup(step.number, self.config.warmup_steps))
