@@ -208,6 +208,8 @@ def _drive(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
     assert folder is not None
     try:
         record.state("initializing")
+        for notice in session.settings.notices():
+            record.event("notice", level="warning", notice=notice)
         session.set_up()
         write_json(folder / "environment.json", environment(session.plan, session.run.device))
         if resumed:

@@ -88,13 +88,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None and self.max_seconds is None:
             raise ValueError("the run has no end: set max_steps, max_epochs or max_seconds")
+
+    def notices(self) -> list[str]:
+        """What the user may not have meant: intervals that never come round."""
+        found = []
         for name in ("validate_every", "save_every"):
             every = getattr(self, name)
             if every is not None and self.max_steps is not None and every > self.max_steps:
-                raise ValueError(
-                    f"{name} ({every}) is longer than the run (max_steps {self.max_steps}): "
-                    "lower it, or write null for the end only"
+                found.append(
+                    f"run.{name} ({every}) is longer than the run ({self.max_steps} steps): "
+                    "it happens at the end only"
                 )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

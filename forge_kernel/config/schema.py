@@ -10,7 +10,7 @@ import msgspec
 
 from forge_kernel.config.document import walk
 from forge_kernel.config.pipeline import FORMAT, RunConfig, takes_many
-from forge_kernel.config.use import Use, encode_use
+from forge_kernel.config.use import Use, plain
 from forge_kernel.plugin import RULES, Kind
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -73,7 +73,7 @@ def bind_config(config: type[Any], values: Mapping[str, Any]) -> Any:
 
 def config_data(config: Any) -> dict[str, Any]:
     """A configuration object as plain data, every default written out."""
-    data = msgspec.to_builtins(config, enc_hook=encode_use)
+    data = plain(config)
     assert isinstance(data, dict)
     return data
 

@@ -26,13 +26,7 @@ class Use(Generic[Part]):
 
     def to_data(self) -> dict[str, Any]:
         """The mapping that a pipeline file would hold."""
-        import msgspec
-
-        values = (
-            dict(self.config)
-            if isinstance(self.config, Mapping)
-            else msgspec.to_builtins(self.config, enc_hook=encode_use)
-        )
+        values = dict(self.config) if isinstance(self.config, Mapping) else plain(self.config)
         return {"use": self.name, "with": values} if values else {"use": self.name}
 
 
@@ -131,7 +125,14 @@ USE_OF_KIND: dict[Kind, type[Use[Any]]] = {
 }
 
 
-def encode_use(value: Any) -> Any:
+def plain(config: Any) -> Any:
+    """A configuration object as the data that a file would hold (lists, not tuples)."""
+    import msgspec
+
+    return msgspec.json.decode(msgspec.json.encode(config, enc_hook=_encode_use))
+
+
+def _encode_use(value: Any) -> Any:
     """Hook for msgspec: a nested plugin as plain data."""
     if isinstance(value, Use):
         return value.to_data()
