@@ -82,6 +82,7 @@ class Session:
         strategy: how the run is spread; one process otherwise.
         cancel: asked at each step's edge whether to stop.
         about: facts kept in each checkpoint (configuration digest, versions).
+        quiet: observers that write to the screen keep silent.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Session:
         strategy: Strategy | None = None,
         cancel: Cancel | None = None,
         about: Mapping[str, Any] | None = None,
+        quiet: bool = False,
     ) -> None:
         settings = plan.pipeline.run
         if settings.non_finite == "rollback" and folder is None:
@@ -102,7 +104,7 @@ class Session:
         self.about = dict(about or {})
         guard = OwnershipGuard() if settings.checked else None
         self.bus = Bus(plan, guard)
-        self.run = Run(settings, folder, strategy or OneProcess())
+        self.run = Run(settings, folder, strategy or OneProcess(), quiet=quiet)
         if guard is not None:
             guard.run = self.run
         self.store = (

@@ -40,6 +40,7 @@ def run(
     on_progress: ProgressCallback | None = None,
     cancel: Cancel | None = None,
     strategy: Strategy | None = None,
+    quiet: bool = False,
 ) -> RunResult:
     """Run a pipeline to its end.
 
@@ -57,6 +58,7 @@ def run(
         on_progress: called with each event (a dict) in this thread.
         cancel: asked at each step's edge whether to stop; the run is then resumable.
         strategy: how to spread the run; one process otherwise.
+        quiet: observers that write to the screen keep silent.
 
     Raises:
         ConfigError, PlanError, PluginError: nothing was run and nothing written.
@@ -64,7 +66,7 @@ def run(
     """
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
-    checked = _checked(pipeline, catalog, live)
+    checked = _checked(pipeline, catalog, _kinds(live, plugins), live)
     if checked.run.seed is None:
         checked = replace(checked, run=replace(checked.run, seed=secrets.randbits(32)))
     record = RunRecord()
@@ -72,7 +74,8 @@ def run(
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
     folder = new_run_folder(checked.run.name, output_dir)
     write_config(folder, fill(checked), names)
-    return _execute(decided, folder, record, cancel, strategy, resumed=False)
+    session = _session(decided, folder, cancel, strategy, quiet=quiet)
+    return _execute(session, record, resumed=False)
 
 
 def resume(
@@ -86,6 +89,7 @@ def resume(
     on_progress: ProgressCallback | None = None,
     cancel: Cancel | None = None,
     strategy: Strategy | None = None,
+    quiet: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest intact checkpoint.
 
@@ -97,6 +101,7 @@ def resume(
         on_progress: see `run`.
         cancel: see `run`.
         strategy: see `run`.
+        quiet: see `run`.
 
     Raises:
         ConfigError: the folder is no run folder, or live parts are missing.
@@ -108,7 +113,8 @@ def resume(
         raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
-    pipeline = load_pipeline(folder / CONFIG, settings, catalog=catalog, live=live)
+    kinds = _kinds(live, plugins)
+    pipeline = load_pipeline(folder / CONFIG, settings, catalog=catalog, live=kinds)
     missing = sorted(
         set(pipeline.notes.get("x-live", ()))
         - {kind.value for kind in live}
@@ -121,7 +127,8 @@ def resume(
     if settings:
         names = tuple(pipeline.notes.get("x-live", ()))
         write_config(folder, fill(pipeline), names)
-    return _execute(decided, folder, record, cancel, strategy, resumed=True)
+    session = _session(decided, folder, cancel, strategy, quiet=quiet)
+    return _execute(session, record, resumed=True)
 
 
 async def run_async(pipeline: PipelineConfig | str | Path, **options: Any) -> RunResult:
@@ -148,14 +155,21 @@ def _live_parts(model: nn.Module | None, data: Any) -> dict[Kind, Any]:
     return live
 
 
+def _kinds(live: Iterable[Kind], plugins: Sequence[Any]) -> set[Kind]:
+    """The kinds that the file need not name."""
+    return set(live) | {plugin.info.kind for plugin in plugins if hasattr(plugin, "info")}
+
+
 def _checked(
-    pipeline: PipelineConfig | str | Path, catalog: Catalog, live: Iterable[Kind]
+    pipeline: PipelineConfig | str | Path,
+    catalog: Catalog,
+    kinds: Iterable[Kind],
+    live: Iterable[Kind],
 ) -> PipelineConfig:
     """Check and bind, whichever way the pipeline came; live parts replace the file's."""
-    kinds = list(live)
     if not isinstance(pipeline, PipelineConfig):
         pipeline = load_pipeline(pipeline, catalog=catalog, live=kinds)
-    dropped: dict[str, Any] = {kind.value: None for kind in kinds}
+    dropped: dict[str, Any] = {kind.value: None for kind in live}
     return check_pipeline(replace(pipeline, **dropped), catalog, kinds)
 
 
@@ -175,26 +189,30 @@ def _handed_in(
     return [*live.values(), *plugins, record, *watchers]
 
 
-def _execute(
+def _session(
     decided: Plan,
     folder: Path,
-    record: RunRecord,
     cancel: Cancel | None,
     strategy: Strategy | None,
     *,
-    resumed: bool,
-) -> RunResult:
-    """Drive a session; the process's state is left as it was found."""
+    quiet: bool,
+) -> Session:
     from forge_kernel.loop import Session
-    from forge_kernel.random_state import process_state_kept
 
     about = {"config": digest(decided.pipeline)}
-    record.open(folder)
+    return Session(
+        decided, folder=folder, strategy=strategy, cancel=cancel, about=about, quiet=quiet
+    )
+
+
+def _execute(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
+    """Drive a session; the process's state is left as it was found."""
+    from forge_kernel.random_state import process_state_kept
+
+    assert session.run.folder is not None
+    record.open(session.run.folder)
     try:
         with process_state_kept():
-            session = Session(
-                decided, folder=folder, strategy=strategy, cancel=cancel, about=about
-            )
             return _drive(session, record, resumed=resumed)
     finally:
         record.close()

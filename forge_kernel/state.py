@@ -204,10 +204,18 @@ class Run:
     metrics: Metrics
     total_steps: int | None  # length of the whole run in optimizer steps, if known
     seed: int  # start of what plugins draw; drawn itself when `settings.seed` is None
+    quiet: bool  # observers that write to the screen keep silent
 
     _sealed = False
 
-    def __init__(self, settings: RunConfig, folder: Path | None, strategy: Strategy) -> None:
+    def __init__(
+        self,
+        settings: RunConfig,
+        folder: Path | None,
+        strategy: Strategy,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.settings = settings
         self.folder = folder
         self.strategy = strategy
@@ -217,6 +225,7 @@ class Run:
         self.metrics = Metrics()
         self.total_steps = None
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        self.quiet = quiet
         self.requests: list[Request] = []
 
     def __setattr__(self, name: str, value: Any) -> None:

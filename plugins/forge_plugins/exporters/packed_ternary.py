@@ -27,7 +27,12 @@ class PackedTernaryConfig:
 class PackedTernary:
     """Writes `model.safetensors` in the layout of `packed_file` and unpacks it to compare."""
 
-    info = PluginInfo(name="packed_ternary", kind=Kind.EXPORTERS, config=PackedTernaryConfig)
+    info = PluginInfo(
+        name="packed_ternary",
+        kind=Kind.EXPORTERS,
+        config=PackedTernaryConfig,
+        requires=("model:ternary",),
+    )
 
     def __init__(self, config: PackedTernaryConfig) -> None:
         self.config = config

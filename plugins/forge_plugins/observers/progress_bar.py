@@ -43,6 +43,8 @@ class ProgressBar:
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Draw the bar, or say that the run starts."""
+        if run.quiet:
+            return
         if not sys.stderr.isatty():
             self._line(run, "start", total_steps=run.total_steps, folder=str(run.folder))
             return
@@ -74,6 +76,8 @@ class ProgressBar:
 
     @staticmethod
     def _line(run: Run, event: str, **facts: Any) -> None:
+        if run.quiet:
+            return
         record = {"event": event, "step": run.progress.step, **facts}
         print(json.dumps(record), file=sys.stderr, flush=True)  # noqa: T201
 

@@ -58,7 +58,9 @@ class BitNetConfig:
 class BitNet:
     """Turns `nn.Linear` into `BitLinear` and keeps quantized weights within a window."""
 
-    info = PluginInfo(name="bitnet", kind=Kind.QUANTIZER, config=BitNetConfig)
+    info = PluginInfo(
+        name="bitnet", kind=Kind.QUANTIZER, config=BitNetConfig, provides=("model:ternary",)
+    )
 
     def __init__(self, config: BitNetConfig) -> None:
         self.config = config

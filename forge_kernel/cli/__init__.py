@@ -1,0 +1,71 @@
+"""The command line `forge`: one file per command; only those that train import torch."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from forge_kernel.cli import bench, check, doctor, explain, new, plan, plugins, resume, run, schema
+from forge_kernel.errors import FaultsError, ForgeError
+
+COMMANDS = "forge_kernel.commands"
+
+
+def build_app() -> typer.Typer:
+    """The application with the kernel's commands and those that distributions add."""
+    app = typer.Typer(
+        name="forge",
+        help="Train small 1-bit and ternary networks from a YAML file, and run them afterwards.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command("run")(run.run_command)
+    app.command("resume")(resume.resume_command)
+    app.command("check")(check.check_command)
+    app.command("plan")(plan.plan_command)
+    app.command("explain")(explain.explain_command)
+    app.command("plugins")(plugins.plugins_command)
+    app.command("schema")(schema.schema_command)
+    app.command("doctor")(doctor.doctor_command)
+    app.command("bench")(bench.bench_command)
+    app.add_typer(new.app, name="new")
+    for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
+        try:
+            app.command(entry.name)(entry.load())
+        except Exception as error:  # noqa: BLE001  a foreign command must not break the others
+            print(f"forge: the command '{entry.name}' is broken: {error}", file=sys.stderr)
+    app.callback()(_root)
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"forge-kernel {version('forge-kernel')}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(  # noqa: FBT001  the form typer asks for
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line; errors of the family `ForgeError` are told without a traceback."""
+    try:
+        build_app()()
+    except FaultsError as error:
+        count = len(error.faults)
+        print(f"{error}\n\n{count} {'fault' if count == 1 else 'faults'}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except ForgeError as error:
+        print(f"forge: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

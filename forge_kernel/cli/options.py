@@ -1,0 +1,16 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="A pipeline file, or the name of a shipped one.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value (run.seed=3); repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

@@ -1,0 +1,34 @@
+"""`forge plan`: who runs in each hook, in what order and why."""
+
+from __future__ import annotations
+
+import json
+
+from forge_kernel.cli.options import AsJson, File, Settings
+
+
+def plan_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Show who runs in each hook, in what order and why, without torch."""
+    from forge_kernel.catalog import Catalog
+    from forge_kernel.config.document import show_path
+    from forge_kernel.loading import check_document, read_document
+    from forge_kernel.planner import HOOKS, plan
+
+    catalog = Catalog.installed()
+    document = read_document(file, settings or ())
+    decided = plan(check_document(document, catalog), catalog, document=document)
+    if as_json:
+        print(json.dumps(decided.to_data(), indent=1))
+        return
+    print("Order (kinds in canonical order, entries as in the file unless a reason is given):\n")
+    width = max(len(entry.label) for entry in decided.entries)
+    for number, entry in enumerate(decided.entries, 1):
+        reason = decided.reasons.get(entry.path, "")
+        print(f"  {number:2}  {entry.label:<{width}}  {entry.origin:<20}  {reason}")
+    print("\nHooks in life-cycle order:\n")
+    for hook in HOOKS:
+        names = [show_path(entry.path) for entry in decided.answering(hook)]
+        if names:
+            print(f"  {hook:<24} {' -> '.join(names)}")
+    for notice in decided.pipeline.run.notices():
+        print(f"\nnote: {notice}")

@@ -1,0 +1,22 @@
+"""`forge resume`: go on from the newest intact checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forge_kernel.cli.options import Settings
+from forge_kernel.cli.run import train
+
+
+def resume_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    settings: Settings = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Go on from the newest intact checkpoint, bit for bit; `--set` changes are kept."""
+    from forge_kernel.runner import resume
+
+    train(lambda cancel: resume(run_dir, settings or (), cancel=cancel, quiet=quiet))

@@ -1,0 +1,83 @@
+"""`forge run`: train as a file says."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forge_kernel.cli.options import File, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from forge_kernel.loop import Cancel
+    from forge_kernel.result import RunResult
+
+
+def run_command(
+    file: File,
+    settings: Settings = None,
+    output_dir: Annotated[
+        str | None, typer.Option(help="The run folder (new or empty); below runs/ otherwise.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train as the file says; print the run folder and the final figures."""
+    from forge_kernel.loading import check_document, read_document
+    from forge_kernel.catalog import Catalog
+    from forge_kernel.planner import plan
+    from forge_kernel.runner import run
+
+    catalog = Catalog.installed()
+    document = read_document(file, settings or ())
+    pipeline = check_document(document, catalog)
+    plan(pipeline, catalog, document=document)  # faults with their places in the file
+    for notice in pipeline.run.notices():
+        print(f"note: {notice}", file=sys.stderr)
+    train(lambda cancel: run(
+        pipeline, catalog=catalog, output_dir=output_dir, cancel=cancel, quiet=quiet
+    ))  # fmt: skip
+
+
+def train(start: Callable[[Cancel], RunResult]) -> None:
+    """Run under signal handlers, show the outcome, leave with its exit status."""
+    from forge_kernel.cli.interrupt import Interrupt
+    from forge_kernel.errors import ForgeError
+
+    with Interrupt() as interrupt:
+        try:
+            result = start(interrupt)
+        except ForgeError as error:
+            for note in getattr(error, "__notes__", ()):
+                print(f"forge: {note}", file=sys.stderr)
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a plugin raised is told, not dumped
+            print(f"forge: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+            for note in getattr(error, "__notes__", ()):
+                print(f"forge: {note}", file=sys.stderr)
+            print("forge: the traceback is in forge.log of the run folder", file=sys.stderr)
+            raise typer.Exit(3) from error
+    show_result(result)
+    if result.outcome == "stopped":
+        print(f"go on with: forge resume {result.folder}", file=sys.stderr)
+        raise typer.Exit(128 + interrupt.signal if interrupt.signal else 130)
+
+
+def show_result(result: RunResult) -> None:
+    """The folder, the outcome and the last figures."""
+    print(result.folder)
+    print(
+        f"{result.outcome} after {result.steps} steps, {result.epochs} epochs, "
+        f"{result.seconds:.1f} s: {result.stop_reason}"
+    )
+    for name, value in result.final.items():
+        best = result.best.get(name.removeprefix("validation_"))
+        shown = "not measured" if value is None else f"{value:.6g}"
+        beside = f"  (best {best:.6g})" if best is not None and "validation_" in name else ""
+        print(f"  {name}: {shown}{beside}")
+    for name, folder in result.exports.items():
+        print(f"  export {name}: {result.folder}/{folder}")
+    if result.folder is not None and (result.folder / "report.html").is_file():
+        print(f"  report: {result.folder}/report.html")

@@ -1,0 +1,131 @@
+"""The contract tests: import them into a test module of the distribution under test."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from forge_kernel.bus import hook_table
+from forge_kernel.catalog import Catalog
+from forge_kernel.checkpoint import CheckpointStore
+from forge_kernel.config.schema import bind_config, config_data, config_schema
+from forge_kernel.plugin import Kind
+from forge_kernel.testing.compare import differences
+from forge_kernel.testing.trial import Trial
+
+__all__ = [
+    "test_bad_settings_are_refused",
+    "test_is_constructed_without_any_effect",
+    "test_its_card_is_complete",
+    "test_resumes_bit_for_bit",
+    "test_settings_survive_the_round_trip",
+    "test_trains_ten_steps",
+    "test_writes_only_what_it_owns",
+]
+
+
+def _plugin(key: str) -> tuple[Catalog, Kind, str, type[Any]]:
+    kind, _, name = key.partition(".")
+    catalog = Catalog.installed()
+    return catalog, Kind(kind), name, catalog.load(Kind(kind), name)
+
+
+def _trial(key: str, config: dict[str, Any]) -> Trial:
+    catalog, kind, name, _ = _plugin(key)
+    return Trial(catalog, kind, name, config)
+
+
+def _closed(config: type[Any], name: str) -> dict[str, Any]:
+    schema, inner = config_schema(config, name)
+    return {**schema, "$defs": inner}
+
+
+def test_its_card_is_complete(forge_plugin: str) -> None:
+    """A docstring, a description for every setting, and at least one hook that exists."""
+    _, _, _, plugin = _plugin(forge_plugin)
+    assert (plugin.__doc__ or "").strip(), "the class has no docstring"
+    schema, _ = config_schema(plugin.info.config, forge_plugin)
+    bare = [
+        name
+        for name, field in schema.get("properties", {}).items()
+        if not field.get("description")
+    ]
+    assert not bare, f"settings without a description: {bare}"
+    assert hook_table(plugin), "the plugin listens to no hook"
+
+
+def test_settings_survive_the_round_trip(forge_plugin: str, forge_config: dict[str, Any]) -> None:
+    """Plain data -> settings -> plain data -> settings gives the same, and the schema agrees."""
+    _, _, _, plugin = _plugin(forge_plugin)
+    schema = _closed(plugin.info.config, forge_plugin)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    if not any("$ref" in str(part) for part in schema.get("properties", {}).values()):
+        jsonschema.validate(forge_config, schema)
+    config = bind_config(plugin.info.config, forge_config)
+    data = config_data(config)
+    assert config_data(bind_config(plugin.info.config, data)) == data
+
+
+def test_bad_settings_are_refused(forge_plugin: str) -> None:
+    """A setting that does not exist is no setting."""
+    _, _, _, plugin = _plugin(forge_plugin)
+    schema = _closed(plugin.info.config, forge_plugin)
+    faults = list(
+        jsonschema.Draft202012Validator(schema).iter_errors({"no_such_setting_at_all": 1})
+    )
+    assert any(fault.validator == "additionalProperties" for fault in faults)
+
+
+def test_is_constructed_without_any_effect(
+    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The constructor stores the settings: no file, no change of the random streams."""
+    from forge_kernel.random_state import read_random_state
+
+    monkeypatch.chdir(tmp_path)
+    _, _, _, plugin = _plugin(forge_plugin)
+    config = bind_config(plugin.info.config, forge_config)
+    before = read_random_state()["torch"]
+    instance = plugin(config)
+    assert bool((read_random_state()["torch"] == before).all()), "random numbers were drawn"
+    assert not list(tmp_path.iterdir()), "files were written"
+    assert list(inspect.signature(plugin).parameters) == ["config"]
+    assert instance.config == config
+
+
+def test_trains_ten_steps(
+    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ten steps end with finite figures."""
+    result = _trial(forge_plugin, forge_config).run(tmp_path / "run")
+    assert result.outcome == "completed"
+    assert result.steps > 0
+    loss = result.final["loss"]
+    assert loss is not None
+    assert math.isfinite(loss)
+
+
+def test_resumes_bit_for_bit(
+    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ten steps, and seven steps, a new start and three more, are the same run."""
+    trial = _trial(forge_plugin, forge_config)
+    straight = trial.run(tmp_path / "straight")
+    if straight.steps < 10:  # the plugin itself ends the run early
+        return
+    trial.run(tmp_path / "cut", max_steps=7)
+    trial.resume(tmp_path / "cut", "run.max_steps=10")
+    left = CheckpointStore(tmp_path / "straight" / "checkpoints").path(10)
+    right = CheckpointStore(tmp_path / "cut" / "checkpoints").path(10)
+    assert differences(left, right) == []
+
+
+def test_writes_only_what_it_owns(
+    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """The checked mode finds nothing."""
+    assert _trial(forge_plugin, forge_config).run(tmp_path / "run", checked=True).steps > 0

@@ -1,0 +1,235 @@
+"""A tiny run around one plugin: small real parts for every kind that the run must have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forge_kernel.catalog import Catalog
+from forge_kernel.config.pipeline import PipelineConfig, RunConfig, takes_many
+from forge_kernel.config.schema import bind_config
+from forge_kernel.config.use import USE_OF_KIND
+from forge_kernel.data import Data, DataSpec, TensorData
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.live import NoConfig
+from forge_kernel.plugin import Kind, PluginInfo, facts
+from forge_kernel.result import RunResult
+from forge_kernel.runner import resume, run
+from forge_kernel.state import Batch, Goal, Meter, Run, Step
+
+SAMPLES, FEATURES, SEQUENCE, VOCABULARY, CLASSES = 22, 8, 4, 7, 5
+
+
+class TrialData:
+    """Random samples of features, or of tokens with the answer at the last position."""
+
+    def __init__(self, *, tokens: bool) -> None:
+        form = "data:tokens" if tokens else "data:features"
+        self.info = PluginInfo(
+            name="trial_data", kind=Kind.DATA, config=NoConfig, provides=(form, "data:classes")
+        )
+        self.config = NoConfig()
+        self._tokens = tokens
+
+    @hookimpl
+    def make_data(self, run: Run) -> Data:
+        """Shuffled batches of four; the last one of an epoch is smaller."""
+        generator = torch.Generator().manual_seed(1)
+        targets = torch.randint(CLASSES, (SAMPLES, 1), generator=generator)
+        if self._tokens:
+            inputs = torch.randint(VOCABULARY, (SAMPLES, SEQUENCE), generator=generator)
+            spec = DataSpec(vocabulary=VOCABULARY, sequence=SEQUENCE, classes=CLASSES)
+        else:
+            inputs = torch.randn((SAMPLES, FEATURES), generator=generator)
+            targets = targets.squeeze(1)
+            spec = DataSpec(features=FEATURES, classes=CLASSES)
+        return TensorData(
+            inputs,
+            targets,
+            batch_size=4,
+            seed=run.seed,
+            spec=spec,
+            held_out=(inputs[:9], targets[:9]),
+            positions=slice(-1, None) if self._tokens else None,
+        )
+
+
+class TrialModel:
+    """Two linear layers with dropout between them, behind an embedding for tokens."""
+
+    info = PluginInfo(name="trial_model", kind=Kind.MODEL, config=NoConfig)
+
+    def __init__(self) -> None:
+        self.config = NoConfig()
+
+    @hookimpl
+    def make_model(self, run: Run) -> nn.Module:
+        """The network."""
+        spec = run.data.spec
+        first: list[nn.Module] = []
+        width = spec.features or FEATURES
+        if spec.vocabulary is not None:
+            first = [nn.Embedding(spec.vocabulary, FEATURES), nn.Flatten()]
+            width = FEATURES * (spec.sequence or SEQUENCE)
+        classes = spec.classes or CLASSES
+        return nn.Sequential(
+            *first, nn.Linear(width, 16), nn.ReLU(), nn.Dropout(0.25), nn.Linear(16, classes)
+        )
+
+
+class TrialOptimizer:
+    """SGD with momentum."""
+
+    info = PluginInfo(name="trial_optimizer", kind=Kind.OPTIMIZER, config=NoConfig)
+
+    def __init__(self) -> None:
+        self.config = NoConfig()
+
+    @hookimpl
+    def make_optimizer(
+        self, run: Run, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """Over all parameters."""
+        del run
+        return torch.optim.SGD([p for _, p in parameters], lr=0.05, momentum=0.9)
+
+
+class TrialLoss:
+    """Cross-entropy."""
+
+    info = PluginInfo(name="trial_loss", kind=Kind.LOSS, config=NoConfig)
+
+    def __init__(self) -> None:
+        self.config = NoConfig()
+
+    @hookimpl
+    def compute_loss(
+        self, run: Run, step: Step, batch: Batch, outputs: Any
+    ) -> tuple[Tensor, float | Tensor]:
+        """Over the last dimension."""
+        del run, step
+        if outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]:
+            outputs = outputs[:, batch.positions]
+        logits = outputs.reshape(-1, outputs.shape[-1])
+        targets = batch.targets.reshape(-1)
+        return nn.functional.cross_entropy(logits, targets), len(targets)
+
+
+class _TrialMeter:
+    goals: Mapping[str, Goal] = {"accuracy": "max"}
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(2, dtype=torch.int64)
+
+    def reset(self) -> None:
+        self._counts = torch.zeros(2, dtype=torch.int64)
+
+    def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
+        del loss, weight
+        targets = batch.targets.reshape(-1)
+        hits = outputs.reshape(len(targets), -1, outputs.shape[-1])[:, -1].argmax(-1) == targets
+        self._counts = self._counts + torch.tensor([int(hits.sum()), len(targets)])
+
+    def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        hits, total = add(self._counts).tolist()
+        return {"accuracy": hits / total}
+
+
+class TrialValidator:
+    """Accuracy."""
+
+    info = PluginInfo(
+        name="trial_validator", kind=Kind.VALIDATORS, config=NoConfig, provides=("figure:accuracy",)
+    )
+
+    def __init__(self) -> None:
+        self.config = NoConfig()
+
+    @hookimpl
+    def make_meters(self, run: Run) -> Sequence[Meter]:
+        """One meter."""
+        del run
+        return [_TrialMeter()]
+
+
+class Trial:
+    """Runs one plugin among the small parts.
+
+    Args:
+        catalog: where the plugin and what it needs are found.
+        kind: of the plugin under test.
+        name: of the plugin under test.
+        config: its settings as plain data.
+    """
+
+    def __init__(
+        self, catalog: Catalog, kind: Kind, name: str, config: Mapping[str, Any]
+    ) -> None:
+        self.catalog = catalog
+        self.kind = kind
+        self.name = name
+        self.config = dict(config)
+        self.plugin = catalog.load(kind, name)
+        self._needs = facts(self.plugin.info.requires, bind_config(self.plugin.info.config, config))
+
+    def parts(self) -> list[Any]:
+        """Fresh small parts for the kinds that are missing."""
+        parts: dict[Kind, Any] = {
+            Kind.DATA: TrialData(tokens="data:tokens" in self._needs),
+            Kind.MODEL: TrialModel(),
+            Kind.OPTIMIZER: TrialOptimizer(),
+            Kind.LOSS: TrialLoss(),
+            Kind.VALIDATORS: TrialValidator(),
+        }
+        chosen = {self.kind} if self.kind is not Kind.VALIDATORS else set()
+        return [part for kind, part in parts.items() if kind not in chosen]
+
+    def _companions(self) -> list[tuple[Kind, str]]:
+        """Installed plugins that bring what the small parts do not."""
+        given = {fact for part in self.parts() for fact in facts(part.info.provides, None)}
+        found: list[tuple[Kind, str]] = []
+        for fact in self._needs:
+            if fact in given or fact.startswith("figure:"):
+                continue
+            for offer in self.catalog.offers():
+                info = self.catalog.load(offer.kind, offer.name).info
+                if info.provides and offer.kind not in (Kind.DATA, Kind.MODEL):
+                    if fact in facts(info.provides, bind_config(info.config, {})):
+                        found.append((offer.kind, offer.name))
+                        break
+        return found
+
+    def pipeline(self, **settings: Any) -> PipelineConfig:
+        """The plugin and its companions with the loop's settings."""
+        run_config = RunConfig(
+            **{
+                "name": "trial", "max_steps": 10, "validate_every": 5, "log_every": 2,
+                "device": "cpu", **settings,
+            }
+        )  # fmt: skip
+        uses: dict[str, Any] = {}
+        for kind, name in [*self._companions(), (self.kind, self.name)]:
+            config = self.config if (kind, name) == (self.kind, self.name) else {}
+            use = USE_OF_KIND[kind](name, config)
+            uses[kind.value] = (use,) if takes_many(kind) else use
+        return PipelineConfig(run=run_config, **uses)
+
+    def run(self, folder: Path, **settings: Any) -> RunResult:
+        """A run of ten steps, or as told."""
+        return run(
+            self.pipeline(**settings),
+            plugins=self.parts(),
+            catalog=self.catalog,
+            output_dir=folder,
+            quiet=True,
+        )
+
+    def resume(self, folder: Path, *settings: str) -> RunResult:
+        """Go on with a run."""
+        return resume(
+            folder, settings, plugins=self.parts(), catalog=self.catalog, quiet=True
+        )

@@ -1,0 +1,277 @@
+"""Series of figures -> a line chart as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from forge_plugins.reports.axis import Axis, log_axis, step_axis, value_axis
+from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.notation import number_text
+
+Line = Literal["solid", "thin"]
+Point = tuple[int, float | None]
+
+COLOURS: Final = 8
+"""Colours of the style sheet (`--series-0` and so on); further series begin again, dotted."""
+
+_TITLE: Final = 26  # heights and widths in pixels of the drawing
+_LEGEND: Final = 19
+_BELOW: Final = 44
+_RIGHT: Final = 18
+_CHARACTER: Final = 6.7  # width of a digit at the size of the labels
+_LONGEST: Final = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart.
+
+    Args:
+        label: its name in the legend.
+        points: (step, value) with rising steps and finite values; None is a gap.
+        colour: its number in the palette.
+        line: `solid`, or `thin` for what stands behind.
+        variant: what the kind of line means, told once in the legend; empty: nothing.
+    """
+
+    label: str
+    points: Sequence[Point]
+    colour: int = 0
+    line: Line = "solid"
+    variant: str = ""
+
+    @property
+    def known(self) -> list[tuple[int, float]]:
+        """The points that have a value."""
+        return [(step, value) for step, value in self.points if value is not None]
+
+    @property
+    def name(self) -> str:
+        """Label and variant."""
+        return ", ".join(filter(None, (self.label, self.variant)))
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    y_label: str,
+    x_label: str = "step",
+    log_y: bool = False,
+    width: int = 640,
+    height: int = 330,
+    most_points: int = 600,
+) -> str:
+    """Draw series over their steps.
+
+    Args:
+        series: the lines, the first drawn lowest.
+        title: stands above, and is the drawing's name for readers of the screen.
+        y_label: what the vertical axis shows.
+        x_label: what the horizontal axis shows.
+        log_y: logarithmic vertical axis; values that are not above 0 become gaps.
+        width: of the drawing in pixels; it may be scaled when shown.
+        height: of the drawing in pixels, without the lines of the legend.
+        most_points: about how many points of each series are drawn; lowest and highest stay.
+
+    Returns:
+        One `svg` element, coloured by the classes of the page's style sheet.
+    """
+    if log_y:
+        series = [_above_zero(one) for one in series]
+    legend, rows = _legend(series, width)
+    height += rows * _LEGEND
+    steps, values = _measured(series)
+    top, bottom = _TITLE + rows * _LEGEND + 14, height - _BELOW
+    vertical = (log_axis if log_y else value_axis)(
+        values, bottom, top, count=max(3, (bottom - top) // 40)
+    )
+    left = 34 + _CHARACTER * max(map(len, vertical.labels))
+    horizontal = step_axis(steps, left, width - _RIGHT, count=max(2, int(width - left) // 90))
+    parts = [
+        element("title", escaped(title)),
+        _text(0, 15, title, "chart-title"),
+        legend,
+        _grid(horizontal, vertical),
+        _axis_names(horizontal, vertical, x_label, f"{y_label} (log)" if log_y else y_label),
+        *(_drawn(one, horizontal, vertical, most_points) for one in series),
+    ]
+    if not values:
+        parts.append(_text((left + width) / 2, (top + bottom) / 2, "not measured", "empty"))
+    return element(
+        "svg",
+        "".join(parts),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_label=_summary(title, series),
+    )
+
+
+def decimated(points: Sequence[Point], most: int) -> list[Point]:
+    """Fewer points with the same outline: of each stretch the lowest, the highest and a gap.
+
+    Args:
+        points: (step, value).
+        most: about how many to keep; fewer points than that are left as they are.
+    """
+    count = len(points)
+    if count <= most:
+        return list(points)
+    stretches = max(1, (most - 2) // 3)
+    kept = {0, count - 1}
+    for stretch in range(stretches):
+        part = range(stretch * count // stretches, (stretch + 1) * count // stretches)
+        known = [(value, index) for index in part if (value := points[index][1]) is not None]
+        if known:
+            kept.update((min(known)[1], max(known)[1]))
+        gap = next((index for index in part if points[index][1] is None), None)
+        if gap is not None:
+            kept.add(gap)
+    return [points[index] for index in sorted(kept)]
+
+
+def _above_zero(series: Series) -> Series:
+    """The series with gaps where a logarithm does not exist."""
+    return replace(
+        series,
+        points=[
+            (step, value if value is not None and value > 0 else None)
+            for step, value in series.points
+        ],
+    )
+
+
+def _measured(series: Sequence[Series]) -> tuple[list[int], list[float]]:
+    """All steps, and all values that are there."""
+    steps = [step for one in series for step, _ in one.points]
+    values = [value for one in series for _, value in one.known]
+    return steps, values
+
+
+def _summary(title: str, series: Sequence[Series]) -> str:
+    """The chart in words: first and last value of each line."""
+    told = [title]
+    for one in series:
+        known = one.known
+        if known:
+            (first, start), (last, end) = known[0], known[-1]
+            told.append(
+                f"{one.name}: from {number_text(start)} at step {first:,} to {number_text(end)} "
+                f"at step {last:,}"
+            )
+        else:
+            told.append(f"{one.name}: not measured")
+    return "; ".join(told)
+
+
+def _text(x: float, y: float, text: str, class_: str, **attributes: object) -> str:
+    return element("text", escaped(text), x=f"{x:.5g}", y=f"{y:.5g}", class_=class_, **attributes)
+
+
+def _stroke(path: str, class_: str) -> str:
+    return element("path", d=path, class_=class_)
+
+
+# -- axes ---------------------------------------------------------------------------------------
+
+
+def _grid(horizontal: Axis, vertical: Axis) -> str:
+    """Lines and labels of all ticks, and the line at the bottom."""
+    left, right = horizontal.start, horizontal.end
+    bottom, top = vertical.start, vertical.end
+    lines, labels = [], []
+    for tick, label in zip(vertical.ticks, vertical.labels, strict=True):
+        y = vertical.place(tick)
+        lines.append(f"M{left:.1f} {y:.1f}H{right:.1f}")
+        labels.append(_text(left - 8, y + 4, label, "tick end"))
+    for tick, label in zip(horizontal.ticks, horizontal.labels, strict=True):
+        x = horizontal.place(tick)
+        lines.append(f"M{x:.1f} {bottom:.1f}V{top:.1f}")
+        labels.append(_text(x, bottom + 18, label, "tick middle"))
+    base = _stroke(f"M{left:.1f} {bottom:.1f}H{right:.1f}", "axis")
+    return _stroke("".join(lines), "grid") + base + "".join(labels)
+
+
+def _axis_names(horizontal: Axis, vertical: Axis, x_label: str, y_label: str) -> str:
+    x, y = (horizontal.start + horizontal.end) / 2, (vertical.start + vertical.end) / 2
+    return _text(x, vertical.start + 37, x_label, "name middle") + _text(
+        12, y, y_label, "name middle", transform=f"rotate(-90 12 {y:.5g})"
+    )
+
+
+# -- legend -------------------------------------------------------------------------------------
+
+
+def _legend(series: Sequence[Series], width: int) -> tuple[str, int]:
+    """The legend below the title, and how many rows it takes."""
+    entries = {one.label: _line_class(one.colour, "solid" if one.variant else one.line)
+               for one in series}  # fmt: skip
+    variants = {one.variant: f"line {one.line} neutral" for one in series if one.variant}
+    if len(variants) > 1:
+        entries.update(variants)
+    parts, x, row = [], 0.0, 0
+    for label, class_ in entries.items():
+        shown = shortened(label)
+        space = 26 + _CHARACTER * len(shown)
+        if x and x + space > width - _RIGHT:
+            x, row = 0.0, row + 1
+        y = _TITLE + 12 + row * _LEGEND
+        parts.append(_stroke(f"M{x + 1:.1f} {y - 4}h18", class_))
+        parts.append(_text(x + 25, y, shown, "entry"))
+        x += space + 16
+    return "".join(parts), row + 1 if entries else 0
+
+
+def shortened(label: str) -> str:
+    """A label that fits into a legend: its start and its end."""
+    if len(label) <= _LONGEST:
+        return label
+    return f"{label[: _LONGEST - 16]}…{label[-15:]}"
+
+
+def _line_class(colour: int, line: Line) -> str:
+    again = " again" if colour >= COLOURS else ""
+    return f"line {line} s{colour % COLOURS}{again}"
+
+
+# -- lines --------------------------------------------------------------------------------------
+
+
+def _drawn(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:
+    """The line of a series, with a dot that tells its last value."""
+    known = series.known
+    if not known:
+        return ""
+    path = "".join(_pieces(decimated(series.points, most), horizontal, vertical))
+    class_ = _line_class(series.colour, series.line)
+    step, value = known[-1]
+    told = element("title", escaped(f"{series.name}: {number_text(value)} at step {step:,}"))
+    dot = element(
+        "circle",
+        told,
+        cx=f"{horizontal.place(step):.1f}",
+        cy=f"{vertical.place(value):.1f}",
+        r="3" if series.line == "solid" else "2.2",
+        class_=f"dot s{series.colour % COLOURS}",
+    )
+    return _stroke(path, class_) + dot
+
+
+def _pieces(points: Iterable[Point], horizontal: Axis, vertical: Axis) -> Iterable[str]:
+    """Path commands: a new piece after each gap, a point for a value that stands alone."""
+    alone = False
+    open_ = False
+    for step, value in points:
+        if value is None:
+            if alone:
+                yield "h0"
+            open_ = alone = False
+            continue
+        yield f"{'L' if open_ else 'M'}{horizontal.place(step):.1f} {vertical.place(value):.1f}"
+        alone = not open_
+        open_ = True
+    if alone:
+        yield "h0"

@@ -1,0 +1,145 @@
+"""Which charts a report has, and in what order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from forge_plugins.reports.chart import Line, Series, line_chart
+from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.run_data import VALIDATION, Curve, RunData
+
+MAIN: Final = ("loss", "accuracy", "learning_rate", "grad_norm")
+"""Figures with large charts, which come first."""
+
+_TITLES: Final = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm"}
+_BOTH_SCALES: Final = frozenset({"loss", "grad_norm"})
+_MOST_POINTS: Final = 600
+_POINTS_OF_PAGE: Final = 18_000  # at some 12 bytes each
+_FEWEST_POINTS: Final = 60
+_WIDE_RANGE: Final = 50.0  # from this ratio on, a logarithmic axis shows more
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """The scales that a chart is drawn in; `log` is the one shown at first."""
+
+    both: bool
+    log: bool
+
+
+def chart_cards(runs: Sequence[RunData], names: Sequence[str]) -> str:
+    """The charts of all figures that were measured: main ones, then further ones by name.
+
+    Args:
+        runs: what to draw; one run has a colour for each kind of line, several have one each.
+        names: the name of each run in the legends.
+    """
+    figures = measured_figures(runs)
+    if not figures:
+        return element("p", "There are no curves: no figure was logged.", class_="quiet")
+    lines = {figure: _series(figure, runs, names) for figure in figures}
+    scales = {figure: _scales(figure, series) for figure, series in lines.items()}
+    drawn = sum(len(series) * (1 + scales[figure].both) for figure, series in lines.items())
+    points = max(_FEWEST_POINTS, min(_MOST_POINTS, _POINTS_OF_PAGE // drawn))
+    cards = {
+        figure: _card(number, figure, series, scales[figure], points)
+        for number, (figure, series) in enumerate(lines.items())
+    }
+    large = "".join(card for figure, card in cards.items() if figure in MAIN)
+    small = "".join(card for figure, card in cards.items() if figure not in MAIN)
+    parts = [element("div", large, class_="charts")] if large else []
+    if small:
+        heading = element("h2", "Further figures")
+        parts.append(heading + element("div", small, class_="charts small"))
+    return "".join(parts)
+
+
+def measured_figures(runs: Sequence[RunData]) -> list[str]:
+    """Names of the figures with a value anywhere: main ones, then the others by name."""
+    found = {curve.figure for run in runs for curve in run.curves if curve.measured}
+    return [name for name in MAIN if name in found] + sorted(found.difference(MAIN))
+
+
+def figure_title(figure: str) -> str:
+    """A figure's name as a heading."""
+    text = figure.replace("_", " ")
+    return _TITLES.get(figure, text[:1].upper() + text[1:])
+
+
+def _series(figure: str, runs: Sequence[RunData], names: Sequence[str]) -> list[Series]:
+    """The lines of a figure: training first, so that validation lies above it."""
+    kinds = _kinds(runs)
+    found: list[Series] = []
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        curves = sorted(
+            (c for c in run.curves if c.figure == figure), key=lambda c: kinds.index(c.kind)
+        )
+        for curve in curves:
+            if len(runs) == 1:
+                points, colour = curve.points, kinds.index(curve.kind)
+                found.append(Series(label=curve.kind, points=points, colour=colour))
+            else:
+                found.append(_line_of_run(curve, number, name))
+    return sorted(found, key=lambda one: one.line != "thin")
+
+
+def _kinds(runs: Sequence[RunData]) -> list[str]:
+    """All kinds of lines: training and validation, then whatever else was logged."""
+    others = {curve.kind for run in runs for curve in run.curves}
+    return ["training", VALIDATION, *sorted(others - {"training", VALIDATION})]
+
+
+def _line_of_run(curve: Curve, number: int, name: str) -> Series:
+    line: Line = "solid" if curve.kind == VALIDATION else "thin"
+    return Series(label=name, points=curve.points, colour=number, line=line, variant=curve.kind)
+
+
+def _scales(figure: str, series: Sequence[Series]) -> _Scales:
+    """Both scales for figures that range over powers of ten."""
+    above = [value for one in series for _, value in one.known if value > 0]
+    if figure not in _BOTH_SCALES or not above:
+        return _Scales(both=False, log=False)
+    return _Scales(both=True, log=max(above) >= _WIDE_RANGE * min(above))
+
+
+def _card(number: int, figure: str, series: Sequence[Series], scales: _Scales, points: int) -> str:
+    large = figure in MAIN
+    drawn = {
+        name: line_chart(
+            series,
+            title=figure_title(figure),
+            y_label=figure.replace("_", " "),
+            log_y=name == "log",
+            width=620 if large else 410,
+            height=290 if large else 220,
+            most_points=points,
+        )
+        for name in (("linear", "log") if scales.both else ("linear",))
+    }
+    if not scales.both:
+        return element("figure", drawn["linear"], class_="card")
+    switch = "".join(_choice(number, name, checked=(name == "log") == scales.log) for name in drawn)
+    charts = "".join(element("div", chart, class_=f"on-{name}") for name, chart in drawn.items())
+    body = element("div", switch + charts, class_="scales")
+    return element("figure", body + _left_out(series), class_="card")
+
+
+def _choice(number: int, scale: str, *, checked: bool) -> str:
+    """One half of the switch between the scales; it works without a script."""
+    name = f"scale-{number}"
+    mark = " checked" if checked else ""
+    return (
+        f'<input type="radio" class="pick {scale}" name="{name}" id="{name}-{scale}"{mark}>'
+        + element("label", scale, for_=f"{name}-{scale}")
+    )
+
+
+def _left_out(series: Sequence[Series]) -> str:
+    """Says how many values a logarithmic axis cannot show."""
+    count = sum(value <= 0 for one in series for _, value in one.known)
+    if not count:
+        return ""
+    told = f"{count:,} value{'' if count == 1 else 's'} not above 0: gaps on the log scale."
+    return element("figcaption", escaped(told))

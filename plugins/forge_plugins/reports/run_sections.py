@@ -1,0 +1,169 @@
+"""What a report tells of one run, beside its curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from forge_plugins.reports.chart_cards import figure_title
+from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.notation import number_text, time_text
+from forge_plugins.reports.run_data import Figures, RunData
+from forge_plugins.reports.tables import duration_cell, number_cell, size_cell, table
+
+_LONGEST_TEXT: Final = 40_000
+_MOST_NODES: Final = 5_000
+
+
+def badge(run: RunData) -> str:
+    """The outcome, or the state of a run without an end."""
+    text = run.state if run.state is not None else "state unknown"
+    class_ = f"badge {run.state}" if run.ended else "badge"
+    return element("span", escaped(text), class_=class_)
+
+
+def header(run: RunData) -> str:
+    """Name, outcome, why it ended and when it ran."""
+    facts = [run.stop_reason and f"Ended: {run.stop_reason}"]
+    if not run.ended:
+        alive = time_text(run.heartbeat)
+        facts.append(f"Not ended; last sign of life: {alive or 'unknown'}")
+    started = time_text(run.started)
+    facts.append(started and f"Started: {started}")
+    line = " · ".join(fact for fact in facts if fact)
+    head = element("div", element("h1", escaped(run.name)) + badge(run), class_="head")
+    folder = element("p", escaped(run.folder), class_="quiet") if run.folder != run.name else ""
+    return element("header", head + folder + element("p", escaped(line)) + failure(run))
+
+
+def failure(run: RunData) -> str:
+    """The error of a failed run."""
+    if run.error is None:
+        return ""
+    return element("div", element("pre", escaped(run.error)), class_="card error")
+
+
+def notes(run: RunData) -> str:
+    """What is missing or could not be read."""
+    items = "".join(element("li", escaped(note)) for note in run.notes)
+    return element("ul", items, class_="notes") if items else ""
+
+
+def tiles(run: RunData) -> str:
+    """The most important numbers, large."""
+    figures = run.figures()
+    planned = f"of {run.total_steps:,} planned" if run.total_steps is not None else ""
+    loss, accuracy = figures.get("loss", Figures()), figures.get("accuracy", Figures())
+    shown = [
+        _tile("Steps", number_cell(run.steps), planned),
+        _tile("Epochs", number_cell(run.epochs), ""),
+        _tile("Duration", duration_cell(run.seconds), ""),
+        _tile("Training loss", number_cell(loss.training), last_or_final(run)),
+        _tile("Validation loss", number_cell(loss.validation), _best(loss, run)),
+        _tile("Validation accuracy", number_cell(accuracy.validation), _best(accuracy, run)),
+    ]
+    return element("dl", "".join(shown), class_="tiles")
+
+
+def last_or_final(run: RunData) -> str:
+    """What the last figures of a run are called."""
+    return "final" if run.ended else "latest"
+
+
+def figures_table(run: RunData) -> str:
+    """All figures: last ones of training and validation, best ones and where."""
+    rows = [
+        (
+            escaped(figure_title(name)),
+            [
+                number_cell(figures.training),
+                number_cell(figures.validation),
+                number_cell(figures.best),
+                number_cell(figures.best_step),
+            ],
+        )
+        for name, figures in run.figures().items()
+    ]
+    last = last_or_final(run)
+    heads = ["Figure", f"Training, {last}", f"Validation, {last}", "Validation, best", "at step"]
+    if not rows:
+        return card("Figures", element("p", "No figure was measured.", class_="quiet"))
+    return card("Figures", table(heads, rows, "number"))
+
+
+def exports_table(run: RunData) -> str:
+    """What exporters wrote, with sizes."""
+    rows = [
+        (escaped(export.name), [escaped(export.path), _size(export.size)]) for export in run.exports
+    ]
+    if not rows:
+        told = "Nothing was exported." if run.ended else "The run exports when it ends."
+        return card("Exports", element("p", told, class_="quiet"))
+    return card("Exports", table(["Exporter", "In the run folder", "Size"], rows, "plain"))
+
+
+def documents(run: RunData) -> str:
+    """Configuration and environment, folded."""
+    environment = None
+    if run.environment is not None:
+        environment = json.dumps(run.environment, indent=2, ensure_ascii=False)
+    return _folded("Configuration", run.config_text) + _folded("Environment", environment)
+
+
+def settings(data: Mapping[str, Any]) -> dict[str, str]:
+    """A configuration as path -> value, such as `optimizer.with.lr`.
+
+    Stops after some thousands of nodes: aliases can make a small file endless.
+    """
+    return dict(_leaves(data))
+
+
+def card(heading: str, body: str) -> str:
+    """A framed part of the page."""
+    return element("section", element("h3", escaped(heading)) + body, class_="card")
+
+
+def _leaves(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """All values that are neither mappings nor lists of mappings; iterative."""
+    open_: list[tuple[str, Any]] = [("", data)]
+    for _ in range(_MOST_NODES):
+        if not open_:
+            return
+        path, value = open_.pop()
+        if isinstance(value, dict) and value:
+            start = f"{path}." if path else ""
+            open_ += [(f"{start}{key}", inner) for key, inner in reversed(value.items())]
+        elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
+            open_ += [(f"{path}[{index}]", value[index]) for index in reversed(range(len(value)))]
+        else:
+            yield path, json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _tile(name: str, value: str, under: str) -> str:
+    below = element("span", escaped(under), class_="under")
+    return element("div", element("dt", escaped(name)) + element("dd", value + below),
+                   class_="card")  # fmt: skip
+
+
+def _best(figures: Figures, run: RunData) -> str:
+    """The line below a validation figure."""
+    if figures.best is None:
+        return last_or_final(run) if figures.validation is not None else ""
+    place = f" at step {figures.best_step:,}" if figures.best_step is not None else ""
+    return f"best {number_text(figures.best)}{place}"
+
+
+def _size(size: int | None) -> str:
+    return size_cell(size) if size is not None else escaped("not found")
+
+
+def _folded(heading: str, text: str | None) -> str:
+    """A document that opens on a click; very long ones are cut, and say so."""
+    if text is None:
+        body = element("p", "The run folder does not tell.", class_="quiet")
+    else:
+        cut = len(text) - _LONGEST_TEXT
+        shown = text if cut <= 0 else f"{text[:_LONGEST_TEXT]}\n… {cut:,} characters more"
+        body = element("pre", escaped(shown))
+    return element("details", element("summary", escaped(heading)) + body, class_="card")

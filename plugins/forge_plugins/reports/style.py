@@ -1,0 +1,115 @@
+"""The style sheet of a report: light and dark, colours that the colour-blind tell apart."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# After Okabe and Ito 2008, "Color Universal Design", darkened or lightened until each line has a
+# contrast of at least 3 to its ground (WCAG 2.1, 1.4.11).
+_LIGHT: Final = (
+    "#0067a5", "#d1500c", "#00805f", "#b1508f", "#a87400", "#2f8fc7", "#6b5bb5", "#6a6f77",
+)  # fmt: skip
+_DARK: Final = (
+    "#58b0ee", "#ff8f57", "#35c9a0", "#e69acb", "#ecbb45", "#9ad6f7", "#b3a5f2", "#b3b9c2",
+)  # fmt: skip
+
+
+def _palette(colours: tuple[str, ...]) -> str:
+    return "".join(f"--series-{number}:{colour};" for number, colour in enumerate(colours))
+
+
+STYLE: Final = (
+    """
+:root{color-scheme:light dark;
+--page:#f5f6f8;--card:#fff;--text:#1b2330;--quiet:#5a6473;--edge:#e1e5ea;--grid:#eceff3;
+--axis:#b4bcc7;--done:#0b7a4b;--done-ground:#e2f4ea;--stopped:#8a5a00;--stopped-ground:#fbf0d9;
+--failed:#b3261e;--failed-ground:#fce8e6;--open:#0b5cad;--open-ground:#e3effb;
+"""
+    + _palette(_LIGHT)
+    + """}
+@media (prefers-color-scheme:dark){:root{
+--page:#11151b;--card:#191f27;--text:#e3e8ef;--quiet:#9aa5b4;--edge:#2a323d;--grid:#262e38;
+--axis:#4b5665;--done:#6fdcaa;--done-ground:#15352a;--stopped:#f0c66b;--stopped-ground:#3a2f16;
+--failed:#ff9c93;--failed-ground:#43211f;--open:#86c1ff;--open-ground:#182f47;
+"""
+    + _palette(_DARK)
+    + """}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--text);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1280px;margin:0 auto;padding:32px 24px 48px}
+h1{font-size:26px;line-height:1.25;margin:0;overflow-wrap:anywhere}
+h2{font-size:17px;margin:36px 0 12px}
+h3{font-size:15px;margin:0 0 8px;overflow-wrap:anywhere}
+p{margin:6px 0}
+.head{display:flex;flex-wrap:wrap;align-items:center;gap:8px 14px}
+.quiet{color:var(--quiet)}
+.badge{font-size:13px;font-weight:600;padding:2px 11px;border-radius:99px;white-space:nowrap;
+color:var(--open);background:var(--open-ground)}
+.badge.completed{color:var(--done);background:var(--done-ground)}
+.badge.stopped{color:var(--stopped);background:var(--stopped-ground)}
+.badge.failed{color:var(--failed);background:var(--failed-ground)}
+.card{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:16px 18px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
+margin:22px 0 0}
+.tiles .card{padding:12px 16px}
+.tiles dt{font-size:13px;color:var(--quiet)}
+.tiles dd{margin:0;font-size:22px;font-weight:600;line-height:1.3;white-space:nowrap;
+font-variant-numeric:tabular-nums}
+.tiles .under{display:block;font-size:12.5px;font-weight:400;color:var(--quiet);min-height:1.3em}
+.error{border-color:var(--failed);background:var(--failed-ground);color:var(--failed);
+margin-top:18px}
+.notes{margin:18px 0 0;padding:10px 18px 10px 34px;color:var(--stopped);
+background:var(--stopped-ground);border-radius:10px}
+.charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
+.charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
+figure{margin:0;position:relative;overflow-x:auto}
+figure svg{display:block;width:100%;height:auto;min-width:320px}
+figcaption{font-size:12.5px;color:var(--quiet);margin-top:4px}
+.tables{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));
+align-items:start}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:6px 14px 6px 0;text-align:left;vertical-align:baseline;
+border-bottom:1px solid var(--edge)}
+tbody tr:last-child>*{border-bottom:0}
+th:last-child,td:last-child{padding-right:0}
+thead th{font-size:13px;font-weight:500;color:var(--quiet);vertical-align:bottom}
+tbody th{font-weight:500}
+tbody.next tr:first-child>*{border-top:2px solid var(--edge)}
+.number{text-align:right;white-space:nowrap}
+.run-name{overflow-wrap:anywhere;color:var(--text);font-weight:600}
+td.plain{overflow-wrap:anywhere}
+details{margin-top:12px}
+summary{cursor:pointer;font-weight:500}
+summary:focus-visible,.pick:focus-visible+label{outline:2px solid var(--series-0);
+outline-offset:2px;border-radius:4px}
+pre{margin:12px 0 0;overflow:auto;max-height:560px;white-space:pre-wrap;overflow-wrap:anywhere;
+font:12.5px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.swatch{display:inline-block;width:18px;height:4px;border-radius:2px;vertical-align:middle;
+margin-right:8px;background:currentColor}
+.pick{position:absolute;opacity:0}
+.pick+label{position:absolute;top:0;z-index:1;font-size:12.5px;padding:1px 9px;cursor:pointer;
+color:var(--quiet);border:1px solid var(--edge);background:var(--card)}
+.pick:checked+label{color:var(--text);background:var(--grid);font-weight:600}
+.pick.linear+label{right:44px;width:64px;text-align:center;border-radius:6px 0 0 6px}
+.pick.log+label{right:0;width:45px;text-align:center;border-radius:0 6px 6px 0}
+.pick.linear:checked~.on-log,.pick.log:checked~.on-linear{display:none}
+svg text{font-size:12px;fill:var(--quiet)}
+svg .chart-title{font-size:15px;font-weight:600;fill:var(--text)}
+svg .entry{fill:var(--text)}
+svg .middle,svg .name,svg .empty{text-anchor:middle}
+svg .end{text-anchor:end}
+svg .tick{font-variant-numeric:tabular-nums}
+svg .empty{font-size:14px}
+.grid{stroke:var(--grid);fill:none}
+.axis{stroke:var(--axis);fill:none}
+.line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.line.thin{stroke-width:1.3;stroke-dasharray:5 3}
+.line.again{stroke-dasharray:1 4}
+.line.neutral{color:var(--quiet)}
+.dot{fill:currentColor;stroke:var(--card);stroke-width:1.5}
+@media print{.card,figure{break-inside:avoid}body{background:none}}
+"""
+    + "".join(f".s{number}{{color:var(--series-{number})}}" for number in range(len(_LIGHT)))
+)
