@@ -21,9 +21,10 @@ class FiniteCheck:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._found = torch.zeros((), device=device)
+        self._count = -1  # gradients of the last step, all of one kind
         self._ones: dict[torch.device, Tensor] = {device: torch.ones((), device=device)}
 
-    def scale_and_check(self, gradients: Sequence[Tensor], factor: float) -> Tensor:
+    def scale_and_check(self, gradients: list[Tensor], factor: float) -> Tensor:
         """Multiply in place by `factor`; above 0 where any value was NaN or infinite.
 
         Returns:
@@ -33,9 +34,17 @@ class FiniteCheck:
         first = gradients[0] if gradients else None
         if first is None:
             return self._found
+        if len(gradients) == self._count and factor == 1.0:  # as in the last step
+            torch._amp_foreach_non_finite_check_and_unscale_(
+                gradients, self._found, self._ones[self._device]
+            )
+            return self._found
+        self._count = -1
         place = (first.device, first.dtype)
         if all((g.device, g.dtype) == place and not g.is_sparse for g in gradients):
             self._pass(gradients, factor, self._found if place[0] == self._device else None)
+            if place[0] == self._device:
+                self._count = len(gradients)
             return self._found
         groups: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
         for gradient in gradients:

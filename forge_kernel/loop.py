@@ -125,6 +125,7 @@ class Session:
         self._epoch_random: dict[str, Any] | None = None
         self._validated_at = self._logged_at = self._saved_at = -1
         self._next_due = 0
+        self._deadline: float | None = None
         self._clock: float | None = None
         self._phase: str | None = None
 
@@ -540,6 +541,7 @@ class Session:
         self._begin_epoch()
         window: list[Batch] = []
         drawn = 0
+        requests, cancelled, clock = self.run.requests, self.cancel.is_set, time.monotonic
         for batch in self.run.data.batches(progress.epoch, progress.batch):
             if drawn == 0:
                 self._settle_random()
@@ -550,7 +552,12 @@ class Session:
             progress.batch += size
             self.step(*window)
             window.clear()
-            if self._attends() and not self.attend():
+            if (
+                progress.step >= self._next_due
+                or requests
+                or cancelled()
+                or (self._deadline is not None and clock() >= self._deadline)
+            ) and not self.attend():
                 return
         if window:
             progress.batch += len(window)
@@ -583,16 +590,6 @@ class Session:
             write_random_state(self._resume_random)
             self._resume_random = None
 
-    def _attends(self) -> bool:
-        """Whether anything is due after this step."""
-        return (
-            self.run.progress.step >= self._next_due
-            or bool(self.run.requests)
-            or self.cancel.is_set()
-            or self._several
-            or self.settings.max_seconds is not None
-        )
-
     def _schedule(self) -> None:
         """The next step after which something is due by interval."""
         settings, step = self.settings, self.run.progress.step
@@ -600,7 +597,9 @@ class Session:
         due = [(step // interval + 1) * interval for interval in every if interval]
         if settings.max_steps is not None:
             due.append(settings.max_steps)
-        self._next_due = min(due)
+        self._next_due = step if self._several else min(due)  # ranks decide together, each step
+        if settings.max_seconds is not None:
+            self._deadline = time.monotonic() + settings.max_seconds - self.seconds()
 
     def attend(self) -> bool:
         """Do what is due after a step: validate, log, save, serve requests, in this order.

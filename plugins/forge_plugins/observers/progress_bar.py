@@ -66,6 +66,8 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
+            redirect_stdout=False,  # the process's streams stay as they are
+            redirect_stderr=False,
             auto_refresh=False,  # no thread: drawn from the step's end, when it is time
         )
         self._task = self._bar.add_task(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from forge_plugins.reports.notation import tick_texts
+from forge_plugins.reports.notation import number_text, tick_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SMALLEST: Final = 1e-300
 _LARGEST: Final = 1e300  # beyond, sums and differences of values overflow
@@ -96,7 +98,7 @@ def log_axis(values: Sequence[float], start: float, end: float, *, count: int = 
     else:
         every = math.ceil(len(powers) / count)
         shown = powers[::every]
-    labels = tuple(tick_texts((tick,))[0] for tick in shown)
+    labels = tuple(_log_text(tick) for tick in shown)
     return Axis(marks[0], marks[-1], shown, labels, start, end, log=True)
 
 
@@ -128,6 +130,10 @@ def _log_marks(low: float, high: float) -> tuple[float, ...]:
     start = max(index for index, mark in enumerate(marks) if index == 0 or mark <= low)
     stop = next((index for index, mark in enumerate(marks) if mark >= high), len(marks) - 1)
     return tuple(marks[start : max(stop, start + 1) + 1])
+
+
+def _log_text(tick: float) -> str:
+    return number_text(tick) if tick < 1 else tick_texts((tick,))[0]
 
 
 def _is_power_of_ten(value: float) -> bool:

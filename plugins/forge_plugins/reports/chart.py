@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from forge_plugins.reports.axis import Axis, log_axis, step_axis, value_axis
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.notation import number_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 Line = Literal["solid", "thin"]
 Point = tuple[int, float | None]
@@ -22,6 +24,7 @@ _BELOW: Final = 44
 _RIGHT: Final = 18
 _CHARACTER: Final = 6.7  # width of a digit at the size of the labels
 _LONGEST: Final = 40
+_ALIGNED: Final = 6  # labels up to this length leave all charts the same left edge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +88,8 @@ def line_chart(
     height += rows * _LEGEND
     steps, values = _measured(series)
     top, bottom = _TITLE + rows * _LEGEND + 14, height - _BELOW
-    vertical = (log_axis if log_y else value_axis)(
-        values, bottom, top, count=max(3, (bottom - top) // 40)
-    )
-    left = 34 + _CHARACTER * max(map(len, vertical.labels))
+    vertical = _vertical(values, bottom, top, log=log_y)
+    left = 34 + _CHARACTER * max(_ALIGNED, *map(len, vertical.labels))
     horizontal = step_axis(steps, left, width - _RIGHT, count=max(2, int(width - left) // 90))
     parts = [
         element("title", escaped(title)),
@@ -176,6 +177,14 @@ def _stroke(path: str, class_: str) -> str:
 
 
 # -- axes ---------------------------------------------------------------------------------------
+
+
+def _vertical(values: Sequence[float], bottom: int, top: int, *, log: bool) -> Axis:
+    """The axis of the values; a logarithmic one needs more ticks to be read."""
+    height = bottom - top
+    if log:
+        return log_axis(values, bottom, top, count=max(3, height // 25))
+    return value_axis(values, bottom, top, count=max(3, height // 40))
 
 
 def _grid(horizontal: Axis, vertical: Axis) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from forge_plugins.reports.chart import Line, Series, line_chart
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.run_data import VALIDATION, Curve, RunData
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Value = TypeVar("Value")
+
 MAIN: Final = ("loss", "accuracy", "learning_rate", "grad_norm")
 """Figures with large charts, which come first."""
 
 _TITLES: Final = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm"}
-_BOTH_SCALES: Final = frozenset({"loss", "grad_norm"})
+_BOTH_SCALES: Final = frozenset({"loss", "learning_rate", "grad_norm"})
 _MOST_POINTS: Final = 600
 _POINTS_OF_PAGE: Final = 18_000  # at some 12 bytes each
 _FEWEST_POINTS: Final = 60
@@ -62,6 +66,13 @@ def measured_figures(runs: Sequence[RunData]) -> list[str]:
     return [name for name in MAIN if name in found] + sorted(found.difference(MAIN))
 
 
+def main_first(figures: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """Figures with what belongs to them, main ones first, the others in their order."""
+    names = [name for name in MAIN if name in figures]
+    names += [name for name in figures if name not in MAIN]
+    return [(name, figures[name]) for name in names]
+
+
 def figure_title(figure: str) -> str:
     """A figure's name as a heading."""
     text = figure.replace("_", " ")
@@ -71,18 +82,20 @@ def figure_title(figure: str) -> str:
 def _series(figure: str, runs: Sequence[RunData], names: Sequence[str]) -> list[Series]:
     """The lines of a figure: training first, so that validation lies above it."""
     kinds = _kinds(runs)
-    found: list[Series] = []
-    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        curves = sorted(
-            (c for c in run.curves if c.figure == figure), key=lambda c: kinds.index(c.kind)
-        )
-        for curve in curves:
-            if len(runs) == 1:
-                points, colour = curve.points, kinds.index(curve.kind)
-                found.append(Series(label=curve.kind, points=points, colour=colour))
-            else:
-                found.append(_line_of_run(curve, number, name))
-    return sorted(found, key=lambda one: one.line != "thin")
+    curves = [
+        (number, curve)
+        for number, run in enumerate(runs)
+        for curve in run.curves
+        if curve.figure == figure
+    ]
+    curves.sort(key=lambda found: kinds.index(found[1].kind))
+    if len(runs) == 1:
+        return [
+            Series(label=curve.kind, points=curve.points, colour=kinds.index(curve.kind))
+            for _, curve in curves
+        ]
+    mixed = len({curve.kind for _, curve in curves}) > 1
+    return [_line_of_run(curve, number, names[number], mixed=mixed) for number, curve in curves]
 
 
 def _kinds(runs: Sequence[RunData]) -> list[str]:
@@ -91,17 +104,23 @@ def _kinds(runs: Sequence[RunData]) -> list[str]:
     return ["training", VALIDATION, *sorted(others - {"training", VALIDATION})]
 
 
-def _line_of_run(curve: Curve, number: int, name: str) -> Series:
-    line: Line = "solid" if curve.kind == VALIDATION else "thin"
-    return Series(label=name, points=curve.points, colour=number, line=line, variant=curve.kind)
+def _line_of_run(curve: Curve, number: int, name: str, *, mixed: bool) -> Series:
+    """A run's line in its colour; beside validation's, training's is thin."""
+    line: Line = "thin" if mixed and curve.kind != VALIDATION else "solid"
+    variant = curve.kind if mixed else ""
+    return Series(label=name, points=curve.points, colour=number, line=line, variant=variant)
 
 
 def _scales(figure: str, series: Sequence[Series]) -> _Scales:
-    """Both scales for figures that range over powers of ten."""
+    """Both scales for figures that may range over powers of ten.
+
+    A schedule keeps its usual shape at first, which is linear.
+    """
     above = [value for one in series for _, value in one.known if value > 0]
     if figure not in _BOTH_SCALES or not above:
         return _Scales(both=False, log=False)
-    return _Scales(both=True, log=max(above) >= _WIDE_RANGE * min(above))
+    wide = max(above) / _WIDE_RANGE >= min(above)
+    return _Scales(both=True, log=wide and figure != "learning_rate")
 
 
 def _card(number: int, figure: str, series: Sequence[Series], scales: _Scales, points: int) -> str:

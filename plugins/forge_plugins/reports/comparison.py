@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from forge_plugins.reports.chart import COLOURS
-from forge_plugins.reports.chart_cards import figure_title
+from forge_plugins.reports.chart_cards import figure_title, main_first
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.notation import ABSENT
 from forge_plugins.reports.run_data import Figures, RunData
@@ -15,18 +15,17 @@ from forge_plugins.reports.tables import duration_cell, number_cell, table
 Row = tuple[str, Sequence[str]]
 
 _FIGURE_ROWS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
-    ("training, last", lambda figures: figures.training),
-    ("validation, last", lambda figures: figures.validation),
-    ("validation, best", lambda figures: figures.best),
-    ("best at step", lambda figures: figures.best_step),
+    ("training", lambda figures: figures.training),
+    ("validation", lambda figures: figures.validation),
+    ("best validation", lambda figures: figures.best),
+    ("step of the best", lambda figures: figures.best_step),
 )
 
 
 def run_names(runs: Sequence[RunData]) -> list[str]:
     """A name for each run that no other has: its own, its folder's, or one with a number."""
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [run.folder for run in runs]
+    own = [run.name for run in runs]
+    names = [run.name if own.count(run.name) == 1 else run.folder for run in runs]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
     return names
@@ -73,10 +72,10 @@ def _figure_rows(runs: Sequence[RunData]) -> list[Row]:
     """The figures that any of the runs has."""
     found = [run.figures() for run in runs]
     rows: list[Row] = []
-    for name in dict.fromkeys(name for figures in found for name in figures):
+    for name, _ in main_first({name: None for figures in found for name in figures}):
         for told, pick in _FIGURE_ROWS:
             values = [pick(figures.get(name, Figures())) for figures in found]
             if any(value is not None for value in values):
-                heading = escaped(f"{figure_title(name)}: {told}")
+                heading = escaped(f"{figure_title(name)}, {told}")
                 rows.append((heading, [number_cell(value) for value in values]))
     return rows

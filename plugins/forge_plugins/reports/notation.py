@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ABSENT: Final = "–"
 _SUFFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -16,9 +18,9 @@ def number_text(value: float | None) -> str:
     """A number with five significant digits, whole ones in full; a dash for None."""
     if value is None:
         return ABSENT
-    if value == math.floor(value) and abs(value) < 1e9:
+    if value == math.floor(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return _plain_exponent(f"{value:.5g}")
+    return _plain_exponent(f"{value:,.5g}")
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forge_plugins.reports.chart_cards import chart_cards, measured_figures
 from forge_plugins.reports.comparison import comparison_table, differing_settings, run_names
 from forge_plugins.reports.markup import element, escaped
-from forge_plugins.reports.run_data import RunData
 from forge_plugins.reports.run_sections import (
     badge,
     documents,
@@ -22,6 +19,12 @@ from forge_plugins.reports.run_sections import (
     tiles,
 )
 from forge_plugins.reports.style import STYLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from forge_plugins.reports.run_data import RunData
 
 FILE_NAME: Final = "report.html"
 
@@ -75,7 +78,7 @@ def _one(run: RunData) -> tuple[str, str]:
         element("h2", "Curves"),
         chart_cards([run], [run.name]),
         _never_measured([run]),
-        element("h2", "Result"),
+        element("h2", "Figures and exports"),
         tables,
         documents(run),
     ]
@@ -119,4 +122,4 @@ def _never_measured(runs: Sequence[RunData]) -> str:
     names = sorted({c.figure for run in runs for c in run.curves}.difference(drawn))
     if not names:
         return ""
-    return element("p", escaped(f"Not measured: {', '.join(names)}."), class_="quiet")
+    return element("p", escaped(f"Not measured: {', '.join(names)}."), class_="quiet missing")

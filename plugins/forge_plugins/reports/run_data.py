@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 CONFIG: Final = "config.yaml"
 VALIDATION: Final = "validation"
@@ -207,7 +209,11 @@ def _current_result(
     folder: Path, status: Mapping[str, Any] | None, notes: list[str]
 ) -> dict[str, Any] | None:
     """`result.json`, unless the run has been resumed since it was written."""
-    result = _read_json(folder / "result.json", notes)
+    file = folder / "result.json"
+    if not file.exists():
+        notes.append(f"{file.name} is absent: the run has not ended, or was cut off.")
+        return None
+    result = _read_json(file, notes)
     state = (status or {}).get("state")
     if result is not None and state is not None and state not in ENDED:
         notes.append(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from forge_plugins.reports.chart_cards import figure_title
+from forge_plugins.reports.chart_cards import figure_title, main_first
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.notation import number_text, time_text
 from forge_plugins.reports.run_data import Figures, RunData
 from forge_plugins.reports.tables import duration_cell, number_cell, size_cell, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _LONGEST_TEXT: Final = 40_000
 _MOST_NODES: Final = 5_000
@@ -83,7 +85,7 @@ def figures_table(run: RunData) -> str:
                 number_cell(figures.best_step),
             ],
         )
-        for name, figures in run.figures().items()
+        for name, figures in main_first(run.figures())
     ]
     last = last_or_final(run)
     heads = ["Figure", f"Training, {last}", f"Validation, {last}", "Validation, best", "at step"]

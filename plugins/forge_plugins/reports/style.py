@@ -43,6 +43,9 @@ h2{font-size:17px;margin:36px 0 12px}
 h3{font-size:15px;margin:0 0 8px;overflow-wrap:anywhere}
 p{margin:6px 0}
 .head{display:flex;flex-wrap:wrap;align-items:center;gap:8px 14px}
+.head h2{margin:0}
+h2~.head,.card~.head,details~.head{margin-top:36px}
+.head+.card,.head+p+.card{margin-top:12px}
 .quiet{color:var(--quiet)}
 .badge{font-size:13px;font-weight:600;padding:2px 11px;border-radius:99px;white-space:nowrap;
 color:var(--open);background:var(--open-ground)}
@@ -50,22 +53,27 @@ color:var(--open);background:var(--open-ground)}
 .badge.stopped{color:var(--stopped);background:var(--stopped-ground)}
 .badge.failed{color:var(--failed);background:var(--failed-ground)}
 .card{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:16px 18px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(160px,1fr));gap:12px;
 margin:22px 0 0}
 .tiles .card{padding:12px 16px}
 .tiles dt{font-size:13px;color:var(--quiet)}
-.tiles dd{margin:0;font-size:22px;font-weight:600;line-height:1.3;white-space:nowrap;
+.tiles dd{margin:0;font-size:21px;font-weight:600;line-height:1.35;white-space:nowrap;
 font-variant-numeric:tabular-nums}
-.tiles .under{display:block;font-size:12.5px;font-weight:400;color:var(--quiet);min-height:1.3em}
+.tiles .under{display:block;font-size:12.5px;font-weight:400;white-space:normal;
+color:var(--quiet)}
 .error{border-color:var(--failed);background:var(--failed-ground);color:var(--failed);
 margin-top:18px}
+.error pre{margin:0}
 .notes{margin:18px 0 0;padding:10px 18px 10px 34px;color:var(--stopped);
 background:var(--stopped-ground);border-radius:10px}
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
-.charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
+.charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 figure{margin:0;position:relative;overflow-x:auto}
-figure svg{display:block;width:100%;height:auto;min-width:320px}
+figure>.scales{position:relative}
+figure svg{display:block;width:100%;height:auto;min-width:280px;max-width:860px}
+.small svg{max-width:540px}
 figcaption{font-size:12.5px;color:var(--quiet);margin-top:4px}
+.missing{margin-top:14px}
 .tables{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));
 align-items:start}
 .wide{overflow-x:auto}
@@ -75,9 +83,9 @@ border-bottom:1px solid var(--edge)}
 tbody tr:last-child>*{border-bottom:0}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-size:13px;font-weight:500;color:var(--quiet);vertical-align:bottom}
-tbody th{font-weight:500}
-tbody.next tr:first-child>*{border-top:2px solid var(--edge)}
-.number{text-align:right;white-space:nowrap}
+tbody th{font-weight:500;white-space:nowrap}
+td.number{white-space:nowrap}
+.number{text-align:right}
 .run-name{overflow-wrap:anywhere;color:var(--text);font-weight:600}
 td.plain{overflow-wrap:anywhere}
 details{margin-top:12px}
@@ -104,8 +112,9 @@ svg .tick{font-variant-numeric:tabular-nums}
 svg .empty{font-size:14px}
 .grid{stroke:var(--grid);fill:none}
 .axis{stroke:var(--axis);fill:none}
-.line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.line.thin{stroke-width:1.3;stroke-dasharray:5 3}
+.line{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}
+.small .line{stroke-width:1.5}
+.line.thin,.small .line.thin{stroke-width:1.1;stroke-opacity:.7}
 .line.again{stroke-dasharray:1 4}
 .line.neutral{color:var(--quiet)}
 .dot{fill:currentColor;stroke:var(--card);stroke-width:1.5}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.notation import ABSENT, duration_text, number_text, size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def number_cell(value: float | None) -> str:

@@ -1,0 +1,306 @@
+"""Overhead of the loop per step, beside a bare loop and the peers installed here.
+
+All subjects are alive at once. Rounds are interleaved: in each, every subject trains the same
+number of steps on the same batches, in turn with a bare loop; the figure is the ratio of process
+CPU time of the pair, the median over rounds. Set-up, data loading and the first steps are outside.
+One thread. Final weights of the kernel's run are compared with the bare loop's bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from torch import nn
+
+from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.use import Use, UseGradients, UseObserver
+from forge_kernel.data import DataSpec
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.live import LiveModel, NoConfig
+from forge_kernel.loop import Session
+from forge_kernel.planner import plan
+from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.state import Batch
+
+torch.set_num_threads(1)
+EVENTS = (
+    "on_run_start", "on_batch", "on_gradients", "on_weights", "on_weights_changed",
+    "on_step_end", "on_validation", "on_log", "on_checkpoint", "on_epoch_end",
+)  # fmt: skip
+LR = 1e-3
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def make_batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(32, 128, generator=generator), torch.randint(10, (32,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+class Endless:
+    """Live data that never ends; the session stops by its step count."""
+
+    spec = DataSpec(features=128, classes=10)
+    batches_per_epoch = None
+
+    def __init__(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._batches = [Batch(*pair) for pair in batches]
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        del epoch
+        position = start
+        while True:
+            yield self._batches[position % len(self._batches)]
+            position += 1
+
+    def validation(self) -> list[Batch]:
+        return []
+
+
+def listener(event: str, number: int) -> Any:
+    """A plugin object that listens to one event and does nothing."""
+
+    import inspect
+
+    from forge_kernel import hookspecs
+
+    kind = Kind.GRADIENTS if event == "on_gradients" else Kind.POLICIES
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, event)).parameters)
+    scope: dict[str, Any] = {"hookimpl": hookimpl, "NoConfig": NoConfig}
+    source = (
+        f"class Listener:\n    config = NoConfig()\n"
+        f"    @hookimpl\n    def {event}(self, {arguments}): pass\n"
+    )
+    exec(source, scope)  # noqa: S102  the signature is that of the specification
+    scope["Listener"].info = PluginInfo(name=f"listener_{number}", kind=kind, config=NoConfig)
+    return scope["Listener"]()
+
+
+class PlainLoss:
+    """Cross-entropy, as in the bare loop."""
+
+    info = PluginInfo(name="plain_loss", kind=Kind.LOSS, config=NoConfig)
+    config = NoConfig()
+
+    @hookimpl
+    def compute_loss(self, run: Any, step: Any, batch: Any, outputs: Any) -> Any:
+        return nn.functional.cross_entropy(outputs, batch.targets), 32
+
+
+class PlainOptimizer:
+    """AdamW, as in the bare loop."""
+
+    info = PluginInfo(name="plain_adamw", kind=Kind.OPTIMIZER, config=NoConfig)
+    config = NoConfig()
+
+    @hookimpl
+    def make_optimizer(self, run: Any, parameters: Any) -> Any:
+        return torch.optim.AdamW([p for _, p in parameters], lr=LR)
+
+
+class BareData:
+    info = PluginInfo(name="bare_data", kind=Kind.DATA, config=NoConfig)
+    config = NoConfig()
+
+    def __init__(self, data: Endless) -> None:
+        self._data = data
+
+    @hookimpl
+    def make_data(self, run: Any) -> Any:
+        return self._data
+
+
+def kernel(
+    batches: list[Any], *, non_finite: str, plugins: int = 10, typical: bool = False,
+    folder: Path | None = None,
+) -> tuple[Callable[[int], None], nn.Module]:  # fmt: skip
+    """A session; the returned function trains n more steps through the kernel's own loop."""
+    model = make_model()
+    live = [
+        BareData(Endless(batches)), LiveModel(model), PlainLoss(), PlainOptimizer(),
+        *[listener(EVENTS[i % len(EVENTS)], i) for i in range(plugins)],
+    ]  # fmt: skip
+    uses: dict[str, Any] = {}
+    if typical:
+        uses["gradients"] = (UseGradients("clip_norm", {"max_norm": 1.0}),)
+        uses["observers"] = (UseObserver("progress_bar"), UseObserver("metrics_jsonl"))
+    run = RunConfig(max_seconds=1e9, non_finite=non_finite, device="cpu", log_every=50 if typical else 10**9)  # type: ignore[arg-type]  # noqa: E501
+    from forge_kernel.catalog import Catalog
+    from forge_kernel.loading import check_pipeline
+
+    catalog = Catalog.installed()
+    kinds = {plugin.info.kind for plugin in live}
+    pipeline = check_pipeline(PipelineConfig(run=run, **uses), catalog, kinds)
+    session = Session(plan(pipeline, catalog, plugins=live), folder=folder)
+    session.set_up()
+    session.start()
+    iterator = _resumable(session)
+
+    def advance(steps: int) -> None:
+        for _ in range(steps):
+            next(iterator)
+
+    return advance, model
+
+
+def _resumable(session: Session) -> Iterator[None]:
+    """`Session.train` as a generator: its data hands control back after each step.
+
+    The session runs in a thread of control of its own (a greenlet would need a package): the data
+    iterator blocks until the bench asks for another step.
+    """
+    from greenlet import getcurrent, greenlet
+
+    bench = getcurrent()
+    data = session.run.data
+    inner = data.batches
+
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        for batch in inner(epoch, start):
+            bench.switch()
+            yield batch
+
+    data.batches = batches  # type: ignore[method-assign]
+    training = greenlet(session.train)
+    training.switch()
+    while True:
+        training.switch()
+        yield
+
+
+def bare(batches: list[Any], *, typical: bool = False) -> tuple[Callable[[int], None], nn.Module]:
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    position = 0
+    sink = io.StringIO()
+
+    def advance(steps: int) -> None:
+        nonlocal position
+        for _ in range(steps):
+            inputs, targets = batches[position % len(batches)]
+            loss = nn.functional.cross_entropy(model(inputs), targets)
+            loss.backward()
+            if typical:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            position += 1
+            if typical and position % 50 == 0:
+                line = {"step": position, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"]}
+                sink.write(json.dumps(line) + "\n")
+
+    return advance, model
+
+
+def measure(
+    subjects: dict[str, Callable[[int], None]],
+    reference: Callable[[int], None],
+    rounds: int,
+    steps: int,
+) -> dict[str, tuple[float, float, float]]:
+    """Ratio of CPU time to the reference's: median and middle half, over interleaved pairs."""
+    for advance in (*subjects.values(), reference):
+        advance(steps)
+    ratios: dict[str, list[float]] = {name: [] for name in subjects}
+    gc.collect()
+    gc.disable()
+    for number in range(rounds):
+        for name, advance in subjects.items():
+            pair = [("own", advance), ("reference", reference)]
+            times: dict[str, float] = {}
+            for label, call in pair if number % 2 else reversed(pair):
+                begin = time.process_time()
+                call(steps)
+                times[label] = time.process_time() - begin
+            ratios[name].append(times["own"] / times["reference"])
+        gc.collect()
+    gc.enable()
+    found = {}
+    for name, values in ratios.items():
+        quarters = statistics.quantiles(values, n=4)
+        found[name] = (statistics.median(values), quarters[0], quarters[2])
+    return found
+
+
+def check_bits(batches: list[Any]) -> bool:
+    """Whether the kernel's weights equal the bare loop's after 100 steps."""
+    train, model = kernel(batches, non_finite="stop")
+    loop, other = bare(batches)
+    train(100)
+    loop(100)
+    return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--peers", action="store_true", help="also the peers that are installed")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    batches = make_batches(64)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        plain: dict[str, Callable[[int], None]] = {
+            "bare loop again (the noise)": bare(batches)[0],
+            "forge, 10 plugins, finite check off": kernel(batches, non_finite="off")[0],
+            "forge, 10 plugins, finite check on": kernel(batches, non_finite="stop")[0],
+        }
+        stderr, sys.stderr = sys.stderr, _Terminal()
+        typical: dict[str, Callable[[int], None]] = {
+            "bare loop again (the noise)": bare(batches, typical=True)[0],
+            "forge, clip, log every 50, bar": kernel(
+                batches, non_finite="stop", plugins=0, typical=True, folder=Path(scratch)
+            )[0],
+        }
+        if options.peers:
+            import peers
+
+            plain.update(peers.plain(make_model, batches, LR))
+            typical.update(peers.typical(make_model, batches, LR, Path(scratch)))
+        results = {
+            "plain": measure(plain, bare(batches)[0], options.rounds, options.steps),
+            "typical": measure(typical, bare(batches, typical=True)[0], options.rounds, options.steps),
+        }
+        sys.stderr = stderr
+    equal = check_bits(batches)
+    for title, table in results.items():
+        print(f"\n{title}: CPU time of a step, ratio to the bare loop (median, middle half)\n")
+        for name, (median, low, high) in table.items():
+            print(f"  {name:<44} {median:5.3f}   {low:5.3f} - {high:5.3f}")
+    print(f"\nfinal weights bit-equal to the bare loop's after 100 steps: {equal}")
+    if options.json:
+        options.json.write_text(json.dumps({**results, "bit_equal": equal}, indent=1) + "\n")
+
+
+class _Terminal(io.StringIO):
+    """A terminal that shows nobody anything, so that bars are drawn in full."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+if __name__ == "__main__":
+    main()

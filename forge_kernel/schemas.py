@@ -1,0 +1,134 @@
+"""All JSON Schemas of an installation, as files: the pipeline, each plugin, the run's records."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from forge_kernel.catalog import Catalog
+from forge_kernel.config.schema import DIALECT, Schema, config_schema, pipeline_schema
+from forge_kernel.errors import PluginError
+
+_NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
+_FIGURES: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER_OR_NULL}
+_TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+
+
+def _record(about: str, required: Schema, *, further: Schema | bool = False) -> Schema:
+    return {
+        "$schema": DIALECT,
+        "description": about,
+        "type": "object",
+        "properties": required,
+        "required": sorted(required),
+        "additionalProperties": further,
+    }
+
+
+_STATES: Final = ["initializing", "training", "completed", "stopped", "failed"]
+
+RECORDS: Final[dict[str, Schema]] = {
+    "result": _record(
+        "result.json: the outcome of a run",
+        {
+            "outcome": {"enum": ["completed", "stopped", "failed"]},
+            "steps": _COUNT,
+            "epochs": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+            "stop_reason": {"type": "string"},
+            "final": _FIGURES,
+            "best": _FIGURES,
+            "exports": {"type": "object", "additionalProperties": {"type": "string"}},
+            "error": _TEXT_OR_NULL,
+        },
+    ),
+    "status": _record(
+        "status.json: the state of a run, replaced in one step",
+        {
+            "state": {"enum": _STATES},
+            "step": _COUNT,
+            "total_steps": {"type": ["integer", "null"]},
+            "epoch": _COUNT,
+            "phase": _TEXT_OR_NULL,
+            "figures": _FIGURES,
+            "pid": _COUNT,
+            "started": {"type": "number"},
+            "heartbeat": _NUMBER_OR_NULL,
+        },
+    ),
+    "metrics": _record(
+        "a line of metrics.jsonl: beside these, one key for each figure (null: not measured)",
+        {
+            "step": _COUNT,
+            "time": {"type": "number"},
+            "kind": {"enum": ["log", "validation"]},
+            "epoch": _COUNT,
+        },
+        further=_NUMBER_OR_NULL,
+    ),
+    "environment": _record(
+        "environment.json: what the run ran on",
+        {
+            "python": {"type": "string"},
+            "platform": {"type": "string"},
+            "packages": {"type": "object", "additionalProperties": _TEXT_OR_NULL},
+            "device": {"type": "string"},
+            "device_name": {"type": "string"},
+            "threads": {"type": "integer", "minimum": 1},
+            "git_revision": _TEXT_OR_NULL,
+            "plugins": {"type": "object", "additionalProperties": {"type": "string"}},
+            "command": {"type": "array", "items": {"type": "string"}},
+        },
+    ),
+    "checkpoint": _record(
+        "manifest.json of a checkpoint: its files with size and SHA-256",
+        {
+            "format": {"type": "integer"},
+            "step": _COUNT,
+            "about": {"type": "object"},
+            "aliases": {"type": "object"},
+            "files": {"$ref": "#/$defs/files"},
+        },
+    ),
+    "export": _record(
+        "manifest.json of an export: its files with size and SHA-256, beside what it says itself",
+        {"files": {"$ref": "#/$defs/files"}},
+        further=True,
+    ),
+}
+
+_FILES: Final[Schema] = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "properties": {"bytes": _COUNT, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+        "required": ["bytes", "sha256"],
+        "additionalProperties": False,
+    },
+}
+for _name in ("checkpoint", "export"):
+    RECORDS[_name]["$defs"] = {"files": _FILES}
+
+
+def all_schemas(catalog: Catalog) -> dict[str, Schema]:
+    """Every schema by its path below `schemas/`; broken plugins are left out."""
+    found: dict[str, Schema] = {f"run/{name}.json": schema for name, schema in RECORDS.items()}
+    configs: dict[Any, type[Any]] = {}
+    for offer in catalog.offers():
+        try:
+            config = catalog.load(offer.kind, offer.name).info.config
+        except PluginError:
+            continue
+        configs[offer.kind, offer.name] = config
+        own, inner = config_schema(config, offer.key)
+        title = {"$schema": DIALECT, "title": offer.key}
+        found[f"{offer.kind}/{offer.name}.json"] = {**title, **own, "$defs": inner}
+    names = {kind: catalog.names(kind) for kind, _ in configs}
+    found["pipeline.schema.json"] = pipeline_schema(names, configs)
+    return found
+
+
+def schema_text(schema: Schema) -> str:
+    """The schema as it lies in a file."""
+    return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
