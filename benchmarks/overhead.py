@@ -9,7 +9,6 @@ One thread. Final weights of the kernel's run are compared with the bare loop's 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import io
 import json
@@ -28,7 +27,7 @@ import torch
 from torch import nn
 
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
-from forge_kernel.config.use import Use, UseGradients, UseObserver
+from forge_kernel.config.use import UseGradients, UseObserver
 from forge_kernel.data import DataSpec
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import LiveModel, NoConfig
@@ -92,7 +91,7 @@ def listener(event: str, number: int) -> Any:
         f"class Listener:\n    config = NoConfig()\n"
         f"    @hookimpl\n    def {event}(self, {arguments}): pass\n"
     )
-    exec(source, scope)  # noqa: S102  the signature is that of the specification
+    exec(source, scope)
     scope["Listener"].info = PluginInfo(name=f"listener_{number}", kind=kind, config=NoConfig)
     return scope["Listener"]()
 
@@ -145,7 +144,9 @@ def kernel(
     if typical:
         uses["gradients"] = (UseGradients("clip_norm", {"max_norm": 1.0}),)
         uses["observers"] = (UseObserver("progress_bar"), UseObserver("metrics_jsonl"))
-    run = RunConfig(max_seconds=1e9, non_finite=non_finite, device="cpu", log_every=50 if typical else 10**9)  # type: ignore[arg-type]  # noqa: E501
+    run = RunConfig(
+        max_seconds=1e9, non_finite=non_finite, device="cpu", log_every=50 if typical else 10**9
+    )  # type: ignore[arg-type]
     from forge_kernel.catalog import Catalog
     from forge_kernel.loading import check_pipeline
 
@@ -207,7 +208,11 @@ def bare(batches: list[Any], *, typical: bool = False) -> tuple[Callable[[int], 
             optimizer.zero_grad(set_to_none=True)
             position += 1
             if typical and position % 50 == 0:
-                line = {"step": position, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"]}
+                line = {
+                    "step": position,
+                    "loss": loss.item(),
+                    "lr": optimizer.param_groups[0]["lr"],
+                }
                 sink.write(json.dumps(line) + "\n")
 
     return advance, model
@@ -249,7 +254,9 @@ def check_bits(batches: list[Any]) -> bool:
     loop, other = bare(batches)
     train(100)
     loop(100)
-    return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 def main() -> None:
@@ -282,7 +289,9 @@ def main() -> None:
             typical.update(peers.typical(make_model, batches, LR, Path(scratch)))
         results = {
             "plain": measure(plain, bare(batches)[0], options.rounds, options.steps),
-            "typical": measure(typical, bare(batches, typical=True)[0], options.rounds, options.steps),
+            "typical": measure(
+                typical, bare(batches, typical=True)[0], options.rounds, options.steps
+            ),
         }
         sys.stderr = stderr
     equal = check_bits(batches)

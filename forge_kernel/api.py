@@ -13,7 +13,7 @@ from forge_kernel.config.use import (
     UseSchedule,
     UseValidator,
 )
-from forge_kernel.data import Data, DataSpec
+from forge_kernel.data import Data, DataSpec, TensorData
 from forge_kernel.errors import ForgeError, PluginError, RunError
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.lazy import LazyModule
@@ -41,6 +41,7 @@ __all__ = [
     "RunError",
     "RunResult",
     "Step",
+    "TensorData",
     "Use",
     "UseExporter",
     "UseGradients",

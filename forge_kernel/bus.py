@@ -87,8 +87,7 @@ class Bus:
 
     def _compile(self, manager: pluggy.PluginManager, hook: str, guard: Guard | None) -> list[Call]:
         found = {
-            impl.plugin_name: impl.function
-            for impl in getattr(manager.hook, hook).get_hookimpls()
+            impl.plugin_name: impl.function for impl in getattr(manager.hook, hook).get_hookimpls()
         }
         calls: list[Call] = []
         for entry in self.plan.answering(hook):

@@ -135,7 +135,7 @@ class Catalog:
             assert offer.entry is not None, "an offer without an entry point has its class"
             try:
                 known = offer.entry.load()
-            except Exception as error:  # noqa: BLE001  a foreign module may raise anything
+            except Exception as error:
                 why = f"{type(error).__name__}: {error}"
                 message = f"'{offer.key}' of {offer.origin} cannot be loaded: {why}"
                 raise PluginError([Fault(message, hints=("see: forge plugins",))]) from error

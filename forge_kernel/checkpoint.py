@@ -194,13 +194,7 @@ class CheckpointStore:
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise CheckpointError(
-                    f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
-                )
-            wrong = durable.first_difference(folder, manifest["files"])
-            if wrong is not None:
-                raise CheckpointError(f"{folder} is damaged: {wrong}")
+            self._check(folder, manifest)
             aliases = manifest["aliases"]
             model = _load_tensors(folder / "model.safetensors", aliases["model.safetensors"])
             tensors = _load_tensors(folder / "state.safetensors", aliases["state.safetensors"])
@@ -212,6 +206,17 @@ class CheckpointStore:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{folder} cannot be read: {why}") from error
+
+    @staticmethod
+    def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Refuse what is of another format or has changed since it was written."""
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
+            )
+        wrong = durable.first_difference(folder, manifest["files"])
+        if wrong is not None:
+            raise CheckpointError(f"{folder} is damaged: {wrong}")
 
     def newest(self) -> tuple[Snapshot, Path, list[str]]:
         """The newest checkpoint that is intact.

@@ -80,7 +80,7 @@ class LiveData:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Iterate once over the training iterable, without its first `start` batches."""
         sampler = getattr(self._training, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
+        if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         for position, value in enumerate(self._training):
             if position >= start:

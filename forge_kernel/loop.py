@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -233,9 +233,9 @@ class Session:
         self._open_step()
         for listen in self.bus.calls("on_run_start"):
             listen(self.run)
-        if self.settings.non_finite == "rollback" and self.store is not None:
-            if not self.store.steps():
-                self.save()
+        rolls_back = self.settings.non_finite == "rollback"
+        if rolls_back and self.store is not None and not self.store.steps():
+            self.save()
 
     def __enter__(self) -> Session:
         self.set_up()
@@ -348,7 +348,8 @@ class Session:
         if self._penalize:
             self._add_penalties()
         step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
-        step.gradients = gradients = [p.grad for p in parameters]  # type: ignore[misc]
+        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]  # not None
+        step.gradients = gradients
         self._micro = 0
         if not self._usable(gradients):
             return False
@@ -409,7 +410,7 @@ class Session:
             total = torch.stack([term.reshape(()) for term in found]).sum()
             (total * self._scale).backward()  # type: ignore[no-untyped-call]
 
-    def _usable(self, gradients: Sequence[Tensor]) -> bool:
+    def _usable(self, gradients: list[Tensor]) -> bool:
         """Unscale, check, and decide for all ranks whether the window is stepped."""
         if not isinstance(self._total, Tensor) and not self._total:
             self._drop_window()
@@ -732,9 +733,7 @@ class Session:
         self._bank_seconds()
         trees: dict[str, Any] = {
             "optimizer": optimizer_state(run),
-            "plugins": {
-                entry.label: plugin.state_dict() for entry, plugin in self.bus.stateful()
-            },
+            "plugins": {entry.label: plugin.state_dict() for entry, plugin in self.bus.stateful()},
             "random": read_random_state(),
             "epoch_random": self._epoch_random,
             "progress": asdict(run.progress),

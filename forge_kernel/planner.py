@@ -123,7 +123,9 @@ def _check_signatures(plugin: type[Any], label: str, mark: Mark | None) -> list[
 class _Planner:
     """Collects entries and faults; `finish` decides."""
 
-    def __init__(self, pipeline: PipelineConfig, catalog: Catalog, document: Document | None):
+    def __init__(
+        self, pipeline: PipelineConfig, catalog: Catalog, document: Document | None
+    ) -> None:
         self.pipeline = pipeline
         self.catalog = catalog
         self.document = document
@@ -175,9 +177,7 @@ class _Planner:
         if parent is not None:
             hooks -= set(RULES[info.kind].answers) & SINGLE_ANSWERS  # the parent calls these
         ordered = tuple(hook for hook in HOOKS if hook in hooks)
-        self.entries.append(
-            Planned(path, info, plugin, config, origin, ordered, instance, parent)
-        )
+        self.entries.append(Planned(path, info, plugin, config, origin, ordered, instance, parent))
 
     def check_kinds(self) -> None:
         """How many of each kind there are, and what each kind must and may answer."""

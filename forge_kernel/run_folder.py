@@ -70,8 +70,8 @@ def write_config(folder: Path, data: Mapping[str, Any], live: tuple[str, ...]) -
     head = "# The filled configuration of this run. Repeat it: forge run config.yaml\n"
     if live:
         head = (
-            f"# The filled configuration of this run. It was given live parts ({', '.join(live)}),\n"
-            "# so this file alone does not repeat it.\n"
+            "# The filled configuration of this run. It was given live parts\n"
+            f"# ({', '.join(live)}), so this file alone does not repeat it.\n"
         )
         data = {**data, "x-live": list(live)}
     write_text(folder / CONFIG, head + write_yaml(dict(data)))
@@ -79,7 +79,7 @@ def write_config(folder: Path, data: Mapping[str, Any], live: tuple[str, ...]) -
 
 def _git_revision() -> str | None:
     try:
-        found = subprocess.run(  # noqa: S603  fixed arguments
+        found = subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607  the user's git is meant
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
@@ -184,7 +184,7 @@ class RunRecord:
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Latest figures of a validation."""
         self._status["figures"].update({f"validation_{k}": v for k, v in figures.items()})
-        self.event("validation", step=run.progress.step, **figures)
+        self.event("validation", step=run.progress.step, figures=dict(figures))
         self.state("training", run)
 
     @hookimpl

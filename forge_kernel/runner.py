@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from forge_kernel.strategy import Strategy
 
 
-def run(
+def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     pipeline: PipelineConfig | str | Path,
     *,
     model: nn.Module | None = None,
@@ -78,7 +78,7 @@ def run(
     return _execute(session, record, resumed=False)
 
 
-def resume(
+def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     folder: str | Path,
     settings: Sequence[str] = (),
     *,
@@ -265,9 +265,7 @@ def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> 
     record.end(session.run, _result(session, {}, error))
 
 
-def _result(
-    session: Session, exports: dict[str, str], error: BaseException | None
-) -> RunResult:
+def _result(session: Session, exports: dict[str, str], error: BaseException | None) -> RunResult:
     run, metrics = session.run, session.run.metrics
     outcome = "failed" if error else "stopped" if session.cancelled else "completed"
     final: dict[str, float | None] = dict(metrics.latest)

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 _TENSOR = "$tensor"
 
 
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | bool | int)
+
+
 def split_tree(state: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
     """Take the tensors out of a tree.
 
@@ -50,9 +56,7 @@ def split_tree(state: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
             plain = [None] * len(value)
             for index, item in enumerate(value):
                 stack.append((item, f"{name}/{index}", plain, index))
-        elif value is None or isinstance(value, str | bool | int):
-            plain = value
-        elif isinstance(value, float) and math.isfinite(value):
+        elif _is_plain(value):
             plain = value
         else:
             what = f"{type(value).__name__} {value!r}"[:80]

@@ -12,9 +12,7 @@ from forge_kernel.cli.options import AsJson, File, Settings
 
 def explain_command(
     file: File,
-    key: Annotated[
-        str, typer.Argument(metavar="KEY", help="For example gradients[0].with.alpha.")
-    ],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="For example gradients[0].with.alpha.")],
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -31,13 +29,12 @@ def explain_command(
     filled = fill(check_document(document, catalog))
     path = parse_key(key)
     try:
-        if path is None:
-            raise KeyError(key)
-        value = look_up(filled, path)
+        value = look_up(filled, path or (key,))
     except KeyError as error:
         known = [show_path(found) for found, _ in walk(filled) if found]
         hints = did_you_mean(key, known)
         raise ConfigError([Fault(f"there is no setting '{key}'", hints=hints)]) from error
+    assert path is not None, "a key that was found has been read"
     mark = document.values.get(path)
     origin = str(mark) if mark is not None else _default_origin(path)
     if as_json:

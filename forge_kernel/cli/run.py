@@ -25,8 +25,8 @@ def run_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train as the file says; print the run folder and the final figures."""
-    from forge_kernel.loading import check_document, read_document
     from forge_kernel.catalog import Catalog
+    from forge_kernel.loading import check_document, read_document
     from forge_kernel.planner import plan
     from forge_kernel.runner import run
 
@@ -53,7 +53,7 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
             for note in getattr(error, "__notes__", ()):
                 print(f"forge: {note}", file=sys.stderr)
             raise
-        except Exception as error:  # noqa: BLE001  whatever a plugin raised is told, not dumped
+        except Exception as error:
             print(f"forge: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
             for note in getattr(error, "__notes__", ()):
                 print(f"forge: {note}", file=sys.stderr)

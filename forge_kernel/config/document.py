@@ -11,11 +11,18 @@ from forge_kernel.errors import Mark
 Path = tuple[str | int, ...]
 
 
+def show_word(word: str) -> str:
+    """A word of the user's in a message: shortened, and nothing in it that a terminal obeys."""
+    shown = word if word.isprintable() else word.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
 def show_path(path: Path) -> str:
     """Write a path as users do: `gradients[0].with.alpha`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        word = f"[{part}]" if isinstance(part, int) else show_word(part)
+        text += word if isinstance(part, int) or not text else f".{word}"
     return text
 
 

@@ -50,9 +50,7 @@ def test_its_card_is_complete(forge_plugin: str) -> None:
     assert (plugin.__doc__ or "").strip(), "the class has no docstring"
     schema, _ = config_schema(plugin.info.config, forge_plugin)
     bare = [
-        name
-        for name, field in schema.get("properties", {}).items()
-        if not field.get("description")
+        name for name, field in schema.get("properties", {}).items() if not field.get("description")
     ]
     assert not bare, f"settings without a description: {bare}"
     assert hook_table(plugin), "the plugin listens to no hook"
@@ -97,9 +95,7 @@ def test_is_constructed_without_any_effect(
     assert instance.config == config
 
 
-def test_trains_ten_steps(
-    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_trains_ten_steps(forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path) -> None:
     """Ten steps end with finite figures."""
     result = _trial(forge_plugin, forge_config).run(tmp_path / "run")
     assert result.outcome == "completed"

@@ -23,7 +23,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from forge_kernel.catalog import Catalog
 
-    wanted = {name.lower().replace("_", "-") for name in metafunc.config.getini("forge_distributions")}
+    wanted = {
+        name.lower().replace("_", "-") for name in metafunc.config.getini("forge_distributions")
+    }
     keys = [
         offer.key
         for offer in Catalog.installed().offers()

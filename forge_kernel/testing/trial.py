@@ -166,9 +166,7 @@ class Trial:
         config: its settings as plain data.
     """
 
-    def __init__(
-        self, catalog: Catalog, kind: Kind, name: str, config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, catalog: Catalog, kind: Kind, name: str, config: Mapping[str, Any]) -> None:
         self.catalog = catalog
         self.kind = kind
         self.name = name
@@ -197,10 +195,11 @@ class Trial:
                 continue
             for offer in self.catalog.offers():
                 info = self.catalog.load(offer.kind, offer.name).info
-                if info.provides and offer.kind not in (Kind.DATA, Kind.MODEL):
-                    if fact in facts(info.provides, bind_config(info.config, {})):
-                        found.append((offer.kind, offer.name))
-                        break
+                if not info.provides or offer.kind in (Kind.DATA, Kind.MODEL):
+                    continue
+                if fact in facts(info.provides, bind_config(info.config, {})):
+                    found.append((offer.kind, offer.name))
+                    break
         return found
 
     def pipeline(self, **settings: Any) -> PipelineConfig:
@@ -230,6 +229,4 @@ class Trial:
 
     def resume(self, folder: Path, *settings: str) -> RunResult:
         """Go on with a run."""
-        return resume(
-            folder, settings, plugins=self.parts(), catalog=self.catalog, quiet=True
-        )
+        return resume(folder, settings, plugins=self.parts(), catalog=self.catalog, quiet=True)

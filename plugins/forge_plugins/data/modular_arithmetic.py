@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Data, DataSpec, Kind, LazyModule, PluginInfo, Run, hookimpl
-from forge_kernel.data import TensorData
+from forge_kernel.api import (
+    Data,
+    DataSpec,
+    Kind,
+    LazyModule,
+    PluginInfo,
+    Run,
+    TensorData,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics import modular_arithmetic as mathematics
@@ -44,7 +52,9 @@ class ModularArithmeticConfig:
         )
         if self.operation == "div" and not prime:
             raise ValueError(f"operation div needs a prime modulus; {self.modulus} is not prime")
-        pairs = self.modulus**2 if self.operation in ("add", "sub") else self.modulus**2 - self.modulus
+        pairs = (
+            self.modulus**2 if self.operation in ("add", "sub") else self.modulus**2 - self.modulus
+        )
         training = round(pairs * self.training_share)
         if not 0 < training < pairs:
             raise ValueError(

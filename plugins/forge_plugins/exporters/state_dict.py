@@ -42,8 +42,7 @@ class StateDict:
         """Write `model.safetensors` and read it back to compare."""
         file = folder / "model.safetensors"
         tensors = {
-            name: self._converted(tensor)
-            for name, tensor in run.active_model.state_dict().items()
+            name: self._converted(tensor) for name, tensor in run.active_model.state_dict().items()
         }
         safetensors_torch.save_file(tensors, file)
         again = safetensors_torch.load_file(file)

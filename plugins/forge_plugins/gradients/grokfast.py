@@ -27,9 +27,9 @@ class GrokfastConfig:
         Literal["ema", "ma"],
         Meta(description="exponential moving average, or mean over a window"),
     ] = "ema"
-    alpha: Annotated[
-        float, Meta(ge=0, lt=1, description="decay of the moving average (ema)")
-    ] = 0.98
+    alpha: Annotated[float, Meta(ge=0, lt=1, description="decay of the moving average (ema)")] = (
+        0.98
+    )
     lambda_reg: Annotated[
         float, Meta(ge=0, description="how much of the slow gradient is added")
     ] = 2.0
@@ -50,8 +50,9 @@ class GrokfastConfig:
     def advice(values: Mapping[str, Any]) -> str | None:
         """A hint for settings that are wrong in a known way."""
         alpha, amplification = values.get("alpha"), values.get("lambda_reg", 2.0)
-        numbers = isinstance(alpha, int | float) and isinstance(amplification, int | float)
-        if numbers and alpha >= 1 and 0 <= amplification < 1:
+        if not isinstance(alpha, int | float) or not isinstance(amplification, int | float):
+            return None
+        if alpha >= 1 and 0 <= amplification < 1:
             return (
                 f"alpha and lambda_reg look swapped: alpha is the decay (below 1), lambda_reg the "
                 f"amplification; write alpha: {amplification}, lambda_reg: {alpha}"

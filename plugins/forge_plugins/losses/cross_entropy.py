@@ -10,8 +10,8 @@ from msgspec import Meta
 from forge_kernel.api import Batch, Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    import torch.nn.functional as functional
     from torch import Tensor
+    from torch.nn import functional
 else:
     functional = LazyModule("torch.nn.functional")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn import functional
 
 from forge_plugins.mathematics.bitnet import (
     quantize_activation,
@@ -69,13 +69,13 @@ class BitLinear(nn.Linear):
         """Drop the quantized weight: the latent one has changed."""
         self._kept = None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name of nn.Linear
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to shape (..., in_features)."""
         weight = straight_through(self.weight, self.applied_weight())
         if self.activation_bits == 8:
             with torch.no_grad():
                 quantized = quantize_activation(input)
-            input = straight_through(input, quantized)  # noqa: A001
+            input = straight_through(input, quantized)
         return functional.linear(input, weight, self.bias)
 
     def extra_repr(self) -> str:

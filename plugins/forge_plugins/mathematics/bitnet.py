@@ -77,7 +77,7 @@ class _Applied(torch.autograd.Function):
         del ctx, inputs, output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         del ctx
         return gradient, None
 

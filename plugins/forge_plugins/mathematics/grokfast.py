@@ -32,7 +32,7 @@ class SlowGradient:
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
     if tensor.numel() <= PIECE or not tensor.is_contiguous():
         return (tensor,)
-    return tensor.view(-1).split(PIECE)
+    return torch.split(tensor.view(-1), PIECE)
 
 
 def filter_ema(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn import functional
 
 Residual = Literal["input", "normed"]
 Positions = slice | Tensor | None
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
             for the three together, biases zero).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  keyword-only sizes
         self,
         *,
         vocabulary: int,

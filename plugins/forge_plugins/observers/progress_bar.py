@@ -81,7 +81,7 @@ class ProgressBar:
         if run.quiet:
             return
         record = {"event": event, "step": run.progress.step, **facts}
-        print(json.dumps(record), file=sys.stderr, flush=True)  # noqa: T201
+        print(json.dumps(record), file=sys.stderr, flush=True)
 
     def _draw(self, run: Run) -> None:
         assert self._bar is not None

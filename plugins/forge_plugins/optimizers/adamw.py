@@ -31,7 +31,9 @@ class AdamWConfig:
         Meta(description="decay of the averages of gradient and of its square"),
     ] = (0.9, 0.999)
     eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor")] = 1e-8
-    weight_decay: Annotated[float, Meta(ge=0, description="decoupled decay, times the learning rate")] = 0.01
+    weight_decay: Annotated[
+        float, Meta(ge=0, description="decoupled decay, times the learning rate")
+    ] = 0.01
     decay: Annotated[
         Literal["all", "matrices"],
         Meta(description="which parameters decay; matrices leaves out biases and norms"),

@@ -27,11 +27,7 @@ class BitNetConfig:
     """Precision of what the layers apply, and which layers stay as they are."""
 
     weight_bits: Annotated[
-        float,
-        Meta(
-            description="1.58: ternary; 16: weights stay as they are",
-            extra_json_schema={"enum": [1.58, 16]},
-        ),
+        float, Meta(description="1.58: ternary", extra_json_schema={"enum": [1.58]})
     ] = 1.58
     activation_bits: Annotated[
         int,
@@ -44,15 +40,6 @@ class BitNetConfig:
         tuple[str, ...],
         Meta(description="layers left as they are, by name; * and ? stand for any letters"),
     ] = ("head", "*.head", "lm_head", "*.lm_head")
-
-    def __post_init__(self) -> None:
-        if self.weight_bits == 16 and self.activation_bits == 16:
-            raise ValueError("16 bits for weights and activations quantizes nothing")
-        if self.weight_bits == 16:
-            raise ValueError(
-                "weight_bits 16 with quantized activations is no BitNet layer: leave the "
-                "quantizer out, or set weight_bits to 1.58"
-            )
 
 
 class BitNet:

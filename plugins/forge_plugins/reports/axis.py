@@ -89,7 +89,7 @@ def log_axis(values: Sequence[float], start: float, end: float, *, count: int = 
         end: pixel of the high end.
         count: about how many ticks at most.
     """
-    low = max(min(values, default=0.1), _SMALLEST)
+    low = min(max(min(values, default=0.1), _SMALLEST), _LARGEST / 10)
     high = min(max(values, default=1.0), _LARGEST)
     marks = _log_marks(low, max(high, low * 1.01))
     powers = tuple(mark for mark in marks if _is_power_of_ten(mark))

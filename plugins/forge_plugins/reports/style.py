@@ -70,8 +70,8 @@ background:var(--stopped-ground);border-radius:10px}
 .charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
 figure{margin:0;position:relative;overflow-x:auto}
 figure>.scales{position:relative}
-figure svg{display:block;width:100%;height:auto;min-width:280px;max-width:860px}
-.small svg{max-width:540px}
+figure svg{display:block;width:100%;height:auto;min-width:440px;max-width:860px}
+.small svg{min-width:280px;max-width:540px}
 figcaption{font-size:12.5px;color:var(--quiet);margin-top:4px}
 .missing{margin-top:14px}
 .tables{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));

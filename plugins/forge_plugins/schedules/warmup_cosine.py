@@ -67,6 +67,4 @@ class WarmupCosine:
         config = self.config
         total = config.total_steps or run.total_steps
         assert total is not None, "checked at the run's start"
-        return Rates(
-            rates.warmup_cosine(step.number, config.warmup_steps, total, config.floor)
-        )
+        return Rates(rates.warmup_cosine(step.number, config.warmup_steps, total, config.floor))

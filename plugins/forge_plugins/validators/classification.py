@@ -55,9 +55,9 @@ class AccuracyMeter:
         """Count targets found; outputs (..., classes) against integer targets (...)."""
         del loss, weight
         targets = batch.targets.reshape(-1)
-        if outputs.ndim == 3 and batch.positions is not None:
-            if outputs.shape[1] != batch.targets.shape[1]:
-                outputs = outputs[:, batch.positions]
+        answers_everywhere = outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]
+        if answers_everywhere and batch.positions is not None:
+            outputs = outputs[:, batch.positions]
         logits = outputs.reshape(-1, outputs.shape[-1])
         hits = [(logits.argmax(-1) == targets).sum()]
         for k in self._ranks[1:]:

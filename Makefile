@@ -1,0 +1,43 @@
+# Set-up, run and tests in one command each: `make run`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: run test lint deep bench schemas format clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; torch comes as constraints.txt says)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+run: $(STAMP)  ## train the showcase to its target
+	$(BIN)/forge run pipelines/bitnet_grokfast.yaml
+
+test: $(STAMP)  ## the tests, without the deep batteries
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
+
+deep: $(STAMP)  ## the long batteries
+	$(BIN)/python -m pytest -n $(WORKERS) -m deep
+
+lint: $(STAMP)  ## style, types, layers, schemas
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/forge schema --check
+
+schemas: $(STAMP)  ## write schemas/ anew
+	$(BIN)/forge schema --write schemas
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/forge bench
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,294 @@
+"""Texts of a new plugin package and of a new pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import Template
+from typing import Final
+
+from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.loading import shipped_pipelines
+
+
+@dataclass(frozen=True)
+class KindTemplate:
+    """What differs between packages of different kinds."""
+
+    imports: str  # names from forge_kernel.api, beside those that every plugin needs
+    typing: str  # imports for the type checker only
+    body: str  # the class body after the constructor
+    setting: str = "scale"
+    about: str = "a factor"
+
+
+KINDS: Final[dict[str, KindTemplate]] = {
+    "observers": KindTemplate(
+        "LogRecord, Run",
+        "",
+        '''
+    @hookimpl
+    def on_log(self, run: Run, record: LogRecord) -> None:
+        """Print the loss of each log interval, times the factor."""
+        loss = record.figures.get("loss")
+        if loss is not None and not run.quiet:
+            print(f"step {record.step}: {loss * self.config.scale:.4f}")
+''',
+    ),
+    "gradients": KindTemplate(
+        "Run, Step",
+        "",
+        '''
+    @hookimpl
+    def on_gradients(self, run: Run, step: Step) -> None:
+        """Multiply the gradients in place."""
+        for gradient in step.gradients:
+            gradient.mul_(self.config.scale)
+''',
+    ),
+    "loss": KindTemplate(
+        "Batch, LazyModule, Run, Step",
+        "    import torch.nn.functional as functional\n    from torch import Tensor\n",
+        '''
+    @hookimpl
+    def compute_loss(
+        self, run: Run, step: Step, batch: Batch, outputs: Any
+    ) -> tuple[Tensor, float | Tensor]:
+        """Cross-entropy times the factor, and the number of targets as its weight."""
+        logits = outputs.reshape(-1, outputs.shape[-1])
+        targets = batch.targets.reshape(-1)
+        return functional.cross_entropy(logits, targets) * self.config.scale, len(targets)
+''',
+    ),
+    "penalties": KindTemplate(
+        "Run, Step",
+        "    from torch import Tensor\n",
+        '''
+    @hookimpl
+    def penalize(self, run: Run, step: Step) -> Tensor | None:
+        """The mean square of all weights, times the factor."""
+        terms = [p.square().mean() for _, p in run.named_parameters() if p.requires_grad]
+        return sum(terms[1:], terms[0]) * self.config.scale if terms else None
+''',
+    ),
+    "schedule": KindTemplate(
+        "Rates, Run, Step",
+        "",
+        '''
+    @hookimpl
+    def compute_rates(self, run: Run, step: Step) -> Rates:
+        """The rate falls with the root of the step's number."""
+        return Rates(self.config.scale / step.number**0.5)
+''',
+    ),
+    "policies": KindTemplate(
+        "Run",
+        "",
+        '''
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Stop when the loss is below the factor."""
+        if figures.get("loss", float("inf")) < self.config.scale:
+            run.request("stop", reason=f"loss below {self.config.scale}")
+''',
+        setting="scale",
+        about="loss at which to stop",
+    ),
+    "exporters": KindTemplate(
+        "Run",
+        "",
+        '''
+    @hookimpl
+    def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
+        """Write the number of parameters, times the factor."""
+        count = sum(parameter.numel() for _, parameter in run.named_parameters())
+        (folder / "size.txt").write_text(f"{count * self.config.scale}\\n", encoding="utf-8")
+        return {"format": "text", "parameters": count}
+''',
+    ),
+}
+
+_MODULE = Template(
+    '''"""$title: a forge plugin of the kind $kind."""
+
+from __future__ import annotations
+
+${std}from typing import ${typing_names}
+
+from forge_kernel.api import $api_names
+from msgspec import Meta
+${checked}
+
+@dataclass(frozen=True, kw_only=True)
+class ${cls}Config:
+    """Settings of $title."""
+
+    $setting: Annotated[float, Meta(gt=0, description="$about")] = 1.0
+
+
+class $cls:
+    """$title."""
+
+    info = PluginInfo(name="$module", kind=Kind.$kind_member, config=${cls}Config)
+
+    def __init__(self, config: ${cls}Config) -> None:
+        self.config = config
+$body'''
+)
+
+_PYPROJECT = Template(
+    """[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "$name"
+version = "0.1.0"
+description = "A forge plugin of the kind $kind"
+requires-python = ">=3.11"
+dependencies = ["forge-kernel"]
+
+[project.optional-dependencies]
+dev = ["pytest", "ruff", "mypy"]
+
+[project.entry-points."forge_kernel.plugins"]
+"$kind.$module" = "$module.plugin:$cls"
+
+[tool.setuptools.packages.find]
+where = ["src"]
+
+[tool.setuptools.package-data]
+$module = ["py.typed"]
+
+[tool.ruff]
+line-length = 100
+src = ["src"]
+
+[tool.ruff.lint]
+select = ["E", "F", "W", "I", "UP", "B", "D1"]
+
+[tool.ruff.lint.per-file-ignores]
+"tests/**" = ["D", "F403"]
+
+[tool.mypy]
+strict = true
+packages = ["$module"]
+mypy_path = "src"
+
+[tool.pytest.ini_options]
+forge_distributions = ["$name"]
+"""
+)
+
+_TEST = Template(
+    '''"""The plugin is found and does what it says."""
+
+from __future__ import annotations
+
+import pytest
+from forge_kernel.catalog import Catalog
+from forge_kernel.plugin import Kind
+
+from $module.plugin import $cls, ${cls}Config
+
+
+def test_the_catalogue_finds_it() -> None:
+    assert Catalog.installed().load(Kind.$kind_member, "$module") is $cls
+
+
+def test_its_setting_has_a_default() -> None:
+    assert ${cls}Config().$setting == pytest.approx(1.0)
+'''
+)
+
+_CONTRACTS = '''"""The battery that every plugin passes."""
+
+from forge_kernel.testing.contracts import *
+'''
+
+_README = Template(
+    """# $name
+
+A [forge](https://pypi.org/project/forge-kernel) plugin of the kind `$kind`.
+
+    pip install -e .[dev]
+    pytest
+    forge plugins $module
+
+In a pipeline: `$example`
+"""
+)
+
+
+def _used(body: str, names: dict[str, str]) -> list[str]:
+    return [line for word, line in names.items() if word in body]
+
+
+def package_files(name: str, module: str, kind: str) -> dict[str, str]:
+    """The files of a new package by relative path.
+
+    Args:
+        name: of the distribution.
+        module: the importable name; also the plugin's name.
+        kind: one of `KINDS`.
+    """
+    template = KINDS[kind]
+    cls = "".join(part.capitalize() for part in module.split("_"))
+    std = _used(
+        template.body,
+        {"Mapping[": "from collections.abc import Mapping\n", "Path": "from pathlib import Path\n"},
+    )
+    order = sorted([*std, "from dataclasses import dataclass\n"])
+    typing_names = ["Annotated", *(["Any"] if "Any" in template.body else [])]
+    if template.typing:
+        typing_names.insert(0, "TYPE_CHECKING")
+    checked = ""
+    if template.typing:
+        checked = f"\nif TYPE_CHECKING:\n{template.typing}"
+        if "functional" in template.typing:
+            checked += 'else:\n    functional = LazyModule("torch.nn.functional")\n'
+    api = ["Kind", "PluginInfo", *template.imports.split(", ")]
+    values = {
+        "name": name,
+        "module": module,
+        "kind": kind,
+        "kind_member": kind.upper(),
+        "cls": cls,
+        "title": name.replace("-", " ").capitalize(),
+        "std": "".join(order),
+        "typing_names": ", ".join(
+            sorted(typing_names, key=lambda word: (word != "TYPE_CHECKING", word))
+        ),
+        "api_names": ", ".join([*sorted(api), "hookimpl"]),
+        "checked": checked,
+        "setting": template.setting,
+        "about": template.about,
+        "body": template.body,
+        "example": _example(kind, module),
+    }
+    return {
+        "pyproject.toml": _PYPROJECT.substitute(values),
+        "README.md": _README.substitute(values),
+        f"src/{module}/__init__.py": f'"""{values["title"]}."""\n',
+        f"src/{module}/py.typed": "",
+        f"src/{module}/plugin.py": _MODULE.substitute(values),
+        "tests/test_plugin.py": _TEST.substitute(values),
+        "tests/test_contracts.py": _CONTRACTS,
+    }
+
+
+def _example(kind: str, module: str) -> str:
+    use = f"{{use: {module}, with: {{scale: 1.0}}}}"
+    return f"{kind}: {use}" if kind in ("loss", "schedule") else f"{kind}: [{use}]"
+
+
+def pipeline_text(name: str) -> str:
+    """A commented pipeline: a shipped one that is marked as the template, under a new name.
+
+    Raises:
+        ConfigError: no installed distribution ships one.
+    """
+    for file in shipped_pipelines().values():
+        text = file.read_text(encoding="utf-8")
+        if "# template: forge new pipeline" in text:
+            return text.replace("# template: forge new pipeline\n", "").replace("TEMPLATE", name)
+    raise ConfigError([Fault("no installed distribution ships a pipeline template")])
