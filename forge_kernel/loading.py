@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path as FilePath
@@ -14,10 +16,16 @@ import msgspec
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.check import check, plugin_at
-from forge_kernel.config.document import Document, Path, look_up, show_path, walk
+from forge_kernel.config.document import Document, Path, look_up, show_path, show_word, walk
 from forge_kernel.config.layers import apply_settings, read_layers, without_nulls
-from forge_kernel.config.pipeline import PipelineConfig, pipeline_from_data, takes_many
-from forge_kernel.config.schema import bind_config, config_data, pipeline_schema
+from forge_kernel.config.pipeline import (
+    PipelineConfig,
+    RunConfig,
+    notes_in,
+    takes_many,
+    uses_in,
+)
+from forge_kernel.config.schema import bind_config, config_data, config_schema, pipeline_schema
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.config.use import Use
 from forge_kernel.errors import ConfigError, Fault, Mark, PluginError
@@ -46,13 +54,14 @@ def find_pipeline(name: str) -> FilePath:
         ConfigError: neither.
     """
     file = FilePath(name)
-    if "\0" not in name and (file.suffix in (".yaml", ".yml") or "/" in name or file.exists()):
+    looks_like_a_path = file.suffix in (".yaml", ".yml") or "/" in name
+    if "\0" not in name and (looks_like_a_path or os.path.exists(name)):
         return file
     shipped = shipped_pipelines()
     if name in shipped:
         return shipped[name]
     hints = (*did_you_mean(name, shipped), f"shipped pipelines: {', '.join(sorted(shipped))}")
-    message = f"there is no file '{name}' and no shipped pipeline of that name"
+    message = f"there is no file '{show_word(name)}' and no shipped pipeline of that name"
     raise ConfigError([Fault(message, hints=hints)])
 
 
@@ -86,6 +95,12 @@ def _named(document: Document, kinds_inside: Mapping[Kind, bool]) -> list[tuple[
     return found
 
 
+def _load_fault(document: Document, path: Path, error: PluginError) -> Fault:
+    """The fault of a plugin that cannot be used, where the document names it."""
+    fault = error.faults[0]
+    return Fault(fault.message, show_path(path), document.mark(path), fault.hints)
+
+
 def load_named(
     document: Document, catalog: Catalog
 ) -> tuple[dict[tuple[Kind, str], type[Any]], list[Fault]]:
@@ -103,14 +118,13 @@ def load_named(
             if (kind, name) in classes or path in faults or name not in catalog.names(kind):
                 continue  # an unknown name is the schema's to tell, with the nearest one
             try:
-                classes[kind, name] = catalog.load(kind, name)
+                found = catalog.load(kind, name)
+                config_schema(found.info.config, found.info.key)  # that it has one
             except PluginError as error:
-                fault = error.faults[0]
-                faults[path] = Fault(
-                    fault.message, show_path(path), document.mark(path), fault.hints
-                )
+                faults[path] = _load_fault(document, path, error)
                 continue
-            for nested in _nested_kinds(classes[kind, name].info.config):
+            classes[kind, name] = found
+            for nested in _nested_kinds(found.info.config):
                 inside[nested] = True
         if (len(classes), len(inside)) == before:
             break
@@ -130,19 +144,37 @@ def compose_schema(
 
 def _bind_fault(document: Document, path: Path, error: msgspec.ValidationError) -> Fault:
     """A contradiction that only the configuration object knows."""
-    message, _, where = str(error).partition(" - at `$")
-    inner: list[str | int] = [
-        int(index) if index else name
-        for name, index in re.findall(r"\.([A-Za-z_]\w*)|\[(\d+)\]", where)
-    ]
+    message, inside = str(error), re.search(r" - at `\$([^`]*)`$", str(error))
+    inner: list[str | int] = []
+    if inside is not None:
+        message = message[: inside.start()]
+        steps = re.findall(r"\.([A-Za-z_]\w*)|\[(\d+)\]", inside[1])
+        inner = [int(index) if index else name for name, index in steps]
     full = (*path, *inner)
     found = plugin_at(document.data, (*path, "")) if path[-1:] == ("with",) else None
     hints = (f"see: forge plugins {found[1]}",) if found else ()
     return Fault(message, show_path(full), document.mark(full), hints)
 
 
+def _bind_settings(config: type[Any], values: Any) -> Any:
+    """The settings of one plugin; a default of a composite may be bound already.
+
+    Raises:
+        msgspec.ValidationError: they contradict each other, or the plugin's own check failed.
+    """
+    if isinstance(values, config):
+        return values
+    try:
+        return bind_config(config, values)
+    except msgspec.ValidationError:
+        raise
+    except Exception as error:  # a check of a plugin may raise anything
+        message = f"{config.__name__} cannot be made: {type(error).__name__}: {error}"
+        raise msgspec.ValidationError(message) from error
+
+
 def _bind_use(
-    document: Document, path: Path, use: Use[Any], classes: Mapping[tuple[Kind, str], type[Any]]
+    document: Document, path: Path, use: Use[Any], catalog: Catalog
 ) -> tuple[Use[Any], list[Fault]]:
     """Bind the settings of one plugin and of those nested in it."""
     faults: list[Fault] = []
@@ -151,9 +183,12 @@ def _bind_use(
     order: list[tuple[Path, Use[Any]]] = []
     while todo:
         where, current = todo.pop()
-        config = classes[current.kind, current.name].info.config
         try:
-            bound[where] = bind_config(config, current.config)
+            config = catalog.load(current.kind, current.name).info.config
+            bound[where] = _bind_settings(config, current.config)
+        except PluginError as error:  # named by a composite's default, not by the document
+            faults.append(_load_fault(document, (*where, "use"), error))
+            continue
         except msgspec.ValidationError as error:
             faults.append(_bind_fault(document, (*where, "with"), error))
             continue
@@ -179,27 +214,39 @@ def nested_uses(config: Any) -> list[tuple[Path, Use[Any]]]:
         value = getattr(config, field.name)
         if isinstance(value, Use):
             found.append(((field.name,), value))
-        elif isinstance(value, tuple | list):
+        else:
             found += [
-                ((field.name, index), item)
-                for index, item in enumerate(value)
-                if isinstance(item, Use)
+                ((field.name, key), item) for key, item in _items(value) if isinstance(item, Use)
             ]
     return found
 
 
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The entries of a list or mapping by index or key; of anything else, none."""
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, tuple | list) else ()
+
+
 def replace_uses(config: Any, parts: Mapping[Path, Any]) -> Any:
-    """The configuration object with its nested plugins replaced, path by path."""
+    """The configuration object with its nested plugins replaced, path by path.
+
+    Its cross-field checks do not run again: they read settings, and a part may be an instance.
+    """
     changed: dict[str, Any] = {}
     for path, part in parts.items():
         name = str(path[0])
         if len(path) == 1:
             changed[name] = part
-        else:
-            entries = list(changed.get(name, getattr(config, name)))
-            entries[int(path[1])] = part
-            changed[name] = tuple(entries)
-    return replace(config, **changed) if changed else config
+            continue
+        entries = changed.setdefault(name, dict(_items(getattr(config, name))))
+        entries[path[1]] = part
+    new = copy.copy(config)
+    for name, value in changed.items():
+        was_mapping = isinstance(getattr(config, name), Mapping)
+        is_list = isinstance(value, dict) and not was_mapping
+        object.__setattr__(new, name, tuple(value.values()) if is_list else value)
+    return new
 
 
 def check_document(
@@ -220,34 +267,57 @@ def check_document(
     """
     without_nulls(document)
     classes, faults = load_named(document, catalog)
+    schema = compose_schema(catalog, classes, live)
+    faults += check(document, schema, _advice_of(document, classes))
+    run, found = _bind_run(document, faults)
+    named: dict[str, Any] = {}
+    for path, kind, use in uses_in(document.data):
+        if not _is_clean(path, faults):
+            continue
+        bound, contradictions = _bind_use(document, path, use, catalog)
+        found += contradictions
+        named[kind.value] = (*named.get(kind.value, ()), bound) if takes_many(kind) else bound
+    if faults or found:
+        raise ConfigError([*faults, *found])
+    assert run is not None, "a run without a fault is bound"
+    return PipelineConfig(run=run, notes=notes_in(document.data), **named)
+
+
+def _is_clean(path: Path, faults: Iterable[Fault]) -> bool:
+    """Whether the part at `path` can be bound: no fault is in it."""
+    place = show_path(path)
+    inside = (f"{place}.", f"{place}[")
+    return not any(fault.path == place or fault.path.startswith(inside) for fault in faults)
+
+
+def _bind_run(document: Document, faults: Iterable[Fault]) -> tuple[RunConfig | None, list[Fault]]:
+    if not _is_clean(("run",), faults):
+        return None, []
+    try:
+        return bind_config(RunConfig, document.data["run"]), []
+    except msgspec.ValidationError as error:
+        return None, [_bind_fault(document, ("run",), error)]
+
+
+def _advice_of(
+    document: Document, classes: Mapping[tuple[Kind, str], type[Any]]
+) -> Callable[[Path, Mapping[str, Any]], str | None]:
+    """What plugins say about settings that are wrong in a way they know."""
 
     def advice(path: Path, values: Mapping[str, Any]) -> str | None:
         name = str(look_up(document.data, (*path, "use")))
-        for (_, known), found in classes.items():
-            if known == name and hasattr(found.info.config, "advice"):
-                hint = found.info.config.advice(values)
+        top = str(path[0]) if "with" not in path else None  # a nested part may be of any kind
+        for (kind, known), found in classes.items():
+            ask = getattr(found.info.config, "advice", None)
+            if known == name and top in (None, kind) and ask is not None:
+                try:
+                    hint = ask(values)
+                except Exception as error:  # noqa: BLE001  a plugin's code may raise anything
+                    hint = f"(the advice of {name} failed: {type(error).__name__}: {error})"
                 return None if hint is None else str(hint)
         return None
 
-    faults += check(document, compose_schema(catalog, classes, live), advice)
-    if faults:
-        raise ConfigError(faults)
-    try:
-        pipeline = pipeline_from_data(document.data)
-    except msgspec.ValidationError as error:
-        raise ConfigError([_bind_fault(document, ("run",), error)]) from error
-    changed: dict[str, Any] = {}
-    for path, kind, use in pipeline.entries():
-        bound, found = _bind_use(document, path, use, classes)
-        faults += found
-        if takes_many(kind):
-            changed.setdefault(kind.value, []).append(bound)
-        else:
-            changed[kind.value] = bound
-    if faults:
-        raise ConfigError(faults)
-    lists = {key: tuple(value) for key, value in changed.items() if isinstance(value, list)}
-    return replace(pipeline, **{**changed, **lists})
+    return advice
 
 
 def read_document(name: str | FilePath, settings: Sequence[str] = ()) -> Document:

@@ -16,7 +16,7 @@ from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.config.use import Use
 from forge_kernel.errors import Fault, Mark, PlanError
-from forge_kernel.loading import nested_uses
+from forge_kernel.loading import check_pipeline, nested_uses
 from forge_kernel.order import CycleError, stable_order
 from forge_kernel.plugin import RULES, SINGLE_ANSWERS, Kind, Order, PluginInfo, facts
 
@@ -79,35 +79,57 @@ class Plan:
         }
 
 
+def _implementations(plugin: Any) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The hooks that a class or instance implements: name, function and pluggy's options."""
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    found: list[tuple[str, Any, dict[str, Any]]] = []
+    for name in dir(cls):
+        function = inspect.getattr_static(cls, name)
+        options = getattr(function, f"{hookspecs.PROJECT}_impl", None)
+        if isinstance(options, dict):
+            found.append((options.get("specname") or name, function, options))
+    return found
+
+
 def implemented_hooks(plugin: Any) -> dict[str, dict[str, Any]]:
     """The hooks that a class or instance implements, with pluggy's options."""
-    cls = plugin if inspect.isclass(plugin) else type(plugin)
-    found: dict[str, dict[str, Any]] = {}
-    for name in dir(cls):
-        options = getattr(inspect.getattr_static(cls, name), f"{hookspecs.PROJECT}_impl", None)
-        if isinstance(options, dict):
-            found[options.get("specname") or name] = options
+    return {hook: options for hook, _, options in _implementations(plugin)}
+
+
+def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a hook asks for that the bus does not do: messages, each with a hint or none."""
+    found: list[tuple[str, str]] = []
+    asked = [key for key in ("tryfirst", "trylast", "hookwrapper", "wrapper") if options[key]]
+    if asked:
+        hint = "order is set by Order(before=..., after=...) in the plugin's info"
+        found.append((f"{', '.join(asked)} is not supported", hint))
+    plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
+        found.append(("a hook cannot be async: nobody would await it", ""))
+    for parameter in inspect.signature(plain).parameters.values():
+        if parameter.default is not inspect.Parameter.empty:
+            found.append((f"'{parameter.name}' has a default, which is never used", ""))
+        elif parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            found.append((f"'{parameter}' cannot be passed: name the arguments one by one", ""))
     return found
 
 
 def _check_signatures(plugin: type[Any], label: str, mark: Mark | None) -> list[Fault]:
     """Hooks that do not exist, take unknown arguments or ask for what the bus does not do."""
     faults: list[Fault] = []
-    for name, options in implemented_hooks(plugin).items():
+    seen: set[str] = set()
+    for name, function, options in _implementations(plugin):
         if name not in HOOKS:
             hints = did_you_mean(name, HOOKS)
             faults.append(Fault(f"{label}: there is no hook '{name}'", "", mark, hints))
             continue
-        asked = [key for key in ("tryfirst", "trylast", "hookwrapper", "wrapper") if options[key]]
-        if asked:
-            message = f"{label}.{name}: {', '.join(asked)} is not supported"
-            hint = "order is set by Order(before=..., after=...) in the plugin's info"
-            faults.append(Fault(message, "", mark, (hint,)))
-        function = inspect.getattr_static(plugin, options.get("specname") or name)
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.default is not inspect.Parameter.empty:
-                message = f"{label}.{name}: '{parameter.name}' has a default, which is never used"
-                faults.append(Fault(message, "", mark))
+        if name in seen:
+            faults.append(Fault(f"{label}: {name} is answered by two of its methods", "", mark))
+        seen.add(name)
+        faults += [
+            Fault(f"{label}.{name}: {wrong}", "", mark, (hint,) if hint else ())
+            for wrong, hint in _wrong_with(function, options)
+        ]
     if faults:
         return faults
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -169,7 +191,7 @@ class _Planner:
     def _add(
         self, path: Path, plugin: Any, config: Any, origin: str, instance: Any, parent: Path | None
     ) -> None:
-        info: PluginInfo = (instance or plugin).info
+        info: PluginInfo = (plugin if instance is None else instance).info
         if not any(entry.plugin is plugin for entry in self.entries):
             label = f"{info.key} ({origin})"
             self.faults += _check_signatures(plugin, label, self.mark(path))
@@ -197,15 +219,18 @@ class _Planner:
         implemented = set(implemented_hooks(entry.plugin))
         for hook in rule.answers:
             if hook not in implemented:
-                self.fault(f"{entry.label}: a plugin of the kind {kind} must answer {hook}")
+                message = f"{entry.label}: a plugin of the kind {kind} must answer {hook}"
+                self.fault(message, entry.path)
         owners = {hook: owner for owner in Kind for hook in RULES[owner].answers}
         for hook in sorted(implemented & SINGLE_ANSWERS):
             if hook in owners and owners[hook] is not kind:
-                self.fault(f"{entry.label}: {hook} is answered by the kind {owners[hook]} alone")
+                message = f"{entry.label}: {hook} is answered by the kind {owners[hook]} alone"
+                self.fault(message, entry.path)
         if kind is Kind.OBSERVERS:
             for hook in sorted(implemented & set(HOOKS)):
                 if not hook.startswith("on_") and hook != "measure":
-                    self.fault(f"{entry.label}: an observer only watches, it cannot {hook}")
+                    message = f"{entry.label}: an observer only watches, it cannot {hook}"
+                    self.fault(message, entry.path)
 
     def check_single_answers(self) -> None:
         """At most one plugin answers a `compute_*` or `make_*` hook."""
@@ -218,14 +243,14 @@ class _Planner:
 
     def check_facts(self) -> None:
         """What plugins require, provide and cannot stand beside."""
-        provided: dict[str, str] = {"figure:loss": "the kernel"}
+        provided: dict[str, list[Path]] = {"figure:loss": [()]}  # by the kernel itself
         for entry in self.entries:
-            for fact in facts(entry.info.provides, entry.config):
-                provided.setdefault(fact, entry.label)
-        keys = {entry.info.key: entry for entry in self.entries}
+            for fact in self._facts(entry, "provides"):
+                provided.setdefault(fact, []).append(entry.path)
         for entry in self.entries:
-            for fact in facts(entry.info.requires, entry.config):
-                if fact in provided or self._met_live(fact):
+            for fact in self._facts(entry, "requires"):
+                by_others = [path for path in provided.get(fact, ()) if path != entry.path]
+                if by_others or self._met_live(fact):
                     continue
                 topic = fact.partition(":")[0]
                 known = sorted(name for name in provided if name.startswith(f"{topic}:"))
@@ -233,16 +258,26 @@ class _Planner:
                     f"this run has: {', '.join(known) or 'nothing of the sort'}",
                 )
                 self.fault(f"{entry.info.name} needs '{fact}'", entry.path, *hints)
+            others = {other.info.key for other in self.entries if other is not entry}
             for key in entry.info.conflicts:
-                if key in keys:
+                if key in others:
                     self.fault(
                         f"{entry.info.key} cannot run beside {key}", entry.path, "keep one of them"
                     )
 
+    def _facts(self, entry: Planned, sense: str) -> tuple[str, ...]:
+        """What a plugin provides or requires with its settings."""
+        try:
+            return facts(getattr(entry.info, sense), entry.config)
+        except Exception as error:  # noqa: BLE001  a plugin's function may raise anything
+            why = f"{type(error).__name__}: {error}"
+            self.fault(f"{entry.label}: its `{sense}` cannot be told: {why}", entry.path)
+            return ()
+
     def _met_live(self, fact: str) -> bool:
         """Live objects do not say what they provide: a missing fact shows when they are used."""
         kind = {"data": Kind.DATA, "model": Kind.MODEL}.get(fact.partition(":")[0])
-        return any(entry.info.kind is kind and entry.instance for entry in self.entries)
+        return any(entry.info.kind is kind and entry.instance is not None for entry in self.entries)
 
     def ordered(self) -> list[Planned]:
         """Kinds in canonical order, entries in file order, `before` / `after` within a kind."""
@@ -255,15 +290,17 @@ class _Planner:
                 order: Order = entry.info.order
                 self._check_order_names(entry, order, kind)
                 for other_key, other in by_id.items():
-                    if other.info.name in order.after:
+                    names = {other.info.name, other.info.key}
+                    if names & set(order.after) and other_key not in after[key]:
                         after[key].append(other_key)
-                    if other.info.name in order.before:
+                    if names & set(order.before) and key not in after[other_key]:
                         after[other_key].append(key)
             try:
                 sorted_keys = stable_order(list(by_id), after)
             except CycleError as error:
                 ring = " -> ".join(by_id[key].info.name for key in error.cycle)
-                self.fault(f"the order of {kind} is a ring: {ring} (each must follow the next)")
+                message = f"the order of {kind} is a ring: {ring} (each must follow the next)"
+                self.fault(message, by_id[error.cycle[0]].path)
                 sorted_keys = list(by_id)
             for key in sorted_keys:
                 entry = by_id[key]
@@ -306,16 +343,21 @@ def plan(
     """Decide a run.
 
     Args:
-        pipeline: with bound settings (`load_pipeline`).
+        pipeline: as `load_pipeline` gives it; one that a program built is checked first.
         catalog: plugins to choose from; the installed ones otherwise.
         plugins: plugin objects handed in, beside those that the pipeline names.
         document: where the pipeline was read from, for the places of faults.
 
     Raises:
+        ConfigError: the pipeline was built by a program, and its settings are wrong.
         PlanError: with all faults at once.
         PluginError: a named plugin cannot be loaded.
     """
-    planner = _Planner(pipeline, catalog or Catalog.installed(), document)
+    catalog = catalog or Catalog.installed()
+    if any(isinstance(use.config, Mapping) for _, _, use in pipeline.entries()):
+        live = {plugin.info.kind for plugin in plugins if hasattr(plugin, "info")}
+        pipeline = check_pipeline(pipeline, catalog, live)
+    planner = _Planner(pipeline, catalog, document)
     planner.add_named()
     planner.add_live(plugins)
     planner.check_kinds()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import jsonschema
-from jsonschema.exceptions import ValidationError
-from jsonschema.validators import extend
+from jsonschema import validators
 
-from forge_kernel.config.document import Document, Path, look_up, show_path
-from forge_kernel.config.spelling import did_you_mean
+from forge_kernel.config.document import Document, Path, look_up, show_path, show_word
+from forge_kernel.config.spelling import did_you_mean, nearest
+from forge_kernel.config.yaml_file import resolve
 from forge_kernel.errors import Fault
+
+Error = Any
+"""jsonschema's ValidationError, whose parts are of any type."""
 
 _TYPES: Final = {
     "number": "a number",
@@ -29,9 +33,23 @@ def _is_integer(_: Any, value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)  # 4.0 is no integer, as bound
 
 
-_Validator: Final = extend(
+def _is_number(_: Any, value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pattern(_: Any, pattern: str, value: Any, __: Any) -> Iterator[Error]:
+    """`$` is the end of the text, as JSON Schema has it; Python's stands before a last line end."""
+    if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+        yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+_extend: Final[Callable[..., Any]] = validators.extend
+_Validator: Final = _extend(
     jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+    {"pattern": _pattern},
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": _is_integer, "number": _is_number}
+    ),
 )
 
 
@@ -47,16 +65,16 @@ def show_value(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _leaves(error: ValidationError) -> list[ValidationError]:
+def _leaves(error: Error) -> list[Error]:
     """The faults that an alternative (`anyOf`) hides, from the branch that was meant."""
-    found: list[ValidationError] = []
+    found: list[Error] = []
     stack = [error]
     while stack:
         current = stack.pop()
         if current.validator != "anyOf" or not current.context:
             found.append(current)
             continue
-        branches: dict[Any, list[ValidationError]] = {}
+        branches: dict[Any, list[Error]] = {}
         for inner in current.context:
             branches.setdefault(inner.relative_schema_path[0], []).append(inner)
         meant = [
@@ -72,21 +90,35 @@ def _leaves(error: ValidationError) -> list[ValidationError]:
 
 
 def _type_hints(wanted: set[str], value: Any) -> tuple[str, ...]:
-    if "boolean" in wanted and isinstance(value, str):
-        words = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false"}
-        meant = words.get(value.lower())
-        return (f"write {meant}",) if meant else ()
-    if wanted & {"number", "integer"} and isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return ()
-        return (f"write {value.replace('_', '').strip()} without quotes or underscores",)
-    if wanted == {"integer"} and isinstance(value, float) and value.is_integer():
-        return (f"write {int(value)}",)
-    if wanted == {"array"} and isinstance(value, Mapping):
-        return ("start each entry with `- `",)
-    return ()
+    meant: str | None = None
+    if "boolean" in wanted and isinstance(value, str | int | float):
+        meant = _TRUTHS.get(str(value).lower())
+    elif wanted & {"number", "integer"} and isinstance(value, str):
+        meant = _number_meant(value)
+    elif wanted == {"integer"} and isinstance(value, float) and value.is_integer():
+        meant = str(int(value))
+    elif wanted == {"string"} and isinstance(value, int | float):
+        meant = "it in quotes"
+    elif wanted == {"array"}:
+        meant = "`- ` before each entry" if isinstance(value, Mapping) else "a list: [a, b]"
+    return (f"write {meant}",) if meant else ()
+
+
+_TRUTHS: Final = {
+    "yes": "true", "on": "true", "y": "true", "1": "true", "true": "true without quotes",
+    "no": "false", "off": "false", "n": "false", "0": "false", "false": "false without quotes",
+}  # fmt: skip
+
+
+def _number_meant(text: str) -> str | None:
+    """How a number that was written as text is to be written, if it is one at all."""
+    meant = text.replace("_", "").strip()
+    try:
+        found = resolve(meant)
+    except ValueError:
+        return None
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return f"{meant} without quotes or underscores" if is_number else None
 
 
 _BOUNDS: Final = {
@@ -97,7 +129,7 @@ _BOUNDS: Final = {
 }
 
 
-def _branch_types(error: ValidationError) -> list[str]:
+def _branch_types(error: Error) -> list[str]:
     branches = error.schema.get("anyOf", [error.schema])
     found: list[str] = []
     for branch in branches:
@@ -106,7 +138,17 @@ def _branch_types(error: ValidationError) -> list[str]:
     return found
 
 
-def _message(error: ValidationError) -> tuple[str, tuple[str, ...]]:
+def _use_hints(error: Error) -> tuple[str, ...]:
+    """What to write where a plugin is named in another form."""
+    if error.validator != "type" or "use" not in error.schema.get("properties", ()):
+        return ()
+    if isinstance(error.instance, list):
+        return ("there is one of this kind only: {use: name, with: {...}}, without `- `",)
+    name = error.instance if isinstance(error.instance, str) else "name"
+    return (f"write {{use: {show_word(name)}}}",)
+
+
+def _message(error: Error) -> tuple[str, tuple[str, ...]]:
     """What is wrong and how to mend it."""
     value, rule, bound = error.instance, error.validator, error.validator_value
     shown = show_value(value)
@@ -115,13 +157,15 @@ def _message(error: ValidationError) -> tuple[str, tuple[str, ...]]:
     if rule in ("type", "anyOf"):
         wanted = _branch_types(error)
         words = " or ".join(_TYPES.get(name, name) for name in dict.fromkeys(wanted))
-        hints = _type_hints(set(wanted) - {"null"}, value)
+        hints = _use_hints(error) or _type_hints(set(wanted) - {"null"}, value)
         return f"must be {words or 'one of the forms allowed'}, not {shown}", hints
     if rule in ("enum", "const"):
         allowed = [bound] if rule == "const" else list(bound)
         listed = ", ".join(str(choice) for choice in allowed) or "nothing (none is installed)"
         hints = (f"allowed: {listed}",)
-        if isinstance(value, str):
+        if isinstance(value, str) and value in [str(choice) for choice in allowed]:
+            hints = (f"write {value} without quotes", *hints)  # a number was meant
+        elif isinstance(value, str):
             hints = did_you_mean(value, [str(choice) for choice in allowed]) + hints
         return f"{shown} is not known here", hints
     if rule == "pattern":
@@ -130,14 +174,12 @@ def _message(error: ValidationError) -> tuple[str, tuple[str, ...]]:
         sense = "at least" if rule.startswith("min") else "at most"
         what = "entries" if rule.endswith("Items") else "letters"
         return f"must have {sense} {bound} {what}, not {len(value)}", ()
-    if rule == "uniqueItems":
-        return "has an entry twice", ()
-    return error.message, ()
+    return "has an entry twice" if rule == "uniqueItems" else str(error.message), ()
 
 
-def _about(error: ValidationError) -> str:
+def _about(error: Error) -> str:
     """The description that the schema gives the setting, if any."""
-    current: ValidationError | None = error
+    current: Error = error
     while current is not None:
         if isinstance(current.schema, Mapping) and current.schema.get("description"):
             inside_use = "use" in current.schema.get("properties", ())
@@ -167,12 +209,14 @@ class _Teller:
     def __init__(self, document: Document) -> None:
         self.document = document
 
-    def tell(self, error: ValidationError) -> list[Fault]:
+    def tell(self, error: Error) -> list[Fault]:
         path: Path = tuple(error.absolute_path)
         if error.validator == "additionalProperties":
             return [self._unknown(error, path, key) for key in self._extra(error)]
         if error.validator == "required":
             missing = next(name for name in error.validator_value if f"'{name}'" in error.message)
+            if self._is_misspelt(error, missing):
+                return []
             return [self._missing(error, path, missing)]
         message, hints = _message(error)
         about = _about(error)
@@ -180,8 +224,14 @@ class _Teller:
             message = f"{message} ({about})"
         return [Fault(message, show_path(path), self.document.mark(path), hints + self._see(path))]
 
+    @classmethod
+    def _is_misspelt(cls, error: Error, missing: str) -> bool:
+        """Whether the missing key stands there under a misspelt name, which is told as such."""
+        known = list(error.schema.get("properties", {}))
+        return any(nearest(key, known, 1) == [missing] for key in cls._extra(error))
+
     @staticmethod
-    def _extra(error: ValidationError) -> list[str]:
+    def _extra(error: Error) -> list[str]:
         known = error.schema.get("properties", {})
         patterns = error.schema.get("patternProperties", {})
         return [
@@ -190,21 +240,21 @@ class _Teller:
             if key not in known and not any(re.search(pattern, key) for pattern in patterns)
         ]
 
-    def _unknown(self, error: ValidationError, path: Path, key: str) -> Fault:
+    def _unknown(self, error: Error, path: Path, key: str) -> Fault:
         known = list(error.schema.get("properties", {}))
         hints = did_you_mean(key, known)
-        if not hints and {"use", "with"} == set(known):
-            hints = ("a plugin's settings stand under `with`",)
+        if {"use", "with"} == set(known):
+            hints += ("a plugin's settings stand under `with`",)
         hints += (f"allowed: {', '.join(known) or 'no settings'}",)
         full = (*path, key)
         return Fault(
-            f"the key '{key}' is not known here",
+            f"the key '{show_word(key)}' is not known here",
             show_path(full),
             self.document.key_mark(full),
             hints + self._see(path),
         )
 
-    def _missing(self, error: ValidationError, path: Path, key: str) -> Fault:
+    def _missing(self, error: Error, path: Path, key: str) -> Fault:
         schema = error.schema.get("properties", {}).get(key, {})
         about = schema.get("description", "") if isinstance(schema, Mapping) else ""
         hints = (f"{key}: {about}",) if about else ()
@@ -231,16 +281,29 @@ def check(document: Document, schema: Mapping[str, Any], advice: Advice) -> list
     teller = _Teller(document)
     faults: list[Fault] = []
     advised: set[Path] = set()
-    errors: Iterable[ValidationError] = _Validator(schema).iter_errors(document.data)
-    for error in errors:
-        for leaf in _leaves(error):
-            for fault in teller.tell(leaf):
-                faults.append(_advise(fault, leaf, document, advice, advised))
+    for error in _one_for_each_value(_Validator(schema).iter_errors(document.data)):
+        faults += [_advise(fault, error, document, advice, advised) for fault in teller.tell(error)]
     return faults
 
 
+def _one_for_each_value(errors: Iterable[Error]) -> list[Error]:
+    """One error for each value, that of its type before others; every error of its keys."""
+    found: list[Error] = []
+    at: dict[Path, int] = {}
+    for leaf in [leaf for error in errors for leaf in _leaves(error)]:
+        path = tuple(leaf.absolute_path)
+        if leaf.validator in ("additionalProperties", "required"):
+            found.append(leaf)
+        elif path not in at:
+            at[path] = len(found)
+            found.append(leaf)
+        elif leaf.validator == "type" and found[at[path]].validator != "type":
+            found[at[path]] = leaf
+    return found
+
+
 def _advise(
-    fault: Fault, error: ValidationError, document: Document, advice: Advice, advised: set[Path]
+    fault: Fault, error: Error, document: Document, advice: Advice, advised: set[Path]
 ) -> Fault:
     found = plugin_at(document.data, tuple(error.absolute_path))
     if found is None or found[0] in advised:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
@@ -10,6 +11,7 @@ from typing import Any, Final
 from forge_kernel.config.document import Document, Path, look_up, show_path
 from forge_kernel.config.yaml_file import parse_yaml, read_yaml
 from forge_kernel.errors import ConfigError, Fault, Mark
+from forge_kernel.plugin import Kind
 
 MAX_LAYERS: Final = 8
 _STEP: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,4})\]")
@@ -54,12 +56,13 @@ def read_layers(file: FilePath) -> Document:
     current: FilePath | None = file
     asked: Mark | None = None
     while current is not None:
-        real = current.resolve()
+        real = FilePath(os.path.realpath(current))  # resolve() fails on a link to itself
         if real in seen or len(layers) >= MAX_LAYERS:
-            why = "extends itself" if real in seen else f"is layer {MAX_LAYERS + 1}"
+            many = f"is one layer too many: at most {MAX_LAYERS} files"
+            why = "extends itself" if real in seen else many
             raise ConfigError([Fault(f"{current} {why}", "extends", asked)])
         seen.append(real)
-        if asked is not None and not current.is_file():
+        if asked is not None and not os.path.isfile(current):  # is_file() may raise
             raise ConfigError([Fault(f"there is no file {current}", "extends", asked)])
         document = read_yaml(current)
         layers.append(document)
@@ -102,7 +105,13 @@ def _parse_setting(text: str) -> tuple[Path, Document]:
     if not equals or path is None:
         message = "an override has the form key.key[0].key=value"
         raise ConfigError([Fault(message, mark=Mark(source))])
-    document = parse_yaml(f"value: {value}", source)
+    try:
+        document = parse_yaml(f"value: {value}", source)
+    except ConfigError as error:  # places in an argument are not worth telling
+        raise ConfigError(
+            [Fault(fault.message, show_path(path), Mark(source), fault.hints)
+             for fault in error.faults]
+        ) from error  # fmt: skip
     if set(document.data) != {"value"}:
         raise ConfigError([Fault("the value is not one value", mark=Mark(source))])
     for table in (document.values, document.keys):
@@ -126,6 +135,9 @@ def apply_settings(document: Document, settings: Sequence[str]) -> Document:
 
 def _apply(document: Document, path: Path, setting: Document) -> None:
     mark = setting.mark(())
+    if path[0] == "extends":
+        message = "only a file can say what it extends"
+        raise ConfigError([Fault(message, show_path(path), mark)])
     target: Any = document.data
     for depth, part in enumerate(path[:-1]):
         if isinstance(part, str) and isinstance(target, dict) and target.get(part) is None:
@@ -161,6 +173,7 @@ def _step(target: Any, part: str | int, path: Path, mark: Mark) -> Any:
 
 def without_nulls(document: Document) -> Document:
     """Take a plugin or section set to null as not being there (`--set quantizer=null`)."""
-    for key in [key for key, value in document.data.items() if value is None]:
-        del document.data[key]
+    for key in ("run", *(kind.value for kind in Kind)):
+        if key in document.data and document.data[key] is None:
+            del document.data[key]
     return document

@@ -63,9 +63,7 @@ class RunConfig:
     keep_checkpoints: Annotated[
         int, Meta(ge=2, description="newest checkpoints kept, beside those that a policy pins")
     ] = 2
-    accumulate: Annotated[
-        int, Meta(ge=1, description="micro-batches in one optimizer step")
-    ] = 1
+    accumulate: Annotated[int, Meta(ge=1, description="micro-batches in one optimizer step")] = 1
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
         Meta(description="arithmetic of the forward pass (autocast; fp16 scales the loss)"),
@@ -153,31 +151,26 @@ def takes_many(kind: Kind) -> bool:
     return RULES[kind].at_most is None
 
 
-def _use(kind: Kind, data: Mapping[str, Any]) -> Use[Any]:
-    return USE_OF_KIND[kind](data["use"], data.get("with") or {})
-
-
-def pipeline_from_data(data: Mapping[str, Any]) -> PipelineConfig:
-    """Bind checked data.
+def uses_in(data: Mapping[str, Any]) -> Iterator[tuple[Path, Kind, Use[Any]]]:
+    """The plugins that a file's data name, in canonical order; what has another form is left out.
 
     Args:
-        data: a mapping that the pipeline's schema accepts.
-
-    Raises:
-        msgspec.ValidationError: the run's settings contradict each other.
+        data: a pipeline's mapping, checked or not.
     """
-    import msgspec
-
-    found: dict[str, Any] = {}
     for kind in Kind:
         given = data.get(kind.value)
-        if isinstance(given, Mapping):
-            found[kind.value] = _use(kind, given)
-        elif given:
-            found[kind.value] = tuple(_use(kind, item) for item in given)
-    notes = {key: value for key, value in data.items() if key.startswith("x-")}
-    run = msgspec.convert(data.get("run", {}), RunConfig)
-    return PipelineConfig(run=run, notes=notes, **found)
+        items: list[tuple[Path, Any]] = [((kind.value,), given)]
+        if takes_many(kind):
+            listed = given if isinstance(given, list) else []
+            items = [((kind.value, index), item) for index, item in enumerate(listed)]
+        for path, item in items:
+            if isinstance(item, Mapping) and isinstance(item.get("use"), str):
+                yield path, kind, USE_OF_KIND[kind](item["use"], item.get("with") or {})
+
+
+def notes_in(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's own keys."""
+    return {key: value for key, value in data.items() if key.startswith("x-")}
 
 
 assert {kind.value for kind in Kind} <= {item.name for item in fields(PipelineConfig)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_origin
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from forge_kernel.config.document import walk
 from forge_kernel.config.pipeline import FORMAT, RunConfig, takes_many
 from forge_kernel.config.use import Use, plain
+from forge_kernel.errors import Fault, PluginError
 from forge_kernel.plugin import RULES, Kind
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -45,21 +47,28 @@ def config_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schem
 
     Returns:
         The schema, and inner definitions by their names under `$defs`.
+
+    Raises:
+        PluginError: a setting is of a type that has no schema.
     """
-    template = f"#/$defs/{name}/{{name}}"
-    _, parts = msgspec.json.schema_components(
-        [config], schema_hook=_schema_hook, ref_template=template
-    )
-    closed: dict[str, Schema] = {}
-    for title, part in parts.items():
-        closed[title] = copy.deepcopy(part)
-        for _, value in walk(closed[title]):
-            if isinstance(value, dict) and isinstance(value.get("properties"), dict):
-                value.setdefault("additionalProperties", False)
-    own = closed.pop(config.__name__)
-    own.setdefault("type", "object")
-    own.setdefault("additionalProperties", False)
-    return own, {f"{name}/{title}": part for title, part in closed.items()}
+    template = f"#/$defs/{name}:{{name}}"  # a slash would have to be escaped in a reference
+    try:
+        top, parts = msgspec.json.schema_components(
+            [config], schema_hook=_schema_hook, ref_template=template
+        )
+    except (TypeError, NotImplementedError, NameError) as error:
+        hint = "write a default plugin as field(default_factory=lambda: UseSchedule('constant'))"
+        hints = (hint,) if "Use" in str(error) else ()
+        message = f"the settings of {name} ({config.__name__}) have no schema: {error}"
+        raise PluginError([Fault(message, hints=hints)]) from error
+    closed = {title: copy.deepcopy(part) for title, part in parts.items()}
+    for part in closed.values():
+        if part.get("type") == "object" and "properties" in part:
+            part.setdefault("additionalProperties", False)
+    own = closed[top[0]["$ref"].removeprefix(f"#/$defs/{name}:")]
+    used = {part["$ref"] for _, part in walk(closed) if isinstance(part, dict) and "$ref" in part}
+    inner = {f"{name}:{title}": part for title, part in closed.items()}
+    return own, {title: part for title, part in inner.items() if f"#/$defs/{title}" in used}
 
 
 def bind_config(config: type[Any], values: Mapping[str, Any]) -> Any:
@@ -68,7 +77,20 @@ def bind_config(config: type[Any], values: Mapping[str, Any]) -> Any:
     Raises:
         msgspec.ValidationError: the values do not fit, or contradict each other.
     """
-    return msgspec.convert(dict(values), config, dec_hook=_decode_use)
+    bound = msgspec.convert(dict(values), config, dec_hook=_decode_use)
+    todo = [bound]
+    while todo:  # msgspec leaves defaults to the class, and then does not write them out either
+        value = todo.pop()
+        if is_dataclass(value):
+            parts = {field.name: getattr(value, field.name) for field in fields(value)}
+            for name, part in parts.items():
+                object.__setattr__(value, name, part)
+            todo += parts.values()
+        elif isinstance(value, tuple | list):
+            todo += value
+        elif isinstance(value, Mapping):
+            todo += value.values()
+    return bound
 
 
 def config_data(config: Any) -> dict[str, Any]:
@@ -91,7 +113,8 @@ def use_schema(kind: Kind, names: Iterable[str], known: Mapping[str, Schema]) ->
         then: Schema = {"properties": {"with": {"$ref": f"#/$defs/{kind}.{name}"}}}
         if schema.get("required"):
             then["required"] = ["with"]
-        rules.append({"if": {"properties": {"use": {"const": name}}}, "then": then})
+        named = {"properties": {"use": {"const": name}}, "required": ["use"]}
+        rules.append({"if": named, "then": then})
     found: Schema = {
         "type": "object",
         "description": RULES[kind].about,

@@ -6,6 +6,7 @@ wins silently, deep nesting kills the process), so only its parser of events is 
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from forge_kernel.config.document import Document, Path, show_path
+from forge_kernel.config.document import Document, Path, show_path, show_word
 from forge_kernel.errors import ConfigError, Fault, Mark
 
 MAX_BYTES: Final = 1 << 20
@@ -25,34 +26,68 @@ MAX_NODES: Final = 10_000
 _NULL: Final = re.compile(r"~|null|Null|NULL|")
 _TRUE: Final = re.compile(r"true|True|TRUE")
 _FALSE: Final = re.compile(r"false|False|FALSE")
-_INTEGER: Final = re.compile(r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}")
+_INTEGER: Final = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_MAX_DIGITS: Final = 40  # beyond 64 bits in any notation
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+_LINE_END: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what YAML takes for one
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def resolve(text: str) -> Any:
     """Read a plain scalar by the YAML 1.2 core schema.
 
     Raises:
-        ValueError: a number that is not finite or does not fit 64 bits.
+        ValueError: a number that is not finite, does not fit 64 bits or would be rounded to 0.
     """
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text) or _FALSE.fullmatch(text):
         return text[0] in "tT"
     if _INTEGER.fullmatch(text):
-        number = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        if not -(2**63) <= number < 2**63:
-            raise ValueError(f"{text} does not fit 64 bits")
-        return number
+        return _integer(text)
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"{text} is not a finite number")
     if _FLOAT.fullmatch(text):
-        value = float(text)
-        if not math.isfinite(value):
-            raise ValueError(f"{text} is too large for a number")
-        return value
+        return _float(text)
     return text
+
+
+def _integer(text: str) -> int:
+    if len(text) <= _MAX_DIGITS:
+        number = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if -(2**63) <= number < 2**63:
+            return number
+    raise ValueError(f"{show_word(text)} does not fit 64 bits")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{show_word(text)} is too large for a number")
+    if value == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+        raise ValueError(f"{show_word(text)} is too small for a number: it would be 0")
+    return value
+
+
+def _visible(line: str) -> str:
+    """A line as a message may show it: one sign for each code point, no trailing blanks."""
+    line = line.rstrip()
+    if line.isprintable():
+        return line
+    return "".join(sign if sign.isprintable() or sign == "\t" else "\ufffd" for sign in line)
+
+
+def _mark_at(text: str, position: int, source: str) -> Mark:
+    """The mark of one code point of a text."""
+    before = _LINE_END.split(text[:position])
+    line = before[-1] + _LINE_END.split(text[position:], maxsplit=1)[0]
+    return Mark(source, len(before), len(before[-1]) + 1, 1, _visible(line))
+
+
+_COLLECTION: Final = object()  # what an anchor marks when it is no scalar
+_UNKNOWN: Final = object()
 
 
 @dataclass
@@ -61,7 +96,8 @@ class _Open:
 
     path: Path
     value: dict[str, Any] | list[Any]
-    key: str | None = None  # the key whose value comes next; None: the value is not kept
+    key: str = ""  # the key whose value comes next
+    keeps: bool = True  # whether that value is kept (not that of a key refused)
     wants_key: bool = True
     seen: dict[str, Mark] = field(default_factory=dict)
 
@@ -72,21 +108,19 @@ class _Reader:
     def __init__(self, text: str, source: str) -> None:
         self.document = Document(source)
         self.faults: list[Fault] = []
-        self._lines = text.splitlines() or [""]
+        self._lines = [_visible(line) for line in _LINE_END.split(text)]
         self._stack: list[_Open] = []
-        self._anchors: dict[str, Any] = {}  # scalars only: an alias of more could expand
+        self._anchors: dict[str, Any] = {}  # values of scalars; an alias of more could expand
         self._nodes = 0
         self._documents = 0
 
     def mark(self, start: Any, end: Any = None) -> Mark:
         """Turn a parser's mark into ours."""
-        text = self._lines[start.line] if start.line < len(self._lines) else ""
+        text = self._lines[start.line]
         length = 1
         if end is not None:
             length = (end.column if end.line == start.line else len(text)) - start.column
-        return Mark(
-            self.document.source, start.line + 1, start.column + 1, max(1, length), text.rstrip()
-        )
+        return Mark(self.document.source, start.line + 1, start.column + 1, max(1, length), text)
 
     def fault(self, mark: Mark, message: str, *hints: str, path: Path = ()) -> None:
         self.faults.append(Fault(message, show_path(path), mark, hints))
@@ -110,9 +144,8 @@ class _Reader:
         """What makes further reading senseless."""
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
-            if self._documents > 1:
-                return "a second document starts here", "a pipeline is one document"
-            return None
+            second = ("a second document starts here", "a pipeline is one document")
+            return second if self._documents > 1 else None
         self._nodes += 1
         if self._nodes > MAX_NODES:
             return (f"more than {MAX_NODES} values in one file",)
@@ -126,29 +159,49 @@ class _Reader:
 
     def _node(self, event: Any, mark: Mark) -> None:
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self._anchors:
-                self.fault(
-                    mark,
-                    f"the alias *{event.anchor} is not allowed: it repeats a mapping or list",
-                    "write the part out, or share it between files with `extends`",
-                    path=self._path(),
-                )
-            self._put(self._anchors.get(event.anchor), mark)
+            self._put(self._alias(str(event.anchor), mark), mark)
             return
+        if event.anchor is not None:
+            self._anchors[event.anchor] = _COLLECTION  # a scalar takes its value's place below
         if event.tag is not None:
             self.fault(
-                mark, f"tags are not allowed ({event.tag})", "write the plain value",
+                mark, f"tags are not allowed ({show_word(event.tag)})", "write the plain value",
                 path=self._path(),
             )  # fmt: skip
         if not isinstance(event, yaml.ScalarEvent):
             self._open({} if isinstance(event, yaml.MappingStartEvent) else [], mark)
         elif self._stack and isinstance(self._stack[-1].value, dict) and self._stack[-1].wants_key:
+            if event.anchor is not None:
+                self._anchors[event.anchor] = event.value
             self._key(self._stack[-1], event.value, mark)
         else:
             self._scalar(event, mark)
 
+    def _alias(self, name: str, mark: Mark) -> Any:
+        """The scalar that an alias stands for."""
+        found = self._anchors.get(name, _UNKNOWN)
+        if found is _UNKNOWN:
+            self.fault(mark, f"there is no anchor &{name} above this alias", path=self._path())
+        elif found is _COLLECTION:
+            self.fault(
+                mark,
+                f"the alias *{name} is not allowed: it repeats a mapping or list",
+                "write the part out, or share it between files with `extends`",
+                path=self._path(),
+            )
+        return found
+
+    def _check_text(self, text: str, mark: Mark) -> None:
+        found = _SURROGATE.search(text)
+        if found is not None:
+            self.fault(
+                mark, f"U+{ord(found[0]):04X} is half of a character", "write the character itself",
+                path=self._path(),
+            )  # fmt: skip
+
     def _scalar(self, event: Any, mark: Mark) -> None:
         value: Any = event.value
+        self._check_text(value, mark)
         if event.implicit[0]:
             try:
                 value = resolve(event.value)
@@ -160,23 +213,26 @@ class _Reader:
 
     def _key(self, parent: _Open, key: str, mark: Mark) -> None:
         parent.wants_key = False
-        parent.key = None
+        parent.key = key
+        parent.keeps = False
+        self._check_text(key, mark)
         if key == "<<":
             self.fault(
                 mark, "merge keys (<<) are not allowed", "use `extends: other.yaml`",
                 path=parent.path,
             )  # fmt: skip
         elif key in parent.seen:
+            first = parent.seen[key].line
             self.fault(
                 mark,
-                f"the key '{key}' stands here twice (first in line {parent.seen[key].line})",
+                f"the key '{show_word(key)}' stands here twice (first in line {first})",
                 "keep one of the two",
-                path=(*parent.path, key),
+                path=self._path(),
             )
         else:
-            parent.key = key
+            parent.keeps = True
             parent.seen[key] = mark
-            self.document.keys[(*parent.path, key)] = mark
+            self.document.keys[self._path()] = mark
 
     def _path(self) -> Path:
         """The path of the value that comes next."""
@@ -185,7 +241,7 @@ class _Reader:
         parent = self._stack[-1]
         if isinstance(parent.value, list):
             return (*parent.path, len(parent.value))
-        return parent.path if parent.key is None else (*parent.path, parent.key)
+        return (*parent.path, parent.key)
 
     def _open(self, value: dict[str, Any] | list[Any], mark: Mark) -> None:
         path = self._path()
@@ -208,7 +264,7 @@ class _Reader:
         parent = self._stack[-1]
         if isinstance(parent.value, list):
             parent.value.append(value)
-        elif parent.key is not None:
+        elif parent.keeps:
             parent.value[parent.key] = value
         else:
             return
@@ -222,17 +278,41 @@ class _Reader:
 def _decode(raw: bytes, source: str) -> str:
     if len(raw) > MAX_BYTES:
         raise ConfigError([Fault(f"larger than {MAX_BYTES} bytes", mark=Mark(source))])
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = raw[: error.start].decode("utf-8-sig", errors="replace")
-        line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-        text = raw.splitlines()[line - 1].decode("utf-8", errors="replace")
-        mark = Mark(source, line, column, 1, text)
+        position = len(raw[: error.start].decode("utf-8"))
+        mark = _mark_at(raw.decode("utf-8", errors="replace"), position, source)
         message = f"byte 0x{raw[error.start]:02x} is not UTF-8"
-        raise ConfigError(
-            [Fault(message, mark=mark, hints=("save the file as UTF-8",))]
-        ) from error
+        raise ConfigError([Fault(message, mark=mark, hints=("save the file as UTF-8",))]) from error
+
+
+def _events(text: str) -> Iterator[Any]:
+    """The parser's events; what its scanner lets through of Python's errors becomes its own."""
+    loader = yaml.SafeLoader(text)
+    try:
+        while loader.check_event():
+            yield loader.get_event()  # type: ignore[no-untyped-call]
+    except (ValueError, OverflowError) as error:
+        problem = "an escape or a version number is out of range"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=loader.get_mark()) from error
+    finally:
+        loader.dispose()
+
+
+def _syntax_fault(reader: _Reader, error: yaml.MarkedYAMLError, end: int) -> Fault:
+    """Where something is never closed, the place is its beginning, not the end of the text."""
+    place, begin = error.problem_mark, error.context_mark
+    assert place is not None, "the parser always knows where it stands"
+    context = f" {error.context}" if error.context else ""
+    hints: tuple[str, ...] = ("indent with spaces",) if "'\\t'" in str(error.problem) else ()
+    if begin is not None and (place.index >= end or "simple key" in context):
+        place = begin
+    elif begin is not None and begin.line != place.line:
+        hints += (f"it begins in line {begin.line + 1}, column {begin.column + 1}",)
+    message = f"not valid YAML{context}: {error.problem}"
+    return Fault(message, mark=reader.mark(place), hints=hints)
 
 
 def parse_yaml(text: str, source: str) -> Document:
@@ -247,22 +327,12 @@ def parse_yaml(text: str, source: str) -> Document:
     """
     reader = _Reader(text, source)
     try:
-        reader.read(yaml.parse(text, Loader=yaml.SafeLoader))
+        reader.read(_events(text))
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-        mark = Mark(source, line, column, 1, "")
+        mark = _mark_at(text, error.position, source)
         reader.fault(mark, f"the character U+{int(error.character):04X} is not allowed in YAML")
     except yaml.MarkedYAMLError as error:
-        place = error.problem_mark or error.context_mark
-        mark = reader.mark(place) if place is not None else Mark(source)
-        context = f" {error.context}" if error.context else ""
-        hints = ("indent with spaces",) if "'\\t'" in str(error.problem) else ()
-        reader.fault(
-            Mark(mark.source, mark.line, mark.column, 1, mark.text),
-            f"not valid YAML{context}: {error.problem}",
-            *hints,
-        )
+        reader.faults.append(_syntax_fault(reader, error, len(text.rstrip())))
     if reader.faults:
         raise ConfigError(reader.faults)
     return reader.document
@@ -294,6 +364,11 @@ def read_yaml(file: FilePath, source: str | None = None) -> Document:
 
 class _Dumper(yaml.SafeDumper):
     """Writes what `resolve` reads back as the same value."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a part that stands in two places twice: the reader takes no aliases."""
+        del data
+        return True
 
 
 def _write_string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:

@@ -24,6 +24,7 @@ _BELOW: Final = 44
 _RIGHT: Final = 18
 _CHARACTER: Final = 6.7  # width of a digit at the size of the labels
 _LONGEST: Final = 40
+_FEW: Final = 30
 _ALIGNED: Final = 6  # labels up to this length leave all charts the same left edge
 
 
@@ -63,8 +64,8 @@ def line_chart(
     y_label: str,
     x_label: str = "step",
     log_y: bool = False,
-    width: int = 640,
-    height: int = 330,
+    steps: tuple[int, int] | None = None,
+    size: tuple[int, int] = (620, 290),
     most_points: int = 600,
 ) -> str:
     """Draw series over their steps.
@@ -75,8 +76,10 @@ def line_chart(
         y_label: what the vertical axis shows.
         x_label: what the horizontal axis shows.
         log_y: logarithmic vertical axis; values that are not above 0 become gaps.
-        width: of the drawing in pixels; it may be scaled when shown.
-        height: of the drawing in pixels, without the lines of the legend.
+        steps: first and last step that the horizontal axis is to hold, so that charts that stand
+            together agree; None: those of the series.
+        size: width and height in pixels, the height without the rows of the legend; the drawing
+            may be scaled when shown.
         most_points: about how many points of each series are drawn; lowest and highest stay.
 
     Returns:
@@ -84,13 +87,15 @@ def line_chart(
     """
     if log_y:
         series = [_above_zero(one) for one in series]
+    width, height = size
     legend, rows = _legend(series, width)
     height += rows * _LEGEND
-    steps, values = _measured(series)
+    values = [value for one in series for _, value in one.known]
     top, bottom = _TITLE + rows * _LEGEND + 14, height - _BELOW
     vertical = _vertical(values, bottom, top, log=log_y)
     left = 34 + _CHARACTER * max(_ALIGNED, *map(len, vertical.labels))
-    horizontal = step_axis(steps, left, width - _RIGHT, count=max(2, int(width - left) // 90))
+    held = steps or [step for one in series for step, _ in one.points]
+    horizontal = step_axis(held, left, width - _RIGHT, count=max(2, int(width - left) // 90))
     parts = [
         element("title", escaped(title)),
         _text(0, 15, title, "chart-title"),
@@ -143,13 +148,6 @@ def _above_zero(series: Series) -> Series:
             for step, value in series.points
         ],
     )
-
-
-def _measured(series: Sequence[Series]) -> tuple[list[int], list[float]]:
-    """All steps, and all values that are there."""
-    steps = [step for one in series for step, _ in one.points]
-    values = [value for one in series for _, value in one.known]
-    return steps, values
 
 
 def _summary(title: str, series: Sequence[Series]) -> str:
@@ -266,7 +264,17 @@ def _drawn(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:
         r="3" if series.line == "solid" else "2.2",
         class_=f"dot s{series.colour % COLOURS}",
     )
-    return _stroke(path, class_) + dot
+    return _stroke(path, class_) + _marks(series, known, horizontal, vertical) + dot
+
+
+def _marks(
+    series: Series, known: Sequence[tuple[int, float]], horizontal: Axis, vertical: Axis
+) -> str:
+    """Dots where few values carry a line, so that what was measured is seen."""
+    if len(known) > _FEW:
+        return ""
+    dots = (f"M{horizontal.place(step):.1f} {vertical.place(y):.1f}h0" for step, y in known)
+    return _stroke("".join(dots), f"marks s{series.colour % COLOURS}")
 
 
 def _pieces(points: Iterable[Point], horizontal: Axis, vertical: Axis) -> Iterable[str]:

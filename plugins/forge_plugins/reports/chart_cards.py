@@ -26,6 +26,14 @@ _WIDE_RANGE: Final = 50.0  # from this ratio on, a logarithmic axis shows more
 
 
 @dataclass(frozen=True, slots=True)
+class _Frame:
+    """What all charts of a page share: the steps that they span, and points for each line."""
+
+    steps: tuple[int, int]
+    most_points: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Scales:
     """The scales that a chart is drawn in; `log` is the one shown at first."""
 
@@ -47,8 +55,10 @@ def chart_cards(runs: Sequence[RunData], names: Sequence[str]) -> str:
     scales = {figure: _scales(figure, series) for figure, series in lines.items()}
     drawn = sum(len(series) * (1 + scales[figure].both) for figure, series in lines.items())
     points = max(_FEWEST_POINTS, min(_MOST_POINTS, _POINTS_OF_PAGE // drawn))
+    steps = [step for all_ in lines.values() for one in all_ for step, _ in one.points]
+    frame = _Frame((min(steps), max(steps)), points)
     cards = {
-        figure: _card(number, figure, series, scales[figure], points)
+        figure: _card(number, figure, series, scales[figure], frame)
         for number, (figure, series) in enumerate(lines.items())
     }
     large = "".join(card for figure, card in cards.items() if figure in MAIN)
@@ -123,7 +133,9 @@ def _scales(figure: str, series: Sequence[Series]) -> _Scales:
     return _Scales(both=True, log=wide and figure != "learning_rate")
 
 
-def _card(number: int, figure: str, series: Sequence[Series], scales: _Scales, points: int) -> str:
+def _card(
+    number: int, figure: str, series: Sequence[Series], scales: _Scales, frame: _Frame
+) -> str:
     large = figure in MAIN
     drawn = {
         name: line_chart(
@@ -131,18 +143,21 @@ def _card(number: int, figure: str, series: Sequence[Series], scales: _Scales, p
             title=figure_title(figure),
             y_label=figure.replace("_", " "),
             log_y=name == "log",
-            width=620 if large else 410,
-            height=290 if large else 220,
-            most_points=points,
+            steps=frame.steps,
+            size=(620, 290) if large else (410, 220),
+            most_points=frame.most_points,
         )
         for name in (("linear", "log") if scales.both else ("linear",))
     }
     if not scales.both:
         return element("figure", drawn["linear"], class_="card")
     switch = "".join(_choice(number, name, checked=(name == "log") == scales.log) for name in drawn)
-    charts = "".join(element("div", chart, class_=f"on-{name}") for name, chart in drawn.items())
+    charts = "".join(
+        element("div", chart + _left_out(series) * (name == "log"), class_=f"on-{name}")
+        for name, chart in drawn.items()
+    )
     body = element("div", switch + charts, class_="scales")
-    return element("figure", body + _left_out(series), class_="card")
+    return element("figure", body, class_="card")
 
 
 def _choice(number: int, scale: str, *, checked: bool) -> str:
@@ -161,4 +176,4 @@ def _left_out(series: Sequence[Series]) -> str:
     if not count:
         return ""
     told = f"{count:,} value{'' if count == 1 else 's'} not above 0: gaps on the log scale."
-    return element("figcaption", escaped(told))
+    return element("p", escaped(told), class_="left-out")

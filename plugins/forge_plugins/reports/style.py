@@ -72,7 +72,7 @@ figure{margin:0;position:relative;overflow-x:auto}
 figure>.scales{position:relative}
 figure svg{display:block;width:100%;height:auto;min-width:440px;max-width:860px}
 .small svg{min-width:280px;max-width:540px}
-figcaption{font-size:12.5px;color:var(--quiet);margin-top:4px}
+.left-out{font-size:12.5px;color:var(--quiet);margin:4px 0 0}
 .missing{margin-top:14px}
 .tables{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));
 align-items:start}
@@ -84,6 +84,7 @@ tbody tr:last-child>*{border-bottom:0}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-size:13px;font-weight:500;color:var(--quiet);vertical-align:bottom}
 tbody th{font-weight:500;white-space:nowrap}
+th:first-child{position:sticky;left:0;background:var(--card)}
 td.number{white-space:nowrap}
 .number{text-align:right}
 .run-name{overflow-wrap:anywhere;color:var(--text);font-weight:600}
@@ -117,6 +118,8 @@ svg .empty{font-size:14px}
 .line.thin,.small .line.thin{stroke-width:1.1;stroke-opacity:.7}
 .line.again{stroke-dasharray:1 4}
 .line.neutral{color:var(--quiet)}
+.marks{fill:none;stroke:currentColor;stroke-width:5;stroke-linecap:round}
+.small .marks{stroke-width:4}
 .dot{fill:currentColor;stroke:var(--card);stroke-width:1.5}
 @media print{.card,figure{break-inside:avoid}body{background:none}}
 """

@@ -1,0 +1,237 @@
+"""Checkpoints: whole or absent, checked before use, rotated, never fewer than two."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forge_kernel.checkpoint import CheckpointStore, Snapshot
+from forge_kernel.durable import committed_folder
+from forge_kernel.errors import CheckpointError
+from forge_kernel.tree import join_tree, split_tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def snapshot(step: int, **trees: Any) -> Snapshot:
+    model = {"weight": torch.full((64, 32), float(step)), "bias": torch.arange(32.0)}
+    return Snapshot(step, model, {"plugins": {"a": {"count": step}}, **trees}, {"note": "test"})
+
+
+def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    given_tree = {"deep": [{"t": torch.tensor([1.5, float("nan")])}, None, True, 3, "x", 0.5]}
+    store.save(snapshot(3, extra=given_tree))
+    loaded, folder, problems = store.newest()
+    assert (loaded.step, folder.name, problems) == (3, "step-3", [])
+    assert torch.equal(loaded.model["weight"], torch.full((64, 32), 3.0))
+    back = loaded.trees["extra"]["deep"]
+    assert back[1:] == [None, True, 3, "x", 0.5]
+    assert torch.equal(back[0]["t"].isnan(), torch.tensor([False, True]))
+
+
+def test_tied_tensors_are_stored_once_and_come_back_in_both_places(tmp_path: Path) -> None:
+    shared = torch.randn(256, 256)
+    store = CheckpointStore(tmp_path / "c")
+    store.save(Snapshot(1, {"a": shared, "b": shared, "c": shared[:1]}, {}, {}))
+    loaded, folder, _ = store.newest()
+    assert torch.equal(loaded.model["a"], shared)
+    assert torch.equal(loaded.model["b"], shared)
+    assert torch.equal(loaded.model["c"], shared[:1])
+    assert (folder / "model.safetensors").stat().st_size < 2 * shared.numel() * 4
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    folder = CheckpointStore(tmp_path / "c").save(snapshot(1))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["manifest.json", "model.safetensors", "state.json", "state.safetensors"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), object(), {1: 2}, b"bytes", {1, 2}])
+def test_state_that_cannot_be_kept_is_named(bad: Any) -> None:
+    with pytest.raises(CheckpointError, match="plugins/x"):
+        split_tree({"x": bad}, "plugins")
+
+
+leaves = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5)
+leaves |= st.floats(allow_nan=False, allow_infinity=False)
+leaves |= st.integers(0, 3).map(lambda size: torch.arange(float(size)))
+keys = st.text(max_size=4).filter(lambda key: key != "$tensor")
+trees = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
+)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and a == b
+
+
+@given(tree=trees)
+@settings(max_examples=100, deadline=None)
+def test_any_tree_of_state_survives(tree: Any) -> None:
+    plain, tensors = split_tree(tree, "p")
+    assert _same(tree, join_tree(plain, tensors))
+
+
+def test_rotation_keeps_the_newest_and_the_pinned(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "c", keep=2)
+    store.save(snapshot(1), ("best",))
+    for step in range(2, 7):
+        store.save(snapshot(step))
+    assert store.steps() == [1, 5, 6]
+    store.save(snapshot(7), ("best",))
+    store.save(snapshot(8))
+    store.save(snapshot(9))
+    assert store.steps() == [7, 8, 9]
+    pinned = store.pinned("best")
+    assert pinned is not None
+    assert pinned.name == "step-7"
+
+
+DAMAGES = ["flip", "truncate", "zero", "missing", "swap", "manifest"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+def test_damage_is_found_before_use_and_the_older_one_is_taken(
+    tmp_path: Path, damage: str, name: str
+) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1, extra={"t": torch.ones(100)}))
+    newest = store.save(snapshot(2, extra={"t": torch.ones(100) * 2}))
+    file = newest / name
+    raw = bytearray(file.read_bytes())
+    if damage == "flip":
+        raw[random.Random(name).randrange(len(raw))] ^= 1 << 3
+        file.write_bytes(raw)
+    elif damage == "truncate":
+        file.write_bytes(raw[:-1])
+    elif damage == "zero":
+        file.write_bytes(bytes(len(raw)))
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "swap":
+        file.write_bytes((store.path(1) / name).read_bytes())
+    else:
+        (newest / "manifest.json").write_text("{}")
+    loaded, folder, problems = store.newest()
+    assert folder.name == "step-1"
+    assert loaded.step == 1
+    assert len(problems) == 1
+    assert "step-2" in problems[0]
+
+
+def test_every_single_bit_flip_of_a_hundred_is_found(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    folder = store.save(snapshot(1, extra={"t": torch.randn(50)}))
+    files = sorted(folder.glob("*.safetensors")) + [folder / "state.json"]
+    chance = random.Random(0)
+    found = 0
+    for _ in range(100):
+        file = chance.choice(files)
+        raw = bytearray(file.read_bytes())
+        place, bit = chance.randrange(len(raw)), 1 << chance.randrange(8)
+        raw[place] ^= bit
+        file.write_bytes(raw)
+        with pytest.raises(CheckpointError):
+            store.load(folder)
+        found += 1
+        raw[place] ^= bit
+        file.write_bytes(raw)
+    assert found == 100
+    assert store.load(folder).step == 1
+
+
+def test_an_error_while_writing_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), committed_folder(tmp_path / "out") as partial:
+        (partial / "half").write_text("half")
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_is_one_named_error_and_the_last_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"cannot save .*step-2.*No space left"):
+        store.save(snapshot(2))
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-1", "latest"] or sorted(
+        path.name for path in (tmp_path / "c").iterdir()
+    ) == ["latest", "step-1"]
+    assert store.newest()[0].step == 1
+
+
+def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
+    tmp_path: Path,
+) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1))
+    folder = store.save(snapshot(2))
+    (tmp_path / "c" / ".step-3.partial-0badf00d").mkdir()
+    folder.rename(tmp_path / "c" / ".step-2.replaced-0badf00d")  # cut between two renames
+    store.clear_unfinished()
+    assert store.steps() == [1, 2]
+    assert not [path for path in (tmp_path / "c").iterdir() if "partial" in path.name]
+
+
+_SAVER = """
+import sys, torch
+from pathlib import Path
+from forge_kernel.checkpoint import CheckpointStore, Snapshot
+store = CheckpointStore(Path(sys.argv[1]))
+step = max(store.steps(), default=0)
+print("ready", flush=True)
+while True:
+    step += 1
+    store.save(Snapshot(step, {"w": torch.full((512, 512), float(step))}, {"s": {"n": step}}, {}))
+"""
+
+
+def kill_while_saving(folder: Path, trials: int) -> None:
+    chance = random.Random(1)
+    for _ in range(trials):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SAVER, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.02, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        store = CheckpointStore(folder)
+        store.clear_unfinished()
+        loaded, _, problems = store.newest()
+        assert problems == []
+        assert torch.equal(loaded.model["w"], torch.full((512, 512), float(loaded.step)))
+        assert loaded.trees["s"]["n"] == loaded.step
+
+
+def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path) -> None:
+    kill_while_saving(tmp_path / "c", 3)
+
+
+@pytest.mark.deep
+def test_fifty_kills_at_any_moment_lose_nothing(tmp_path: Path) -> None:
+    kill_while_saving(tmp_path / "c", 50)

@@ -1,0 +1,98 @@
+"""Small parts that many tests build runs from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from forge_kernel.catalog import Catalog
+from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.use import UseGradients
+from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
+from forge_kernel.loading import check_pipeline
+from forge_kernel.loop import Session
+from forge_kernel.planner import plan
+from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.testing.trial import TrialLoss
+
+
+
+class SgdPart:
+    """Plain SGD as a live plugin."""
+
+    info = PluginInfo(name="sgd_part", kind=Kind.OPTIMIZER, config=NoConfig)
+    config = NoConfig()
+
+    def __init__(self, lr: float = 0.1, **options: Any) -> None:
+        self.options = {"lr": lr, **options}
+
+    @hookimpl
+    def make_optimizer(self, run: Any, parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for _, p in parameters], **self.options)
+
+
+def make_plugin(name: str, kind: Kind, **hooks: Callable[..., Any]) -> Any:
+    """A live plugin with the given hooks, written as functions with `self` first."""
+    body: dict[str, Any] = {
+        "info": PluginInfo(name=name, kind=kind, config=NoConfig),
+        "config": NoConfig(),
+    }
+    for hook, function in hooks.items():
+        function.__qualname__ = f"{name}.{hook}"
+        function.__name__ = hook
+        body[hook] = hookimpl(function)
+    return type(name, (), body)()
+
+
+def make_session(
+    model: nn.Module,
+    data: Any,
+    *,
+    plugins: Sequence[Any] = (),
+    lr: float = 0.1,
+    folder: Path | None = None,
+    optimizer: Any = None,
+    uses: dict[str, Any] | None = None,
+    cancel: Any = None,
+    **settings: Any,
+) -> Session:
+    """A session of live parts, set up and started."""
+    if isinstance(data, list):
+        data = LiveData(data, spec=DataSpec(classes=3))
+    parts = [LiveModel(model), LiveDataPlugin(data), optimizer or SgdPart(lr)]
+    if not any(part.info.kind is Kind.LOSS for part in plugins):
+        parts.append(TrialLoss())
+    parts += plugins
+    run = RunConfig(**{"max_steps": 10**6, "device": "cpu", "log_every": 10**6, **settings})
+    catalog = Catalog.installed()
+    pipeline = check_pipeline(
+        PipelineConfig(run=run, **(uses or {})), catalog, {part.info.kind for part in parts}
+    )
+    session = Session(plan(pipeline, catalog, plugins=parts), folder=folder, cancel=cancel)
+    return session.__enter__()
+
+
+class StopAfter:
+    """A cancel that is set when a given number of steps is done."""
+
+    info = PluginInfo(name="stop_after", kind=Kind.OBSERVERS, config=NoConfig)
+    config = NoConfig()
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.event = threading.Event()
+
+    @hookimpl
+    def on_step_end(self, run: Any, step: Any) -> None:
+        if run.progress.step >= self.steps:
+            self.event.set()
+
+    def is_set(self) -> bool:
+        return self.event.is_set()
