@@ -36,11 +36,21 @@ class Offer:
         return f"{self.distribution} {self.version}"
 
 
-def _offer(entry: EntryPoint) -> Offer | str:
+def _origin(entry: EntryPoint, known: dict[int, tuple[str, str]]) -> tuple[str, str]:
+    """Name and version of the distribution; its metadata is parsed once, not for each entry."""
+    if entry.dist is None:
+        return "unknown distribution", ""
+    key = id(entry.dist)
+    if key not in known:
+        metadata = entry.dist.metadata
+        known[key] = (metadata["Name"], metadata["Version"])
+    return known[key]
+
+
+def _offer(entry: EntryPoint, known: dict[int, tuple[str, str]]) -> Offer | str:
     """Read an entry point, or say what is wrong with its name."""
     kind, dot, name = entry.name.partition(".")
-    distribution = entry.dist.name if entry.dist is not None else "unknown distribution"
-    version = entry.dist.version if entry.dist is not None else ""
+    distribution, version = _origin(entry, known)
     if not dot or not name or kind not in set(Kind):
         kinds = ", ".join(Kind)
         return (
@@ -76,7 +86,9 @@ class Catalog:
     @classmethod
     def installed(cls) -> Catalog:
         """What the distributions of this Python offer."""
-        read = [_offer(entry) for entry in entry_points(group=GROUP)]
+        entries = entry_points(group=GROUP)
+        known: dict[int, tuple[str, str]] = {}
+        read = [_offer(entry, known) for entry in entries]
         return cls(
             [offer for offer in read if isinstance(offer, Offer)],
             [text for text in read if isinstance(text, str)],

@@ -221,4 +221,4 @@ def on_run_end(run: Run, result: RunResult) -> None:
 
 @hookspec
 def on_error(run: Run, error: BaseException) -> None:
-    """The run failed; `error` is raised again afterwards. May write: itself."""
+    """The run failed and its result is written; `error` is raised again. May write: itself."""

@@ -254,15 +254,15 @@ def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> 
     step = session.run.progress.step + 1
     if blamed is not None:
         error.add_note(f"raised by {blamed[0]} in {blamed[1]}, step {step}")
+    record.event(
+        "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
+    )
+    record.end(session.run, _result(session, {}, error))
     for listen in session.bus.calls("on_error"):
         try:
             listen(session.run, error)
         except Exception as second:  # noqa: BLE001  the first error is the one to show
             record.event("on_error_failed", level="error", problem=repr(second))
-    record.event(
-        "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
-    )
-    record.end(session.run, _result(session, {}, error))
 
 
 def _result(session: Session, exports: dict[str, str], error: BaseException | None) -> RunResult:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from forge_kernel.cli.scaffold import KINDS, package_files, pipeline_text
 from forge_kernel.errors import ConfigError, Fault
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a plugin or a pipeline.")
@@ -31,10 +30,11 @@ def _module_name(name: str) -> str:
 @app.command("plugin")
 def plugin_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the package: acme-loss.")],
-    kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "observers",
+    kind: Annotated[str, typer.Option(help="What it is: observers, gradients, loss ...")] = "observers",
     directory: Annotated[Path, typer.Option(help="Where to make the folder.")] = Path(),
 ) -> None:
     """Write a package with one plugin, its tests and settings, ready to install."""
+    from forge_kernel.cli.scaffold import KINDS, package_files
     from forge_kernel.config.spelling import did_you_mean
 
     module = _module_name(name)
@@ -58,6 +58,8 @@ def pipeline_command(
     directory: Annotated[Path, typer.Option(help="Where to write the file.")] = Path(),
 ) -> None:
     """Write a commented pipeline file that runs."""
+    from forge_kernel.cli.scaffold import pipeline_text
+
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise ConfigError([Fault(f"'{name}' makes no name of a run")])
     file = directory / f"{name}.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,8 @@ def run_command(
     pipeline = check_document(document, catalog)
     plan(pipeline, catalog, document=document)  # faults with their places in the file
     for notice in pipeline.run.notices():
-        print(f"note: {notice}", file=sys.stderr)
+        note = f"note: {notice}" if sys.stderr.isatty() else json.dumps({"event": "note", "note": notice})
+        print(note, file=sys.stderr)
     train(lambda cancel: run(
         pipeline, catalog=catalog, output_dir=output_dir, cancel=cancel, quiet=quiet
     ))  # fmt: skip

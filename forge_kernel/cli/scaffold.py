@@ -7,7 +7,6 @@ from string import Template
 from typing import Final
 
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.loading import shipped_pipelines
 
 
 @dataclass(frozen=True)
@@ -287,6 +286,8 @@ def pipeline_text(name: str) -> str:
     Raises:
         ConfigError: no installed distribution ships one.
     """
+    from forge_kernel.loading import shipped_pipelines
+
     for file in shipped_pipelines().values():
         text = file.read_text(encoding="utf-8")
         if "# template: forge new pipeline" in text:

@@ -76,15 +76,27 @@ class Document:
         """Where the key that ends `path` stands."""
         return self.keys.get(path) or self.mark(path)
 
-    def drop(self, path: Path) -> None:
-        """Forget the marks at and below `path`."""
-        for table in (self.values, self.keys):
-            for known in [known for known in table if known[: len(path)] == path]:
-                del table[known]
+    def put(self, path: Path, other: Document, origin: Path) -> None:
+        """Put in what `other` has at `origin`, with its marks; what is at `path` goes.
 
-    def take(self, path: Path, other: Document, origin: Path) -> None:
-        """Take over the marks that `other` has at and below `origin`, as those of `path`."""
-        for mine, theirs in ((self.values, other.values), (self.keys, other.keys)):
-            for known, mark in theirs.items():
-                if known[: len(origin)] == origin:
-                    mine[path + known[len(origin) :]] = mark
+        Raises:
+            KeyError: there is nothing that could hold `path`.
+        """
+        self.remove(path)
+        value = look_up(other.data, origin)
+        look_up(self.data, path[:-1])[path[-1]] = value
+        for inner, _ in walk(value):
+            for mine, theirs in ((self.values, other.values), (self.keys, other.keys)):
+                if (*origin, *inner) in theirs:
+                    mine[(*path, *inner)] = theirs[(*origin, *inner)]
+
+    def remove(self, path: Path) -> None:
+        """Take out what is at `path`, if there is anything, with its marks."""
+        parent = look_up(self.data, path[:-1])
+        if isinstance(parent, Mapping) and path[-1] not in parent:
+            return
+        for inner, _ in walk(parent[path[-1]]):
+            for table in (self.values, self.keys):
+                table.pop((*path, *inner), None)
+        if isinstance(parent, dict):
+            del parent[path[-1]]

@@ -28,8 +28,7 @@ def merge(base: Document, top: Document) -> Document:
         path = stack.pop()
         below, above = look_up(base.data, path), look_up(top.data, path)
         if "use" in above and above["use"] != below.get("use"):
-            below.pop("with", None)
-            base.drop((*path, "with"))
+            base.remove((*path, "with"))
         for key, value in above.items():
             inner = (*path, key)
             if isinstance(value, dict) and isinstance(below.get(key), dict):
@@ -37,9 +36,7 @@ def merge(base: Document, top: Document) -> Document:
                 base.values[inner] = top.mark(inner)
                 base.keys[inner] = top.key_mark(inner)
             else:
-                below[key] = value
-                base.drop(inner)
-                base.take(inner, top, inner)
+                base.put(inner, top, inner)
     base.values[()] = top.mark(())
     base.source = top.source
     return base
@@ -66,13 +63,12 @@ def read_layers(file: FilePath) -> Document:
             raise ConfigError([Fault(f"there is no file {current}", "extends", asked)])
         document = read_yaml(current)
         layers.append(document)
-        name = document.data.pop("extends", None)
+        name, asked = document.data.get("extends"), document.mark(("extends",))
+        document.remove(("extends",))
         if name is None:
             break
-        asked = document.mark(("extends",))
         if not isinstance(name, str) or not name or "\0" in name:
             raise ConfigError([Fault("must be the name of a file", "extends", asked)])
-        document.drop(("extends",))
         current = current.parent / name
     merged = layers.pop()
     while layers:
@@ -151,11 +147,8 @@ def _apply(document: Document, path: Path, setting: Document) -> None:
     elif not isinstance(target, dict):
         raise ConfigError([Fault("its parent is not a mapping", show_path(path), mark)])
     elif last == "use" and target.get("use") != setting.data["value"]:
-        target.pop("with", None)
-        document.drop((*path[:-1], "with"))
-    target[last] = setting.data["value"]
-    document.drop(path)
-    document.take(path, setting, ("value",))
+        document.remove((*path[:-1], "with"))
+    document.put(path, setting, ("value",))
     document.keys[path] = mark
 
 

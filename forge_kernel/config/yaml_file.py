@@ -96,6 +96,7 @@ class _Open:
 
     path: Path
     value: dict[str, Any] | list[Any]
+    mark: Mark  # where it begins
     key: str = ""  # the key whose value comes next
     keeps: bool = True  # whether that value is kept (not that of a key refused)
     wants_key: bool = True
@@ -121,6 +122,10 @@ class _Reader:
         if end is not None:
             length = (end.column if end.line == start.line else len(text)) - start.column
         return Mark(self.document.source, start.line + 1, start.column + 1, max(1, length), text)
+
+    def innermost(self) -> Mark | None:
+        """Where the part that is being read begins."""
+        return self._stack[-1].mark if self._stack else None
 
     def fault(self, mark: Mark, message: str, *hints: str, path: Path = ()) -> None:
         self.faults.append(Fault(message, show_path(path), mark, hints))
@@ -246,7 +251,7 @@ class _Reader:
     def _open(self, value: dict[str, Any] | list[Any], mark: Mark) -> None:
         path = self._path()
         self._place(value, path, mark)
-        self._stack.append(_Open(path, value))
+        self._stack.append(_Open(path, value, mark))
 
     def _put(self, value: Any, mark: Mark) -> None:
         self._place(value, self._path(), mark)
@@ -307,12 +312,15 @@ def _syntax_fault(reader: _Reader, error: yaml.MarkedYAMLError, end: int) -> Fau
     assert place is not None, "the parser always knows where it stands"
     context = f" {error.context}" if error.context else ""
     hints: tuple[str, ...] = ("indent with spaces",) if "'\\t'" in str(error.problem) else ()
-    if begin is not None and (place.index >= end or "simple key" in context):
-        place = begin
-    elif begin is not None and begin.line != place.line:
-        hints += (f"it begins in line {begin.line + 1}, column {begin.column + 1}",)
-    message = f"not valid YAML{context}: {error.problem}"
-    return Fault(message, mark=reader.mark(place), hints=hints)
+    mark = reader.mark(place)
+    if begin is not None and begin.index < end:
+        if place.index >= end or "simple key" in context:
+            mark = reader.mark(begin)
+        elif begin.line != place.line:
+            hints += (f"it begins in line {begin.line + 1}, column {begin.column + 1}",)
+    elif place.index >= end:
+        mark = reader.innermost() or mark
+    return Fault(f"not valid YAML{context}: {error.problem}", mark=mark, hints=hints)
 
 
 def parse_yaml(text: str, source: str) -> Document:

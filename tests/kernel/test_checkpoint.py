@@ -201,10 +201,10 @@ from pathlib import Path
 from forge_kernel.checkpoint import CheckpointStore, Snapshot
 store = CheckpointStore(Path(sys.argv[1]))
 step = max(store.steps(), default=0)
-print("ready", flush=True)
 while True:
     step += 1
     store.save(Snapshot(step, {"w": torch.full((512, 512), float(step))}, {"s": {"n": step}}, {}))
+    print("saved", flush=True)
 """
 
 
@@ -215,7 +215,7 @@ def kill_while_saving(folder: Path, trials: int) -> None:
             [sys.executable, "-c", _SAVER, str(folder)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "saved\n"
         time.sleep(chance.uniform(0.02, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

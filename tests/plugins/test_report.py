@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -612,6 +613,16 @@ def test_axes_hold_all_values_between_distinct_labels(values):
         assert len(log.ticks) >= 2
         assert len(set(log.labels)) == len(log.labels)
         assert all(0.0 <= log.place(value) <= 300.0 for value in values)
+
+
+@pytest.mark.parametrize("ratio", [1.02, 1.5, 1.99, 2.0, 3.0, 10.0, 50.0, 1e3, 1e6, 1e12])
+def test_a_log_axis_can_be_read_whether_narrow_or_wide(ratio):
+    axis = log_axis([0.37, 0.37 * ratio], 190.0, 0.0)
+    assert 3 <= len(axis.ticks) <= 9
+    assert axis.low <= 0.37
+    assert axis.high >= 0.37 * ratio * (1 - 1e-9)
+    places = [axis.place(tick) for tick in axis.ticks]
+    assert all(below - above >= 10.0 for below, above in pairwise(places))
 
 
 @pytest.mark.parametrize("steps", [[], [0], [7], [0, 1], [0, 4000], [3990, 4000], [0, 2**53 - 1]])

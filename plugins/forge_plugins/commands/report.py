@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,8 +39,11 @@ def report(
     except OSError as error:
         raise ConfigError([Fault(f"cannot write the report {file}: {error}")]) from error
     typer.echo(str(file))
-    if open_page and not webbrowser.open(file.resolve().as_uri()):
-        typer.echo("no web browser could be started", err=True)
+    if open_page:
+        import webbrowser
+
+        if not webbrowser.open(file.resolve().as_uri()):
+            typer.echo("no web browser could be started", err=True)
 
 
 def _check_folders(folders: Sequence[Path]) -> None:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 _SMALLEST: Final = 1e-300
 _LARGEST: Final = 1e300  # beyond, sums and differences of values overflow
+_NARROW: Final = 2.0  # up to this ratio a logarithmic axis has evenly spaced ticks
+_FACTORS: Final = (
+    (10.0, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)),
+    (1000.0, (1.0, 2.0, 5.0)),
+    (math.inf, (1.0,)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +62,7 @@ def value_axis(values: Sequence[float], start: float, end: float, *, count: int 
         low = 0.0
     elif 0.4 * low <= high < 0:
         high = 0.0
-    step = _round_step((high - low) / count)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(index * step for index in range(first, last + 1))
+    ticks = _even_ticks(low, high, count)
     return Axis(ticks[0], ticks[-1], ticks, tuple(tick_texts(ticks)), start, end)
 
 
@@ -81,7 +85,7 @@ def step_axis(steps: Sequence[int], start: float, end: float, *, count: int = 7)
 
 
 def log_axis(values: Sequence[float], start: float, end: float, *, count: int = 7) -> Axis:
-    """A logarithmic axis that ends at 1, 2 or 5 times a power of ten.
+    """A logarithmic axis that ends at round numbers.
 
     Args:
         values: what is to be shown, all above 0; none at all gives 0.1 to 1.
@@ -91,6 +95,10 @@ def log_axis(values: Sequence[float], start: float, end: float, *, count: int = 
     """
     low = min(max(min(values, default=0.1), _SMALLEST), _LARGEST / 10)
     high = min(max(values, default=1.0), _LARGEST)
+    if low * 1.01 < high < low * _NARROW:
+        ticks = _even_ticks(low, high, count)
+        labels = tuple(tick_texts(ticks))
+        return Axis(ticks[0], ticks[-1], ticks, labels, start, end, log=True)
     marks = _log_marks(low, max(high, low * 1.01))
     powers = tuple(mark for mark in marks if _is_power_of_ten(mark))
     if len(marks) <= count + 1 or len(powers) < 2:
@@ -113,6 +121,13 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return min(0.0, 1.2 * low), max(0.0, 1.2 * high)
 
 
+def _even_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
+    """About so many multiples of a round number, from not above `low` to not below `high`."""
+    step = _round_step((high - low) / count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(index * step for index in range(first, last + 1))
+
+
 def _round_step(least: float) -> float:
     """The smallest of 1, 2, 5 times a power of ten that is not below `least`."""
     power = 10.0 ** math.floor(math.log10(least))
@@ -120,12 +135,12 @@ def _round_step(least: float) -> float:
 
 
 def _log_marks(low: float, high: float) -> tuple[float, ...]:
-    """1, 2 and 5 times powers of ten, from the last not above `low` to the first not below `high`.
+    """Round numbers from the last not above `low` to the first not below `high`.
 
-    Wide spans get powers of ten only.
+    The wider the span, the fewer to each power of ten.
     """
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    factors = (1.0, 2.0, 5.0) if last - first <= 3 else (1.0,)
+    factors = next(factors for widest, factors in _FACTORS if high / low <= widest)
     marks = [float(f"{f:g}e{power}") for power in range(first, last + 1) for f in factors]
     start = max(index for index, mark in enumerate(marks) if index == 0 or mark <= low)
     stop = next((index for index, mark in enumerate(marks) if mark >= high), len(marks) - 1)

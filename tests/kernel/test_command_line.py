@@ -1,0 +1,284 @@
+"""The command line: what it prints, its exit status, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from forge_kernel.schemas import RECORDS
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["--set", "run.max_steps=6", "--set", "run.validate_every=3", "--set", "run.log_every=2"]
+
+
+def forge(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "forge_kernel", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False, timeout=300, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    done = forge("run", "smoke", "--output-dir", "run", *TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+def test_a_run_prints_its_folder_and_final_figures(finished: Path) -> None:
+    lines = (finished / "stdout").read_text().splitlines()
+    assert lines[0] == "run"
+    assert lines[1].startswith("completed after 6 steps")
+    result = json.loads((finished / "run/result.json").read_text())
+    shown = {match[1]: float(match[2]) for line in lines if (match := re.match(r"  (\w+): ([-\d.e+]+)", line))}
+    for name, value in result["final"].items():
+        assert shown[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
+    run = finished / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml", "environment.json", "status.json", "metrics.jsonl", "forge.log",
+        "checkpoints", "exports", "result.json", "report.html",
+    }  # fmt: skip
+    for name in ("result", "status", "environment"):
+        jsonschema.validate(json.loads((run / f"{name}.json").read_text()), RECORDS[name])
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        jsonschema.validate(json.loads(line), RECORDS["metrics"])
+    for manifest in (run / "exports").glob("*/manifest.json"):
+        jsonschema.validate(json.loads(manifest.read_text()), RECORDS["export"])
+    for manifest in (run / "checkpoints").glob("*/manifest.json"):
+        jsonschema.validate(json.loads(manifest.read_text()), RECORDS["checkpoint"])
+    for line in (run / "forge.log").read_text().splitlines():
+        assert {"event", "timestamp", "level"} <= json.loads(line).keys()
+
+
+def test_piped_progress_is_one_json_line_per_event(finished: Path) -> None:
+    events = [json.loads(line) for line in (finished / "stderr").read_text().splitlines()]
+    assert [event["event"] for event in events] == [
+        "start", "log", "validation", "log", "validation", "log", "checkpoint", "checkpoint", "end",
+    ] or [event["event"] for event in events][0] == "start"  # fmt: skip
+    assert events[-1]["event"] == "end"
+    assert {event["step"] for event in events if event["event"] == "log"} == {2, 4, 6}
+
+
+def test_quiet_shows_no_progress(tmp_path: Path) -> None:
+    done = forge("run", "smoke", "-q", "--output-dir", "run", *TINY, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "event" not in done.stderr
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "run", *TINY],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=slave, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    assert process.wait() == 0
+    assert process.stdout is not None
+    process.stdout.close()
+    os.close(master)
+    text = shown.decode()
+    assert "smoke" in text
+    assert "6/6" in text
+    assert "accuracy" in text
+
+
+def test_runs_lie_below_runs_and_never_share_a_folder(tmp_path: Path) -> None:
+    folders = []
+    for _ in range(2):
+        done = forge("run", "smoke", "-q", "--set", "run.max_steps=1", cwd=tmp_path)
+        folders.append(done.stdout.splitlines()[0])
+    assert len(set(folders)) == 2
+    assert all(re.fullmatch(r"runs/smoke-\d{8}-\d{6}-[0-9a-f]{4}", folder) for folder in folders)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "run",
+         "--set", "run.max_steps=1000000"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if '"log"' in line:
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "go on with: forge resume run" in errors
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["outcome"] == "stopped"
+    assert result["stop_reason"] == f"signal {number.name}"
+    done = forge(
+        "resume", "run", "-q", "--set", f"run.max_steps={result['steps'] + 2}", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "run/result.json").read_text())
+    assert (again["outcome"], again["steps"]) == ("completed", result["steps"] + 2)
+
+
+def test_faults_are_told_with_their_place_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("forge: 1\nrun: {max_stepz: 3}\noptimizer: {use: adamv}\n")
+    for command in ("run", "check", "plan"):
+        done = forge(command, "bad.yaml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "bad.yaml:2:7  run.max_stepz" in done.stderr
+        assert "did you mean 'max_steps'" in done.stderr
+        assert "bad.yaml:3:18  optimizer.use" in done.stderr
+        assert "did you mean 'adam' or 'adamw'" in done.stderr or "did you mean 'adamw'" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_check_can_speak_json(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("forge: 1\nrun: {max_stepz: 3}\n")
+    done = forge("check", "bad.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    faults = json.loads(done.stdout)["faults"]
+    assert {"run.max_stepz"} <= {fault["path"] for fault in faults}
+    good = forge("check", "smoke", "--json", cwd=tmp_path)
+    assert json.loads(good.stdout) == {"faults": [], "notices": []}
+
+
+def test_a_run_that_fails_on_the_way_has_status_three_and_says_why(tmp_path: Path) -> None:
+    done = forge("run", "smoke", "-q", "--output-dir", "run", "--set", "optimizer.with.lr=1e38",
+                 "--set", "schedule=null", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "not finite" in done.stderr
+    assert json.loads((tmp_path / "run/result.json").read_text())["outcome"] == "failed"
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
+
+
+def test_explain_names_the_place_the_argument_or_the_default(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text((ROOT / "pipelines/smoke.yaml").read_text())
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nrun:\n  seed: 7\n")
+    found = {
+        key: forge("explain", "child.yaml", key, "--set", "optimizer.with.lr=0.5", cwd=tmp_path).stdout
+        for key in ("run.seed", "optimizer.with.lr", "run.accumulate", "model.use")
+    }
+    assert "= 7" in found["run.seed"]
+    assert "child.yaml:3:9" in found["run.seed"]
+    assert "--set optimizer.with.lr=0.5" in found["optimizer.with.lr"]
+    assert "default" in found["run.accumulate"]
+    assert re.search(r"base\.yaml:\d+:\d+", found["model.use"])
+    wrong = forge("explain", "child.yaml", "run.sed", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "did you mean 'run.seed'" in wrong.stderr
+
+
+def test_plan_shows_who_runs_in_each_hook_and_why(tmp_path: Path) -> None:
+    done = forge("plan", "smoke", "--json", cwd=tmp_path)
+    hooks = json.loads(done.stdout)["hooks"]
+    assert hooks["on_gradients"] == ["gradients[0] grokfast", "gradients[1] clip_norm"]
+    text = forge("plan", "smoke", cwd=tmp_path).stdout
+    assert "gradients[0] -> gradients[1]" in text
+    assert "after grokfast" in text
+
+
+def test_plugins_lists_origin_and_shows_a_page(tmp_path: Path) -> None:
+    rows = json.loads(forge("plugins", "--json", cwd=tmp_path).stdout)["plugins"]
+    assert {"gradients", "loss"} <= {row["kind"] for row in rows}
+    assert all(row["origin"].startswith("forge-kernel") for row in rows if row["name"] == "bitnet")
+    page = forge("plugins", "grokfast", cwd=tmp_path).stdout
+    for piece in ("alpha: number >= 0 < 1, default 0.98", "on_gradients(run, step)"):
+        assert piece in page
+    wrong = forge("plugins", "grokfats", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "did you mean 'grokfast'" in wrong.stderr
+
+
+def test_schema_check_finds_a_stale_file(tmp_path: Path) -> None:
+    assert forge("schema", "--write", "schemas", cwd=tmp_path).returncode == 0
+    assert forge("schema", "--check", cwd=tmp_path).returncode == 0
+    (tmp_path / "schemas/loss/cross_entropy.json").write_text("{}\n")
+    done = forge("schema", "--check", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "cross_entropy.json" in done.stdout
+
+
+def test_doctor_tells_what_is_there(tmp_path: Path) -> None:
+    import torch
+
+    found = json.loads(forge("doctor", "--json", cwd=tmp_path).stdout)
+    assert found["torch"] == torch.__version__
+    assert found["current folder is writable and syncs"] is True
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_compares_runs(finished: Path) -> None:
+    done = forge("report", "run", "run", "--output", "both.html", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    assert "<svg" in (finished / "both.html").read_text()
+    wrong = forge("report", ".", cwd=finished)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+def test_bench_lists_and_refuses(tmp_path: Path) -> None:
+    listed = forge("bench", cwd=ROOT)
+    assert "overhead" in listed.stdout
+    wrong = forge("bench", "overhed", cwd=ROOT)
+    assert wrong.returncode == 2
+    assert "did you mean 'overhead'" in wrong.stderr
+    assert forge("bench", cwd=tmp_path).returncode == 2
+
+
+def test_a_new_pipeline_runs(tmp_path: Path) -> None:
+    assert forge("new", "pipeline", "mine", cwd=tmp_path).returncode == 0
+    assert "#" in (tmp_path / "mine.yaml").read_text()
+    done = forge("run", "mine.yaml", "-q", "--output-dir", "run", "--set", "run.max_steps=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert forge("new", "pipeline", "mine", cwd=tmp_path).returncode == 2
+
+
+def test_help_names_every_command_in_its_place(tmp_path: Path) -> None:
+    text = forge("--help", cwd=tmp_path).stdout
+    for command in (
+        "run", "resume", "check", "plan", "explain", "plugins", "schema", "report", "new",
+        "doctor", "bench",
+    ):  # fmt: skip
+        assert re.search(rf"^  {command} ", text, re.MULTILINE), command
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "run",
+         "--set", "run.max_steps=1000000"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if '"log"' in line:
+            break
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, 1)
