@@ -291,8 +291,8 @@ def _is_clean(path: Path, faults: Iterable[Fault]) -> bool:
 
 
 def _bind_run(document: Document, faults: Iterable[Fault]) -> tuple[RunConfig | None, list[Fault]]:
-    if not _is_clean(("run",), faults):
-        return None, []
+    if "run" not in document.data or not _is_clean(("run",), faults):
+        return None, []  # told already, perhaps as a misspelt key
     try:
         return bind_config(RunConfig, document.data["run"]), []
     except msgspec.ValidationError as error:

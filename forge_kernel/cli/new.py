@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from forge_kernel.errors import ConfigError, Fault
+
+MAX_NAME: Final = 40
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a plugin or a pipeline.")
 
@@ -18,38 +22,70 @@ def _module_name(name: str) -> str:
     """The importable name.
 
     Raises:
-        ConfigError: the name does not make one.
+        ConfigError: the name does not make one, or it is that of a module that is there.
     """
     module = name.replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{1,40}", module) or keyword.iskeyword(module):
-        hint = "use small letters, digits and hyphens, a letter first: acme-loss"
+    if (
+        len(module) > MAX_NAME
+        or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", module)
+        or keyword.iskeyword(module)
+    ):
+        hint = f"use small letters, digits and hyphens, at most {MAX_NAME}: acme-loss"
         raise ConfigError([Fault(f"'{name}' makes no package name", hints=(hint,))])
+    if module in sys.stdlib_module_names or _is_module(module):
+        hint = "choose a name of your own: acme-loss"
+        raise ConfigError([Fault(f"there is a module '{module}' already", hints=(hint,))])
     return module
+
+
+def _is_module(name: str) -> bool:
+    """Whether a module of that name is installed; a mere folder is none."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
+
+
+def _write(files: dict[Path, str]) -> None:
+    """Write new files.
+
+    Raises:
+        ConfigError: one of them cannot be written.
+    """
+    for file, text in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError([Fault(f"cannot write {file}: {error.strerror}")]) from error
 
 
 @app.command("plugin")
 def plugin_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the package: acme-loss.")],
-    kind: Annotated[str, typer.Option(help="What it is: observers, gradients, loss ...")] = "observers",
+    kind: Annotated[
+        str, typer.Option(help="What it is: observers, gradients, loss ...")
+    ] = "observers",
     directory: Annotated[Path, typer.Option(help="Where to make the folder.")] = Path(),
 ) -> None:
     """Write a package with one plugin, its tests and settings, ready to install."""
+    from forge_kernel.catalog import Catalog
     from forge_kernel.cli.scaffold import KINDS, package_files
     from forge_kernel.config.spelling import did_you_mean
+    from forge_kernel.plugin import Kind
 
     module = _module_name(name)
     if kind not in KINDS:
         hints = (*did_you_mean(kind, KINDS), f"allowed: {', '.join(KINDS)}")
         raise ConfigError([Fault(f"there is no template for the kind '{kind}'", hints=hints)])
+    if module in Catalog.installed().names(Kind(kind)):
+        hint = f"see: forge plugins {kind}.{module}"
+        raise ConfigError([Fault(f"there is a plugin '{kind}.{module}' already", hints=(hint,))])
     folder = directory / name
     if folder.exists():
         raise ConfigError([Fault(f"{folder} is there already")])
-    for file, text in package_files(name, module, kind).items():
-        target = folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+    files = package_files(name, module, kind)
+    _write({folder / file: text for file, text in files.items()})
     print(f"{folder}: a plugin of the kind {kind}")
-    print(f"  try it:  cd {folder} && pip install -e . && pytest && forge plugins {module}")
+    print(f"  try it:  cd {folder} && pip install -e '.[dev]' && pytest && forge plugins {module}")
 
 
 @app.command("pipeline")
@@ -65,5 +101,5 @@ def pipeline_command(
     file = directory / f"{name}.yaml"
     if file.exists():
         raise ConfigError([Fault(f"{file} is there already")])
-    file.write_text(pipeline_text(name), encoding="utf-8")
+    _write({file: pipeline_text(name)})
     print(f"{file}: try it with: forge run {file}")

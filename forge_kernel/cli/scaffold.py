@@ -27,10 +27,10 @@ KINDS: Final[dict[str, KindTemplate]] = {
         '''
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """Print the loss of each log interval, times the factor."""
+        """Tell the loss of each log interval, times the factor."""
         loss = record.figures.get("loss")
         if loss is not None and not run.quiet:
-            print(f"step {record.step}: {loss * self.config.scale:.4f}")
+            print(f"step {record.step}: {loss * self.config.scale:.4f}", file=sys.stderr)
 ''',
     ),
     "gradients": KindTemplate(
@@ -52,10 +52,15 @@ KINDS: Final[dict[str, KindTemplate]] = {
     def compute_loss(
         self, run: Run, step: Step, batch: Batch, outputs: Any
     ) -> tuple[Tensor, float | Tensor]:
-        """Cross-entropy times the factor, and the number of targets as its weight."""
+        """Cross-entropy times the factor; its weight is what the mean was taken over."""
         logits = outputs.reshape(-1, outputs.shape[-1])
         targets = batch.targets.reshape(-1)
-        return functional.cross_entropy(logits, targets) * self.config.scale, len(targets)
+        losses = functional.cross_entropy(logits, targets, reduction="none") * self.config.scale
+        if batch.weights is None:
+            return losses.mean(), len(targets)
+        weights = batch.weights.repeat_interleave(len(targets) // len(batch.weights)).to(losses)
+        total = weights.sum()
+        return (losses * weights).sum() / total.clamp_min(1e-30), total.detach()
 ''',
     ),
     "penalties": KindTemplate(
@@ -85,11 +90,11 @@ KINDS: Final[dict[str, KindTemplate]] = {
         '''
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """Stop when the loss is below the factor."""
-        if figures.get("loss", float("inf")) < self.config.scale:
-            run.request("stop", reason=f"loss below {self.config.scale}")
+        """Stop when the loss is below the threshold."""
+        if figures.get("loss", float("inf")) < self.config.threshold:
+            run.request("stop", reason=f"loss below {self.config.threshold}")
 ''',
-        setting="scale",
+        setting="threshold",
         about="loss at which to stop",
     ),
     "exporters": KindTemplate(
@@ -127,7 +132,11 @@ class ${cls}Config:
 class $cls:
     """$title."""
 
-    info = PluginInfo(name="$module", kind=Kind.$kind_member, config=${cls}Config)
+    info = PluginInfo(
+        name="$module",
+        kind=Kind.$kind_member,
+        config=${cls}Config,
+    )
 
     def __init__(self, config: ${cls}Config) -> None:
         self.config = config
@@ -144,7 +153,7 @@ name = "$name"
 version = "0.1.0"
 description = "A forge plugin of the kind $kind"
 requires-python = ">=3.11"
-dependencies = ["forge-kernel"]
+dependencies = ["forge-kernel", "msgspec"]
 
 [project.optional-dependencies]
 dev = ["pytest", "ruff", "mypy"]
@@ -164,6 +173,7 @@ src = ["src"]
 
 [tool.ruff.lint]
 select = ["E", "F", "W", "I", "UP", "B", "D1"]
+ignore = ["D105", "D107"] # the class docstring describes construction
 
 [tool.ruff.lint.per-file-ignores]
 "tests/**" = ["D", "F403"]
@@ -179,19 +189,25 @@ forge_distributions = ["$name"]
 )
 
 _TEST = Template(
-    '''"""The plugin is found and does what it says."""
+    '''"""The plugin is found and has its settings; add what it is to do."""
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 import pytest
-from forge_kernel.catalog import Catalog
-from forge_kernel.plugin import Kind
 
-from $module.plugin import $cls, ${cls}Config
+from $module.plugin import (
+    $cls,
+    ${cls}Config,
+)
+
+NAME = "$kind.$module"
 
 
-def test_the_catalogue_finds_it() -> None:
-    assert Catalog.installed().load(Kind.$kind_member, "$module") is $cls
+def test_its_entry_point_leads_to_it() -> None:
+    (entry,) = entry_points(group="forge_kernel.plugins", name=NAME)
+    assert entry.load() is $cls
 
 
 def test_its_setting_has_a_default() -> None:
@@ -218,8 +234,17 @@ In a pipeline: `$example`
 )
 
 
-def _used(body: str, names: dict[str, str]) -> list[str]:
-    return [line for word, line in names.items() if word in body]
+_STANDARD: Final = {
+    "Mapping[": "from collections.abc import Mapping\n",
+    "Path": "from pathlib import Path\n",
+    "sys.": "import sys\n",
+}
+"""Imports by the word of a body that needs them."""
+
+
+def _import_order(line: str) -> tuple[bool, str]:
+    """As import sorters have it: whole modules first."""
+    return line.startswith("from"), line
 
 
 def package_files(name: str, module: str, kind: str) -> dict[str, str]:
@@ -232,11 +257,8 @@ def package_files(name: str, module: str, kind: str) -> dict[str, str]:
     """
     template = KINDS[kind]
     cls = "".join(part.capitalize() for part in module.split("_"))
-    std = _used(
-        template.body,
-        {"Mapping[": "from collections.abc import Mapping\n", "Path": "from pathlib import Path\n"},
-    )
-    order = sorted([*std, "from dataclasses import dataclass\n"])
+    std = [line for word, line in _STANDARD.items() if word in template.body]
+    order = sorted([*std, "from dataclasses import dataclass\n"], key=_import_order)
     typing_names = ["Annotated", *(["Any"] if "Any" in template.body else [])]
     if template.typing:
         typing_names.insert(0, "TYPE_CHECKING")
@@ -262,7 +284,7 @@ def package_files(name: str, module: str, kind: str) -> dict[str, str]:
         "setting": template.setting,
         "about": template.about,
         "body": template.body,
-        "example": _example(kind, module),
+        "example": _example(kind, module, template.setting),
     }
     return {
         "pyproject.toml": _PYPROJECT.substitute(values),
@@ -275,8 +297,8 @@ def package_files(name: str, module: str, kind: str) -> dict[str, str]:
     }
 
 
-def _example(kind: str, module: str) -> str:
-    use = f"{{use: {module}, with: {{scale: 1.0}}}}"
+def _example(kind: str, module: str, setting: str) -> str:
+    use = f"{{use: {module}, with: {{{setting}: 1.0}}}}"
     return f"{kind}: {use}" if kind in ("loss", "schedule") else f"{kind}: [{use}]"
 
 

@@ -384,7 +384,8 @@ def _write_string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         plain = isinstance(resolve(value), str)
     except ValueError:
         plain = False
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+    style = (None if plain else "'") if value.isprintable() else '"'  # line ends as escapes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 _Dumper.add_representer(str, _write_string)

@@ -1,0 +1,1 @@
+"""Plugins for forge-kernel by somebody else."""
