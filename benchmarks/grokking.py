@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "grokking.json"
 SEEDS = range(5)
 
-ADAMW = ("optimizer.use=adamw", "optimizer.with.betas=[0.9, 0.98]", "optimizer.with.weight_decay=1.0")
+ADAMW = (
+    "optimizer.use=adamw",
+    "optimizer.with.betas=[0.9, 0.98]",
+    "optimizer.with.weight_decay=1.0",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Row:
 
 def _adamw(rate: str, *, fp32: bool, filtered: str | None) -> tuple[str, ...]:
     settings = [f"optimizer.with.lr={rate}"]
-    settings += ["quantizer=null", 'exporters=[{use: state_dict}]'] if fp32 else []
+    settings += ["quantizer=null", "exporters=[{use: state_dict}]"] if fp32 else []
     if filtered is None:
         settings.append("gradients=[]")
     else:
@@ -81,10 +85,16 @@ print(json.dumps({
 
 def run_one(row: Row, seed: int) -> dict[str, object]:
     """One run in a fresh process; its figures."""
-    settings = [*row.settings, f"run.seed={seed}", f"run.max_steps={row.max_steps}", "run.save_every=null", "observers=[]"]  # noqa: E501
+    settings = [
+        *row.settings,
+        f"run.seed={seed}",
+        f"run.max_steps={row.max_steps}",
+        "run.save_every=null",
+        "observers=[]",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", _CHILD, row.pipeline, f"{folder}/run", *settings]
-        done = subprocess.run(  # noqa: S603  ours
+        done = subprocess.run(
             command, capture_output=True, text=True, check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -116,7 +126,11 @@ def table(results: dict[str, dict[str, object]]) -> str:
         missed = len(shown) - len(reached)
         steps = [float(str(item["steps"])) for item in reached] + [float("inf")] * missed
         median = statistics.median(steps) if steps else float("inf")
-        seconds = statistics.median(float(str(item["cpu_seconds"])) for item in reached) if reached else None
+        seconds = (
+            statistics.median(float(str(item["cpu_seconds"])) for item in reached)
+            if reached
+            else None
+        )
         lines.append(
             f"| {row.title} | {' / '.join(shown)} | "
             f"{f'{median:.0f}' if median != float('inf') else '-'} | "

@@ -285,7 +285,7 @@ def main() -> None:
         if options.peers:
             import peers
 
-            plain.update(peers.plain(make_model, batches, LR))
+            plain.update(peers.plain(make_model, batches, LR, Path(scratch)))
             typical.update(peers.typical(make_model, batches, LR, Path(scratch)))
         results = {
             "plain": measure(plain, bare(batches)[0], options.rounds, options.steps),

@@ -13,7 +13,7 @@ from forge_kernel.config.use import (
     UseSchedule,
     UseValidator,
 )
-from forge_kernel.data import Data, DataSpec, TensorData
+from forge_kernel.data import Data, DataSpec, TensorData, stream_seed
 from forge_kernel.errors import ForgeError, PluginError, RunError
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.lazy import LazyModule
@@ -54,4 +54,5 @@ __all__ = [
     "UseSchedule",
     "UseValidator",
     "hookimpl",
+    "stream_seed",
 ]

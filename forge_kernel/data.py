@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +37,17 @@ class Data(Protocol):
     def validation(self) -> Iterable[Batch]:
         """The validation batches, in one fixed order; empty if there are none."""
         ...
+
+
+def stream_seed(seed: int, *keys: str | int) -> int:
+    """A seed of its own for each random stream of a run, so that no two streams share numbers.
+
+    Args:
+        seed: of the run.
+        keys: what the stream is for (`"order", epoch`).
+    """
+    text = "/".join(str(part) for part in (seed, *keys))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 def batch_from(value: Any) -> Batch:
@@ -133,7 +145,7 @@ class TensorData:
 
         order = None
         if self._seed is not None:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch))
             order = torch.randperm(len(self._inputs), generator=generator)
         for begin in range(start * self._batch_size, len(self._inputs), self._batch_size):
             chosen = slice(begin, begin + self._batch_size)

@@ -110,7 +110,8 @@ def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, st
         if parameter.default is not inspect.Parameter.empty:
             found.append((f"'{parameter.name}' has a default, which is never used", ""))
         elif parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-            found.append((f"'{parameter}' cannot be passed: name the arguments one by one", ""))
+            shown = parameter.replace(annotation=inspect.Parameter.empty)
+            found.append((f"'{shown}' cannot be passed: name the arguments one by one", ""))
     return found
 
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
-from forge_kernel.config.use import UseGradients
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
@@ -21,7 +20,6 @@ from forge_kernel.loop import Session
 from forge_kernel.planner import plan
 from forge_kernel.plugin import Kind, PluginInfo
 from forge_kernel.testing.trial import TrialLoss
-
 
 
 class SgdPart:

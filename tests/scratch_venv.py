@@ -20,12 +20,16 @@ _NOT_SOURCE = ("build", "dist", "runs", "*.egg-info", "__pycache__", ".*")
 
 
 def environment() -> dict[str, str]:
-    """Variables for a subprocess, without those of the pytest that runs these tests."""
-    return {
+    """Variables for a subprocess, without those of the pytest that runs these tests.
+
+    One thread for torch: the models are tiny, and threads of several workers hinder each other.
+    """
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTEST_", "PYTHONPATH"))
     }
+    return {**kept, "OMP_NUM_THREADS": "1"}
 
 
 def call(

@@ -36,7 +36,11 @@ def run_command(
     pipeline = check_document(document, catalog)
     plan(pipeline, catalog, document=document)  # faults with their places in the file
     for notice in pipeline.run.notices():
-        note = f"note: {notice}" if sys.stderr.isatty() else json.dumps({"event": "note", "note": notice})
+        note = (
+            f"note: {notice}"
+            if sys.stderr.isatty()
+            else json.dumps({"event": "note", "note": notice})
+        )
         print(note, file=sys.stderr)
     train(lambda cancel: run(
         pipeline, catalog=catalog, output_dir=output_dir, cancel=cancel, quiet=quiet

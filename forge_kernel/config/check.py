@@ -47,9 +47,9 @@ _extend: Final[Callable[..., Any]] = validators.extend
 _Validator: Final = _extend(
     jsonschema.Draft202012Validator,
     {"pattern": _pattern},
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_integer, "number": _is_number}
-    ),
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", _is_integer
+    ).redefine("number", _is_number),
 )
 
 

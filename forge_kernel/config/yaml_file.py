@@ -86,10 +86,6 @@ def _mark_at(text: str, position: int, source: str) -> Mark:
     return Mark(source, len(before), len(before[-1]) + 1, 1, _visible(line))
 
 
-_COLLECTION: Final = object()  # what an anchor marks when it is no scalar
-_UNKNOWN: Final = object()
-
-
 @dataclass
 class _Open:
     """A mapping or list that is being read."""
@@ -111,7 +107,7 @@ class _Reader:
         self.faults: list[Fault] = []
         self._lines = [_visible(line) for line in _LINE_END.split(text)]
         self._stack: list[_Open] = []
-        self._anchors: dict[str, Any] = {}  # values of scalars; an alias of more could expand
+        self._anchors: dict[str, list[Any]] = {}  # with one scalar, or empty: more could expand
         self._nodes = 0
         self._documents = 0
 
@@ -167,7 +163,7 @@ class _Reader:
             self._put(self._alias(str(event.anchor), mark), mark)
             return
         if event.anchor is not None:
-            self._anchors[event.anchor] = _COLLECTION  # a scalar takes its value's place below
+            self._anchors[event.anchor] = []
         if event.tag is not None:
             self.fault(
                 mark, f"tags are not allowed ({show_word(event.tag)})", "write the plain value",
@@ -177,24 +173,25 @@ class _Reader:
             self._open({} if isinstance(event, yaml.MappingStartEvent) else [], mark)
         elif self._stack and isinstance(self._stack[-1].value, dict) and self._stack[-1].wants_key:
             if event.anchor is not None:
-                self._anchors[event.anchor] = event.value
+                self._anchors[event.anchor] = [event.value]
             self._key(self._stack[-1], event.value, mark)
         else:
             self._scalar(event, mark)
 
     def _alias(self, name: str, mark: Mark) -> Any:
         """The scalar that an alias stands for."""
-        found = self._anchors.get(name, _UNKNOWN)
-        if found is _UNKNOWN:
+        if name not in self._anchors:
             self.fault(mark, f"there is no anchor &{name} above this alias", path=self._path())
-        elif found is _COLLECTION:
+        elif not self._anchors[name]:
             self.fault(
                 mark,
                 f"the alias *{name} is not allowed: it repeats a mapping or list",
                 "write the part out, or share it between files with `extends`",
                 path=self._path(),
             )
-        return found
+        else:
+            return self._anchors[name][0]
+        return None
 
     def _check_text(self, text: str, mark: Mark) -> None:
         found = _SURROGATE.search(text)
@@ -213,7 +210,7 @@ class _Reader:
             except ValueError as error:
                 self.fault(mark, str(error), path=self._path())
         if event.anchor is not None:
-            self._anchors[event.anchor] = value
+            self._anchors[event.anchor] = [value]
         self._put(value, mark)
 
     def _key(self, parent: _Open, key: str, mark: Mark) -> None:

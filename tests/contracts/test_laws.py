@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from forge_kernel.catalog import GROUP, Catalog
 from forge_kernel.plugin import Kind
 from forge_kernel.schemas import all_schemas, schema_text
@@ -24,7 +25,11 @@ _FIRST_PARTY = [entry for entry in entry_points(group=GROUP) if entry.value.star
 
 def fresh(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -88,7 +93,9 @@ def test_the_schemas_are_up_to_date() -> None:
 
 
 def test_every_plugin_module_has_an_entry_point_and_a_schema() -> None:
-    offers = [offer for offer in Catalog.installed().offers() if offer.distribution == "forge-kernel"]
+    offers = [
+        offer for offer in Catalog.installed().offers() if offer.distribution == "forge-kernel"
+    ]
     targets = {offer.target.partition(":")[0] for offer in offers}
     assert len(targets) == len(offers), "one module, one plugin"
     for module in targets:
@@ -145,7 +152,14 @@ def test_every_kind_has_a_rule_and_a_use() -> None:
 
 
 def test_the_tree_is_the_one_of_the_design() -> None:
-    for name in ("forge_kernel", "plugins/forge_plugins", "pipelines", "schemas", "tests", "benchmarks"):
+    for name in (
+        "forge_kernel",
+        "plugins/forge_plugins",
+        "pipelines",
+        "schemas",
+        "tests",
+        "benchmarks",
+    ):
         assert (ROOT / name).is_dir()
     assert not (ROOT / "plugins" / "__init__.py").exists()
 
@@ -175,6 +189,7 @@ def test_every_pipeline_names_the_schema_and_checks() -> None:
 def test_pipelines_validate_against_the_published_schema_too() -> None:
     """What an editor checks is what the kernel checks."""
     import jsonschema
+
     from forge_kernel.config.yaml_file import read_yaml
 
     schema = json.loads((ROOT / "schemas" / "pipeline.schema.json").read_text())

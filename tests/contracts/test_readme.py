@@ -79,7 +79,9 @@ def test_the_showcase_learns_and_leaves_what_the_readme_says(place: Path) -> Non
         names = set(packed.keys())
     layers = ("query", "key", "value", "output")
     expected = {f"blocks.{i}.attention.{layer}.weight.levels" for i in (0, 1) for layer in layers}
-    expected |= {f"blocks.{i}.{layer}.weight.levels" for i in (0, 1) for layer in ("expand", "contract")}
+    expected |= {
+        f"blocks.{i}.{layer}.weight.levels" for i in (0, 1) for layer in ("expand", "contract")
+    }
     assert {name for name in names if name.endswith(".levels")} == expected
     assert {"head.weight", "token_embedding.weight", "position_embedding.weight"} <= names
 
@@ -91,7 +93,10 @@ def test_the_showcase_has_the_filter_on_in_every_step_with_a_lambda_of_at_least_
     filters = [use.config for use in pipeline.gradients if use.name == "grokfast"]
     assert [found.lambda_reg >= 1 and found.filter == "ema" for found in filters] == [True]
     assert pipeline.quantizer is not None
-    assert (pipeline.quantizer.config.weight_bits, pipeline.quantizer.config.activation_bits) == (1.58, 8)
+    assert (pipeline.quantizer.config.weight_bits, pipeline.quantizer.config.activation_bits) == (
+        1.58,
+        8,
+    )
 
 
 @pytest.mark.parametrize("index", range(len(PYTHON)))
@@ -143,7 +148,9 @@ def test_the_sample_fault_is_what_forge_prints(tmp_path: Path) -> None:
 def test_a_fresh_clone_is_set_up_and_run_by_the_commands_of_the_readme(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    for command in [line for line in SHELL if line.startswith(("python3 -m venv", ".venv/bin/pip"))]:
+    for command in [
+        line for line in SHELL if line.startswith(("python3 -m venv", ".venv/bin/pip"))
+    ]:
         subprocess.run(command, shell=True, cwd=clone, check=True)
     done = subprocess.run(["make", "run"], cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

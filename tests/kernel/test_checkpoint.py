@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from forge_kernel.checkpoint import CheckpointStore, Snapshot
 from forge_kernel.durable import committed_folder
 from forge_kernel.errors import CheckpointError
 from forge_kernel.tree import join_tree, split_tree
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def snapshot(step: int, **trees: Any) -> Snapshot:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+
 from forge_kernel.schemas import RECORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,11 @@ def test_a_run_prints_its_folder_and_final_figures(finished: Path) -> None:
     assert lines[0] == "run"
     assert lines[1].startswith("completed after 6 steps")
     result = json.loads((finished / "run/result.json").read_text())
-    shown = {match[1]: float(match[2]) for line in lines if (match := re.match(r"  (\w+): ([-\d.e+]+)", line))}
+    shown = {
+        match[1]: float(match[2])
+        for line in lines
+        if (match := re.match(r"  (\w+): ([-\d.e+]+)", line))
+    }
     for name, value in result["final"].items():
         assert shown[name] == pytest.approx(value, rel=1e-4)
 
@@ -152,7 +157,9 @@ def test_faults_are_told_with_their_place_and_nothing_is_written(tmp_path: Path)
         assert "bad.yaml:2:7  run.max_stepz" in done.stderr
         assert "did you mean 'max_steps'" in done.stderr
         assert "bad.yaml:3:18  optimizer.use" in done.stderr
-        assert "did you mean 'adam' or 'adamw'" in done.stderr or "did you mean 'adamw'" in done.stderr
+        assert (
+            "did you mean 'adam' or 'adamw'" in done.stderr or "did you mean 'adamw'" in done.stderr
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
@@ -180,7 +187,9 @@ def test_explain_names_the_place_the_argument_or_the_default(tmp_path: Path) -> 
     (tmp_path / "base.yaml").write_text((ROOT / "pipelines/smoke.yaml").read_text())
     (tmp_path / "child.yaml").write_text("extends: base.yaml\nrun:\n  seed: 7\n")
     found = {
-        key: forge("explain", "child.yaml", key, "--set", "optimizer.with.lr=0.5", cwd=tmp_path).stdout
+        key: forge(
+            "explain", "child.yaml", key, "--set", "optimizer.with.lr=0.5", cwd=tmp_path
+        ).stdout
         for key in ("run.seed", "optimizer.with.lr", "run.accumulate", "model.use")
     }
     assert "= 7" in found["run.seed"]
@@ -253,7 +262,9 @@ def test_bench_lists_and_refuses(tmp_path: Path) -> None:
 def test_a_new_pipeline_runs(tmp_path: Path) -> None:
     assert forge("new", "pipeline", "mine", cwd=tmp_path).returncode == 0
     assert "#" in (tmp_path / "mine.yaml").read_text()
-    done = forge("run", "mine.yaml", "-q", "--output-dir", "run", "--set", "run.max_steps=5", cwd=tmp_path)
+    done = forge(
+        "run", "mine.yaml", "-q", "--output-dir", "run", "--set", "run.max_steps=5", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert forge("new", "pipeline", "mine", cwd=tmp_path).returncode == 2
 

@@ -16,13 +16,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from kernel_parts import StopAfter
+
 from forge_kernel import PipelineConfig, RunConfig, load_pipeline, run, run_async
 from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.use import UseData, UseLoss, UseModel, UseObserver, UseOptimizer
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.errors import ConfigError
 from forge_kernel.testing.compare import differences
-from kernel_parts import StopAfter
 
 
 def pipeline(**settings: Any) -> PipelineConfig:

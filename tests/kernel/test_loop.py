@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_parts import SgdPart, StopAfter, make_plugin, make_session
+from torch import nn
+
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.errors import NonFiniteError, OwnershipError, PluginError, RunError
 from forge_kernel.hookspecs import hookimpl
@@ -18,9 +22,6 @@ from forge_kernel.live import NoConfig
 from forge_kernel.planner import HOOKS
 from forge_kernel.plugin import Kind, PluginInfo
 from forge_kernel.state import Batch, Rates
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 
 def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_parts import StopAfter
+from torch.utils.data import DataLoader, TensorDataset
+
 from forge_kernel import resume, run
 from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
@@ -23,8 +26,6 @@ from forge_kernel.config.use import (
 from forge_kernel.errors import CheckpointError, ConfigError, RunError
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import TrialData, TrialLoss, TrialModel
-from kernel_parts import StopAfter
-from torch.utils.data import DataLoader, TensorDataset
 
 STEPS = 12  # epochs of 3 windows of 2 micro-batches: steps 3, 6, 9 and 12 end one
 
@@ -80,9 +81,7 @@ def run_until(folder: Path, step: int, *, start: bool, **settings: Any) -> None:
     """Run or resume, and be stopped from outside after a step."""
     stop = StopAfter(step)
     if start:
-        result = run(
-            pipeline(**settings), plugins=[*parts(), stop], output_dir=folder, cancel=stop
-        )
+        result = run(pipeline(**settings), plugins=[*parts(), stop], output_dir=folder, cancel=stop)
     else:
         result = resume(folder, plugins=[*parts(), stop], cancel=stop)
     assert result.outcome == "stopped"

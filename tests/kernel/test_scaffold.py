@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from scratch_venv import ScratchVenv, build_wheels, copy_source, environment, once
+from scratch_venv import ScratchVenv, build_wheels, copy_source, once
 
 from forge_kernel.cli.scaffold import KINDS
 
@@ -20,21 +18,13 @@ def names() -> dict[str, str]:
     return {**{f"acme-{kind}": kind for kind in KINDS}, LONG: "observers"}
 
 
-def new(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "forge_kernel", "new", "plugin", *arguments],
-        capture_output=True, text=True, cwd=cwd, env=environment(), check=False, timeout=60,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def packages(shared: Path) -> Path:
+def packages(shared: Path, installed: ScratchVenv) -> Path:
     """A folder with a new package of each kind."""
 
     def make(folder: Path) -> None:
         for name, kind in names().items():
-            done = new(name, "--kind", kind, cwd=folder)
-            assert done.returncode == 0, done.stderr
+            done = installed.forge("new", "plugin", name, "--kind", kind, cwd=folder)
             assert name in done.stdout
 
     return once(shared / "packages", make)
@@ -147,15 +137,14 @@ def test_the_types_of_new_packages_are_right(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_made_is_refused_and_nothing_is_written(
-    tmp_path: Path, arguments: list[str], reason: str
+    installed: ScratchVenv, tmp_path: Path, arguments: list[str], reason: str
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.py").write_text("mine\n")
     (tmp_path / "taken.txt").write_text("a file\n")
     before = sorted(tmp_path.rglob("*"))
-    done = new(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert reason in done.stderr
-    assert "Traceback" not in done.stderr
+    told = installed.forge("new", "plugin", *arguments, cwd=tmp_path, status=2).stderr
+    assert reason in told
+    assert "Traceback" not in told
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "taken" / "mine.py").read_text() == "mine\n"

@@ -35,7 +35,7 @@ from forge_kernel.loading import (
     load_pipeline,
 )
 
-QUICK = settings(deadline=None, max_examples=2500)
+QUICK = settings(deadline=None, max_examples=80)
 FULL: dict[str, Any] = {
     "forge": 1,
     "run": {"max_steps": 10},
@@ -272,7 +272,7 @@ def test_a_filled_pipeline_says_the_same_again(
     assert fill(again) == filled
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(allowed(*config_schema(RunConfig, "run")))
 def test_the_settings_of_the_loop_make_the_round_trip_too(values: dict[str, Any]) -> None:
     data = {**FULL, "run": {"max_steps": 5, **values}}
@@ -330,6 +330,8 @@ def test_the_composed_schema_is_a_schema_and_refers_to_nothing_outside() -> None
     [
         ({}, "the key 'needed' is missing"),
         ({"needed": 1, "inner": {"sise": 2}}, "did you mean 'size'?"),
+        ({"needed": 2.0}, "must be a whole number, not 2.0"),
+        ({"needed": True}, "must be a whole number, not true"),
         ({"needed": 1, "inner": {"size": 0}}, "0 must be at least 1"),
         ({"needed": 1, "inner": {"again": {"again": {"size": 0}}}}, "0 must be at least 1"),
         ({"needed": 1, "several": [{}, {"size": "x"}]}, "must be a whole number, not 'x'"),

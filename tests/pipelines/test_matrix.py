@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from forge_kernel import PipelineConfig, RunConfig, resume, run
 from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.use import (
@@ -96,7 +97,8 @@ def _compiled(few: bool) -> list[dict[str, Any]]:
         case
         for case in CASES
         if case["compiled"]
-        and few == ((case["precision"], case["accumulate"], case["bitnet"], case["grokfast"]) in FEW)
+        and few
+        == ((case["precision"], case["accumulate"], case["bitnet"], case["grokfast"]) in FEW)
     ]
 
 

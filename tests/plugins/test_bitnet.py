@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_parts import make_session
+from torch import nn
+
 from forge_kernel import run
 from forge_kernel.errors import PlanError, PluginError
 from forge_kernel.loading import load_pipeline
@@ -25,10 +30,6 @@ from forge_plugins.mathematics.bitnet import (
 from forge_plugins.mathematics.conversion import convert_linears
 from forge_plugins.mathematics.packed_file import pack_model, read_packed, write_packed
 from forge_plugins.mathematics.packing import pack_two_bits, unpack_two_bits
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from kernel_parts import make_session
-from torch import nn
 
 
 def reference_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_parts import make_plugin, make_session
+from torch import nn
+
 from forge_kernel.api import Kind
+from forge_kernel.config.use import UseGradients
 from forge_kernel.errors import ConfigError
 from forge_kernel.loading import load_pipeline
 from forge_kernel.state import Batch
@@ -22,10 +28,6 @@ from forge_plugins.mathematics.grokfast import (
     filter_ema,
     filter_ma,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from kernel_parts import UseGradients, make_plugin, make_session
-from torch import nn
 
 
 def ema_oracle(gradients: list[torch.Tensor], alpha: float, lamb: float) -> list[torch.Tensor]:
@@ -212,9 +214,7 @@ def test_a_parameter_unfrozen_later_starts_its_own_average(linear: nn.Module) ->
     linear.bias.requires_grad_(True)
     reference = copy.deepcopy(linear)
     reference.zero_grad()
-    nn.functional.cross_entropy(
-        reference(batch(1).inputs), batch(1).targets
-    ).backward()
+    nn.functional.cross_entropy(reference(batch(1).inputs), batch(1).targets).backward()
     session.step(batch(1))
     assert reference.bias.grad is not None
     moved = reference.bias - linear.bias

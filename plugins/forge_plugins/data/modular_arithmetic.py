@@ -16,6 +16,7 @@ from forge_kernel.api import (
     Run,
     TensorData,
     hookimpl,
+    stream_seed,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class ModularArithmetic:
         config = self.config
         tokens, answers = mathematics.operation_table(config.operation, config.modulus)
         seed = run.seed if config.split_seed is None else config.split_seed
-        training, validation = mathematics.split_pairs(len(answers), config.training_share, seed)
+        training, validation = mathematics.split_pairs(
+            len(answers), config.training_share, stream_seed(seed, "split")
+        )
         spec = DataSpec(vocabulary=config.modulus + 2, sequence=4, classes=config.modulus)
         return TensorData(
             tokens[training],
