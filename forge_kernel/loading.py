@@ -294,9 +294,13 @@ def _bind_run(document: Document, faults: Iterable[Fault]) -> tuple[RunConfig | 
     if "run" not in document.data or not _is_clean(("run",), faults):
         return None, []  # told already, perhaps as a misspelt key
     try:
-        return bind_config(RunConfig, document.data["run"]), []
+        run: RunConfig = bind_config(RunConfig, document.data["run"])
     except msgspec.ValidationError as error:
         return None, [_bind_fault(document, ("run",), error)]
+    if not run.ends:
+        message = "the run has no end: set max_steps, max_epochs or max_seconds"
+        return None, [Fault(message, "run", document.mark(("run",)))]
+    return run, []
 
 
 def _advice_of(

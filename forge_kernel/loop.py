@@ -6,11 +6,10 @@ both), `validate`, `finish`. `train` is a for-loop over `step`.
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from forge_kernel.bus import Bus
+from forge_kernel.catalog import Catalog
 from forge_kernel.checkpoint import CheckpointStore, Snapshot
-from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.durable import committed_folder, manifest_of, write_json
 from forge_kernel.errors import NonFiniteError, PluginError, RunError
 from forge_kernel.finite import FiniteCheck
 from forge_kernel.ownership import OwnershipGuard
-from forge_kernel.planner import Plan
+from forge_kernel.planner import Plan, plan
+from forge_kernel.plugin import Kind
 from forge_kernel.random_state import read_random_state, seed_everything, write_random_state
 from forge_kernel.state import Batch, LogRecord, Meter, Progress, Rates, Request, Run, Step
 from forge_kernel.strategy import OneProcess, Strategy
@@ -33,6 +34,7 @@ from forge_kernel.strategy import OneProcess, Strategy
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
 MAX_ROLLBACKS: Final = 10
 _GROWTH_INTERVAL: Final = 2000  # clean steps before the loss scale doubles, as torch's scaler
+_STRATEGY: Final = tuple(name for name in vars(OneProcess) if not name.startswith("_"))
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -104,7 +106,7 @@ class Session:
         self.about = dict(about or {})
         guard = OwnershipGuard() if settings.checked else None
         self.bus = Bus(plan, guard)
-        self.run = Run(settings, folder, strategy or OneProcess(), quiet=quiet)
+        self.run = Run(settings, folder, strategy or self._planned_strategy(), quiet=quiet)
         if guard is not None:
             guard.run = self.run
         self.store = (
@@ -128,6 +130,34 @@ class Session:
         self._deadline: float | None = None
         self._clock: float | None = None
         self._phase: str | None = None
+
+    @classmethod
+    def of(
+        cls, plugins: Sequence[Any], settings: RunConfig | None = None, **options: Any
+    ) -> Session:
+        """A session of plugin objects alone, for a program that drives the steps itself.
+
+        Args:
+            plugins: one for each kind that a run must have, and others.
+            settings: of the loop; they need no end and no seed.
+            options: as for the constructor.
+
+        Raises:
+            PlanError: the parts do not make a run.
+        """
+        pipeline = PipelineConfig(run=settings or RunConfig(seed=None))
+        return cls(plan(pipeline, Catalog(), plugins=plugins), **options)
+
+    def _planned_strategy(self) -> Strategy:
+        """The plan's strategy plugin, or one process."""
+        for entry in self.plan.entries:
+            if entry.info.kind is Kind.STRATEGY:
+                found = self.bus.instances[entry.path]
+                missing = [name for name in _STRATEGY if not hasattr(found, name)]
+                if missing:
+                    raise PluginError(f"{entry.label} is no strategy: it lacks {missing}")
+                return found  # type: ignore[no-any-return]
+        return OneProcess()
 
     # -- set-up -------------------------------------------------------------------------------
 
@@ -936,8 +966,3 @@ def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> No
         index: dict(state[name]) for index, name in enumerate(order) if name in state
     }
     run.optimizer.load_state_dict(packed)
-
-
-def finite_or_none(value: float) -> float | None:
-    """A number for strict JSON."""
-    return value if math.isfinite(value) else None

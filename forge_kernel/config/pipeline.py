@@ -83,9 +83,11 @@ class RunConfig:
         bool, Meta(description="watch that each plugin writes only what its hooks own (slow)")
     ] = False
 
-    def __post_init__(self) -> None:
-        if self.max_steps is None and self.max_epochs is None and self.max_seconds is None:
-            raise ValueError("the run has no end: set max_steps, max_epochs or max_seconds")
+    @property
+    def ends(self) -> bool:
+        """Whether the run ends by itself; a program that drives the steps needs no end."""
+        bounds = (self.max_steps, self.max_epochs, self.max_seconds)
+        return any(bound is not None for bound in bounds)
 
     def notices(self) -> list[str]:
         """What the user may not have meant: intervals that never come round."""

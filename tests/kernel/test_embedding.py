@@ -224,3 +224,74 @@ def test_a_stop_from_outside_keeps_the_last_step(tmp_path: Path) -> None:
     result = run(pipeline(), plugins=[stop], cancel=stop, output_dir=tmp_path / "run")
     assert (result.outcome, result.steps) == ("stopped", 4)
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [4]
+
+
+def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
+    import copy
+
+    from forge_kernel.live import LiveDataPlugin, LiveModel
+    from forge_kernel.loop import Session
+    from forge_kernel.state import Batch
+    from forge_kernel.testing.trial import TrialLoss
+    from kernel_parts import SgdPart
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    bare = copy.deepcopy(model)
+    batches = [Batch(torch.randn(5, 4), torch.randint(3, (5,))) for _ in range(6)]
+    parts = [LiveModel(model), LiveDataPlugin(batches), SgdPart(0.1), TrialLoss()]
+    before = torch.get_rng_state()
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
+    with Session.of(parts) as session:
+        for batch in batches:
+            session.accumulate(batch)
+            assert session.update()
+            torch.nn.functional.cross_entropy(bare(batch.inputs), batch.targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert session.run.folder is None
+        assert session.run.total_steps is None
+        assert session.finish() == {}
+    assert torch.equal(model.weight, bare.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Module) -> None:
+    from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.loop import Session
+    from forge_kernel.plugin import Kind, PluginInfo
+    from forge_kernel.state import Batch
+    from forge_kernel.strategy import OneProcess
+    from forge_kernel.testing.trial import TrialLoss
+    from kernel_parts import SgdPart
+
+    told: list[str] = []
+
+    class Doubled(OneProcess):
+        """Pretends to be one of two equal ranks: sums are doubled."""
+
+        info = PluginInfo(name="doubled", kind=Kind.STRATEGY, config=NoConfig)
+        config = NoConfig()
+        world_size = 2
+
+        def start(self) -> None:
+            told.append("start")
+
+        def reduce(self, value: torch.Tensor) -> torch.Tensor:
+            told.append("reduce")
+            return value * 2
+
+        def backward_scope(self, *, last: bool) -> Any:
+            told.append(f"scope {last}")
+            return super().backward_scope(last=last)
+
+        def finish(self) -> None:
+            told.append("finish")
+
+    batch = Batch(torch.randn(5, 4), torch.randint(3, (5,)))
+    strategy = Doubled()
+    parts = [LiveModel(linear), LiveDataPlugin([batch]), SgdPart(0.1), TrialLoss(), strategy]
+    with Session.of(parts) as session:
+        assert session.run.strategy is strategy
+        session.step(batch, batch)
+    assert told == ["start", "scope False", "scope True", "reduce", "finish"]
