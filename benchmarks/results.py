@@ -189,7 +189,9 @@ def readme_table() -> str:
             f"| a step of a tiny network, ten plugins, finite check | {check:.2f} x a bare loop "
             f"(bare against bare: {noise:.2f}) |"
         )
-        lines.append(f"| the same with clipping, log and progress bar on both sides | {bar:.2f} x |")
+        lines.append(
+            f"| the same with clipping, log and progress bar on both sides | {bar:.2f} x |"
+        )
     found = load("dispatch")
     if found is not None:
         lines.append(

@@ -20,7 +20,7 @@ from forge_kernel.config.document import Path
 from forge_kernel.errors import PluginError
 from forge_kernel.loading import nested_uses, replace_uses
 from forge_kernel.planner import HOOKS, Plan, Planned, implemented_hooks
-from forge_kernel.plugin import SINGLE_ANSWERS, Stateful
+from forge_kernel.plugin import RULES, SINGLE_ANSWERS, Stateful
 
 Call = Callable[..., Any]
 Guard = Callable[[str, str, Call], Call]
@@ -46,7 +46,19 @@ def build(plan: Plan) -> dict[Path, Any]:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise PluginError(f"{entry.label} ({entry.origin}) cannot be built: {why}") from error
+        if entry.parent is not None:
+            _answer_by_position(built[entry.path], entry)
     return built
+
+
+def _answer_by_position(part: Any, entry: Planned) -> None:
+    """Let a composite ask its part by the hook's full arguments, whichever the part takes."""
+    for hook in RULES[entry.info.kind].answers:
+        method = getattr(part, hook, None)
+        if hook in SINGLE_ANSWERS and method is not None:
+            call = _positional(method, hook)
+            if call is not method:
+                setattr(part, hook, call)
 
 
 def _positional(method: Call, hook: str) -> Call:

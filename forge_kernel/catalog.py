@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
+from forge_kernel.config.schema import config_schema
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.errors import Fault, PluginError
 from forge_kernel.plugin import API_VERSION, Kind, PluginInfo
@@ -67,9 +68,17 @@ def check_class(found: Any, kind: Kind, name: str) -> str | None:
         return "is not a plugin class: it has no `info = PluginInfo(...)`"
     if (info.kind, info.name) != (kind, name):
         return f"its info says '{info.key}', its entry point '{kind}.{name}'"
+    if not isinstance(info.config, type) or not is_dataclass(info.config):
+        return "its settings (info.config) are no dataclass"
+    if not isinstance(info.api, tuple) or [type(bound) for bound in info.api] != [int, int]:
+        return f"its api range is {info.api!r}, not a pair of whole numbers"
     low, high = info.api
     if not low <= API_VERSION <= high:
         return f"it is written for plugin interface {low} to {high}, this kernel has {API_VERSION}"
+    try:
+        config_schema(info.config, info.key)
+    except Exception as error:  # noqa: BLE001  whatever type the settings have
+        return f"its settings have no JSON Schema: {' '.join(str(error).split())}"
     return None
 
 
@@ -147,7 +156,7 @@ class Catalog:
             assert offer.entry is not None, "an offer without an entry point has its class"
             try:
                 known = offer.entry.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 why = f"{type(error).__name__}: {error}"
                 message = f"'{offer.key}' of {offer.origin} cannot be loaded: {why}"
                 raise PluginError([Fault(message, hints=("see: forge plugins",))]) from error

@@ -33,10 +33,16 @@ def build_app() -> typer.Typer:
     app.command("doctor")(doctor.doctor_command)
     app.command("bench")(bench.bench_command)
     app.add_typer(new.app, name="new")
+    taken = {command.name for command in app.registered_commands} | {"new"}
     for entry in sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name):
+        if entry.name in taken:
+            where = f"'{entry.name}' ({entry.value})"
+            print(f"forge: a second command {where} is left out", file=sys.stderr)
+            continue
+        taken.add(entry.name)
         try:
             app.command(entry.name)(entry.load())
-        except Exception as error:  # noqa: BLE001  a foreign command must not break the others
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a foreign command must not break the others
             print(f"forge: the command '{entry.name}' is broken: {error}", file=sys.stderr)
     app.callback()(_root)
     return app

@@ -72,7 +72,7 @@ def _examine() -> dict[str, Any]:
         try:
             catalog.load(offer.kind, offer.name)
         except PluginError as error:
-            broken.append(str(error))
+            broken.append(error.faults[0].message)
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     try:
         writes: bool | str = _fsync_works()

@@ -58,7 +58,7 @@ def _row(catalog: Catalog, offer: Any) -> dict[str, Any]:
         plugin = catalog.load(offer.kind, offer.name)
         about = (plugin.__doc__ or "").strip().partition("\n")[0]
     except PluginError as error:
-        broken = str(error)
+        broken = error.faults[0].message
     return {
         "kind": offer.kind.value,
         "name": offer.name,
@@ -108,6 +108,8 @@ def _bounds(schema: dict[str, Any]) -> str:
     }  # fmt: skip
     parts: list[str] = []
     for branch in schema.get("anyOf", [schema]):
+        if "use." in branch.get("$ref", ""):
+            parts.append(f"a plugin of the kind {branch['$ref'].rpartition('use.')[2]}")
         if "enum" in branch:
             parts.append(" | ".join(str(choice) for choice in branch["enum"]))
         elif "type" in branch:

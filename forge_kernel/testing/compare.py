@@ -21,11 +21,9 @@ def _raw(file: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 def _plain_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     state["progress"].pop("seconds")
-    for name in ("samples_per_second", "memory_bytes", "device_memory_peak_bytes"):
-        state["metrics"]["latest"].pop(name, None)  # measured by the clock and by the system
-    state["plugins"] = {
-        name: tree for name, tree in state["plugins"].items() if "metrics_jsonl" not in name
-    }  # the length of a file whose lines hold times
+    latest = state["metrics"]["latest"]  # other figures may be of the clock or of the system
+    known = ("loss", "learning_rate", "grad_norm")
+    state["metrics"]["latest"] = {name: latest[name] for name in known if name in latest}
     return state
 
 

@@ -229,11 +229,12 @@ def test_a_stop_from_outside_keeps_the_last_step(tmp_path: Path) -> None:
 def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
     import copy
 
+    from kernel_parts import SgdPart
+
     from forge_kernel.live import LiveDataPlugin, LiveModel
     from forge_kernel.loop import Session
     from forge_kernel.state import Batch
     from forge_kernel.testing.trial import TrialLoss
-    from kernel_parts import SgdPart
 
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
@@ -257,13 +258,14 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
 
 
 def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Module) -> None:
+    from kernel_parts import SgdPart
+
     from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
     from forge_kernel.loop import Session
     from forge_kernel.plugin import Kind, PluginInfo
     from forge_kernel.state import Batch
     from forge_kernel.strategy import OneProcess
     from forge_kernel.testing.trial import TrialLoss
-    from kernel_parts import SgdPart
 
     told: list[str] = []
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
 from forge_kernel import run
 from forge_kernel.loading import load_pipeline
 from forge_kernel.state import Batch
@@ -20,9 +24,6 @@ from forge_plugins.mathematics.modular_arithmetic import (
 )
 from forge_plugins.mathematics.transformer import Decoder
 from forge_plugins.validators.classification import AccuracyMeter
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 PRIMES = [2, 3, 5, 7, 11, 13, 97]
 
@@ -51,7 +52,9 @@ def test_division_needs_a_prime() -> None:
 
 @given(count=st.integers(2, 300), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
-def test_a_split_is_disjoint_exhaustive_and_reproducible(count: int, share: float, seed: int) -> None:
+def test_a_split_is_disjoint_exhaustive_and_reproducible(
+    count: int, share: float, seed: int
+) -> None:
     left, right = split_pairs(count, share, seed)
     assert sorted([*left.tolist(), *right.tolist()]) == list(range(count))
     assert len(left) == round(count * share)
@@ -64,8 +67,9 @@ def test_an_epoch_holds_every_training_pair_once_and_the_next_has_another_order(
 ) -> None:
     seen: list[list[tuple[int, ...]]] = [[], []]
 
-    from forge_kernel.api import Kind
     from kernel_parts import make_plugin
+
+    from forge_kernel.api import Kind
 
     def on_batch(self: Any, run: Any, step: Any, batch: Batch) -> None:
         seen[run.progress.epoch] += [tuple(row) for row in batch.inputs.tolist()]
@@ -105,7 +109,14 @@ def test_the_papers_network_is_reproduced_to_rounding() -> None:
     torch.manual_seed(0)
     theirs = Reference()
     ours = Decoder(
-        vocabulary=11, classes=11, length=5, width=32, layers=1, heads=4, residual="normed", xavier=True
+        vocabulary=11,
+        classes=11,
+        length=5,
+        width=32,
+        layers=1,
+        heads=4,
+        residual="normed",
+        xavier=True,
     )
     block = ours.blocks[0]
     attention: Any = block.attention
@@ -133,7 +144,9 @@ def test_the_papers_network_is_reproduced_to_rounding() -> None:
 @pytest.mark.parametrize("residual", ["input", "normed"])
 def test_chosen_positions_are_those_of_the_whole_answer(positions: Any, residual: Any) -> None:
     torch.manual_seed(0)
-    model = Decoder(vocabulary=9, classes=9, length=4, width=16, layers=2, heads=2, residual=residual)
+    model = Decoder(
+        vocabulary=9, classes=9, length=4, width=16, layers=2, heads=2, residual=residual
+    )
     tokens = torch.randint(9, (6, 4))
     whole = model(tokens)[:, positions]
     chosen = model(tokens, positions=positions)

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_parts import make_plugin, make_session
+from torch import nn
+
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UsePolicy
 from forge_kernel.data import LiveData
@@ -14,8 +17,6 @@ from forge_kernel.errors import PlanError
 from forge_kernel.loading import load_pipeline
 from forge_kernel.planner import plan
 from forge_kernel.state import Batch
-from kernel_parts import make_plugin, make_session
-from torch import nn
 
 
 def batch() -> Batch:
@@ -63,7 +64,11 @@ def _provides(info: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("mode", "threshold", "values", "steps"),
-    [("max", 0.5, [0.1, 0.5, 0.9], 2), ("min", 0.2, [0.5, 0.3, 0.1], 3), ("max", 2.0, [0.1, 0.2], 2)],
+    [
+        ("max", 0.5, [0.1, 0.5, 0.9], 2),
+        ("min", 0.2, [0.5, 0.3, 0.1], 3),
+        ("max", 2.0, [0.1, 0.2], 2),
+    ],
 )
 def test_a_run_stops_when_the_figure_is_there(
     mode: str, threshold: float, values: list[float], steps: int

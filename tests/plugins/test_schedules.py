@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from forge_kernel.config.use import UseSchedule
-from forge_kernel.errors import PluginError
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.rates import linear_warmup, warmup_cosine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_parts import make_session
 from torch import nn
+
+from forge_kernel.config.use import UseSchedule
+from forge_kernel.errors import PluginError
+from forge_kernel.state import Batch
+from forge_plugins.mathematics.rates import linear_warmup, warmup_cosine
 
 
 def trace(use: UseSchedule[Any], steps: int, **options: Any) -> list[float]:
@@ -77,7 +78,10 @@ def test_a_run_of_unknown_length_is_refused() -> None:
 
 
 @given(
-    warmup=st.integers(0, 50), extra=st.integers(1, 200), floor=st.floats(0, 1), step=st.integers(1, 400)
+    warmup=st.integers(0, 50),
+    extra=st.integers(1, 200),
+    floor=st.floats(0, 1),
+    step=st.integers(1, 400),
 )
 @settings(max_examples=100, deadline=None)
 def test_factors_stay_between_floor_and_one_after_the_warmup(

@@ -23,10 +23,21 @@ def _plain(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _keep_lines(file: Path, count: int) -> None:
+    """Cut a file after its first `count` lines; a torn last line goes too."""
+    end = 0
+    with file.open("rb") as stream:
+        for _, line in zip(range(count), stream, strict=False):
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+    os.truncate(file, end)
+
+
 class MetricsJsonl:
     """A line for each log interval and each validation.
 
-    A checkpoint keeps the length of the file: a resumed run cuts off what was written after it, so
+    A checkpoint keeps the number of lines: a resumed run cuts off what was written after them, so
     that the file is that of an uninterrupted run.
     """
 
@@ -35,7 +46,7 @@ class MetricsJsonl:
     def __init__(self, config: MetricsJsonlConfig) -> None:
         self.config = config
         self._stream: TextIO | None = None
-        self._length = 0
+        self._lines = 0
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
@@ -44,7 +55,7 @@ class MetricsJsonl:
             return
         file = run.folder / "metrics.jsonl"
         file.touch()
-        os.truncate(file, min(self._length, file.stat().st_size))
+        _keep_lines(file, self._lines)
         self._stream = file.open("a", encoding="utf-8")
 
     def _write(self, run: Run, kind: str, when: float, figures: Mapping[str, Any]) -> None:
@@ -59,7 +70,7 @@ class MetricsJsonl:
         }
         self._stream.write(json.dumps(line, allow_nan=False) + "\n")
         self._stream.flush()
-        self._length = self._stream.tell()
+        self._lines += 1
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
@@ -96,11 +107,10 @@ class MetricsJsonl:
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The length of the file in bytes."""
-        return {"length": self._length}
+        """The number of lines in the file."""
+        return {"lines": self._lines}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Where a resumed run goes on writing."""
-        self._length = int(state["length"])
-        if self._stream is not None:  # in mid-run: a rollback keeps what it led to
-            self._length = self._stream.tell()
+        if self._stream is None:  # in mid-run, a rollback keeps the lines that led to it
+            self._lines = int(state["lines"])

@@ -1,0 +1,125 @@
+"""Mistakes of foreign plugins are named, and stand in nobody's way."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge_kernel.api import Kind, PluginInfo, Rates, UseSchedule, hookimpl
+from forge_kernel.bus import build
+from forge_kernel.catalog import GROUP, Catalog, Offer
+from forge_kernel.errors import PluginError
+from forge_kernel.loading import load_pipeline
+from forge_kernel.planner import plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    """Settings of a type that has no schema."""
+
+    thing: complex = 1j
+
+
+def plugin(**info: Any) -> type[Any]:
+    class Found:
+        """A plugin."""
+
+        def __init__(self, config: Any) -> None:
+            self.config = config
+
+    values = {"name": "found", "kind": Kind.OBSERVERS, "config": NoSettings, **info}
+    Found.info = PluginInfo(**values)  # type: ignore[attr-defined]
+    return Found
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"config": dict}, "no dataclass"),
+        ({"api": 1}, "pair of whole numbers"),
+        ({"api": ("1", "2")}, "pair of whole numbers"),
+        ({"config": Odd}, "no JSON Schema"),
+        ({"name": "other"}, "its info says"),
+        ({"api": (7, 9)}, "plugin interface 7 to 9"),
+    ],
+)
+def test_a_wrong_card_is_told_in_one_line(info: dict[str, Any], words: str) -> None:
+    catalog = Catalog()
+    catalog.add(plugin(**info))
+    name = "found" if "name" not in info else "other"
+    if name == "other":  # offered under another name than its card says
+        offer = Offer(Kind.OBSERVERS, "found", "x:y", "acme", "1")
+        catalog = Catalog([offer])
+        catalog._classes[Kind.OBSERVERS, "found"] = plugin(**info)
+    with pytest.raises(PluginError, match=words) as caught:
+        catalog.load(Kind.OBSERVERS, "found")
+    assert len(caught.value.faults[0].message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "statement", ["raise SystemExit(3)", "1 / 0", "import nothing_of_that_name"]
+)
+def test_a_module_that_ends_the_process_or_fails_is_a_broken_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    (tmp_path / "acme_broken.py").write_text(statement + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("acme_broken", None)
+    entry = EntryPoint("loss.broken", "acme_broken:Broken", GROUP)
+    catalog = Catalog([Offer(Kind.LOSS, "broken", entry.value, "acme", "1", entry)])
+    with pytest.raises(PluginError, match=r"'loss.broken' of acme 1 cannot be loaded"):
+        catalog.load(Kind.LOSS, "broken")
+
+
+def test_a_part_may_take_a_subset_of_the_arguments() -> None:
+    """The composite asks by position with all of them."""
+
+    class Short:
+        """Takes the step alone."""
+
+        info = PluginInfo(name="short", kind=Kind.SCHEDULE, config=NoSettings)
+
+        def __init__(self, config: NoSettings) -> None:
+            self.config = config
+
+        @hookimpl
+        def compute_rates(self, step: Any) -> Rates:
+            return Rates(float(step))
+
+    @dataclass(frozen=True, kw_only=True)
+    class DoubleConfig:
+        """Nests one."""
+
+        inner: UseSchedule[Any]
+
+    class Double:
+        """Twice the inner factor."""
+
+        info = PluginInfo(name="double", kind=Kind.SCHEDULE, config=DoubleConfig)
+
+        def __init__(self, config: DoubleConfig) -> None:
+            self.config = config
+
+        @hookimpl
+        def compute_rates(self, run: Any, step: Any) -> Rates:
+            inner: Any = self.config.inner
+            return Rates(2 * inner.compute_rates(run, step).learning_rate)
+
+    DoubleConfig.__annotations__["inner"] = UseSchedule
+    catalog = Catalog.installed()
+    catalog.add(Short)
+    catalog.add(Double)
+    settings = ["schedule={use: double, with: {inner: {use: short}}}"]
+    decided = plan(load_pipeline("smoke", settings, catalog=catalog), catalog)
+    built = build(decided)
+    assert built[("schedule",)].compute_rates(None, 3).learning_rate == 6.0

@@ -1,0 +1,100 @@
+"""Whatever the schema accepts, binds and runs: random settings for every first-party plugin."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forge_kernel.catalog import Catalog
+from forge_kernel.config.schema import bind_config, config_schema
+from forge_kernel.errors import PlanError
+from forge_kernel.plugin import Kind
+from forge_kernel.testing.trial import Trial
+
+SMALL = 32  # sizes are kept small: the point is the meaning, not the memory
+SLOW = {"wrappers.compile"}  # compiling takes its time: the matrix of pipelines has it
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that a field's schema accepts."""
+    if "anyOf" in schema:
+        return st.one_of(*[values(branch) for branch in schema["anyOf"]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    kind = schema.get("type")
+    if kind == "boolean":
+        return st.booleans()
+    if kind == "null":
+        return st.none()
+    if kind == "integer":
+        low = schema.get("minimum", 0)
+        return st.integers(low, max(low, min(schema.get("maximum", SMALL), SMALL)))
+    if kind == "number":
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1.0))
+        high = schema.get("maximum", schema.get("exclusiveMaximum", low + 2.0))
+        return st.floats(
+            low,
+            high,
+            exclude_min="exclusiveMinimum" in schema,
+            exclude_max="exclusiveMaximum" in schema,
+        ).filter(lambda number: number == 0 or abs(number) > 1e-6)
+    if kind == "string":
+        return st.just(schema.get("default", "accuracy"))
+    if kind == "array":
+        prefix = schema.get("prefixItems")
+        if prefix:
+            return st.tuples(*[values(item) for item in prefix]).map(list)
+        items = schema.get("items", {"type": "string"})
+        return st.lists(values(items), max_size=2)
+    raise AssertionError(f"no values for {schema}")
+
+
+def settings_of(config: type[Any], name: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Any subset of a plugin's settings."""
+    schema, _ = config_schema(config, name)
+    fields = schema.get("properties", {})
+    optional = {
+        key: values({**field, "default": field.get("default", "accuracy")})
+        for key, field in fields.items()
+    }
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+KEYS = [
+    offer.key
+    for offer in Catalog.installed().offers()
+    if offer.distribution == "forge-kernel" and offer.key not in SLOW
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@given(data=st.data())
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObject) -> None:
+    catalog = Catalog.installed()
+    kind, _, name = key.partition(".")
+    plugin = catalog.load(Kind(kind), name)
+    chosen = data.draw(settings_of(plugin.info.config, key))
+    try:
+        bind_config(plugin.info.config, chosen)
+    except msgspec.ValidationError:
+        return  # a contradiction between fields, told at check time
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = Trial(catalog, Kind(kind), name, chosen).run(
+                Path(folder) / "run",
+                max_steps=2,
+                validate_every=1,
+                non_finite="skip",
+                max_seconds=20.0,
+            )
+        except PlanError as error:
+            assert "figure:" in str(error)  # a figure that nobody measures, told at plan time
+            return
+    assert result.outcome == "completed"
