@@ -68,13 +68,21 @@ def check_class(found: Any, kind: Kind, name: str) -> str | None:
         return "is not a plugin class: it has no `info = PluginInfo(...)`"
     if (info.kind, info.name) != (kind, name):
         return f"its info says '{info.key}', its entry point '{kind}.{name}'"
-    if not isinstance(info.config, type) or not is_dataclass(info.config):
-        return "its settings (info.config) are no dataclass"
-    if not isinstance(info.api, tuple) or [type(bound) for bound in info.api] != [int, int]:
-        return f"its api range is {info.api!r}, not a pair of whole numbers"
-    low, high = info.api
+    return _check_api(info.api) or _check_settings(info)
+
+
+def _check_api(api: Any) -> str | None:
+    if not isinstance(api, tuple) or [type(bound) for bound in api] != [int, int]:
+        return f"its api range is {api!r}, not a pair of whole numbers"
+    low, high = api
     if not low <= API_VERSION <= high:
         return f"it is written for plugin interface {low} to {high}, this kernel has {API_VERSION}"
+    return None
+
+
+def _check_settings(info: PluginInfo) -> str | None:
+    if not isinstance(info.config, type) or not is_dataclass(info.config):
+        return "its settings (info.config) are no dataclass"
     try:
         config_schema(info.config, info.key)
     except Exception as error:  # noqa: BLE001  whatever type the settings have
