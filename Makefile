@@ -17,10 +17,10 @@ run: $(STAMP)  ## train the showcase to its target
 	$(BIN)/forge run pipelines/bitnet_grokfast.yaml
 
 test: $(STAMP)  ## the tests, without the deep batteries
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
 
 deep: $(STAMP)  ## the long batteries
-	$(BIN)/python -m pytest -n $(WORKERS) -m deep
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
 
 lint: $(STAMP)  ## style, types, layers, schemas
 	$(BIN)/ruff check .

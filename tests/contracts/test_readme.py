@@ -34,7 +34,9 @@ def place(tmp_path: Path) -> Path:
 
 def environment() -> dict[str, str]:
     scripts = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
+    # one thread: the test workers share the cores, and waiting threads would spin on them
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def test_the_readme_has_commands_of_each_sort() -> None:
