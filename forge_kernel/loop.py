@@ -340,7 +340,8 @@ class Session:
             step.loss = None
             scaled = loss * (weight / self._reference)
         self._micro += 1
-        if isinstance(weight, Tensor) or weight:  # a micro-batch of weight 0 adds nothing
+        # a micro-batch of weight 0 adds nothing, but other ranks wait for its gradients
+        if isinstance(weight, Tensor) or weight or self._several:
             (scaled if self._scale == 1.0 else scaled * self._scale).backward()  # type: ignore[no-untyped-call]
         return mean
 
@@ -678,7 +679,6 @@ class Session:
             self.restore_weights(request.tag)
         return saves, tuple(tags)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """One pass over the validation data; model modes are left as they were.
 
@@ -691,7 +691,8 @@ class Session:
         modes = [(module, module.training) for module in run.active_model.modules()]
         run.active_model.eval()
         try:
-            figures = self._validation_pass()
+            with torch.no_grad():
+                figures = self._validation_pass()
         finally:
             run.active_model = run.model
             for module, mode in modes:

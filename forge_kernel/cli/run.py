@@ -59,6 +59,8 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
             for note in getattr(error, "__notes__", ()):
                 print(f"forge: {note}", file=sys.stderr)
             raise
+        except KeyboardInterrupt as error:  # the second signal
+            raise typer.Exit(128 + (interrupt.signal or 2)) from error
         except Exception as error:
             print(f"forge: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
             for note in getattr(error, "__notes__", ()):
