@@ -34,7 +34,7 @@ class Offer:
     @property
     def origin(self) -> str:
         """Distribution and version."""
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}".strip()
 
 
 def _origin(entry: EntryPoint, known: dict[int, tuple[str, str]]) -> tuple[str, str]:

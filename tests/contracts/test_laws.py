@@ -109,7 +109,7 @@ def test_nothing_registers_at_import() -> None:
         "Argument",
         "LazyModule", "TypeVar", "frozenset", "tuple", "extend", "_extend", "compile", "Typer", "Option",
         "HookspecMarker", "HookimplMarker", "_record", "KindTemplate", "Template", "redefine",
-        "vars", "items", "hasattr", "startswith", "issubclass", "__subclasses__", "fields", "KindRule",
+        "vars", "items", "hasattr", "join", "startswith", "issubclass", "__subclasses__", "fields", "KindRule",
         "dict", "Order", "Annotated", "main", "add_representer", "set",
     }  # fmt: skip
     for file in [*ROOT.glob("forge_kernel/**/*.py"), *ROOT.glob("plugins/forge_plugins/**/*.py")]:
