@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final
+
+
+MAX_SHOWN: Final = 60
+"""Faults that an error's text spells out; `faults` has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,10 @@ class FaultsError(ForgeError):
         found = [Fault(faults)] if isinstance(faults, str) else list(faults)
         assert found, "an error without a fault"
         self.faults: tuple[Fault, ...] = tuple(sorted(found, key=lambda fault: fault.place))
-        super().__init__("\n\n".join(str(fault) for fault in self.faults))
+        texts = [str(fault) for fault in self.faults[:MAX_SHOWN]]
+        if len(self.faults) > MAX_SHOWN:
+            texts.append(f"... and {len(self.faults) - MAX_SHOWN} more")
+        super().__init__("\n\n".join(texts))
 
 
 class ConfigError(FaultsError):

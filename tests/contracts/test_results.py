@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +25,26 @@ def test_the_showcase_reached_its_target_on_all_five_seeds() -> None:
     assert all(run["reached"] and run["accuracy"] >= 0.95 for run in runs)
 
 
-def test_the_papers_pipeline_reproduces_the_paper() -> None:
+def test_the_papers_pipeline_reaches_its_target_on_all_five_seeds() -> None:
     found = json.loads((ROOT / "docs/results/grokking.json").read_text())
-    runs = [found[f"paper_ema/{seed}"] for seed in range(5)]
-    assert all(run["reached"] for run in runs)
-    assert statistics.median(run["steps"] for run in runs) <= 1100
-    assert found["paper_ma/0"]["steps"] <= 900
+    assert all(found[f"paper_ema/{seed}"]["reached"] for seed in range(5))
+    assert found["paper_ma/0"]["reached"]
+
+
+def test_the_page_admits_where_the_filter_does_not_help() -> None:
+    """The sentence is computed: it follows the figures whichever way they fall."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import results
+    finally:
+        sys.path.pop(0)
+    run = {"reached": True, "cpu_seconds": 1.0}
+    figures = {
+        f"{name}/{seed}": {**run, "steps": steps}
+        for name, steps in (("ternary_showcase", 900), ("ternary_2e3", 600))
+        for seed in range(5)
+    }
+    assert "0.67 x: it does not help" in "\n".join(results.reading(figures))
+    for seed in range(5):
+        figures[f"ternary_showcase/{seed}"]["steps"] = 300
+    assert "2.00 x: it helps" in "\n".join(results.reading(figures))
