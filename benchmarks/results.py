@@ -149,8 +149,7 @@ def reading(found: dict[str, Any]) -> list[str]:
     if paper is not None:
         lines.append(
             f"- The paper's pipeline needs {paper:.0f} in the median of these seeds; the paper "
-            "reports 910 (one run). With the reference's own random draws for split and order the "
-            "same loop takes 920: seeds scatter widely, and these came out slower."
+            "reports 910 (one run). Seeds scatter widely."
         )
     return lines
 

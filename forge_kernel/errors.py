@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-
 MAX_SHOWN: Final = 60
 """Faults that an error's text spells out; `faults` has all of them."""
 

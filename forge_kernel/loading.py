@@ -10,7 +10,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path as FilePath
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final
 
 import msgspec
 
@@ -29,7 +29,7 @@ from forge_kernel.config.schema import bind_config, config_data, config_schema, 
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.config.use import Use
 from forge_kernel.errors import ConfigError, Fault, Mark, PluginError
-from forge_kernel.plugin import Kind
+from forge_kernel.plugin import Kind, PluginInfo
 
 PIPELINES: Final = "forge_kernel.pipelines"
 MAX_NESTING: Final = 8
@@ -65,19 +65,20 @@ def find_pipeline(name: str) -> FilePath:
     raise ConfigError([Fault(message, hints=hints)])
 
 
-def _nested_kinds(config: type[Any]) -> set[Kind]:
-    """The kinds that a composite's settings nest."""
-    kinds: set[Kind] = set()
-    stack = list(get_type_hints(config, include_extras=False).values())
-    while stack:
-        annotation = stack.pop()
-        if isinstance(annotation, type) and issubclass(annotation, Use):
-            kinds.add(annotation.kind)
-        origin = getattr(annotation, "__origin__", None)
-        if isinstance(origin, type) and issubclass(origin, Use):
-            kinds.add(origin.kind)
-        stack.extend(get_args(annotation))
-    return kinds
+def _nested_kinds(info: PluginInfo) -> set[Kind]:
+    """The kinds that a composite's settings nest, read off its schema.
+
+    Raises:
+        PluginError: a setting is of a type that has no schema.
+    """
+    own, inner = config_schema(info.config, info.key)
+    references = [part["$ref"] for _, part in walk([own, inner]) if _refers(part)]
+    start = "#/$defs/use."
+    return {Kind(ref.removeprefix(start)) for ref in references if ref.startswith(start)}
+
+
+def _refers(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("$ref"), str)
 
 
 def _named(document: Document, kinds_inside: Mapping[Kind, bool]) -> list[tuple[Path, Kind, str]]:
@@ -124,7 +125,7 @@ def load_named(
                 faults[path] = _load_fault(document, path, error)
                 continue
             classes[kind, name] = found
-            for nested in _nested_kinds(found.info.config):
+            for nested in _nested_kinds(found.info):
                 inside[nested] = True
         if (len(classes), len(inside)) == before:
             break

@@ -118,10 +118,10 @@ def all_schemas(catalog: Catalog) -> dict[str, Schema]:
     for offer in catalog.offers():
         try:
             config = catalog.load(offer.kind, offer.name).info.config
+            own, inner = config_schema(config, offer.key)
         except PluginError:
             continue
         configs[offer.kind, offer.name] = config
-        own, inner = config_schema(config, offer.key)
         title = {"$schema": DIALECT, "title": offer.key}
         found[f"{offer.kind}/{offer.name}.json"] = {**title, **own, "$defs": inner}
     names = {kind: catalog.names(kind) for kind, _ in configs}

@@ -64,13 +64,14 @@ def _examine() -> dict[str, Any]:
     import torch
 
     from forge_kernel.catalog import Catalog
+    from forge_kernel.config.schema import config_schema
     from forge_kernel.errors import PluginError
 
     catalog = Catalog.installed()
     broken = list(catalog.misnamed)
     for offer in catalog.offers():
         try:
-            catalog.load(offer.kind, offer.name)
+            config_schema(catalog.load(offer.kind, offer.name).info.config, offer.key)
         except PluginError as error:
             broken.append(error.faults[0].message)
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_origin
@@ -38,6 +39,7 @@ def _decode_use(annotation: Any, value: Any) -> Any:
     return use(value["use"], value.get("with") or {})
 
 
+@functools.lru_cache(maxsize=512)  # annotations are text: reading them is most of the cost
 def config_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema]]:
     """The closed schema of a configuration dataclass and of the dataclasses inside it.
 

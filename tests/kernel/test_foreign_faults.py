@@ -48,7 +48,6 @@ def plugin(**info: Any) -> type[Any]:
         ({"config": dict}, "no dataclass"),
         ({"api": 1}, "pair of whole numbers"),
         ({"api": ("1", "2")}, "pair of whole numbers"),
-        ({"config": Odd}, "no JSON Schema"),
         ({"name": "other"}, "its info says"),
         ({"api": (7, 9)}, "plugin interface 7 to 9"),
     ],
