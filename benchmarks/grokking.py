@@ -123,18 +123,17 @@ def table(results: dict[str, dict[str, object]]) -> str:
                 reached.append(item)
             else:
                 shown.append(f"not in {item['steps']}")
+        complete = all(item is not None for item in found)
         missed = len(shown) - len(reached)
         steps = [float(str(item["steps"])) for item in reached] + [float("inf")] * missed
-        median = statistics.median(steps) if steps else float("inf")
-        seconds = (
-            statistics.median(float(str(item["cpu_seconds"])) for item in reached)
-            if reached
-            else None
-        )
+        median = statistics.median(steps) if complete else float("inf")
+        whole = complete and not missed
+        spent = [float(str(item["cpu_seconds"])) for item in reached]
+        seconds = f"{statistics.median(spent):.0f}" if whole else "-"
         lines.append(
             f"| {row.title} | {' / '.join(shown)} | "
             f"{f'{median:.0f}' if median != float('inf') else '-'} | "
-            f"{f'{seconds:.0f}' if seconds is not None and not missed else '-'} |"
+            f"{seconds} |"
         )
     lines += [
         "",

@@ -241,7 +241,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="say whether the files are current")
     options = parser.parse_args()
     texts = {PAGE: page(), README: with_table(README.read_text(encoding="utf-8"))}
-    stale = [file for file, text in texts.items() if file.read_text(encoding="utf-8") != text]
+    stale = [
+        file
+        for file, text in texts.items()
+        if not file.exists() or file.read_text(encoding="utf-8") != text
+    ]
     if options.check:
         for file in stale:
             print(f"{file.relative_to(ROOT)}: not what docs/results/ says")
