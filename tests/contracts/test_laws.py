@@ -104,22 +104,17 @@ def test_every_plugin_module_has_an_entry_point_and_a_schema() -> None:
 
 
 def test_nothing_registers_at_import() -> None:
-    """No module of ours calls a function at its top level, but for a few known builders."""
-    allowed = {
-        "Argument",
-        "LazyModule", "TypeVar", "frozenset", "tuple", "extend", "_extend", "compile", "Typer", "Option",
-        "HookspecMarker", "HookimplMarker", "_record", "KindTemplate", "Template", "redefine",
-        "vars", "items", "hasattr", "join", "startswith", "issubclass", "__subclasses__", "fields", "KindRule",
-        "dict", "Order", "Annotated", "main", "add_representer", "set",
-    }  # fmt: skip
+    """Modules of ours compute constants at their top level; none calls something for its effect."""
+    allowed = {("__main__.py", "main"), ("yaml_file.py", "_Dumper.add_representer")}
+    found = set()
     for file in [*ROOT.glob("forge_kernel/**/*.py"), *ROOT.glob("plugins/forge_plugins/**/*.py")]:
         for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                continue
-            for call in [part for part in ast.walk(node) if isinstance(part, ast.Call)]:
-                name = call.func.attr if isinstance(call.func, ast.Attribute) else None
-                name = call.func.id if isinstance(call.func, ast.Name) else name
-                assert name in allowed, f"{file.relative_to(ROOT)}:{call.lineno} calls {name}"
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                found.add((file.name, ast.unparse(node.value.func)))
+            elif isinstance(node, ast.For | ast.While | ast.With | ast.Try):
+                calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)]
+                found |= {(file.name, ast.unparse(call.func)) for call in calls}
+    assert found <= allowed
 
 
 def test_the_kernel_names_no_technique() -> None:

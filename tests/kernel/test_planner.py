@@ -379,7 +379,7 @@ def test_options_of_pluggy_that_change_the_order_are_refused(option: str) -> Non
 
     marked = hookimpl(**{option: True})(on_step_end)  # type: ignore[call-overload]
     message = refusal(bare(Kind.POLICIES, "pushy", on_step_end=marked))
-    assert f"pushy (this process ).on_step_end: {option} is not supported" in message
+    assert f"pushy (this process).on_step_end: {option} is not supported" in message
     assert "Order(before=..., after=...)" in message
 
 
