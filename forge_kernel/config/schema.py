@@ -39,7 +39,6 @@ def _decode_use(annotation: Any, value: Any) -> Any:
     return use(value["use"], value.get("with") or {})
 
 
-@functools.lru_cache(maxsize=512)  # annotations are text: reading them is most of the cost
 def config_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema]]:
     """The closed schema of a configuration dataclass and of the dataclasses inside it.
 
@@ -53,6 +52,11 @@ def config_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schem
     Raises:
         PluginError: a setting is of a type that has no schema.
     """
+    return _read_schema(config, name)  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.lru_cache(maxsize=512)  # annotations are text: reading them is most of the cost
+def _read_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema]]:
     template = f"#/$defs/{name}:{{name}}"  # a slash would have to be escaped in a reference
     try:
         top, parts = msgspec.json.schema_components(
