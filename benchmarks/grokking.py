@@ -22,12 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "grokking.json"
 SEEDS = range(5)
 
-ADAMW = (
-    "optimizer.use=adamw",
-    "optimizer.with.betas=[0.9, 0.98]",
-    "optimizer.with.weight_decay=1.0",
-)
-
 
 @dataclass(frozen=True)
 class Row:

@@ -124,7 +124,8 @@ class Session:
         self._clean = 0  # finite steps since the loss scale last changed
         self._skips = 0  # windows dropped in a row
         self._factors: tuple[Any, Any] = (None, None)
-        self._epoch_random: dict[str, Any] | None = None
+        self._epoch_random: dict[str, Any] | None = None  # what a replay of this epoch starts from
+        self._resume_random: dict[str, Any] | None = None  # what the resumed step needs
         self._validated_at = self._logged_at = self._saved_at = -1
         self._next_due = 0
         self._deadline: float | None = None
@@ -610,7 +611,7 @@ class Session:
         On resume in mid-epoch they are the epoch's first ones; what the step needs is set again
         when the first batch has been drawn (making a loader's iterator draws from the streams).
         """
-        self._resume_random: dict[str, Any] | None = None
+        self._resume_random = None
         if self._epoch_random is None:
             self._epoch_random = read_random_state()
         else:

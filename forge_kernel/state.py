@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -77,10 +77,6 @@ class Progress:
     skipped: int = 0  # windows dropped for a non-finite gradient
     rollbacks: int = 0
     seconds: float = 0.0  # of training, validation and saving, over all sessions of the run
-
-    def to_data(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +250,3 @@ class Run:
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters by name, those of companion modules after the model's."""
         return self.parameters.items()
-
-
-def learning_rates(optimizer: Optimizer) -> Sequence[float]:
-    """The learning rate of each parameter group, as a number."""
-    return [float(group["lr"]) for group in optimizer.param_groups]

@@ -121,9 +121,8 @@ def test_intervals_between_checkpoints_do_not_matter(straight: Path, tmp_path: P
     folder = tmp_path / "run"
     run_until(folder, 7, start=True, save_every=2)
     assert 6 in CheckpointStore(folder / "checkpoints").steps()
-    for step in (7,):  # as after a kill: the newest checkpoint is that of step 6
-        store = CheckpointStore(folder / "checkpoints")
-        (store.path(step) / "manifest.json").unlink()
+    # as after a kill: the newest intact checkpoint is that of step 6
+    (CheckpointStore(folder / "checkpoints").path(7) / "manifest.json").unlink()
     resume(folder, plugins=parts())
     assert differences(final(straight), final(folder)) == []
 
@@ -164,17 +163,8 @@ def test_a_plain_shuffling_loader_resumes_in_mid_epoch(
 def test_overrides_change_the_optimizers_settings_and_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_until(folder, 4, start=True)
-    seen: list[float] = []
-
-    class Watch(StopAfter):
-        def is_set(self) -> bool:
-            return False
-
-    watch = Watch(0)
-    watch.on_step_end = None  # type: ignore[assignment,method-assign]
     result = resume(folder, ["optimizer.with.lr=0.5", "schedule=null"], plugins=parts())
-    seen.append(float(result.final["learning_rate"] or 0))
-    assert seen == [0.5]
+    assert result.final["learning_rate"] == 0.5
     assert "lr: 0.5" in (folder / "config.yaml").read_text()
 
 

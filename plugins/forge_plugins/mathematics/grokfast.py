@@ -7,7 +7,6 @@ is always added, never subtracted. All updates are in place on the gradients han
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -153,8 +152,3 @@ def filter_ma(
         gradient.add_(window.sum, alpha=lambda_reg / seen)
         if normalize:
             gradient.mul_(1.0 / (1.0 + lambda_reg))
-
-
-def time_constant(alpha: float) -> float:
-    """Steps after which a gradient's share in the average has fallen to 1/e."""
-    return -1.0 / math.log(alpha) if alpha > 0 else 0.0
