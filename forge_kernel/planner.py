@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,12 +80,14 @@ class Plan:
         }
 
 
-def _implementations(plugin: Any) -> list[tuple[str, Any, dict[str, Any]]]:
-    """The hooks that a class or instance implements: name, function and pluggy's options."""
-    cls = plugin if inspect.isclass(plugin) else type(plugin)
+@functools.lru_cache(maxsize=1024)
+def _implementations(cls: type[Any]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """The hooks that a class implements: name, function and pluggy's options."""
     found: list[tuple[str, Any, dict[str, Any]]] = []
-    for name in dir(cls):
-        function = inspect.getattr_static(cls, name)
+    members: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        members |= vars(base)
+    for name, function in sorted(members.items()):
         options = getattr(function, f"{hookspecs.PROJECT}_impl", None)
         if isinstance(options, dict):
             found.append((options.get("specname") or name, function, options))
@@ -93,7 +96,16 @@ def _implementations(plugin: Any) -> list[tuple[str, Any, dict[str, Any]]]:
 
 def implemented_hooks(plugin: Any) -> dict[str, dict[str, Any]]:
     """The hooks that a class or instance implements, with pluggy's options."""
-    return {hook: options for hook, _, options in _implementations(plugin)}
+    cls = plugin if inspect.isclass(plugin) else type(plugin)
+    return {hook: options for hook, _, options in _implementations(cls)}
+
+
+@functools.cache
+def _specified() -> pluggy.PluginManager:
+    """A manager that knows the hooks; who registers with it takes the plugin out again."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
 
 
 def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -133,13 +145,15 @@ def _check_signatures(plugin: type[Any], label: str, mark: Mark | None) -> list[
         ]
     if faults:
         return faults
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager = _specified()
     try:
         manager.register(plugin)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         faults.append(Fault(f"{label}: {' '.join(str(error).split())}", "", mark))
+    finally:
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)
     return faults
 
 
