@@ -126,7 +126,8 @@ def lightning(make: Any, batches: Batches, lr: float, *, typical: bool, folder: 
         enable_progress_bar=typical, enable_checkpointing=False, enable_model_summary=False,
         gradient_clip_val=1.0 if typical else None, log_every_n_steps=50,
     )  # fmt: skip
-    return driven(lambda: trainer.fit(Module(), Feed(batches)))
+    module, feed = Module(), Feed(batches)  # made here: control comes back to whoever makes it
+    return driven(lambda: trainer.fit(module, feed))
 
 
 def transformers(make: Any, batches: Batches, lr: float, *, typical: bool, folder: Path) -> Subject:
