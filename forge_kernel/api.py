@@ -19,13 +19,14 @@ from forge_kernel.hookspecs import hookimpl
 from forge_kernel.lazy import LazyModule
 from forge_kernel.plugin import API_VERSION, Kind, Order, PluginInfo
 from forge_kernel.result import RunResult
-from forge_kernel.state import Batch, Goal, LogRecord, Meter, Progress, Rates, Run, Step
+from forge_kernel.state import Batch, Event, Goal, LogRecord, Meter, Progress, Rates, Run, Step
 
 __all__ = [
     "API_VERSION",
     "Batch",
     "Data",
     "DataSpec",
+    "Event",
     "ForgeError",
     "Goal",
     "Kind",

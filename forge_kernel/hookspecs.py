@@ -20,7 +20,7 @@ that.
       -> penalize* -> unscale -> finite? -> on_gradients* -> compute_rates -> optimizer.step
       -> on_weights* -> on_weights_changed* -> on_step_end*
     when due:  validate -> on_validation*; measure* -> on_log*; on_checkpoint*   (in this order)
-               on_epoch_end*
+               on_epoch_end*; on_event* (what plugins told, after the hook that they told it in)
     finally:   validate -> export* -> on_run_end*          (on_error* when something raised)
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from forge_kernel.data import Data
     from forge_kernel.result import RunResult
-    from forge_kernel.state import Batch, LogRecord, Meter, Rates, Run, Step
+    from forge_kernel.state import Batch, Event, LogRecord, Meter, Rates, Run, Step
 
 PROJECT: Final = "forge_kernel"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -189,6 +189,11 @@ def on_validation(run: Run, figures: Mapping[str, float]) -> None:
 @hookspec
 def measure(run: Run, step: Step) -> Mapping[str, float | Tensor | None]:  # type: ignore[empty-body]
     """Give figures for the log line that is due; None is "not measured". May write: itself."""
+
+
+@hookspec
+def on_event(run: Run, event: Event) -> None:
+    """A plugin made something known with `run.tell`. May write: itself."""
 
 
 @hookspec

@@ -14,7 +14,7 @@ from forge_kernel.plugin import Kind, PluginInfo
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_kernel.state import LogRecord, Run
+    from forge_kernel.state import Event, LogRecord, Run
 
 ProgressCallback = Callable[[dict[str, Any]], None]
 
@@ -80,6 +80,11 @@ class Watcher:
     def on_run_start(self, run: Run) -> None:
         """Event `start`."""
         self._tell(run, "start")
+
+    @hookimpl
+    def on_event(self, run: Run, event: Event) -> None:
+        """Event `told`, with its name, message and facts."""
+        self._tell(run, "told", name=event.name, message=event.message, facts=dict(event.facts))
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:

@@ -264,6 +264,7 @@ class Session:
         self._open_step()
         for listen in self.bus.calls("on_run_start"):
             listen(self.run)
+        self._tell_events()
         rolls_back = self.settings.non_finite == "rollback"
         if rolls_back and self.store is not None and not self.store.steps():
             self.save()
@@ -361,6 +362,7 @@ class Session:
             before, self._phase = self._phase, phase
             for listen in self.bus.calls("on_phase_change"):
                 listen(run, before, phase)
+            self._tell_events()
 
     def update(self) -> bool:
         """End the window: gradients to weights.
@@ -386,8 +388,7 @@ class Session:
         if not self._usable(gradients):
             return False
         if step.logs:
-            norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
-            run.metrics.put("grad_norm", norm)
+            self._put_norm(gradients)
         for listen in self._on_gradients:
             listen(run, step)
         if self._compute_rates is not None:
@@ -397,13 +398,24 @@ class Session:
             listen(run, step)
         for notify in self._on_weights_changed:
             notify(run)
+        self._end_step()
+        return True
+
+    def _end_step(self) -> None:
+        """Count the step, tell everyone, drop the gradients."""
+        run, step = self.run, self.step_state
         run.progress.step += 1
         for listen in self._on_step_end:
             listen(run, step)
-        for parameter in parameters:
+        if run.events:
+            self._tell_events()
+        for parameter in step.parameters:
             parameter.grad = None
         self._open_step()
-        return True
+
+    def _put_norm(self, gradients: list[Tensor]) -> None:
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+        self.run.metrics.put("grad_norm", norm)
 
     def step(self, *batches: Batch) -> Tensor:
         """One optimizer step over a window of micro-batches.
@@ -703,6 +715,7 @@ class Session:
             run.metrics.record_validation(figures)
             for listen in self.bus.calls("on_validation"):
                 listen(run, figures)
+            self._tell_events()
         return figures
 
     def _validation_pass(self) -> dict[str, float]:
@@ -751,6 +764,15 @@ class Session:
         for listen in self.bus.calls("on_log"):
             listen(run, record)
         return record
+
+    def _tell_events(self) -> None:
+        """Pass on what plugins told; a listener may not tell in its turn for ever."""
+        run = self.run
+        for _ in range(3):
+            events, run.events[:] = list(run.events), []
+            for event in events:
+                for listen in self.bus.calls("on_event"):
+                    listen(run, event)
 
     def seconds(self) -> float:
         """Seconds of training so far, over all sessions of the run."""

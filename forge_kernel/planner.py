@@ -97,7 +97,7 @@ def _implementations(cls: type[Any]) -> list[tuple[str, Any, dict[str, Any]]]:
 def implemented_hooks(plugin: Any) -> dict[str, dict[str, Any]]:
     """The hooks that a class or instance implements, with pluggy's options."""
     cls = plugin if inspect.isclass(plugin) else type(plugin)
-    return {hook: options for hook, _, options in _implementations(cls)}
+    return {hook: options for hook, _, options in _implementations(cls)}  # type: ignore[arg-type]  # a class is hashable
 
 
 @functools.cache
@@ -131,7 +131,7 @@ def _check_signatures(plugin: type[Any], label: str, mark: Mark | None) -> list[
     """Hooks that do not exist, take unknown arguments or ask for what the bus does not do."""
     faults: list[Fault] = []
     seen: set[str] = set()
-    for name, function, options in _implementations(plugin):
+    for name, function, options in _implementations(plugin):  # type: ignore[arg-type]  # a class is hashable
         if name not in HOOKS:
             hints = did_you_mean(name, HOOKS)
             faults.append(Fault(f"{label}: there is no hook '{name}'", "", mark, hints))

@@ -24,7 +24,7 @@ from forge_kernel.plugin import Kind, PluginInfo
 if TYPE_CHECKING:
     from forge_kernel.planner import Plan
     from forge_kernel.result import RunResult
-    from forge_kernel.state import LogRecord, Run
+    from forge_kernel.state import Event, LogRecord, Run
 
 CONFIG: Final = "config.yaml"
 RESULT: Final = "result.json"
@@ -173,6 +173,12 @@ class RunRecord:
         """A phase begins."""
         self._status["phase"] = after
         self.event("phase", step=run.progress.step + 1, before=before, after=after)
+
+    @hookimpl
+    def on_event(self, run: Run, event: Event) -> None:
+        """What a plugin told."""
+        del run
+        self.event(event.name, step=event.step, message=event.message, facts=dict(event.facts))
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:

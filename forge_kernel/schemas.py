@@ -15,12 +15,18 @@ _TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 
 
-def _record(about: str, required: Schema, *, further: Schema | bool = False) -> Schema:
+def _record(
+    about: str,
+    required: Schema,
+    *,
+    optional: Schema | None = None,
+    further: Schema | bool = False,
+) -> Schema:
     return {
         "$schema": DIALECT,
         "description": about,
         "type": "object",
-        "properties": required,
+        "properties": {**required, **(optional or {})},
         "required": sorted(required),
         "additionalProperties": further,
     }
@@ -62,8 +68,13 @@ RECORDS: Final[dict[str, Schema]] = {
         {
             "step": _COUNT,
             "time": {"type": "number"},
-            "kind": {"enum": ["log", "validation"]},
+            "kind": {"enum": ["log", "validation", "event"]},
             "epoch": _COUNT,
+        },
+        optional={
+            "event": {"type": "string", "description": "of kind event: one word for programs"},
+            "message": {"type": "string", "description": "of kind event: a sentence for people"},
+            "facts": {"type": "object", "description": "of kind event: plain values"},
         },
         further=_NUMBER_OR_NULL,
     ),

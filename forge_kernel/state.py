@@ -97,6 +97,16 @@ class LogRecord:
     figures: Mapping[str, float | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a reader of the run should know; `run.tell` makes it."""
+
+    step: int  # finished optimizer steps
+    name: str  # one word for programs, such as `capability_acquired`
+    message: str  # one sentence for people
+    facts: Mapping[str, float | int | str | bool | None]
+
+
 class Meter(Protocol):
     """Figures over a whole validation set."""
 
@@ -223,6 +233,7 @@ class Run:
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.quiet = quiet
         self.requests: list[Request] = []
+        self.events: list[Event] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._sealed and name != "active_model":
@@ -246,6 +257,16 @@ class Run:
         if what not in ("stop", "save", "restore", "validate"):
             raise ValueError(f"run.request('{what}'): stop, save, restore or validate")
         self.requests.append(Request(what, reason, tag))
+
+    def tell(self, name: str, message: str, **facts: float | int | str | bool | None) -> None:
+        """Make something known (log, metrics file, screen); listeners hear it after the hook.
+
+        Args:
+            name: one word for programs.
+            message: one sentence for people.
+            facts: plain values, read already: a tensor has no place here.
+        """
+        self.events.append(Event(self.progress.step, name, message, facts))
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters by name, those of companion modules after the model's."""

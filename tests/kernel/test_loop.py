@@ -367,6 +367,8 @@ def recorder(events: list[str]) -> list[Any]:
     answers["compute_outputs"] = lambda run, step, batch: run.active_model(batch.inputs)
     answers["compute_evaluation_model"] = lambda run: run.model
     hooks = {hook: note(hook, answer) for hook, answer in answers.items()}
+    answers["on_run_start"] = lambda run: run.tell("began", "The run began.", number=1)
+    hooks["on_run_start"] = note("on_run_start", answers["on_run_start"])
     clock = {"compute_phase": note("compute_phase", lambda run, step: f"phase {step.number}")}
     rates = {"compute_rates": note("compute_rates", lambda run, step: Rates())}
     return [
@@ -392,7 +394,7 @@ def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: 
     due = [*validation, "measure", "on_log"]
     phase = ["compute_phase", "on_phase_change"]
     assert events == [
-        "transform_data", "make_modules", "transform_model", "make_meters", "on_run_start",
+        "transform_data", "make_modules", "transform_model", "make_meters", "on_run_start", "on_event",
     ]  # fmt: skip
     events.clear()
     session.train()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, RunResult, hookimpl
+from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, RunResult, hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,12 @@ class MetricsJsonlConfig:
     """No settings: the file is `metrics.jsonl` in the run folder."""
 
 
-def _plain(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _plain(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The figures as strict JSON has them: not finite is null."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in figures.items()
+    }
 
 
 def _keep_lines(file: Path, count: int) -> None:
@@ -58,7 +62,7 @@ class MetricsJsonl:
         _keep_lines(file, self._lines)
         self._stream = file.open("a", encoding="utf-8")
 
-    def _write(self, run: Run, kind: str, when: float, figures: Mapping[str, Any]) -> None:
+    def _write(self, run: Run, kind: str, when: float, what: Mapping[str, Any]) -> None:
         if self._stream is None:
             return
         line = {
@@ -66,7 +70,7 @@ class MetricsJsonl:
             "time": round(when, 3),
             "kind": kind,
             "epoch": run.progress.epoch,
-            **{name: _plain(value) for name, value in figures.items()},
+            **what,
         }
         self._stream.write(json.dumps(line, allow_nan=False) + "\n")
         self._stream.flush()
@@ -75,12 +79,18 @@ class MetricsJsonl:
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """The figures of training."""
-        self._write(run, "log", record.time, record.figures)
+        self._write(run, "log", record.time, _plain(record.figures))
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """The figures of a validation."""
-        self._write(run, "validation", time.time(), figures)
+        self._write(run, "validation", time.time(), _plain(figures))
+
+    @hookimpl
+    def on_event(self, run: Run, event: Event) -> None:
+        """What a plugin told."""
+        told = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
+        self._write(run, "event", time.time(), told)
 
     @hookimpl
     def on_checkpoint(self, run: Run, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, RunResult, Step, hookimpl
+from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, RunResult, Step, hookimpl
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -118,6 +118,14 @@ class ProgressBar:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self._texts["validation"] = f"validation: {shown}"
         self._draw(run)
+
+    @hookimpl
+    def on_event(self, run: Run, event: Event) -> None:
+        """What a plugin told: a line above the bar, or one for programs."""
+        if self._bar is None:
+            self._line(run, event.name, message=event.message, facts=dict(event.facts))
+        else:
+            self._bar.console.print(f"step {event.step}: {event.message}", markup=False)
 
     @hookimpl
     def on_checkpoint(self, run: Run, folder: Path) -> None:

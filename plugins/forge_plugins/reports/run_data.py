@@ -292,7 +292,7 @@ def _read_curves(file: Path, notes: list[str]) -> tuple[Curve, ...]:
         if record is None:
             broken += 1
             torn = not whole
-        else:
+        elif record.kind != "event":
             replaced += _take_in(records, record)
     if broken:
         tail = "; the last one is cut short." if torn else "."

@@ -1,0 +1,57 @@
+"""A linear rise, then a fall by the same share in every interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+
+if TYPE_CHECKING:
+    from forge_plugins.mathematics import rates
+else:
+    rates = LazyModule("forge_plugins.mathematics.rates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExponentialConfig:
+    """How fast it falls."""
+
+    warmup_steps: Annotated[int, Meta(ge=0, description="optimizer steps of the rise")] = 0
+    decay_rate: Annotated[
+        float, Meta(gt=0, le=1, description="factor from one interval to the next")
+    ] = 0.95
+    decay_steps: Annotated[int, Meta(ge=1, description="optimizer steps of an interval")] = 1000
+    staircase: Annotated[
+        bool, Meta(description="fall at the end of each interval, not within it")
+    ] = False
+    floor: Annotated[
+        float, Meta(ge=0, le=1, description="lowest rate, as a share of the configured one")
+    ] = 0.0
+
+
+class Exponential:
+    """Warm-up and `exponential`."""
+
+    info = PluginInfo(name="exponential", kind=Kind.SCHEDULE, config=ExponentialConfig)
+
+    def __init__(self, config: ExponentialConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def compute_rates(self, run: Run, step: Step) -> Rates:
+        """The factor of this step."""
+        del run
+        config = self.config
+        if step.number < config.warmup_steps:
+            return Rates(rates.linear_warmup(step.number, config.warmup_steps))
+        factor = rates.exponential(
+            rates.position_after(step.number, config.warmup_steps),
+            config.decay_rate,
+            config.decay_steps,
+            config.floor,
+            staircase=config.staircase,
+        )
+        return Rates(factor)

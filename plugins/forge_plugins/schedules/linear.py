@@ -1,0 +1,23 @@
+"""A linear rise, then a straight line down to a floor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo
+from forge_plugins.schedules.span import SpanConfig, SpanSchedule
+
+if TYPE_CHECKING:
+    from forge_plugins.mathematics import rates
+else:
+    rates = LazyModule("forge_plugins.mathematics.rates")
+
+
+class Linear(SpanSchedule):
+    """Warm-up and `linear`."""
+
+    info = PluginInfo(name="linear", kind=Kind.SCHEDULE, config=SpanConfig)
+
+    def curve(self, position: int, span: int) -> float:
+        """A straight line."""
+        return rates.linear(position, span, self.config.floor)

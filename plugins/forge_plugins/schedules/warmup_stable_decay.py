@@ -1,0 +1,44 @@
+"""A linear rise, a long constant part, and a fall at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo
+from forge_plugins.schedules.span import SpanConfig, SpanSchedule
+
+if TYPE_CHECKING:
+    from forge_plugins.mathematics import rates
+else:
+    rates = LazyModule("forge_plugins.mathematics.rates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecayConfig(SpanConfig):
+    """Lengths, floor and form of the fall."""
+
+    decay_share: Annotated[
+        float, Meta(gt=0, le=1, description="share of the steps after the warm-up that fall")
+    ] = 0.2
+    fall: Annotated[
+        Literal["linear", "cosine", "root"],
+        Meta(description="form of the fall; root: 1 - sqrt(share)"),
+    ] = "linear"
+
+
+class WarmupStableDecay(SpanSchedule):
+    """Warm-up and `stable_decay`."""
+
+    info = PluginInfo(
+        name="warmup_stable_decay", kind=Kind.SCHEDULE, config=WarmupStableDecayConfig
+    )
+    config: WarmupStableDecayConfig
+
+    def curve(self, position: int, span: int) -> float:
+        """Constant, then the fall."""
+        config = self.config
+        decay_steps = max(1, round(config.decay_share * span))
+        return rates.stable_decay(position, span, decay_steps, config.floor, config.fall)
