@@ -113,8 +113,8 @@ def test_resumes_bit_for_bit(
     straight = trial.run(tmp_path / "straight")
     if straight.steps < 10:  # the plugin itself ends the run early
         return
-    trial.run(tmp_path / "cut", max_steps=7)
-    trial.resume(tmp_path / "cut", "run.max_steps=10")
+    assert trial.run(tmp_path / "cut", stop_after=7).outcome == "stopped"
+    trial.resume(tmp_path / "cut")
     left = CheckpointStore(tmp_path / "straight" / "checkpoints").path(10)
     right = CheckpointStore(tmp_path / "cut" / "checkpoints").path(10)
     assert differences(left, right) == []

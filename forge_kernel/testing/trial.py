@@ -156,6 +156,27 @@ class TrialValidator:
         return [_TrialMeter()]
 
 
+class TrialStop:
+    """Cancels the run after so many steps, as a signal would."""
+
+    info = PluginInfo(name="trial_stop", kind=Kind.OBSERVERS, config=NoConfig)
+
+    def __init__(self, after: int | None) -> None:
+        self.config = NoConfig()
+        self._after = after
+        self._reached = False
+
+    @hookimpl
+    def on_step_end(self, run: Run, step: Step) -> None:
+        """Count."""
+        del run
+        self._reached = step.number == self._after
+
+    def is_set(self) -> bool:
+        """Whether to stop now."""
+        return self._reached
+
+
 class Trial:
     """Runs one plugin among the small parts.
 
@@ -217,16 +238,19 @@ class Trial:
             uses[kind.value] = (use,) if takes_many(kind) else use
         return PipelineConfig(run=run_config, **uses)
 
-    def run(self, folder: Path, **settings: Any) -> RunResult:
-        """A run of ten steps, or as told."""
+    def run(self, folder: Path, *, stop_after: int | None = None, **settings: Any) -> RunResult:
+        """A run of ten steps, or as told; cancelled after `stop_after` of them."""
+        stop = TrialStop(stop_after)
         return run(
             self.pipeline(**settings),
-            plugins=self.parts(),
+            plugins=[*self.parts(), stop],
             catalog=self.catalog,
             output_dir=folder,
+            cancel=stop,
             quiet=True,
         )
 
     def resume(self, folder: Path, *settings: str) -> RunResult:
         """Go on with a run."""
-        return resume(folder, settings, plugins=self.parts(), catalog=self.catalog, quiet=True)
+        plugins = [*self.parts(), TrialStop(None)]
+        return resume(folder, settings, plugins=plugins, catalog=self.catalog, quiet=True)

@@ -22,6 +22,8 @@ SLOW = {"wrappers.compile"}  # compiling takes its time: the matrix of pipelines
 
 def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values that a field's schema accepts."""
+    if schema.get("$ref") == "#/$defs/use.schedule":
+        return st.sampled_from([{"use": "constant"}, {"use": "linear_warmup"}])
     if "anyOf" in schema:
         return st.one_of(*[values(branch) for branch in schema["anyOf"]])
     if "enum" in schema:
@@ -50,6 +52,8 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         if prefix:
             return st.tuples(*[values(item) for item in prefix]).map(list)
         items = schema.get("items", {"type": "string"})
+        if "Until" in items.get("$ref", ""):
+            return st.lists(st.fixed_dictionaries({"step": st.integers(1, 9)}), max_size=2)
         return st.lists(values(items), max_size=2)
     raise AssertionError(f"no values for {schema}")
 
