@@ -43,6 +43,8 @@ class Batch:
         """The batch on a device."""
 
         def moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: moved(part) for name, part in value.items()}
             return value.to(device, non_blocking=True) if hasattr(value, "to") else value
 
         return Batch(

@@ -59,13 +59,14 @@ def make_session(
     optimizer: Any = None,
     uses: dict[str, Any] | None = None,
     cancel: Any = None,
+    own_loss: bool = False,
     **settings: Any,
 ) -> Session:
-    """A session of live parts, set up and started."""
+    """A session of live parts, set up and started; `own_loss`: `uses` names the loss."""
     if isinstance(data, list):
         data = LiveData(data, spec=DataSpec(classes=3))
     parts = [LiveModel(model), LiveDataPlugin(data), optimizer or SgdPart(lr)]
-    if not any(part.info.kind is Kind.LOSS for part in plugins):
+    if not own_loss and not any(part.info.kind is Kind.LOSS for part in plugins):
         parts.append(TrialLoss())
     parts += plugins
     run = RunConfig(**{"max_steps": 10**6, "device": "cpu", "log_every": 10**6, **settings})

@@ -25,15 +25,22 @@ SAMPLES, FEATURES, SEQUENCE, VOCABULARY, CLASSES = 22, 8, 4, 7, 5
 
 
 class TrialData:
-    """Random samples of features, or of tokens with the answer at the last position."""
+    """Random samples of features, or of tokens with the answer at the last position.
 
-    def __init__(self, *, tokens: bool) -> None:
+    Args:
+        tokens: whether inputs are tokens.
+        numbers: whether targets are numbers, as many as there are classes otherwise.
+    """
+
+    def __init__(self, *, tokens: bool, numbers: bool = False) -> None:
         form = "data:tokens" if tokens else "data:features"
+        answers = "data:numbers" if numbers else "data:classes"
         self.info = PluginInfo(
-            name="trial_data", kind=Kind.DATA, config=NoConfig, provides=(form, "data:classes")
+            name="trial_data", kind=Kind.DATA, config=NoConfig, provides=(form, answers)
         )
         self.config = NoConfig()
         self._tokens = tokens
+        self._numbers = numbers
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
@@ -47,6 +54,8 @@ class TrialData:
             inputs = torch.randn((SAMPLES, FEATURES), generator=generator)
             targets = targets.squeeze(1)
             spec = DataSpec(features=FEATURES, classes=CLASSES)
+        if self._numbers:
+            targets = torch.randn((SAMPLES, CLASSES), generator=generator)
         return TensorData(
             inputs,
             targets,
@@ -197,14 +206,17 @@ class Trial:
 
     def parts(self) -> list[Any]:
         """Fresh small parts for the kinds that are missing."""
+        numbers = "data:numbers" in self._needs
         parts: dict[Kind, Any] = {
-            Kind.DATA: TrialData(tokens="data:tokens" in self._needs),
+            Kind.DATA: TrialData(tokens="data:tokens" in self._needs, numbers=numbers),
             Kind.MODEL: TrialModel(),
             Kind.OPTIMIZER: TrialOptimizer(),
             Kind.LOSS: TrialLoss(),
             Kind.VALIDATORS: TrialValidator(),
         }
-        chosen = {self.kind} if self.kind is not Kind.VALIDATORS else set()
+        chosen: set[Kind] = set() if self.kind is Kind.VALIDATORS else {self.kind}
+        if numbers:
+            chosen.add(Kind.VALIDATORS)  # its accuracy is of classes
         return [part for kind, part in parts.items() if kind not in chosen]
 
     def _companions(self) -> list[tuple[Kind, str]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.schema import bind_config, config_schema
 from forge_kernel.plugin import Kind
-from forge_kernel.testing.trial import Trial
+from forge_kernel.testing.trial import CLASSES, Trial
 
 SMALL = 32  # sizes are kept small: the point is the meaning, not the memory
 SLOW = {"wrappers.compile"}  # compiling takes its time: the matrix of pipelines has it
@@ -24,6 +24,8 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values that a field's schema accepts."""
     if schema.get("$ref") == "#/$defs/use.schedule":
         return st.sampled_from([{"use": "constant"}, {"use": "linear_warmup"}])
+    if schema.get("$ref") == "#/$defs/use.loss":
+        return st.just({"use": "cross_entropy"})
     if "anyOf" in schema:
         return st.one_of(*[values(branch) for branch in schema["anyOf"]])
     if "enum" in schema:
@@ -47,6 +49,11 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         ).filter(lambda number: number == 0 or abs(number) > 1e-6)
     if kind == "string":
         return st.just(schema.get("default", "accuracy"))
+    if kind == "object":
+        inner = values(schema["additionalProperties"])
+        return st.dictionaries(
+            st.just("main"), inner, min_size=schema.get("minProperties", 0), max_size=1
+        )
     if kind == "array":
         prefix = schema.get("prefixItems")
         if prefix:
@@ -84,6 +91,8 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
     kind, _, name = key.partition(".")
     plugin = catalog.load(Kind(kind), name)
     chosen = data.draw(settings_of(plugin.info.config, key))
+    if chosen.get("class_weights"):  # as many as the trial's data has classes
+        chosen["class_weights"] = (chosen["class_weights"] * CLASSES)[:CLASSES]
     try:
         bind_config(plugin.info.config, chosen)
     except msgspec.ValidationError:

@@ -10,23 +10,40 @@ from msgspec import Meta
 from forge_kernel.api import Batch, Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
-    from torch.nn import functional
+
+    from forge_plugins.mathematics import classification_loss as mathematics
 else:
-    functional = LazyModule("torch.nn.functional")
+    torch = LazyModule("torch")
+    mathematics = LazyModule("forge_plugins.mathematics.classification_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyConfig:
-    """How targets are read."""
+    """How targets are read and weighed."""
 
     label_smoothing: Annotated[
         float, Meta(ge=0, lt=1, description="share of the target spread over all classes")
     ] = 0.0
+    class_weights: Annotated[
+        tuple[Annotated[float, Meta(ge=0)], ...] | None,
+        Meta(description="weight of each class, in order of the classes; null: equal"),
+    ] = None
+    focal_gamma: Annotated[
+        float, Meta(ge=0, le=20, description="how far well-classified samples are weighed down")
+    ] = 0.0
+    ignore: Annotated[
+        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.class_weights is not None and not any(self.class_weights):
+            raise ValueError("class_weights are all 0: nothing would be learned")
 
 
 class CrossEntropy:
-    """Mean cross-entropy; its weight is the number of targets or the sum of sample weights."""
+    """Mean cross-entropy; its weight is the number of targets or the sum of their weights."""
 
     info = PluginInfo(
         name="cross_entropy",
@@ -37,6 +54,16 @@ class CrossEntropy:
 
     def __init__(self, config: CrossEntropyConfig) -> None:
         self.config = config
+        self._class_weights: Tensor | None = None
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """Class weights must fit the data."""
+        wanted, classes = self.config.class_weights, run.data.spec.classes
+        if wanted is not None and classes is not None and len(wanted) != classes:
+            raise PluginError(
+                f"cross_entropy: {len(wanted)} class_weights for data of {classes} classes"
+            )
 
     @hookimpl
     def compute_loss(
@@ -57,14 +84,30 @@ class CrossEntropy:
                 f"cross_entropy: {len(outputs)} outputs for {len(flat)} targets; the model must "
                 "give one row of logits for each target"
             )
-        smoothing = self.config.label_smoothing
-        if batch.weights is None:
-            return functional.cross_entropy(outputs, flat, label_smoothing=smoothing), len(flat)
-        losses = functional.cross_entropy(
-            outputs, flat, label_smoothing=smoothing, reduction="none"
+        weights = None
+        if batch.weights is not None:
+            weights = batch.weights.reshape(len(batch.weights), -1)
+            weights = weights.expand(-1, len(flat) // len(weights)).reshape(-1).to(outputs)
+        return mathematics.classification_loss(
+            outputs,
+            flat,
+            sample_weights=weights,
+            class_weights=self._weights_of_classes(outputs),
+            label_smoothing=self.config.label_smoothing,
+            focal_gamma=self.config.focal_gamma,
+            ignored=self.config.ignore,
         )
-        weights = batch.weights.reshape(len(batch.weights), -1)
-        weights = weights.expand(-1, len(flat) // len(weights)).reshape(-1).to(losses)
-        total = weights.sum()
-        mean = (losses * weights).sum() / total.clamp_min(1e-30)
-        return mean, total.detach()
+
+    def _weights_of_classes(self, outputs: Tensor) -> Tensor | None:
+        """On the outputs' device, made once."""
+        wanted = self.config.class_weights
+        if wanted is None:
+            return None
+        if len(wanted) != outputs.shape[-1]:
+            raise PluginError(
+                f"cross_entropy: {len(wanted)} class_weights for {outputs.shape[-1]} classes"
+            )
+        found = self._class_weights
+        if found is None or found.device != outputs.device or found.dtype != outputs.dtype:
+            found = self._class_weights = torch.tensor(wanted).to(outputs)
+        return found
