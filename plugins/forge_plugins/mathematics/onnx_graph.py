@@ -190,3 +190,65 @@ def _write_llama(model: Llama, writer: _Writer, file: Path) -> None:
         ("batch", "length", shape.vocabulary),
         OPSET[writer.encoding],
     )
+
+
+def _activation(graph: OnnxGraph, layer: nn.Module, inputs: str) -> str:
+    if isinstance(layer, nn.SiLU):
+        return graph.node("Mul", [inputs, graph.node("Sigmoid", [inputs])])
+    operators = {nn.ReLU: "Relu", nn.GELU: "Gelu", nn.Tanh: "Tanh"}
+    return graph.node(operators[type(layer)], [inputs])
+
+
+def _write_mlp(model: Mlp, writer: _Writer, file: Path) -> None:
+    graph, found = writer.graph, "inputs"
+    first = model.layers[0]
+    assert isinstance(first, nn.Linear)
+    dtype, width = torch.float32, first.in_features
+    if model.embedding is not None:
+        dtype, width = torch.int64, first.in_features // model.embedding.embedding_dim
+        table = graph.constant("embedding.weight", model.embedding.weight.detach().float())
+        found = graph.node("Flatten", [graph.node("Gather", [table, found])], axis=1)
+    outputs = 0
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, nn.Linear):
+            found = writer.linear(f"layers.{index}", layer, found)
+            outputs = layer.out_features
+        elif not isinstance(layer, nn.Dropout):
+            found = _activation(graph, layer, found)
+    graph.write(
+        file, {"inputs": (dtype, ("batch", width))}, found, ("batch", outputs),
+        OPSET[writer.encoding],
+    )  # fmt: skip
+
+
+_WRITERS: Final[dict[type[nn.Module], Callable[..., None]]] = {
+    Llama: _write_llama,
+    Mlp: _write_mlp,
+}
+
+
+def write_onnx(model: nn.Module, encoding: Encoding, file: Path) -> int:
+    """Write a network.
+
+    Args:
+        model: a `Llama` or an `Mlp` with ternary layers.
+        encoding: of their weights.
+        file: to write.
+
+    Returns:
+        The version of the standard operators that the file needs.
+
+    Raises:
+        ValueError: another architecture, no ternary layer, or a layer that the encoding cannot
+            hold.
+    """
+    write = _WRITERS.get(type(model))
+    if write is None:
+        known = " and ".join(sorted(kind.__name__ for kind in _WRITERS))
+        raise ValueError(
+            f"{type(model).__name__} is no architecture that this exporter knows: it writes "
+            f"{known}; use model: {{use: llama_decoder}} or {{use: mlp}}, or export with "
+            "packed_ternary"
+        )
+    write(model, _Writer(model, encoding), file)
+    return OPSET[encoding]
