@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import secrets
 import threading
@@ -174,7 +175,7 @@ def export(
     folder = Path(folder)
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
-    chosen = [f"exporters=[{{use: {use}}}]", "observers=null"]
+    chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
     chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
     pipeline = _recorded(folder, chosen, live, catalog, set(live) | {Kind.OBSERVERS})
     decided = plan(pipeline, catalog, plugins=list(live.values()))

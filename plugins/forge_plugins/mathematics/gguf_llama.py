@@ -31,7 +31,7 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
         rows: a weight (heads * head_width, in) or a bias (heads * head_width,).
         heads: how many heads the rows hold.
     """
-    parts = rows.unflatten(0, (heads, 2, rows.shape[0] // heads // 2))
+    parts = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
     return parts.transpose(1, 2).reshape(rows.shape)
 
 

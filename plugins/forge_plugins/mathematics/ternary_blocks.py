@@ -66,10 +66,10 @@ def pack_blocks(levels: Tensor, scale: Tensor | float, kind: BlockType) -> Tenso
         codes[:, :64] = own.view(-1, 64)
     else:
         digits = torch.empty((len(blocks), 52), dtype=torch.int8)
-        _digits(blocks[:, :160].unflatten(1, (5, 32)), 3, digits[:, :32], first_is_high=True)
-        _digits(blocks[:, 160:240].unflatten(1, (5, 16)), 3, digits[:, 32:48], first_is_high=True)
+        _digits(blocks[:, :160].view(-1, 5, 32), 3, digits[:, :32], first_is_high=True)
+        _digits(blocks[:, 160:240].view(-1, 5, 16), 3, digits[:, 32:48], first_is_high=True)
         last = digits[:, 48:]
-        _digits(blocks[:, 240:].unflatten(1, (4, 4)), 3, last, first_is_high=True)
+        _digits(blocks[:, 240:].view(-1, 4, 4), 3, last, first_is_high=True)
         last.mul_(3)  # four digits in the five places of the others
         packed[:, :52] = _fixed_point(digits.view(torch.uint8))
     used = blocks.view(torch.int64).any(dim=1)
