@@ -25,7 +25,9 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def write(model: Any, file: Path, kind: Any = "tq2_0", **options: Any) -> None:
     write_gguf(
-        file, gguf_entries(model, kind, ByteTokenizer(), "test"), gguf_tensors(model, kind, **options)
+        file,
+        gguf_entries(model, kind, ByteTokenizer(), "test"),
+        gguf_tensors(model, kind, **options),
     )
 
 
