@@ -10,17 +10,17 @@ WORKERS ?= 2
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; torch comes as constraints.txt says)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,clients]"
 	@touch $(STAMP)
 
 run: $(STAMP)  ## train the showcase to its target
 	$(BIN)/forge run pipelines/bitnet_grokfast.yaml
 
 test: $(STAMP)  ## the tests, without the deep batteries
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
+	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
 
 deep: $(STAMP)  ## the long batteries
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
+	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
 
 lint: $(STAMP)  ## style, types, layers, schemas
 	$(BIN)/ruff check .

@@ -99,6 +99,27 @@ def positions(found: dict[str, float]) -> list[str]:
     return lines + [f"| {name} | {value:.2f} |" for name, value in found.items()]
 
 
+def packing_section(found: dict[str, Any]) -> list[str]:
+    equal = "the same bytes as" if found["bytes_equal"] else "OTHER BYTES than"
+    ratios = found["times_the_package"]
+    lines = [
+        "## Packing ternary weights",
+        "",
+        "4096 x 4096 levels, one thread: gigabytes of the fp32 weights that they stand for, in a",
+        "second of CPU time. Goal: 10 for two bits.",
+        "",
+        "| | GB/s |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {value:.1f} |" for name, value in found["gigabytes"].items()]
+    return lines + [
+        "",
+        f"The blocks of llama.cpp are {equal} those of the package `gguf`, and are packed "
+        f"{ratios['TQ2_0']:.1f} times (TQ2_0, goal 3)",
+        f"and {ratios['TQ1_0']:.1f} times (TQ1_0) as fast: it starts from fp32, we from levels.",
+    ]
+
+
 def grokking_section(found: dict[str, Any]) -> list[str]:
     return [
         "## Steps to 95 % on multiplication modulo 97",
@@ -161,6 +182,7 @@ SECTIONS = {
     "startup": startup,
     "filter": filters,
     "answer_positions": positions,
+    "packing": packing_section,
 }
 
 

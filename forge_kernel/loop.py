@@ -918,9 +918,14 @@ class Session:
             if self._validated_at < 0:  # weights were restored meanwhile
                 self.validate()
         self._bank_seconds()
-        return self._export()
+        return self.export()
 
-    def _export(self) -> dict[str, str]:
+    def export(self) -> dict[str, str]:
+        """Let the exporters write what the model is now.
+
+        Returns:
+            Folders written, by exporter, relative to the run folder.
+        """
         run = self.run
         written: dict[str, str] = {}
         if run.folder is None:

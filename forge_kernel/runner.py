@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import re
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig
@@ -108,20 +110,10 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         CheckpointError: there is no intact checkpoint.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        hint = "a run folder holds config.yaml and checkpoints/"
-        raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
-    kinds = _kinds(live, plugins)
-    pipeline = load_pipeline(folder / CONFIG, settings, catalog=catalog, live=kinds)
-    missing = sorted(
-        set(pipeline.notes.get("x-live", ()))
-        - {kind.value for kind in live}
-        - ({"plugins"} if plugins else set())
-    )
-    if missing:
-        raise ConfigError([Fault(f"this run was given live parts: hand in {', '.join(missing)}")])
+    given = set(live) | ({"plugins"} if plugins else set())
+    pipeline = _recorded(folder, settings, given, catalog, _kinds(live, plugins))
     record = RunRecord()
     decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     if settings:
@@ -129,6 +121,82 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         write_config(folder, fill(pipeline), names)
     session = _session(decided, folder, cancel, strategy, quiet=quiet)
     return _execute(session, record, resumed=True)
+
+
+def _recorded(
+    folder: Path,
+    settings: Sequence[str],
+    given: Iterable[str],
+    catalog: Catalog,
+    kinds: Iterable[Kind],
+) -> PipelineConfig:
+    """The pipeline of a run folder, when all its live parts are given again."""
+    if not (folder / CONFIG).is_file():
+        hint = "a run folder holds config.yaml and checkpoints/"
+        raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
+    pipeline = load_pipeline(folder / CONFIG, settings, catalog=catalog, live=kinds)
+    missing = sorted(set(pipeline.notes.get("x-live", ())) - set(given))
+    if missing:
+        raise ConfigError([Fault(f"this run was given live parts: hand in {', '.join(missing)}")])
+    return pipeline
+
+
+def export(
+    folder: str | Path,
+    use: str,
+    settings: Sequence[str] = (),
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    catalog: Catalog | None = None,
+) -> dict[str, Path]:
+    """Run an exporter on what a run has learned: its newest intact checkpoint.
+
+    Nothing is trained and no observer is told; an export of the same name is replaced.
+
+    Args:
+        folder: the run folder.
+        use: the exporter's name.
+        settings: of the exporter (`layout=online`), or of the pipeline by their whole path
+            (`run.device=cpu`); they are not kept in the run's configuration.
+        model: the live module again, if the run was given one; likewise `data`.
+        catalog: plugins to choose from; the installed ones otherwise.
+
+    Returns:
+        The folders written, by exporter.
+
+    Raises:
+        ConfigError: the folder is no run folder, live parts are missing, or a setting is wrong.
+        PlanError: the run lacks what the exporter needs.
+        CheckpointError: there is no intact checkpoint.
+    """
+    from forge_kernel.random_state import process_state_kept
+
+    folder = Path(folder)
+    live = _live_parts(model, data)
+    catalog = catalog or Catalog.installed()
+    chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
+    chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
+    pipeline = _recorded(folder, chosen, live, catalog, set(live) | {Kind.OBSERVERS})
+    decided = plan(pipeline, catalog, plugins=list(live.values()))
+    session = _session(decided, folder, None, None, quiet=True)
+    with process_state_kept():
+        try:
+            session.set_up()
+            session.restore()
+            written = session.export()
+        finally:
+            session.run.strategy.finish()
+    return {name: folder / place for name, place in written.items()}
+
+
+_EXPORTER: Final = "exporters[0].with."
+
+
+def _is_whole(setting: str) -> bool:
+    """Whether an override names a section of the pipeline, not a setting of the exporter."""
+    section = re.split(r"[.\[=]", setting, maxsplit=1)[0]
+    return section == "run" or section in set(Kind)
 
 
 async def run_async(pipeline: PipelineConfig | str | Path, **options: Any) -> RunResult:

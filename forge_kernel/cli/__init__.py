@@ -7,7 +7,19 @@ from importlib.metadata import entry_points
 
 import typer
 
-from forge_kernel.cli import bench, check, doctor, explain, new, plan, plugins, resume, run, schema
+from forge_kernel.cli import (
+    bench,
+    check,
+    doctor,
+    explain,
+    export,
+    new,
+    plan,
+    plugins,
+    resume,
+    run,
+    schema,
+)
 from forge_kernel.errors import FaultsError, ForgeError
 
 COMMANDS = "forge_kernel.commands"
@@ -25,6 +37,7 @@ def build_app() -> typer.Typer:
     )
     app.command("run")(run.run_command)
     app.command("resume")(resume.resume_command)
+    app.command("export")(export.export_command)
     app.command("check")(check.check_command)
     app.command("plan")(plan.plan_command)
     app.command("explain")(explain.explain_command)

@@ -68,7 +68,7 @@ class TrialData:
 
 
 class TrialModel:
-    """Two linear layers with dropout between them, behind an embedding for tokens."""
+    """Two linear layers with dropout between them; an answer for each token behind an embedding."""
 
     info = PluginInfo(name="trial_model", kind=Kind.MODEL, config=NoConfig)
 
@@ -79,11 +79,9 @@ class TrialModel:
     def make_model(self, run: Run) -> nn.Module:
         """The network."""
         spec = run.data.spec
-        first: list[nn.Module] = []
         width = spec.features or FEATURES
-        if spec.vocabulary is not None:
-            first = [nn.Embedding(spec.vocabulary, FEATURES), nn.Flatten()]
-            width = FEATURES * (spec.sequence or SEQUENCE)
+        tokens = spec.vocabulary
+        first: list[nn.Module] = [] if tokens is None else [nn.Embedding(tokens, width)]
         classes = spec.classes or CLASSES
         return nn.Sequential(
             *first, nn.Linear(width, 16), nn.ReLU(), nn.Dropout(0.25), nn.Linear(16, classes)
@@ -203,9 +201,14 @@ class Trial:
         self.config = dict(config)
         self.plugin = catalog.load(kind, name)
         self._needs = facts(self.plugin.info.requires, bind_config(self.plugin.info.config, config))
+        self._companions = self._find_companions()
 
     def parts(self) -> list[Any]:
         """Fresh small parts for the kinds that are missing."""
+        taken = {kind for kind, _ in self._companions}
+        return [part for part in self._small_parts() if part.info.kind not in taken]
+
+    def _small_parts(self) -> list[Any]:
         numbers = "data:numbers" in self._needs
         parts: dict[Kind, Any] = {
             Kind.DATA: TrialData(tokens="data:tokens" in self._needs, numbers=numbers),
@@ -219,20 +222,31 @@ class Trial:
             chosen.add(Kind.VALIDATORS)  # its accuracy is of classes
         return [part for kind, part in parts.items() if kind not in chosen]
 
-    def _companions(self) -> list[tuple[Kind, str]]:
-        """Installed plugins that bring what the small parts do not."""
-        given = {fact for part in self.parts() for fact in facts(part.info.provides, None)}
+    def _find_companions(self) -> list[tuple[Kind, str]]:
+        """Installed plugins that bring what the small parts do not; what they need is added.
+
+        Of several, the one that brings most of what is needed.
+        """
+        given = {fact for part in self._small_parts() for fact in facts(part.info.provides, None)}
         found: list[tuple[Kind, str]] = []
         for fact in self._needs:
-            if fact in given or fact.startswith("figure:"):
+            if fact in given or fact.startswith(("figure:", "data:")):
                 continue
+            best: tuple[int, Kind, str] | None = None
             for offer in self.catalog.offers():
                 info = self.catalog.load(offer.kind, offer.name).info
-                if not info.provides or offer.kind in (Kind.DATA, Kind.MODEL):
+                if not info.provides or offer.kind is Kind.DATA or offer.kind is self.kind:
                     continue
-                if fact in facts(info.provides, bind_config(info.config, {})):
-                    found.append((offer.kind, offer.name))
-                    break
+                brought = set(facts(info.provides, bind_config(info.config, {})))
+                count = len(brought & set(self._needs))
+                if fact in brought and (best is None or count > best[0]):
+                    best = (count, offer.kind, offer.name)
+            if best is not None:
+                info = self.catalog.load(best[1], best[2]).info
+                settled = bind_config(info.config, {})
+                given |= set(facts(info.provides, settled))
+                self._needs = (*self._needs, *facts(info.requires, settled))
+                found.append(best[1:])
         return found
 
     def pipeline(self, **settings: Any) -> PipelineConfig:
@@ -244,7 +258,7 @@ class Trial:
             }
         )  # fmt: skip
         uses: dict[str, Any] = {}
-        for kind, name in [*self._companions(), (self.kind, self.name)]:
+        for kind, name in [*self._companions, (self.kind, self.name)]:
             config = self.config if (kind, name) == (self.kind, self.name) else {}
             use = USE_OF_KIND[kind](name, config)
             uses[kind.value] = (use,) if takes_many(kind) else use

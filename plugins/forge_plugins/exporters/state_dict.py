@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     import torch
     from safetensors import torch as safetensors_torch
+
+    from forge_plugins.mathematics import ternary_layers
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
+    ternary_layers = LazyModule("forge_plugins.mathematics.ternary_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateDictConfig:
-    """Precision of the file."""
+    """Which weights, in which precision."""
 
+    weights: Annotated[
+        Literal["latent", "applied"],
+        Meta(
+            description="of ternary layers: the ones that are trained, or the ones that are "
+            "multiplied with, so that plain linear layers can take them"
+        ),
+    ] = "latent"
     dtype: Annotated[
         Literal["keep", "float32", "bfloat16", "float16"],
         Meta(description="of floating tensors in the file"),
@@ -30,25 +40,42 @@ class StateDictConfig:
 
 
 class StateDict:
-    """Latent weights as trained, by the model's own names."""
+    """Weights as trained or as applied, by the model's own names."""
 
-    info = PluginInfo(name="state_dict", kind=Kind.EXPORTERS, config=StateDictConfig)
+    info = PluginInfo(
+        name="state_dict",
+        kind=Kind.EXPORTERS,
+        config=StateDictConfig,
+        requires=lambda config: ("model:ternary",) if config.weights == "applied" else (),
+    )
 
     def __init__(self, config: StateDictConfig) -> None:
         self.config = config
 
     @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
-        """Write `model.safetensors` and read it back to compare."""
+        """Write `model.safetensors` and read it back to compare.
+
+        Raises:
+            PluginError: weights as applied are asked for, and there is no ternary layer.
+        """
         file = folder / "model.safetensors"
-        tensors = {
-            name: self._converted(tensor) for name, tensor in run.active_model.state_dict().items()
-        }
+        state = dict(run.active_model.state_dict())
+        if self.config.weights == "applied":
+            try:
+                layers = ternary_layers.read_layers(run.active_model)
+            except ValueError as error:
+                raise PluginError(f"state_dict: {error}") from error
+            for name, layer in layers.items():
+                weight = f"{name}.weight" if name else "weight"
+                state[weight] = layer.applied.to(state[weight].dtype)
+        tensors = {name: self._converted(tensor) for name, tensor in state.items()}
         safetensors_torch.save_file(tensors, file)
         again = safetensors_torch.load_file(file)
         equal = all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
         return {
             "format": "safetensors",
+            "weights": self.config.weights,
             "step": run.progress.step,
             "tensors": len(tensors),
             "bytes": file.stat().st_size,

@@ -119,8 +119,8 @@ class MultiTask:
         stacked = torch.stack([losses[name] for name in self._names])
         fixed = fixed.to(stacked)
         if self._module is not None:
-            total: Tensor = self._module(stacked * fixed)
-            return total
+            learned: Tensor = self._module(stacked * fixed)
+            return learned
         if self.config.weighting == "fixed":
             return (stacked * fixed).sum()
         if self._progress is None:
@@ -131,7 +131,8 @@ class MultiTask:
         if step.logs:
             for name, weight in zip(self._names, adaptive, strict=True):
                 run.metrics.put(f"weight/{name}", weight)
-        return (stacked * fixed * adaptive).sum()
+        total: Tensor = (stacked * fixed * adaptive).sum()
+        return total
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of the adaptive weighting."""

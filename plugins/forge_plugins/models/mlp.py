@@ -36,7 +36,13 @@ class MlpConfig:
 class MlpModel:
     """Builds `Mlp` for the run's data, of features or of tokens."""
 
-    info = PluginInfo(name="mlp", kind=Kind.MODEL, config=MlpConfig, requires=("data:classes",))
+    info = PluginInfo(
+        name="mlp",
+        kind=Kind.MODEL,
+        config=MlpConfig,
+        provides=("model:onnx",),
+        requires=("data:classes",),
+    )
 
     def __init__(self, config: MlpConfig) -> None:
         self.config = config

@@ -1,0 +1,181 @@
+"""What an exported file computes in its real client, beside what the model computed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from forge_kernel.api import Batch, PluginError
+
+TIMEOUT: Final = 900  # seconds for loading and a few hundred tokens
+INSTALL: Final = "pip install 'forge-kernel[clients]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A program that can run an export.
+
+    Args:
+        module: of this package, that asks it.
+        packages: distributions that it needs, the one with its version first.
+        up_to_constant: whether it gives log-probabilities, which are logits but for one number in
+            each row.
+    """
+
+    module: str
+    packages: tuple[str, ...]
+    up_to_constant: bool = False
+
+
+TRANSFORMERS: Final = Client("transformers_logits", ("transformers", "accelerate"))
+LLAMA_CPP: Final = Client("llama_cpp_logits", ("xllamacpp",), up_to_constant=True)
+ONNXRUNTIME: Final = Client("onnxruntime_logits", ("onnxruntime",))
+
+
+def reference_logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the model gives in evaluation, on the CPU in fp32; the model itself is not touched."""
+    copy = deepcopy(model).to("cpu", torch.float32).eval()
+    with torch.no_grad():
+        found: Tensor = copy(inputs)
+    return found
+
+
+def sample_inputs(validation: Iterable[Batch], samples: int, length: int | None) -> Tensor | None:
+    """The first held-out inputs, cut to a few samples of at most `length` tokens."""
+    for batch in validation:
+        inputs: Tensor = batch.inputs[:samples].cpu()
+        return inputs if length is None else inputs[:, :length]
+    return None
+
+
+def agreement(found: Tensor, reference: Tensor, *, up_to_constant: bool) -> dict[str, Any]:
+    """How near two sets of logits are.
+
+    Args:
+        found: shape (..., classes).
+        reference: the same shape.
+        up_to_constant: compare them without the mean of each row.
+
+    Returns:
+        `relative_l2` (norm of the difference by norm of the reference), `top1_agreement` (share of
+        rows with the same largest logit) and `rows`.
+
+    Raises:
+        ValueError: another shape, or a value that is not finite.
+    """
+    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
+        raise ValueError(
+            f"it gave {tuple(found.shape)} numbers (finite or not), the model {reference.shape}"
+        )
+    same = (found.argmax(-1) == reference.argmax(-1)).double().mean()
+    left, right = found.double(), reference.double()
+    if up_to_constant:
+        left, right = (part - part.mean(-1, keepdim=True) for part in (left, right))
+    norm = right.norm()
+    distance = (left - right).norm() / norm if float(norm) else (left - right).norm()
+    return {
+        "relative_l2": float(distance),
+        "top1_agreement": float(same),
+        "rows": reference.numel() // reference.shape[-1],
+    }
+
+
+def missing(client: Client) -> list[str]:
+    """The client's packages that are not installed."""
+    return [name for name in client.packages if find_spec(name) is None]
+
+
+def _ask(client: Client, export: Path, inputs: Tensor) -> Tensor:
+    with tempfile.TemporaryDirectory() as place:
+        request, answer = Path(place) / "request.safetensors", Path(place) / "answer.safetensors"
+        save_file({"inputs": inputs.contiguous()}, request)
+        module = f"{__package__}.{client.module}"
+        command = [sys.executable, "-m", module, str(export), str(request), str(answer)]
+        surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        done = subprocess.run(  # noqa: S603  this interpreter, a module of ours
+            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT,
+            check=False, env=surroundings,
+        )  # fmt: skip
+        if done.returncode or not answer.is_file():
+            told = "\n".join(done.stderr.strip().splitlines()[-15:])
+            raise PluginError(
+                f"{client.packages[0]} cannot run {export.name} (status {done.returncode}):\n{told}"
+            )
+        return load_file(answer)["logits"]
+
+
+def verify(
+    client: Client, export: Path, inputs: Tensor | None, model: nn.Module, *, worst: float
+) -> dict[str, Any]:
+    """Run an export in its client and compare.
+
+    Args:
+        client: which.
+        export: the file or folder.
+        inputs: what to ask.
+        model: what it was exported from.
+        worst: relative L2 above which the export is refused.
+
+    Returns:
+        For the manifest: the client, the figures (null where nothing was measured) and a note.
+
+    Raises:
+        PluginError: the client cannot run the export, or computes something else.
+    """
+    lacking = missing(client)
+    if lacking or inputs is None:
+        why = (
+            f"{' and '.join(lacking)} is not installed ({INSTALL})"
+            if lacking
+            else "the data has no validation set to take inputs from"
+        )
+        return {
+            "client": None,
+            "relative_l2": None,
+            "top1_agreement": None,
+            "rows": None,
+            "note": f"not verified: {why}",
+        }
+    found = _ask(client, export, inputs)
+    try:
+        figures = agreement(
+            found, reference_logits(model, inputs), up_to_constant=client.up_to_constant
+        )
+    except ValueError as error:
+        raise PluginError(f"{client.packages[0]} does not agree: {error}") from error
+    if figures["relative_l2"] > worst:
+        raise PluginError(
+            f"{client.packages[0]} computes something else from {export.name}: relative L2 of the "
+            f"logits {figures['relative_l2']:.3g}, top-1 agreement {figures['top1_agreement']:.3g}"
+        )
+    return {"client": f"{client.packages[0]} {_version(client)}", **figures, "note": None}
+
+
+def _version(client: Client) -> str:
+    try:
+        return version(client.packages[0])
+    except PackageNotFoundError:
+        return "of an unknown version"
+
+
+NOT_ASKED: Final[dict[str, Any]] = {
+    "client": None,
+    "relative_l2": None,
+    "top1_agreement": None,
+    "rows": None,
+    "note": "not verified: the setting verify is off",
+}
+"""The manifest's entry when the user wants no verification."""

@@ -1,0 +1,101 @@
+"""The network as a GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+
+if TYPE_CHECKING:
+    from forge_plugins.clients import verification
+    from forge_plugins.mathematics import gguf_file, gguf_llama, llama
+else:
+    verification = LazyModule("forge_plugins.clients.verification")
+    gguf_file = LazyModule("forge_plugins.mathematics.gguf_file")
+    gguf_llama = LazyModule("forge_plugins.mathematics.gguf_llama")
+    llama = LazyModule("forge_plugins.mathematics.llama")
+
+WORST = 0.2  # relative L2: rounding activations by blocks costs a tenth of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufConfig:
+    """Types of the tensors."""
+
+    type: Annotated[
+        Literal["tq2_0", "tq1_0"],
+        Meta(description="of ternary weights: 2.06 bits each and fast, or 1.69 bits each"),
+    ] = "tq2_0"
+    scale: Annotated[
+        Literal["block", "tensor"],
+        Meta(
+            description="where the scale stands: fp16 in each block (any llama.cpp reads it), or "
+            "exactly, in a tensor of its own (recent builds)"
+        ),
+    ] = "block"
+    other: Annotated[
+        Literal["f32", "f16"], Meta(description="type of embedding, head and unquantized layers")
+    ] = "f32"
+    verify: Annotated[
+        bool, Meta(description="load the file in llama.cpp, where installed, and compare")
+    ] = True
+
+
+class Gguf:
+    """Writes `model.gguf` with its vocabulary, then asks llama.cpp for its probabilities."""
+
+    info = PluginInfo(
+        name="gguf",
+        kind=Kind.EXPORTERS,
+        config=GgufConfig,
+        requires=("model:ternary", "model:llama", "model:silu", "model:rows_of_256"),
+    )
+
+    def __init__(self, config: GgufConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
+        """Write the file and load it again.
+
+        Raises:
+            PluginError: the model is of another architecture, has no ternary layer or computes
+                what llama.cpp does not, or llama.cpp computes something else.
+        """
+        model, config = run.active_model, self.config
+        if not isinstance(model, llama.Llama):
+            raise PluginError(
+                f"gguf: {type(model).__name__} is no architecture that llama.cpp knows; use "
+                "model: {use: llama_decoder}, or export with packed_ternary"
+            )
+        tokenizer = getattr(run.data, "tokenizer", None)
+        try:
+            tensors = gguf_llama.gguf_tensors(
+                model, config.type, scale_tensors=config.scale == "tensor", other=config.other
+            )
+        except ValueError as error:
+            raise PluginError(f"gguf: {error}") from error
+        entries = gguf_llama.gguf_entries(model, config.type, tokenizer, run.settings.name)
+        file = folder / "model.gguf"
+        gguf_file.write_gguf(file, entries, tensors)
+        return {
+            "format": f"gguf {config.type}",
+            "architecture": entries["general.architecture"],
+            "scale": config.scale,
+            "step": run.progress.step,
+            "bytes": file.stat().st_size,
+            "verified": self._verified(run, file),
+        }
+
+    def _verified(self, run: Run, file: Path) -> dict[str, Any]:
+        if not self.config.verify:
+            return verification.NOT_ASKED
+        inputs = verification.sample_inputs(run.data.validation(), 1, 32)
+        return verification.verify(
+            verification.LLAMA_CPP, file, inputs, run.active_model, worst=WORST
+        )

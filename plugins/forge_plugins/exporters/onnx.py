@@ -1,0 +1,80 @@
+"""The network as an ONNX file for onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+
+if TYPE_CHECKING:
+    from forge_plugins.clients import verification
+    from forge_plugins.mathematics import onnx_graph
+else:
+    verification = LazyModule("forge_plugins.clients.verification")
+    onnx_graph = LazyModule("forge_plugins.mathematics.onnx_graph")
+
+WORST = 5e-2  # relative L2: onnxruntime may round activations of INT2 weights once more
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxConfig:
+    """How the ternary weights stand in the file."""
+
+    weights: Annotated[
+        Literal["matmul_nbits", "int2", "matmul_integer"],
+        Meta(
+            description="matmul_nbits: two bits, onnxruntime's own operator; int2: two bits, "
+            "standard operators only (opset 25); matmul_integer: a byte each, exact sums"
+        ),
+    ] = "matmul_nbits"
+    verify: Annotated[
+        bool, Meta(description="load the file in onnxruntime, where installed, and compare")
+    ] = True
+
+
+class Onnx:
+    """Writes `model.onnx`, then asks onnxruntime for its outputs."""
+
+    info = PluginInfo(
+        name="onnx",
+        kind=Kind.EXPORTERS,
+        config=OnnxConfig,
+        requires=("model:ternary", "model:onnx"),
+    )
+
+    def __init__(self, config: OnnxConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
+        """Write the file and load it again.
+
+        Raises:
+            PluginError: the model is of another architecture, has no ternary layer or layers that
+                the encoding cannot hold, or onnxruntime computes something else.
+        """
+        file = folder / "model.onnx"
+        try:
+            opset = onnx_graph.write_onnx(run.active_model, self.config.weights, file)
+        except ValueError as error:
+            raise PluginError(f"onnx: {error}") from error
+        return {
+            "format": f"onnx {self.config.weights}",
+            "opset": opset,
+            "step": run.progress.step,
+            "bytes": file.stat().st_size,
+            "verified": self._verified(run, file),
+        }
+
+    def _verified(self, run: Run, file: Path) -> dict[str, Any]:
+        if not self.config.verify:
+            return verification.NOT_ASKED
+        inputs = verification.sample_inputs(run.data.validation(), 4, None)
+        return verification.verify(
+            verification.ONNXRUNTIME, file, inputs, run.active_model, worst=WORST
+        )

@@ -1,0 +1,141 @@
+"""A ternary `Llama` as a GGUF file.
+
+Without sub-norms it is llama.cpp's architecture `llama`, with them `bitnet`. Conventions:
+`llama` turns neighbouring pairs where we turn the two halves of a head, so the rows of queries and
+keys (weights and biases) are reordered; `bitnet` turns halves. `bitnet` there computes SiLU and
+has no head of its own and no biases. A layer that was not trained ternary stays fp32 or fp16.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from torch import Tensor
+
+from forge_plugins.mathematics.gguf_file import GgufTensor
+from forge_plugins.mathematics.llama import Llama, LlamaShape
+from forge_plugins.mathematics.llama_names import GGUF, translate
+from forge_plugins.mathematics.ternary_blocks import BLOCK, BlockType, pack_blocks
+from forge_plugins.mathematics.ternary_layers import TernaryLayer, read_layers
+from forge_plugins.mathematics.tokenizer_files import gguf_vocabulary
+from forge_plugins.mathematics.tokenizers import Tokenizer
+
+Other = Literal["f32", "f16"]
+_FILE_TYPES: Final[dict[BlockType, int]] = {"tq1_0": 36, "tq2_0": 37}
+
+
+def interleave(rows: Tensor, heads: int) -> Tensor:
+    """Rows of a head from (first half, second half) to pairs one after the other.
+
+    Args:
+        rows: a weight (heads * head_width, in) or a bias (heads * head_width,).
+        heads: how many heads the rows hold.
+    """
+    parts = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
+    return parts.transpose(1, 2).reshape(rows.shape)
+
+
+def _refuse(shape: LlamaShape, layers: dict[str, TernaryLayer]) -> None:
+    """What llama.cpp cannot compute, or would compute otherwise."""
+    if shape.activation != "silu":
+        raise ValueError(
+            f"llama.cpp computes SiLU where this model computes {shape.activation}, so it would "
+            "give other answers: train with model.with.activation: silu"
+        )
+    if shape.sub_norms and not shape.tied:
+        raise ValueError(
+            "llama.cpp's architecture 'bitnet' (sub-norms) has no head of its own: set "
+            "model.with.tied: true, or model.with.sub_norms: false"
+        )
+    if shape.sub_norms and (shape.attention_bias or shape.feed_bias):
+        raise ValueError(
+            "llama.cpp's architecture 'bitnet' (sub-norms) has no biases: set "
+            "model.with.attention_bias and feed_bias: false, or model.with.sub_norms: false"
+        )
+    for name, layer in layers.items():
+        columns = layer.levels.shape[1]
+        if columns % BLOCK:
+            raise ValueError(
+                f"{name} has rows of {columns} weights, which is not a multiple of {BLOCK}: change "
+                "model.with.width or hidden, or export with transformers or packed_ternary"
+            )
+
+
+def gguf_tensors(
+    model: Llama, kind: BlockType, *, scale_tensors: bool = False, other: Other = "f32"
+) -> dict[str, GgufTensor]:
+    """The tensors of the file.
+
+    Args:
+        model: the network.
+        kind: of the ternary blocks.
+        scale_tensors: the exact fp32 scale in a tensor of its own beside each ternary weight, and
+            1 in its blocks, instead of the scale in fp16 in each block.
+        other: precision of what is not ternary (norms and biases stay fp32).
+
+    Raises:
+        ValueError: there is no ternary layer, or llama.cpp cannot compute this network.
+    """
+    layers, shape = read_layers(model), model.shape
+    _refuse(shape, layers)
+    found: dict[str, GgufTensor] = {}
+    for name, value in model.state_dict().items():
+        module, _, part = name.rpartition(".")
+        if module == "head" and shape.tied:
+            continue
+        theirs = translate(module, GGUF, "blk.{}")
+        heads = {"query": shape.heads, "key": shape.groups}.get(module.rpartition(".")[2])
+        turned = heads is not None and not shape.sub_norms
+        layer = layers.get(module) if part == "weight" else None
+        if layer is None:
+            tensor = value.detach().cpu()
+            tensor = interleave(tensor, heads) if turned and heads else tensor
+            if scale_tensors and part == "bias" and ".feed." in module and module in layers:
+                # the perceptron there adds the bias before it multiplies by `.scale`
+                tensor = tensor.float() * layers[module].scale
+            matrix = part == "weight" and tensor.ndim == 2
+            found[f"{theirs}.{part}"] = GgufTensor.plain(tensor, other if matrix else "f32")
+            continue
+        levels = interleave(layer.levels, heads) if turned and heads else layer.levels
+        scale = 1.0 / layer.scale
+        blocks = pack_blocks(levels, 1.0 if scale_tensors else scale, kind)
+        found[f"{theirs}.weight"] = GgufTensor(tuple(levels.shape), kind, blocks)
+        if scale_tensors:
+            found[f"{theirs}.scale"] = GgufTensor.plain(scale.reshape(1))
+    return found
+
+
+def gguf_entries(
+    model: Llama, kind: BlockType, tokenizer: Tokenizer | None, name: str
+) -> dict[str, Any]:
+    """The metadata of the file.
+
+    Args:
+        model: the network.
+        kind: of its blocks.
+        tokenizer: of its data, if there is one.
+        name: shown by programs.
+    """
+    shape = model.shape
+    architecture = "bitnet" if shape.sub_norms else "llama"
+    own = {
+        "context_length": shape.context,
+        "embedding_length": shape.width,
+        "block_count": shape.layers,
+        "feed_forward_length": shape.hidden,
+        "vocab_size": shape.vocabulary,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.groups,
+        "attention.layer_norm_rms_epsilon": float(shape.epsilon),
+        "rope.dimension_count": shape.head_width,
+        "rope.freq_base": float(shape.rotary_base),
+    }
+    vocabulary = gguf_vocabulary(tokenizer, shape.vocabulary)
+    return {
+        "general.architecture": architecture,
+        "general.name": name,
+        "general.file_type": _FILE_TYPES[kind],
+        "general.quantization_version": 2,
+        **{f"{architecture}.{key}": value for key, value in own.items()},
+        **{f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()},
+    }

@@ -1,0 +1,68 @@
+"""What exporters read of ternary layers: whole levels and one scale, from the latent weights.
+
+The scale is never taken from weights that are ternary already: the mean of a ternary tensor is its
+density times the level, so a second quantization would shrink it (by a third, for Gaussian
+weights).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from forge_plugins.mathematics.bit_linear import BitLinear
+from forge_plugins.mathematics.bitnet import ternary_levels, ternary_scale
+
+
+@dataclass(frozen=True, slots=True)
+class TernaryLayer:
+    """A layer in numbers: applied weight = levels / scale; on the CPU.
+
+    Args:
+        levels: int8 in {-1, 0, 1}, shape (out, in).
+        scale: fp32, 0-d, positive.
+        activation_bits: of the layer's inputs.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    activation_bits: int
+
+    @property
+    def applied(self) -> Tensor:
+        """The weight that the forward pass multiplies with, fp32, bit for bit."""
+        return self.levels.float().div_(self.scale)
+
+
+def read_layer(layer: BitLinear) -> TernaryLayer:
+    """Levels and scale of a layer, once, from its latent weight."""
+    with torch.no_grad():
+        scale = ternary_scale(layer.weight)
+        levels = ternary_levels(layer.weight, scale).to(torch.int8)
+    return TernaryLayer(levels.cpu(), scale.reshape(()).cpu(), layer.activation_bits)
+
+
+def ternary_layers(model: nn.Module) -> dict[str, BitLinear]:
+    """The ternary layers of a model by name; a layer that stands in two places has both names."""
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, BitLinear)
+    }
+
+
+def read_layers(model: nn.Module) -> dict[str, TernaryLayer]:
+    """All ternary layers of a model, by name.
+
+    Raises:
+        ValueError: there is none, so the weights were never trained to be ternary.
+    """
+    found = {name: read_layer(layer) for name, layer in ternary_layers(model).items()}
+    if not found:
+        raise ValueError(
+            "the model has no ternary layer: its weights were never trained to be ternary and "
+            "would not survive it; add a quantizer and train, or export with state_dict"
+        )
+    return found

@@ -1,0 +1,113 @@
+"""Our tokenizers as files and metadata of other programs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from forge_plugins.mathematics.tokenizers import END, UNKNOWN, CharacterTokenizer, Tokenizer
+
+_PLAIN: Final = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+
+
+def byte_alphabet() -> list[str]:
+    """A printable character for each byte, as byte-level vocabularies write them (GPT-2).
+
+    Bytes that print stand for themselves, the others for the characters from U+0100 on.
+    """
+    letters = {value: chr(value) for value in _PLAIN}
+    others = [value for value in range(256) if value not in letters]
+    letters |= {value: chr(0x100 + place) for place, value in enumerate(others)}
+    return [letters[value] for value in range(256)]
+
+
+def _specials(tokenizer: Tokenizer) -> dict[int, str]:
+    found = {tokenizer.end: END}
+    if isinstance(tokenizer, CharacterTokenizer):
+        found[tokenizer.unknown] = UNKNOWN
+    return found
+
+
+def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
+    """The entries `tokenizer.ggml.*` of a GGUF file, each a list, a number or a text.
+
+    A character of several bytes is reached by merging its bytes from the left; no two characters
+    can be mixed up, since only the first byte of one is a leading byte.
+
+    Args:
+        tokenizer: None when the data has none; the tokens then get names that no text has.
+        count: tokens of the model.
+    """
+    if tokenizer is None:
+        return {
+            "model": "gpt2",
+            "pre": "gpt-2",
+            "tokens": [f"<|{index}|>" for index in range(count)],
+            "token_type": [1] * count,
+            "merges": [],
+        }
+    letters, specials = byte_alphabet(), _specials(tokenizer)
+    tokens, kinds, merges = [], [], []
+    for index, piece in enumerate(tokenizer.pieces()):
+        if piece is None:
+            tokens.append(specials[index])
+            kinds.append(3)  # control
+            continue
+        shown = "".join(letters[value] for value in piece)
+        tokens.append(shown)
+        kinds.append(1)
+        merges += [f"{shown[:place]} {shown[place]}" for place in range(1, len(shown))]
+    return {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": kinds,
+        "merges": list(dict.fromkeys(merges)),
+        "bos_token_id": tokenizer.end,
+        "eos_token_id": tokenizer.end,
+        "add_bos_token": False,
+    }
+
+
+def transformers_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """`tokenizer.json` and `tokenizer_config.json` as data, by file name."""
+    specials = _specials(tokenizer)
+    added = [
+        {
+            "id": index, "content": text, "single_word": False, "lstrip": False,
+            "rstrip": False, "normalized": False, "special": True,
+        }
+        for index, text in sorted(specials.items())
+    ]  # fmt: skip
+    if isinstance(tokenizer, CharacterTokenizer):
+        vocabulary = {one: index for index, one in enumerate(tokenizer.alphabet)}
+        pattern = {"Regex": r"[\s\S]"}
+        split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        model = {"type": "WordLevel", "unk_token": UNKNOWN}
+        decoder: dict[str, Any] = {"type": "Fuse"}
+        before: dict[str, Any] = split
+    else:
+        vocabulary = {letter: index for index, letter in enumerate(byte_alphabet())}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        model = {"type": "BPE", "merges": []}  # type: ignore[dict-item]
+        before = decoder = {**level, "use_regex": False}
+    vocabulary |= {text: index for index, text in specials.items()}
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": before,
+            "post_processor": None,
+            "decoder": decoder,
+            "model": {**model, "vocab": vocabulary},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END,
+            "eos_token": END,
+            "clean_up_tokenization_spaces": False,
+            **({"unk_token": UNKNOWN} if UNKNOWN in specials.values() else {}),
+        },
+    }
