@@ -112,12 +112,13 @@ def packing_section(found: dict[str, Any]) -> list[str]:
         "|---|---|",
     ]
     lines += [f"| {name} | {value:.1f} |" for name, value in found["gigabytes"].items()]
-    return lines + [
+    lines += [
         "",
         f"The blocks of llama.cpp are {equal} those of the package `gguf`, and are packed "
         f"{ratios['TQ2_0']:.1f} times (TQ2_0, goal 3)",
         f"and {ratios['TQ1_0']:.1f} times (TQ1_0) as fast: it starts from fp32, we from levels.",
     ]
+    return lines
 
 
 def grokking_section(found: dict[str, Any]) -> list[str]:

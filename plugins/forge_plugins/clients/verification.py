@@ -117,6 +117,20 @@ def _ask(client: Client, export: Path, inputs: Tensor) -> Tensor:
         return load_file(answer)["logits"]
 
 
+def not_verified(why: str) -> dict[str, Any]:
+    """The manifest's entry where nothing was measured: no figure, and the reason."""
+    return {
+        "client": None,
+        "relative_l2": None,
+        "top1_agreement": None,
+        "rows": None,
+        "note": f"not verified: {why}",
+    }
+
+
+NOT_ASKED: Final = not_verified("the setting verify is off")
+
+
 def verify(
     client: Client, export: Path, inputs: Tensor | None, model: nn.Module, *, worst: float
 ) -> dict[str, Any]:
@@ -142,13 +156,7 @@ def verify(
             if lacking
             else "the data has no validation set to take inputs from"
         )
-        return {
-            "client": None,
-            "relative_l2": None,
-            "top1_agreement": None,
-            "rows": None,
-            "note": f"not verified: {why}",
-        }
+        return not_verified(why)
     found = _ask(client, export, inputs)
     try:
         figures = agreement(
@@ -169,13 +177,3 @@ def _version(client: Client) -> str:
         return version(client.packages[0])
     except PackageNotFoundError:
         return "of an unknown version"
-
-
-NOT_ASKED: Final[dict[str, Any]] = {
-    "client": None,
-    "relative_l2": None,
-    "top1_agreement": None,
-    "rows": None,
-    "note": "not verified: the setting verify is off",
-}
-"""The manifest's entry when the user wants no verification."""

@@ -89,13 +89,16 @@ class Gguf:
             "scale": config.scale,
             "step": run.progress.step,
             "bytes": file.stat().st_size,
-            "verified": self._verified(run, file),
+            "verified": self._verified(run, file, model.shape.context),
         }
 
-    def _verified(self, run: Run, file: Path) -> dict[str, Any]:
+    def _verified(self, run: Run, file: Path, context: int) -> dict[str, Any]:
         if not self.config.verify:
             return verification.NOT_ASKED
-        inputs = verification.sample_inputs(run.data.validation(), 1, 32)
+        room = context - 1  # one place is for the token that is generated
+        if room < 1:
+            return verification.not_verified("a context of one token leaves llama.cpp no room")
+        inputs = verification.sample_inputs(run.data.validation(), 1, min(32, room))
         return verification.verify(
             verification.LLAMA_CPP, file, inputs, run.active_model, worst=WORST
         )
