@@ -250,3 +250,53 @@ def test_decay_spares_vectors_when_asked(name: str, decay: str) -> None:
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decays[id(model.weight)] == 0.3
     assert decays[id(model.bias)] == (0.3 if decay == "all" else 0.0)
+
+
+@pytest.mark.spec("H6", "H7")
+def test_figures_by_class_are_those_of_the_definitions_over_uneven_batches() -> None:
+    from forge_plugins.validators.classification import ClassMeter
+
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(29, 6, generator=generator)
+    targets = torch.randint(4, (29,), generator=generator)  # classes 4 and 5 have no target
+    logits[:, 5] = -50.0  # class 5 is never answered either
+    meter = ClassMeter(["f1", "precision", "recall", "f1_micro"])
+    for chosen in (slice(0, 3), slice(3, 20), slice(20, 29)):
+        meter.update(Batch(None, targets[chosen]), logits[chosen], torch.zeros(()), 1)
+    found = meter.compute(lambda value: value)
+    answers = logits.argmax(-1).tolist()
+    pairs = list(zip(answers, targets.tolist(), strict=True))
+    each = []
+    for label in sorted(set(answers) | set(targets.tolist())):
+        hit = sum(a == t == label for a, t in pairs)
+        said, is_ = sum(a == label for a, _ in pairs), sum(t == label for _, t in pairs)
+        precision, recall = hit / said if said else 0.0, hit / is_ if is_ else 0.0
+        f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
+        each.append((f1, precision, recall))
+    means = [sum(column) / len(each) for column in zip(*each, strict=True)]
+    assert 5 not in {a for a, _ in pairs}
+    assert [found[name] for name in ("f1", "precision", "recall")] == pytest.approx(means)
+    assert found["f1_micro"] == pytest.approx(sum(a == t for a, t in pairs) / 29)
+    meter.reset()
+    assert meter.compute(lambda value: value) == {}
+
+
+@pytest.mark.spec("H7")
+def test_regression_figures_are_exact_over_uneven_batches() -> None:
+    from forge_plugins.validators.regression import RegressionMeter
+
+    generator = torch.Generator().manual_seed(2)
+    outputs = torch.randn(17, 2, generator=generator)
+    targets = torch.randn(17, 2, generator=generator) + 3
+    meter = RegressionMeter()
+    for chosen in (slice(0, 1), slice(1, 12), slice(12, 17)):
+        meter.update(Batch(None, targets[chosen]), outputs[chosen], torch.zeros(()), 1)
+    found = meter.compute(lambda value: value)
+    difference = (outputs - targets).double()
+    spread = (targets - targets.mean()).double().square().sum()
+    assert found["mse"] == pytest.approx(float(difference.square().mean()))
+    assert found["mae"] == pytest.approx(float(difference.abs().mean()))
+    assert found["r2"] == pytest.approx(float(1 - difference.square().sum() / spread))
+    meter.reset()
+    meter.update(Batch(None, torch.ones(3)), torch.zeros(3), torch.zeros(()), 1)
+    assert "r2" not in meter.compute(lambda value: value)

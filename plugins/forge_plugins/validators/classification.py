@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -25,11 +25,73 @@ class ClassificationConfig:
         tuple[Annotated[int, Meta(ge=2)], ...],
         Meta(description="also the share of targets among the k likeliest classes, for these k"),
     ] = ()
+    by_class: Annotated[
+        tuple[Literal["f1", "precision", "recall", "f1_micro"], ...],
+        Meta(
+            description="also these: means over the classes that occur in targets or answers "
+            "(macro), or over all answers alike (micro)"
+        ),
+    ] = ()
 
 
 def figures(config: ClassificationConfig) -> tuple[str, ...]:
     """Names of the figures that a configuration gives."""
-    return ("accuracy", *(f"top_{k}_accuracy" for k in config.top_k))
+    return ("accuracy", *(f"top_{k}_accuracy" for k in config.top_k), *config.by_class)
+
+
+def rows_of(batch: Batch, outputs: Any) -> tuple[Tensor, Tensor]:
+    """Logits of shape (n, classes) and targets of shape (n,), whatever the model answers."""
+    answers_everywhere = outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]
+    if answers_everywhere and batch.positions is not None:
+        outputs = outputs[:, batch.positions]
+    return outputs.reshape(-1, outputs.shape[-1]), batch.targets.reshape(-1)
+
+
+class ClassMeter:
+    """Counts hits, answers and targets of each class over the whole set.
+
+    Precision and recall of a class without an answer or a target are 0, as in scikit-learn.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self.goals: Mapping[str, Goal] = dict.fromkeys(self._names, "max")
+        self._counts: Tensor | None = None
+
+    def reset(self) -> None:
+        """Begin a pass."""
+        self._counts = None
+
+    def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
+        """Count."""
+        del loss, weight
+        logits, targets = rows_of(batch, outputs)
+        answers, classes = logits.argmax(-1), logits.shape[-1]
+        hits = torch.where(answers == targets, targets, classes)
+        found = torch.stack(
+            [
+                torch.bincount(hits, minlength=classes + 1)[:classes],
+                torch.bincount(answers, minlength=classes),
+                torch.bincount(targets, minlength=classes),
+            ]
+        )
+        self._counts = found if self._counts is None else self._counts + found
+
+    def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """Shares in [0, 1]; nothing when no target was seen."""
+        if self._counts is None:
+            return {}
+        hits, answers, targets = add(self._counts).double()
+        if not float(targets.sum()):
+            return {}
+        occurs = (answers + targets) > 0
+        all_figures = {
+            "f1": (2 * hits / (answers + targets).clamp_min(1))[occurs].mean(),
+            "precision": (hits / answers.clamp_min(1))[occurs].mean(),
+            "recall": (hits / targets.clamp_min(1))[occurs].mean(),
+            "f1_micro": 2 * hits.sum() / (answers + targets).sum(),
+        }
+        return {name: float(all_figures[name]) for name in self._names}
 
 
 class AccuracyMeter:
@@ -54,11 +116,7 @@ class AccuracyMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count targets found; outputs (..., classes) against integer targets (...)."""
         del loss, weight
-        targets = batch.targets.reshape(-1)
-        answers_everywhere = outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]
-        if answers_everywhere and batch.positions is not None:
-            outputs = outputs[:, batch.positions]
-        logits = outputs.reshape(-1, outputs.shape[-1])
+        logits, targets = rows_of(batch, outputs)
         hits = [(logits.argmax(-1) == targets).sum()]
         for k in self._ranks[1:]:
             likely = logits.topk(min(k, logits.shape[-1])).indices
@@ -92,6 +150,8 @@ class Classification:
 
     @hookimpl
     def make_meters(self, run: Run) -> Sequence[Meter]:
-        """One meter."""
+        """One meter for shares of hits, one for figures by class."""
         del run
-        return [AccuracyMeter(self.config.top_k)]
+        config = self.config
+        meters: list[Meter] = [AccuracyMeter(config.top_k)]
+        return [*meters, ClassMeter(config.by_class)] if config.by_class else meters

@@ -1,0 +1,60 @@
+"""Lion (Chen et al. 2023, arXiv 2302.06675): steps of the sign of a momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
+from forge_plugins.optimizers.groups import decay_groups
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from forge_plugins.mathematics import lion
+else:
+    lion = LazyModule("forge_plugins.mathematics.lion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LionConfig:
+    """What Lion is told."""
+
+    lr: Annotated[float, Meta(ge=0, description="learning rate; about a tenth of Adam's")] = 1e-4
+    betas: Annotated[
+        tuple[
+            Annotated[float, Meta(ge=0, lt=1)],
+            Annotated[float, Meta(ge=0, lt=1)],
+        ],
+        Meta(description="blend of the step, and decay of the momentum"),
+    ] = (0.9, 0.99)
+    weight_decay: Annotated[
+        float, Meta(ge=0, description="decoupled decay, times the learning rate")
+    ] = 0.0
+    decay: Annotated[
+        Literal["all", "matrices"],
+        Meta(description="which parameters decay; matrices leaves out biases and norms"),
+    ] = "all"
+
+
+class Lion:
+    """Half of Adam's memory."""
+
+    info = PluginInfo(name="lion", kind=Kind.OPTIMIZER, config=LionConfig)
+
+    def __init__(self, config: LionConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def make_optimizer(
+        self, run: Run, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """The optimizer over all parameters."""
+        del run
+        config = self.config
+        groups = decay_groups(parameters, config.weight_decay, config.decay)
+        return lion.Lion(groups, lr=config.lr, betas=config.betas)
