@@ -1,0 +1,134 @@
+"""Validation figures of low-bit networks beside fp32 at equal steps, three seeds.
+
+Text: the pipeline `char_llama_gguf`, 200 steps, perplexity of the held-out bytes. Arithmetic: the
+showcase without its filter and without its stop, 500 steps, accuracy. Every row has the same
+settings but for the quantizer. Each run is a process of its own with one thread; results are kept as JSON and runs
+that are there already are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results" / "quality.json"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and the figure that is compared."""
+
+    title: str
+    pipeline: str
+    figure: str
+    settings: tuple[str, ...]
+
+
+TASKS = {
+    "text": Task(
+        "text, perplexity", "char_llama_gguf", "perplexity", ("run.max_steps=200", "run.validate_every=200")
+    ),
+    "arithmetic": Task(
+        "multiplication modulo 97, accuracy", "bitnet_grokfast", "accuracy",
+        ("run.max_steps=500", "run.validate_every=250", "gradients=[]", "policies=[]", "optimizer.with.lr=3e-3"),
+    ),
+}  # fmt: skip
+
+ROWS = {
+    "fp32": ("fp32", ("quantizer=null",)),
+    "ternary": ("ternary (1.58 bits)", ()),
+    "ternary_warmup": ("ternary, blended in over 50 steps", ("quantizer.with.warmup_steps=50",)),
+    "ternary_sub_norm": (
+        "ternary, a norm before each output projection (SubLN)",
+        (
+            'quantizer.with.sub_norm=["*.o_proj", "*.down_proj", "*.attention.output", "*.contract"]',
+        ),
+    ),
+    "ternary_int8": ("ternary, int8 arithmetic", ("quantizer.with.arithmetic=int8",)),
+    "binary": ("binary (1 bit)", ("quantizer.with.weight_bits=1",)),
+}
+
+_CHILD = """
+import json, sys, time
+from forge_kernel import load_pipeline, run
+began = []
+def watch(event):
+    if event["event"] == "start":
+        began.append(time.process_time())
+result = run(load_pipeline(sys.argv[1], sys.argv[3:]), output_dir=sys.argv[2], on_progress=watch, quiet=True)
+found = {name.removeprefix("validation_"): value for name, value in result.final.items() if name.startswith("validation_")}
+print(json.dumps({"figures": found, "cpu_seconds": round(time.process_time() - began[0], 2)}))
+"""
+
+
+def run_one(task: Task, settings: tuple[str, ...], seed: int) -> dict[str, object]:
+    """One run in a fresh process; its figures."""
+    common = (f"run.seed={seed}", "run.save_every=null", "observers=[]", "exporters=[]")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-c", _CHILD, task.pipeline, f"{folder}/run", *task.settings, *settings, *common
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{task.pipeline} {settings}, seed {seed}: {done.stderr[-2000:]}")
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(results: dict[str, dict[str, object]]) -> list[str]:
+    """The tables as Markdown: a row's figures by seed, and its median beside that of fp32."""
+    lines: list[str] = []
+    for key, task in TASKS.items():
+        lines += ["", f"| {task.title} | seeds {', '.join(map(str, SEEDS))} | median | against fp32 | CPU s |", "|---|---|---|---|---|"]  # fmt: skip
+        base: float | None = None
+        for name, (title, _) in ROWS.items():
+            found = [
+                results[f"{key}/{name}/{seed}"]
+                for seed in SEEDS
+                if f"{key}/{name}/{seed}" in results
+            ]
+            if len(found) < len(SEEDS):
+                continue
+            values = [float(item["figures"][task.figure]) for item in found]  # type: ignore[index]
+            median = statistics.median(values)
+            base = median if name == "fp32" else base
+            seconds = statistics.median(float(str(item["cpu_seconds"])) for item in found)
+            beside = "-" if base is None else f"{100 * (median / base - 1):+.1f} %"
+            shown = " / ".join(f"{value:.4g}" for value in values)
+            lines.append(f"| {title} | {shown} | {median:.4g} | {beside} | {seconds:.0f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="names of rows, or task/row")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for seed in SEEDS:
+        for key, task in TASKS.items():
+            for name, (_, settings) in ROWS.items():
+                if options.only and not {name, f"{key}/{name}"} & set(options.only):
+                    continue
+                entry = f"{key}/{name}/{seed}"
+                if entry in results:
+                    continue
+                results[entry] = run_one(task, settings, seed)
+                print(entry, results[entry], flush=True)
+                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()
