@@ -18,7 +18,8 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 sys.path.insert(0, str(Path(__file__).parent))
 
-import grokking  # noqa: E402  a neighbour in this folder
+import grokking  # noqa: E402  neighbours in this folder
+import quality  # noqa: E402
 
 
 def load(name: str) -> Any:
@@ -60,6 +61,17 @@ def dispatch(found: dict[str, Any]) -> list[str]:
             f"| {name} | {row['compiled_us']:.3f} | {row['pluggy_us']:.3f} | {row['ratio']:.0f} |"
         )
     return lines
+
+
+def low_bits(found: dict[str, Any]) -> list[str]:
+    return [
+        "## Low-bit networks beside fp32 at equal steps",
+        "",
+        "The same pipeline, steps and settings, tuned for the ternary network; only the quantizer",
+        "differs. Text: a Llama of 1.8 M weights on the help texts of Python, bytes as tokens,",
+        "200 steps. Arithmetic: the showcase's network without filter and stop, 500 steps.",
+        *quality.table(found),
+    ]
 
 
 def startup(found: dict[str, float]) -> list[str]:
@@ -180,6 +192,7 @@ SECTIONS = {
     "grokking": grokking_section,
     "overhead": overhead,
     "dispatch": dispatch,
+    "quality": low_bits,
     "startup": startup,
     "filter": filters,
     "answer_positions": positions,
