@@ -28,6 +28,7 @@ lint: $(STAMP)  ## style, types, layers, schemas
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/forge schema --check
+	$(BIN)/forge pot10 forge_kernel plugins
 
 schemas: $(STAMP)  ## write schemas/ anew
 	$(BIN)/forge schema --write schemas

@@ -426,7 +426,7 @@ class Session:
         last = len(batches) - 1
         for index, batch in enumerate(batches):
             self.accumulate(batch, last=index == last)
-        self.update()
+        _ = self.update()  # a dropped window is counted in `progress.skipped`
         assert self.step_state.loss is not None
         return self.step_state.loss
 

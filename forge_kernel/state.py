@@ -43,12 +43,18 @@ class Batch:
         """The batch on a device."""
 
         def moved(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: moved(part) for name, part in value.items()}
             return value.to(device, non_blocking=True) if hasattr(value, "to") else value
 
+        def all_moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: moved(part) for name, part in value.items()}
+            return moved(value)
+
         return Batch(
-            moved(self.inputs), moved(self.targets), moved(self.weights), moved(self.positions)
+            all_moved(self.inputs),
+            all_moved(self.targets),
+            moved(self.weights),
+            moved(self.positions),
         )
 
 

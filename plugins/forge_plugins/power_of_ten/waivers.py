@@ -1,0 +1,73 @@
+"""Breaches that are accepted, each with its reason, in one reviewed file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_plugins.power_of_ten.finding import RULES, Finding
+
+FILE_NAME = "pot10.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """One accepted breach: a rule in a function of a file."""
+
+    rule: int
+    path: str  # how the finding's file ends
+    function: str
+    reason: str
+
+    def covers(self, finding: Finding) -> bool:
+        """Whether the finding is the one that was accepted."""
+        same_file = Path(finding.file).as_posix().endswith(self.path)
+        return same_file and (finding.rule, finding.function) == (self.rule, self.function)
+
+
+def read_waivers(file: Path) -> list[Waiver]:
+    """The waivers of a file.
+
+    Raises:
+        ValueError: the file is no TOML, or an entry lacks something or says too much.
+    """
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: no TOML: {error}") from error
+    unknown = sorted(set(data) - {"waiver"})
+    entries: Any = data.get("waiver", [])
+    if unknown or not isinstance(entries, list):
+        raise ValueError(f"{file}: only [[waiver]] tables stand here, not {unknown or entries}")
+    return [_waiver(file, number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def _waiver(file: Path, number: int, entry: Any) -> Waiver:
+    keys = {"rule": int, "path": str, "function": str, "reason": str}
+    if not isinstance(entry, dict) or set(entry) != set(keys):
+        raise ValueError(f"{file}: waiver {number} needs exactly the keys {', '.join(keys)}")
+    for key, kind in keys.items():
+        if not isinstance(entry[key], kind):
+            message = f"{file}: waiver {number}: {key} must be {kind.__name__}"
+            raise ValueError(message)  # noqa: TRY004  all faults of the file are of one kind
+    if entry["rule"] not in RULES:
+        raise ValueError(f"{file}: waiver {number}: there is no rule {entry['rule']}")
+    if not entry["reason"].strip() or not entry["path"].strip():
+        raise ValueError(f"{file}: waiver {number}: path and reason must say something")
+    return Waiver(**entry)
+
+
+def apply_waivers(
+    findings: Sequence[Finding], waivers: Sequence[Waiver]
+) -> tuple[list[Finding], list[Waiver], list[Waiver]]:
+    """Take the accepted breaches out.
+
+    Returns:
+        The findings that are left, the waivers that were used, and those that cover nothing.
+    """
+    used = [each for each in waivers if any(each.covers(found) for found in findings)]
+    left = [found for found in findings if not any(each.covers(found) for each in used)]
+    return left, used, [each for each in waivers if each not in used]
