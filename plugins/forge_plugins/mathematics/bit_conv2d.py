@@ -25,7 +25,7 @@ class BitConv2d(BitLayer, nn.Conv2d):
         control: warm-up and sparsity, shared with other layers.
     """
 
-    def __init__(  # noqa: PLR0913  those of nn.Conv2d
+    def __init__(  # noqa: PLR0913, PLR0917  those of nn.Conv2d
         self,
         in_channels: int,
         out_channels: int,
@@ -73,5 +73,5 @@ class BitConv2d(BitLayer, nn.Conv2d):
         single = input.dim() == 3
         inputs = input.unsqueeze(0) if single else input
         quantized = self.estimated_input(inputs, channels=True)
-        found = self._conv_forward(quantized, self.estimated_weight(), self.bias)
+        found: Tensor = self._conv_forward(quantized, self.estimated_weight(), self.bias)
         return found.squeeze(0) if single else found

@@ -77,8 +77,7 @@ class BitLayer(nn.Module):
         sub_norm: a norm in front of the layer (SubLN), or None.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     scheme: Scheme
     control: Control
     continued: bool
