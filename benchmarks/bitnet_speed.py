@@ -163,7 +163,7 @@ def table(
         try:
             subjects[name] = Subject(name, blocks, **options)
             subjects[name].step(batches)
-        except Exception as error:  # a peer that cannot do this at all is a finding
+        except Exception as error:  # noqa: BLE001  a peer that cannot do this at all is a finding
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             subjects.pop(name, None)
     times: dict[str, list[float]] = {name: [] for name in subjects}

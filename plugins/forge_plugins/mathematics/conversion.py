@@ -268,7 +268,9 @@ def _add_norms(report: ConversionReport, patterns: Sequence[str]) -> None:
         ):
             continue
         if not isinstance(layer, BitLinear):
-            raise ValueError(f"{name}: a norm can be set before a linear layer only")
+            raise ValueError(  # noqa: TRY004  the user named it
+                f"{name}: a norm can be set before a linear layer only"
+            )
         weight = layer.weight
         layer.sub_norm = nn.RMSNorm(
             layer.in_features, eps=1e-6, device=weight.device, dtype=weight.dtype

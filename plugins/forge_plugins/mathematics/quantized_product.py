@@ -198,7 +198,7 @@ def lacks_int8(device: str) -> str:
         return "" if (major, minor) >= (7, 5) else "the GPU has no int8 tensor cores"
     if device != "cpu":
         return f"torch has no int8 product for {device}"
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this build of torch has no oneDNN"
     found = torch.cpu.get_capabilities()
     names = ("avx512_vnni", "avx_vnni", "amx_int8")
