@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -185,6 +184,12 @@ def table(
     return found | {name: {"error": text} for name, text in failed.items()}
 
 
+def resident(field: str) -> int:
+    """A size of this process in KiB, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
 def saved_bytes(name: str) -> dict[str, int]:
     """Bytes that autograd holds at the end of forward, without parameters; growth of the peak."""
     subject = Subject(name, 4)
@@ -208,9 +213,10 @@ def saved_bytes(name: str) -> dict[str, int]:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     subject.step([batch])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin
+    peak = resident("VmHWM") - begin
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = subject.model(batch).square().mean()
     del loss
@@ -278,11 +284,11 @@ def main() -> None:
             "name": features.get("cpu_name"),
             "features": [name for name in wanted if features.get(name)],
         },
-        "fp32": table(4, (4, 512), options.rounds, names),
-        "autocast": table(1, (4, 512), 2 * options.rounds, names, autocast=True),
-        "micro": table(1, (1, 256), options.rounds, names, micro=8),
         "memory": memory(names),
         "errors": gradient_errors(),
+        "fp32": table(4, (4, 512), options.rounds, names),
+        "autocast": table(1, (4, 512), 2 * options.rounds, names, autocast=True),
+        "micro": table(1, (1, 256), 2 * options.rounds, names, micro=8),
     }
     for section in ("fp32", "autocast", "micro"):
         print(f"\n{section}: median ratio to nn.Linear (ratio of the minima)")
