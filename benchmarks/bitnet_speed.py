@@ -1,7 +1,7 @@
 """Cost of a training step with BitNet layers, as a ratio to the same network with nn.Linear.
 
-Llama-like blocks (width 512, feed-forward 1376, 8 heads, RMSNorm), AdamW, forward, backward and
-update. One thread, CPU time; all variants of a table run interleaved in one process, the figure is
+Llama-like blocks (width 512, feed-forward 1376, 8 heads, RMSNorm), sequences of 256, AdamW; forward,
+backward and update. One thread, CPU time; all variants of a table run interleaved in one process, the figure is
 the median over rounds of the ratio to that round's nn.Linear (beside it the ratio of the minima).
 Memory: a fresh process each.
 """
@@ -194,16 +194,11 @@ def saved_bytes(name: str) -> dict[str, int]:
     """Bytes that autograd holds at the end of forward, without parameters; growth of the peak."""
     subject = Subject(name, 4)
     torch.manual_seed(1)
-    batch = torch.randn(2, 512, WIDTH)
+    batch = torch.randn(4, 256, WIDTH)
     for parameter in subject.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    known = {p.untyped_storage().data_ptr() for p in subject.model.parameters()}
-    if name == "torchao":
-        known |= {
-            p._data.untyped_storage().data_ptr()
-            for p in subject.model.parameters()
-            if hasattr(p, "_data")
-        }
+    whole = [getattr(p, "_data", p) for p in subject.model.parameters()]  # torchao wraps its own
+    known = {tensor.untyped_storage().data_ptr() for tensor in whole}
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -286,8 +281,8 @@ def main() -> None:
         },
         "memory": memory(names),
         "errors": gradient_errors(),
-        "fp32": table(4, (4, 512), options.rounds, names),
-        "autocast": table(1, (4, 512), 2 * options.rounds, names, autocast=True),
+        "fp32": table(4, (8, 256), options.rounds, names),
+        "autocast": table(1, (8, 256), 2 * options.rounds, names, autocast=True),
         "micro": table(1, (1, 256), 2 * options.rounds, names, micro=8),
     }
     for section in ("fp32", "autocast", "micro"):

@@ -126,7 +126,11 @@ def test_packed_state_dicts_come_back_as_plain_weights(theirs: Any) -> None:
     torch.manual_seed(0)
     levels = torch.randint(-1, 2, (64, 32))
     scale = torch.tensor([27.0])
-    state = {"a.weight": theirs.pack_weights(levels), "a.weight_scale": scale, "n": torch.ones(2)}
+    state = {
+        "a.weight": theirs.pack_weights(levels.clone()),
+        "a.weight_scale": scale,
+        "n": torch.ones(2),
+    }
     found = dequantized_state(state, quantization={"linear_class": "bitlinear"})
     assert torch.equal(found["a.weight"], levels / scale)
     assert found.keys() == {"a.weight", "n"}

@@ -85,7 +85,8 @@ class BitLinear(BitLayer, nn.Linear):
 
     def _exact(self, input: Tensor) -> Tensor:
         dtype = autocast_type(input.device) or self.weight.dtype
-        needed = torch.is_grad_enabled() and input.requires_grad
+        # in half precision the weight itself is as cheap to save as its levels are to turn back
+        needed = torch.is_grad_enabled() and input.requires_grad and dtype is torch.float32
         with torch.no_grad():
             weight = self.quantized(dtype, whole=False, fresh=needed)
             values = self._values(input, dtype)

@@ -104,11 +104,12 @@ class _IntegerProduct(torch.autograd.Function):
     ) -> Tensor:
         del weight
         sums = torch._int_mm(values, levels.t())
+        found = sums.view(torch.float32).copy_(sums)  # each number in its own place
         rows = value_scale.reshape(-1, 1)
         if scale.dim():
-            found = sums.to(torch.float32).mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
+            found.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
         else:
-            found = sums.to(torch.float32).mul_(1.0 / (rows * scale))
+            found.mul_(1.0 / (rows * scale))
         if bias is not None:
             found.add_(bias)
         return found.to(how[0]).view(*inputs.shape[:-1], levels.shape[0])
