@@ -210,8 +210,8 @@ def test_the_kept_weight_within_a_window_changes_no_bit() -> None:
     plain, kept = net(), net()
     first = make_session(plain, batches(1), uses=uses(), accumulate=1)
     second = make_session(kept, batches(1), uses=uses(), accumulate=2)
-    assert second.run.model[0].keeps
-    assert not first.run.model[0].keeps
+    assert second.run.model[0].keeper.keeps
+    assert not first.run.model[0].keeper.keeps
     for index in range(5):
         window = batches(12)[2 * index : 2 * index + 2]
         first.step(*window)
@@ -222,17 +222,15 @@ def test_the_kept_weight_within_a_window_changes_no_bit() -> None:
 def test_the_kept_weight_is_quantized_once_in_a_window_and_dropped_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from forge_plugins.mathematics import bit_linear
-
     calls = 0
-    real = bit_linear.quantize_weight
+    real = BitLinear._rounded
 
-    def counted(weight: torch.Tensor) -> torch.Tensor:
+    def counted(layer: BitLinear, *, draw: bool) -> Any:
         nonlocal calls
         calls += 1
-        return real(weight)
+        return real(layer, draw=draw)
 
-    monkeypatch.setattr(bit_linear, "quantize_weight", counted)
+    monkeypatch.setattr(BitLinear, "_rounded", counted)
     session = make_session(net(), batches(1), uses=uses(), accumulate=4)
     session.step(*batches(4))
     assert calls == 2  # two layers, once each

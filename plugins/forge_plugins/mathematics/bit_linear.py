@@ -1,28 +1,37 @@
-"""A linear layer that applies ternary weights to int8 activations."""
+"""A linear layer that applies few-level weights to few-level activations."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.bitnet import (
-    quantize_activation,
-    quantize_weight,
-    straight_through,
+from forge_plugins.mathematics import bitnet
+from forge_plugins.mathematics.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantized_product import (
+    exact_product,
+    fits_integer_product,
+    integer_product,
+    lacks_int8,
 )
+from forge_plugins.mathematics.scheme import Scheme
 
 
-class BitLinear(nn.Linear):
-    """`y = Q(x) Q(W)^T + b` with a latent full-precision weight as its plain parameter.
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast multiplies in on the device, or None when it is off."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
-    The layer keeps nothing by itself. Who knows when weights change (the quantizer plugin) may
-    set `keeps` to let it hold the quantized weight from one forward pass to the next, and must
-    then call `forget` whenever the weight has changed: torch's fused optimizers do not raise the
-    version counter that a guess could go by.
+
+class BitLinear(BitLayer, nn.Linear):
+    """`y = Q(x) Q(W)^T + b`; the bias is added in full precision, after scaling.
 
     Args:
-        activation_bits: 8 quantizes activations per token, 16 leaves them as they are.
+        scheme: what Q means; ternary weights per tensor and int8 activations per token otherwise.
+        control: warm-up and sparsity, shared with other layers.
     """
 
     def __init__(
@@ -31,53 +40,95 @@ class BitLinear(nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        activation_bits: int = 8,
+        scheme: Scheme | None = None,
+        control: Control | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        if activation_bits not in (8, 16):
-            raise ValueError(f"activation_bits is 8 or 16, not {activation_bits}")
-        self.activation_bits = activation_bits
-        self.keeps = False
-        self._kept: Tensor | None = None
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self.adopt(scheme or Scheme(), control)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, activation_bits: int = 8) -> BitLinear:
-        """The same layer with the very same parameters, so that ties and dtypes stay."""
+    def from_linear(
+        cls, linear: nn.Linear, scheme: Scheme | None = None, control: Control | None = None
+    ) -> BitLinear:
+        """The same layer with the very same parameters, so that ties and dtypes stay.
+
+        Raises:
+            ValueError: the scheme's groups do not divide the rows.
+        """
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.activation_bits = activation_bits
-        layer.keeps = False
-        layer._kept = None
+        layer.adopt(scheme or Scheme(), control)
         layer.train(linear.training)
         return layer
 
-    def applied_weight(self) -> Tensor:
-        """The weight that the forward pass multiplies with: shape (out, in), no gradient."""
-        if self._kept is not None:
-            return self._kept
-        with torch.no_grad():
-            quantized = quantize_weight(self.weight)
-        if self.keeps:
-            self._kept = quantized
-        return quantized
-
-    def forget(self) -> None:
-        """Drop the quantized weight: the latent one has changed."""
-        self._kept = None
-
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to shape (..., in_features)."""
-        weight = straight_through(self.weight, self.applied_weight())
-        if self.activation_bits == 8:
-            with torch.no_grad():
-                quantized = quantize_activation(input)
-            input = straight_through(input, quantized)
-        return functional.linear(input, weight, self.bias)
+        if self.sub_norm is not None:
+            input = self.sub_norm(input)
+        scheme = self.scheme
+        if self.blend < 1.0 or not scheme.quantizes_weight or torch.compiler.is_compiling():
+            # the plain form: what is blended is on no grid, and the compiler sees the whole graph
+            return functional.linear(
+                self.estimated_input(input), self.estimated_weight(), self.bias
+            )
+        if scheme.arithmetic != "exact" and self._multiplies_integers(input):
+            return self._integer(input)
+        return self._exact(input)
 
-    def extra_repr(self) -> str:
-        """Shown by `print(model)`."""
-        return f"{super().extra_repr()}, ternary, activation_bits={self.activation_bits}"
+    def _multiplies_integers(self, input: Tensor) -> bool:
+        rows = input.numel() // self.in_features
+        return not lacks_int8(input.device.type) and fits_integer_product(rows, self.weight)
+
+    def _exact(self, input: Tensor) -> Tensor:
+        dtype = autocast_type(input.device) or self.weight.dtype
+        # in half precision the weight itself is as cheap to save as its levels are to turn back
+        needed = torch.is_grad_enabled() and input.requires_grad and dtype is torch.float32
+        with torch.no_grad():
+            weight = self.quantized(dtype, whole=False, fresh=needed)
+            values = self._values(input, dtype)
+        assert weight.applied is not None
+        handle = self._handle(weight.scale)
+        levels = weight.levels if self.anchor is None else None
+        return exact_product(input, handle, self.bias, values, weight.applied, levels, weight.scale)
+
+    def _values(self, input: Tensor, dtype: torch.dtype) -> Tensor:
+        """The input to be multiplied, in the dtype of the product where autocast asks for one."""
+        if not self.scheme.quantizes_activation:
+            return input.detach().to(dtype if autocast_type(input.device) else input.dtype)
+
+        def derive() -> Tensor:
+            values = self.quantized_values(input)
+            return values.to(dtype) if autocast_type(input.device) else values
+
+        if self.shared is None:
+            return derive()
+        found: Tensor = self.shared.take(input, dtype, derive)
+        return found
+
+    def _integer(self, input: Tensor) -> Tensor:
+        scheme = self.scheme
+        dtype = autocast_type(input.device) or self.weight.dtype
+
+        def derive() -> tuple[Tensor, Tensor]:
+            levels, scale = bitnet.activation_grid(input, scheme)
+            return levels.to(torch.int8).view(-1, self.in_features), scale
+
+        with torch.no_grad():
+            weight = self.quantized(dtype, whole=True)
+            values: Any = (
+                derive() if self.shared is None else self.shared.take(input, torch.int8, derive)
+            )
+        assert weight.levels is not None
+        return integer_product(
+            input,
+            self._handle(weight.scale),
+            self.bias,
+            values,
+            (weight.levels.view(self.weight.shape), weight.scale),
+            dtype,
+            bf16_backward=scheme.arithmetic == "int8_bf16_backward",
+        )

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.bitnet import ternary_levels, ternary_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +35,31 @@ class TernaryLayer:
 
 
 def read_layer(layer: BitLinear) -> TernaryLayer:
-    """Levels and scale of a layer, once, from its latent weight."""
-    with torch.no_grad():
-        scale = ternary_scale(layer.weight)
-        levels = ternary_levels(layer.weight, scale).to(torch.int8)
-    return TernaryLayer(levels.cpu(), scale.reshape(()).cpu(), layer.activation_bits)
+    """Levels and scale of a layer, as it applies them in evaluation.
+
+    Raises:
+        ValueError: the layer's levels or scales are others than the formats hold, the quantization
+            is not complete yet, or a norm stands in front of the layer.
+    """
+    scheme = layer.scheme
+    if scheme.weight_bits not in (1, 1.58) or scheme.granularity != "tensor":
+        raise ValueError(
+            f"weights of {scheme.weight_bits:g} bits with a scale for each {scheme.granularity}: "
+            "the format holds 1 or 1.58 bits with one scale for a tensor; export with state_dict "
+            "(weights: applied)"
+        )
+    if layer.blend != 1.0:
+        raise ValueError(
+            f"the warm-up has blended in {layer.blend:.0%} of the levels only: the weights are not "
+            "ternary yet; train on, or shorten warmup_steps"
+        )
+    if layer.sub_norm is not None:
+        raise ValueError(
+            "a norm in front of a quantized layer (sub_norm) has no place in the format: use a "
+            "model that has such norms itself (llama_decoder), or export with state_dict"
+        )
+    levels, scale = layer.levels()
+    return TernaryLayer(levels.cpu(), scale.reshape(()).cpu(), scheme.activation_bits)
 
 
 def ternary_layers(model: nn.Module) -> dict[str, BitLinear]:

@@ -1,101 +1,317 @@
-"""BitNet b1.58: ternary weights and int8 activations in the linear layers."""
+"""BitNet: few-level weights and activations in the linear layers."""
 
 from __future__ import annotations
 
-import fnmatch
+import json
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+from forge_plugins.mathematics.scheme import ACTIVATION_BITS, SKIPPED, WEIGHT_BITS, Scheme
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-    from forge_plugins.mathematics import bitnet, conversion
-    from forge_plugins.mathematics.bit_linear import BitLinear
+    from forge_plugins.mathematics import (
+        bit_layer,
+        blending,
+        conversion,
+        quantization_figures,
+        quantized_product,
+    )
+    from forge_plugins.mathematics.bit_layer import BitLayer
 else:
-    torch = LazyModule("torch")
-    bitnet = LazyModule("forge_plugins.mathematics.bitnet")
+    bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
+    blending = LazyModule("forge_plugins.mathematics.blending")
     conversion = LazyModule("forge_plugins.mathematics.conversion")
+    quantization_figures = LazyModule("forge_plugins.mathematics.quantization_figures")
+    quantized_product = LazyModule("forge_plugins.mathematics.quantized_product")
+
+ACCOUNT = "quantization.json"
+"""File of the run folder that says which layers are quantized and which are not, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitNetConfig:
-    """Precision of what the layers apply, and which layers stay as they are."""
+    """Levels of what the layers apply, how they are reached, and which layers stay as they are."""
 
     weight_bits: Annotated[
-        float, Meta(description="1.58: ternary", extra_json_schema={"enum": [1.58]})
-    ] = 1.58
+        float,
+        Meta(description="1: {-1, 1} round the mean; 1.58: {-1, 0, 1}; 2, 4, 8: symmetric integer "
+             "grid; 16, 32: weights as they are",
+             extra_json_schema={"enum": list(WEIGHT_BITS)}),
+    ] = 1.58  # fmt: skip
     activation_bits: Annotated[
         int,
-        Meta(
-            description="8: int8 per token; 16: activations stay as they are",
-            extra_json_schema={"enum": [8, 16]},
-        ),
-    ] = 8
+        Meta(description="8, 4: integer grid of the largest value; 16, 32: activations as they are",
+             extra_json_schema={"enum": list(ACTIVATION_BITS)}),
+    ] = 8  # fmt: skip
+    measure: Annotated[
+        Literal["absmean", "absmedian", "absmax"] | None,
+        Meta(description="what the step between weights is taken from; null: absmean for 1 and "
+             "1.58 bits, absmax for more"),
+    ] = None  # fmt: skip
+    granularity: Annotated[
+        Literal["tensor", "row", "group"],
+        Meta(description="which weights share a step: all, those of an output, groups of inputs"),
+    ] = "tensor"
+    group_size: Annotated[
+        int, Meta(ge=1, description="inputs in a group (granularity group); divides the row")
+    ] = 128
+    activation_granularity: Annotated[
+        Literal["token", "tensor"],
+        Meta(description="which activations share a step (token: of a convolution, a sample)"),
+    ] = "token"
+    rounding: Annotated[
+        Literal["deterministic", "stochastic", "learned_threshold"],
+        Meta(description="to the nearest level; at random with the latent weight as the mean, "
+             "while training (drawn once a step); or with a learned border between levels"),
+    ] = "deterministic"  # fmt: skip
+    straight_through: Annotated[
+        Literal["plain", "clipped", "off"],
+        Meta(description="gradient of the rounding: passed on, passed within the grid, or none "
+             "(then only biases, norms, thresholds and unquantized layers are trained)"),
+    ] = "plain"  # fmt: skip
+    parity: Annotated[
+        Literal["hf", "torchao"],
+        Meta(description="whose arithmetic is followed: transformers' AutoBitLinear bit for bit, "
+             "or torchao's bitnet_training"),
+    ] = "hf"  # fmt: skip
+    arithmetic: Annotated[
+        Literal["exact", "int8", "int8_bf16_backward"],
+        Meta(description="exact: dequantized values are multiplied; int8: whole numbers in the "
+             "forward pass (the same result up to rounding); int8_bf16_backward: bf16 products "
+             "on the way back too (gradients off by about 3e-3)"),
+    ] = "exact"  # fmt: skip
+    warmup_steps: Annotated[
+        int, Meta(ge=0, description="steps over which the levels are blended in")
+    ] = 0
+    warmup_curve: Annotated[
+        Literal["linear", "exponential", "sigmoid"], Meta(description="how the blend rises")
+    ] = "linear"
+    warmup_share: Annotated[
+        float,
+        Meta(gt=0, lt=1, description="longest share of the run that the blend, and the ramp of "
+             "the sparsity, may take: longer ones are shortened, and said to be"),
+    ] = 0.5  # fmt: skip
+    target_sparsity: Annotated[
+        float, Meta(ge=0, lt=1, description="least share of exact zeros in each applied weight")
+    ] = 0.0
+    sparsity_warmup_steps: Annotated[
+        int, Meta(ge=0, description="steps over which the sparsity rises to its target")
+    ] = 0
+    sub_norm: Annotated[
+        tuple[str, ...],
+        Meta(description="layers that get an RMSNorm in front (SubLN), by name with * and ?"),
+    ] = ()
+    convolutions: Annotated[bool, Meta(description="quantize nn.Conv2d too")] = False
     skip: Annotated[
         tuple[str, ...],
         Meta(description="layers left as they are, by name; * and ? stand for any letters"),
-    ] = ("head", "*.head", "lm_head", "*.lm_head")
+    ] = SKIPPED
+    figures: Annotated[
+        Literal["totals", "layers"],
+        Meta(description="figures over all layers, or those of each layer as well"),
+    ] = "totals"
+
+    def __post_init__(self) -> None:
+        scheme = self.scheme()
+        if self.target_sparsity and not scheme.quantizes_weight:
+            raise ValueError(
+                f"target_sparsity {self.target_sparsity:g} is of levels, and weight_bits "
+                f"{self.weight_bits:g} has none"
+            )
+        if self.sparsity_warmup_steps and not self.target_sparsity:
+            raise ValueError("sparsity_warmup_steps without a target_sparsity does nothing")
+        if self.warmup_steps and not (scheme.quantizes_weight or scheme.quantizes_activation):
+            raise ValueError("warmup_steps without weight_bits or activation_bits does nothing")
+
+    def scheme(self) -> Scheme:
+        """What the layers apply.
+
+        Raises:
+            ValueError: the settings cannot work together.
+        """
+        return Scheme(
+            weight_bits=self.weight_bits,
+            measure=self.measure,
+            granularity=self.granularity,
+            group_size=self.group_size,
+            activation_bits=self.activation_bits,
+            activation_granularity=self.activation_granularity,
+            rounding=self.rounding,
+            estimator=self.straight_through,
+            parity=self.parity,
+            arithmetic=self.arithmetic,
+        )
+
+
+def _provided(config: BitNetConfig) -> tuple[str, ...]:
+    if config.weight_bits >= 16:
+        return ()
+    kinds = {1: ("model:binary",), 1.58: ("model:ternary",)}
+    return ("model:quantized", *kinds.get(config.weight_bits, ()))
 
 
 class BitNet:
-    """Turns `nn.Linear` into `BitLinear` and keeps quantized weights within a window."""
+    """Turns layers into quantized ones, leads the warm-up, keeps weights within a window.
 
-    info = PluginInfo(
-        name="bitnet", kind=Kind.QUANTIZER, config=BitNetConfig, provides=("model:ternary",)
-    )
+    Where the run has a folder, `quantization.json` there says what became of each layer, and what
+    was done otherwise than asked for.
+    """
+
+    info = PluginInfo(name="bitnet", kind=Kind.QUANTIZER, config=BitNetConfig, provides=_provided)
 
     def __init__(self, config: BitNetConfig) -> None:
         self.config = config
-        self._layers: dict[str, BitLinear] = {}
+        self._layers: dict[str, BitLayer] = {}
+        self._control: Any = None
+        self._account: dict[str, Any] = {}
+        self._notices: list[str] = []
+        self._warmup = self._ramp = 0
+        self._seen: dict[str, Tensor] = {}
+        self._seen_at = 0
 
     @hookimpl
     def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
-        """Replace the linear layers in place (a bare linear layer: the new one)."""
-        skipped = self.config.skip
+        """Replace the layers in place (a bare linear layer: the new one).
 
-        def wanted(name: str) -> bool:
-            return not any(fnmatch.fnmatchcase(name, pattern) for pattern in skipped)
-
-        model, self._layers = conversion.convert_linears(
-            model, wanted, activation_bits=self.config.activation_bits
-        )
-        if not self._layers:
+        Raises:
+            PluginError: no layer can be quantized, or the settings do not fit one.
+        """
+        config, scheme = self.config, self.config.scheme()
+        self._notices = []
+        self._control = bit_layer.Control()
+        if not (scheme.quantizes_weight or scheme.quantizes_activation):
+            self._notices.append("weights and activations stay as they are: nothing is quantized")
+            return model
+        try:
+            model, report = conversion.convert_model_to_bitnet(
+                model,
+                scheme,
+                control=self._control,
+                skip=config.skip,
+                convolutions=config.convolutions,
+                sub_norm=config.sub_norm,
+            )
+        except ValueError as error:
+            raise PluginError(f"bitnet: {error}") from error
+        if not report.layers:
+            left = "".join(f"; {name}: {why}" for name, why in list(report.left.items())[:5])
             raise PluginError(
                 f"bitnet found no linear layer to quantize in {type(model).__name__}: "
-                f"skip is {list(skipped)}"
+                f"skip is {list(config.skip)}{left}"
             )
+        self._layers = dict(report.layers)
+        self._account = report.to_data()
+        # a draw holds for a whole step; else keeping pays when a weight is used more than once
+        keeps = run.settings.accumulate > 1 or config.rounding == "stochastic"
         for layer in self._layers.values():
-            layer.keeps = run.settings.accumulate > 1
+            layer.keeper.keeps = keeps
+        self._plan_warmup(run)
+        self._take_notice(run)
         return model
+
+    def _plan_warmup(self, run: Run) -> None:
+        config, total = self.config, run.total_steps
+        asked = {"warmup_steps": config.warmup_steps, "sparsity_warmup_steps":
+                 config.sparsity_warmup_steps}  # fmt: skip
+        found = {}
+        for name, steps in asked.items():
+            found[name] = blending.fitting(steps, total, config.warmup_share)
+            if found[name] < steps:
+                self._notices.append(
+                    f"{name} {steps} is longer than {config.warmup_share:g} of the run's {total} "
+                    f"steps: shortened to {found[name]}"
+                )
+            if steps and total is None:
+                self._notices.append(
+                    f"the run's length in steps is not known: if it ends before {name} ({steps}) "
+                    "is over, the model is not fully quantized"
+                )
+        self._warmup, self._ramp = found["warmup_steps"], found["sparsity_warmup_steps"]
+
+    def _take_notice(self, run: Run) -> None:
+        """What the user should know of how the settings are met here."""
+        config, device = self.config, run.device.type
+        if config.straight_through == "off" and config.weight_bits < 16:
+            self._notices.append(
+                "straight_through is off: the weights of quantized layers get no gradient and "
+                "keep their values; only biases, norms, thresholds and other layers are trained"
+            )
+        if config.arithmetic != "exact":
+            lacking = quantized_product.lacks_int8(device)
+            if lacking:
+                self._notices.append(
+                    f"arithmetic {config.arithmetic}: {lacking}; the exact path is taken"
+                )
+            elif config.arithmetic == "int8_bf16_backward":
+                slow = quantized_product.lacks_bf16(device)
+                if slow:
+                    self._notices.append(f"arithmetic int8_bf16_backward is slow here: {slow}")
+        for notice in self._notices:
+            logging.getLogger("forge_plugins.bitnet").warning("bitnet: %s", notice)
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """Say what became of each layer; set what the first step applies."""
+        self._settle(run)
+        if run.folder is not None:
+            account = {
+                "weight_bits": self.config.weight_bits,
+                "activation_bits": self.config.activation_bits,
+                "arithmetic": self.config.arithmetic,
+                "warmup_steps": self._warmup,
+                "sparsity_warmup_steps": self._ramp,
+                "notices": self._notices,
+                **self._account,
+            }
+            text = json.dumps(account, indent=1, allow_nan=False) + "\n"
+            (run.folder / ACCOUNT).write_text(text, encoding="utf-8")
+
+    def _settle(self, run: Run) -> None:
+        """Bring blend and sparsity to the number of steps done."""
+        control, done = self._control, run.progress.step
+        control.blend = blending.blend(done, self._warmup, self.config.warmup_curve)
+        control.steps = max(0, done - self._warmup)
+        ramp = blending.blend(done, self._ramp, "linear")
+        control.sparsity = self.config.target_sparsity * ramp
 
     @hookimpl
     def on_weights_changed(self, run: Run) -> None:
         """The kept quantized weights are of the old ones."""
-        del run
         for layer in self._layers.values():
             layer.forget()
+        self._settle(run)  # after a restore the step is another
+
+    @hookimpl
+    def on_step_end(self, run: Run) -> None:
+        """A step of the warm-up is done."""
+        self._settle(run)
 
     @hookimpl
     def measure(self, run: Run, step: Step) -> dict[str, Any]:
-        """Share of zero weights and distance from the latent weights, over all layers."""
-        del run, step
-        with torch.no_grad():
-            zeros = torch.zeros((), dtype=torch.float64)
-            error = torch.zeros((), dtype=torch.float64)
-            power = torch.zeros((), dtype=torch.float64)
-            count = 0
-            for layer in self._layers.values():
-                applied = bitnet.quantize_weight(layer.weight)
-                zeros = zeros + (applied == 0).sum().double().cpu()
-                error = error + (applied - layer.weight).float().square().sum().double().cpu()
-                power = power + layer.weight.float().square().sum().double().cpu()
-                count += applied.numel()
-        return {
-            "weight_sparsity": zeros / count,
-            "quantization_error": (error / power).sqrt() if float(power) else None,
-        }
+        """Error, sparsity, flips, levels and latent distribution, over all layers and of each."""
+        del step
+        figures: dict[str, Any] = {}
+        if self._warmup:
+            figures["quantization_blend"] = self._control.blend
+        layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
+        if not layers or self.config.weight_bits >= 16:
+            return figures
+        done = run.progress.step
+        passed, self._seen_at = done - self._seen_at, done
+        top = self.config.scheme().top
+        total: Tensor | None = None
+        for name, layer in layers.values():
+            sums, levels = quantization_figures.weight_sums(layer, self._seen.get(name))
+            self._seen[name] = levels
+            total = sums if total is None else total + sums
+            if self.config.figures == "layers":
+                found = quantization_figures.weight_figures(sums, top, passed)
+                figures |= {f"{figure}/{name}": value for figure, value in found.items()}
+        assert total is not None
+        return figures | quantization_figures.weight_figures(total, top, passed)

@@ -1,0 +1,48 @@
+"""How fast a network passes from full precision to its levels.
+
+The applied tensor is `v + q * (quantized(v) - v)` with `q` rising from 0 to 1. Curves after the
+1.58-bit fine-tuning report of Hugging Face (Mekkouri et al. 2024, "Fine-tuning LLMs to 1.58bit").
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+Curve = Literal["linear", "exponential", "sigmoid"]
+STEEPNESS: Final = {"exponential": 4.0, "sigmoid": 15.0}
+
+
+def blend(step: int, steps: int, curve: Curve = "linear") -> float:
+    """Share of the quantized tensor.
+
+    Args:
+        step: optimizer steps done.
+        steps: length of the warm-up; from there on the share is 1.
+        curve: `linear`: t; `exponential`: 1 - (1 - t)^4; `sigmoid`: a logistic of steepness 15
+            round the middle, stretched so that it begins at 0 and ends at 1.
+    """
+    if step >= steps:
+        return 1.0
+    t = step / steps
+    if curve == "linear":
+        return t
+    if curve == "exponential":
+        return 1.0 - float((1.0 - t) ** STEEPNESS["exponential"])
+    low, high = _logistic(0.0), _logistic(1.0)
+    return (_logistic(t) - low) / (high - low)
+
+
+def _logistic(t: float) -> float:
+    return 1.0 / (1.0 + math.exp(-STEEPNESS["sigmoid"] * (t - 0.5)))
+
+
+def fitting(steps: int, total: int | None, share: float) -> int:
+    """A warm-up that is no longer than a share of the run.
+
+    Args:
+        steps: asked for.
+        total: optimizer steps of the run, or None when unknown.
+        share: largest part of the run, in (0, 1].
+    """
+    return steps if total is None else min(steps, int(total * share))
