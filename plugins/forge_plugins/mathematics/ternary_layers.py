@@ -48,6 +48,11 @@ def read_layer(layer: BitLinear) -> TernaryLayer:
             "the format holds 1 or 1.58 bits with one scale for a tensor; export with state_dict "
             "(weights: applied)"
         )
+    if scheme.activation_bits == 4 or scheme.activation_granularity != "token":
+        raise ValueError(
+            f"activations of {scheme.activation_bits} bits per {scheme.activation_granularity}: "
+            "no client rounds so; set activation_bits: 8 per token (or 16) before training"
+        )
     if layer.blend != 1.0:
         raise ValueError(
             f"the warm-up has blended in {layer.blend:.0%} of the levels only: the weights are not "

@@ -13,6 +13,7 @@ from forge_plugins.clients.verification import ONNXRUNTIME, _ask
 from forge_plugins.mathematics.conversion import convert_linears
 from forge_plugins.mathematics.mlp import Mlp
 from forge_plugins.mathematics.onnx_graph import write_onnx
+from forge_plugins.mathematics.scheme import Scheme
 
 ENCODINGS = ["matmul_nbits", "int2", "matmul_integer"]
 
@@ -63,6 +64,6 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_matmul_integer_refuses_sixteen_bit_activations(tmp_path: Path) -> None:
     model = Mlp(features=8, hidden=(), outputs=4)
-    convert_linears(model, lambda name: True, activation_bits=16)
+    convert_linears(model, lambda name: True, Scheme(activation_bits=16))
     with pytest.raises(ValueError, match="matmul_nbits"):
         write_onnx(model, "matmul_integer", tmp_path / "m.onnx")

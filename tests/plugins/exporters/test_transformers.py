@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def test_weights_that_were_never_ternary_are_refused() -> None:
 
 def test_sixteen_bit_activations_are_refused() -> None:
     model = ternary_llama()
-    model.blocks[0].attention.query.activation_bits = 16  # type: ignore[index,union-attr]
+    query = model.blocks[0].attention.query
+    query.scheme = dataclasses.replace(query.scheme, activation_bits=16)
     with pytest.raises(ValueError, match="activation_bits: 8"):
         folder_tensors(model, "bitlinear")
 
