@@ -395,7 +395,7 @@ def test_integer_sums_are_exact() -> None:
 
 
 def test_without_the_instructions_the_exact_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bit_linear, "lacks_int8", lambda device: "the processor has none")
+    monkeypatch.setattr(bit_linear, "multiplies_integers", lambda device: False)
     fast, exact = linear(Scheme(arithmetic="int8")), linear(Scheme())
     x = normal(5, 16)
     assert torch.equal(fast(x), exact(x))
@@ -560,15 +560,24 @@ def _through_a_file(model: nn.Module) -> Any:
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
 @pytest.mark.parametrize("arithmetic", ["exact", "int8"])
 @pytest.mark.parametrize("kept", [False, True])
-def test_compiled_layers_give_the_same_bits(arithmetic: str, kept: bool) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiled_layers_give_the_same_bits(arithmetic: str, kept: bool, autocast: bool) -> None:
+    """In one graph: int8 products too, once somebody has asked whether the processor has them."""
     torch._dynamo.reset()
-    model, plain = attention("exact"), attention("exact")
-    model.q.keeper.keeps = kept
-    compiled = torch.compile(attention(arithmetic) if not kept else model, backend="aot_eager")
+    quantized_product.lacks_int8("cpu")
+    model, plain = attention(arithmetic), attention(arithmetic)
+    for layer in (model.q, model.o):
+        layer.keeper.keeps = kept
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     x = normal(5, 16)
     for _ in range(2):
-        assert torch.allclose(compiled(x), plain(x), atol=1e-6)
-    compiled(x).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found, wanted = compiled(x), plain(x)
+        assert torch.equal(found, wanted)
+        found.square().sum().backward()
+        wanted.square().sum().backward()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-5, atol=1e-5)
 
 
 # -- the published arithmetic, by hand --------------------------------------------------------------

@@ -304,8 +304,9 @@ def test_missing_instructions_are_told_and_the_exact_path_taken(
 ) -> None:
     from forge_plugins.quantizers import bitnet as plugin
 
-    for module in (bit_linear, plugin.quantized_product):  # the latter keeps what it fetched
-        monkeypatch.setattr(module, "lacks_int8", lambda device: "no avx512_vnni", raising=False)
+    lacks = plugin.quantized_product  # it keeps what it fetched
+    monkeypatch.setattr(lacks, "lacks_int8", lambda device: "no avx512_vnni", raising=False)
+    monkeypatch.setattr(bit_linear, "multiplies_integers", lambda device: False)
     with caplog.at_level(logging.WARNING):
         fast = session_of(arithmetic="int8", folder=tmp_path)
     exact = session_of()

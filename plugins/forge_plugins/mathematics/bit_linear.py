@@ -14,7 +14,7 @@ from forge_plugins.mathematics.quantized_product import (
     exact_product,
     fits_integer_product,
     integer_product,
-    lacks_int8,
+    multiplies_integers,
 )
 from forge_plugins.mathematics.scheme import Scheme
 
@@ -70,8 +70,8 @@ class BitLinear(BitLayer, nn.Linear):
         if self.sub_norm is not None:
             input = self.sub_norm(input)
         scheme = self.scheme
-        if self.blend < 1.0 or not scheme.quantizes_weight or torch.compiler.is_compiling():
-            # the plain form: what is blended is on no grid, and the compiler sees the whole graph
+        if self.blend < 1.0 or not scheme.quantizes_weight:
+            # the plain form: what is blended is on no grid
             return functional.linear(
                 self.estimated_input(input), self.estimated_weight(), self.bias
             )
@@ -81,7 +81,7 @@ class BitLinear(BitLayer, nn.Linear):
 
     def _multiplies_integers(self, input: Tensor) -> bool:
         rows = input.numel() // self.in_features
-        return not lacks_int8(input.device.type) and fits_integer_product(rows, self.weight)
+        return multiplies_integers(input.device.type) and fits_integer_product(rows, self.weight)
 
     def _exact(self, input: Tensor) -> Tensor:
         dtype = autocast_type(input.device) or self.weight.dtype

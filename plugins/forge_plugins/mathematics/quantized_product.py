@@ -185,6 +185,20 @@ def integer_product(
     return found
 
 
+_ASKED: dict[str, bool] = {}  # kinds of device that were asked about, for traced code
+
+
+def multiplies_integers(device: str) -> bool:
+    """Whether whole numbers are multiplied faster on a kind of device.
+
+    The compiler cannot trace the question: it takes the answer that was given before, to whoever
+    asked `lacks_int8` (the quantizer plugin, a forward pass), and no for an answer otherwise.
+    """
+    if torch.compiler.is_compiling():
+        return _ASKED.get(device, False)
+    return not lacks_int8(device)
+
+
 @functools.cache
 def lacks_int8(device: str) -> str:
     """Why whole numbers are not multiplied faster on a kind of device; empty when they are.
@@ -192,6 +206,12 @@ def lacks_int8(device: str) -> str:
     Args:
         device: `torch.device.type`.
     """
+    answer = _lacking(device)
+    _ASKED[device] = not answer
+    return answer
+
+
+def _lacking(device: str) -> str:
     if device == "cuda":
         if torch.version.hip is not None:
             return "the int8 product is not tried on this kind of GPU"
