@@ -10,7 +10,7 @@ import torch
 from kernel_parts import make_session
 from torch import nn
 
-from forge_kernel.config.use import UsePolicy
+from forge_kernel.config.use import UsePolicy, UseQuantizer
 from forge_kernel.errors import PluginError
 from forge_kernel.state import Batch
 from forge_plugins.mathematics.lion import Lion
@@ -130,3 +130,19 @@ def test_the_average_has_the_buffers_of_the_model_in_training() -> None:
     used = session.bus.call("compute_evaluation_model")(session.run)
     assert torch.equal(used[1].running_mean, model[1].running_mean)
     assert int(used[1].num_batches_tracked) == 6
+
+
+def test_the_averaged_copy_follows_the_quantizers_warmup() -> None:
+    torch.manual_seed(0)
+    session = make_session(
+        nn.Linear(4, 3), batches(), lr=0.1, max_steps=6,
+        uses={
+            "quantizer": UseQuantizer("bitnet", {"warmup_steps": 2}),
+            "policies": (UsePolicy("weight_average", {"decay": 0.5}),),
+        },
+    )  # fmt: skip
+    for batch in batches():
+        session.step(batch)
+    used = session.bus.call("compute_evaluation_model")(session.run).eval()
+    assert len(used.applied_weight().unique()) <= 3
+    assert used.weight is not session.run.model.weight

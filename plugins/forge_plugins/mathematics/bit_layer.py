@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class BitLayer(nn.Module):
             latent weight bit for bit: that step, and the measure that stands for it.
         sub_norm: a norm in front of the layer (SubLN), or None.
     """
+
+    follows: ClassVar[tuple[str, ...]] = ("control",)
+    """What an averaged copy of the layer must share with it: warm-up and sparsity go on."""
 
     weight: Tensor
     scheme: Scheme

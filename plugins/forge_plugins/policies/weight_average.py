@@ -47,6 +47,9 @@ class WeightAverage:
         """Begin with the weights as they are, or with those of the checkpoint."""
         self._model = copy.deepcopy(run.model)
         self._model.requires_grad_(False)
+        for own, other in zip(self._model.modules(), run.model.modules(), strict=True):
+            for name in getattr(other, "follows", ()):  # state that goes on with the training
+                setattr(own, name, getattr(other, name))
         if self._loaded is not None:
             self._put(self._loaded)
             self._loaded = None
