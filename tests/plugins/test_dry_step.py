@@ -95,6 +95,8 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
     chosen = data.draw(settings_of(plugin.info.config, key))
     if chosen.get("class_weights"):  # as many as the trial's data has classes
         chosen["class_weights"] = (chosen["class_weights"] * CLASSES)[:CLASSES]
+    if key == "data.file":  # the trial's loss is of classes
+        chosen["target"] = "class"
     try:
         bind_config(plugin.info.config, chosen)
     except msgspec.ValidationError:

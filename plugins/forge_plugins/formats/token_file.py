@@ -24,7 +24,7 @@ def map_tokens(file: Path, dtype: str, length: int) -> dict[str, Column]:
     kind = np.dtype(dtype).newbyteorder("<")
     size = file.stat().st_size
     if size % kind.itemsize:
-        hint = "give token_dtype the type that the file was written with"
+        hint = "give integers the type that the file was written with"
         raise DataFault(
             file,
             f"{size} bytes are no whole number of {dtype} ({size % kind.itemsize} left over)",
