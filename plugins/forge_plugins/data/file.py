@@ -101,7 +101,7 @@ class FileConfig:
     ] = 0.0
     integers: Annotated[
         Literal["uint8", "uint16", "uint32", "int32"],
-        Meta(description="type of a token of the format tokens"),
+        Meta(description="type of a token; format tokens"),
     ] = "uint16"
     length: Annotated[
         int, Meta(ge=1, le=65536, description="tokens in a window of the format tokens")

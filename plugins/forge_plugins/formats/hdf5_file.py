@@ -85,7 +85,7 @@ def read_hdf5(file: Path) -> dict[str, Iterator[Column] | Column]:
         DataFault: the file is broken or a data set is refused.
     """
     return {
-        name: found[()] if not found.ndim else _blocks(file, name)
+        name: np.asarray(found[()]) if not found.ndim else _blocks(file, name)
         for name, found in _data_sets(file)
     }
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from forge_plugins.formats import cache
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.hdf5_file import map_hdf5, read_hdf5
@@ -134,4 +136,7 @@ def _converted(
         columns = read_npz(file)
     else:
         columns = read_hdf5(file)
+    whole = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
+    if len(whole) == len(columns):
+        Table(file, found, whole)  # what is refused is not kept
     return cache.keep(file, folder, key, columns)
