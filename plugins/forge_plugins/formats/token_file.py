@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.table import Column
+
+TYPES: Final = ("uint8", "uint16", "uint32", "int32")
+"""What a token may be."""
 
 
 def map_tokens(file: Path, dtype: str, length: int) -> dict[str, Column]:
@@ -15,7 +19,7 @@ def map_tokens(file: Path, dtype: str, length: int) -> dict[str, Column]:
 
     Args:
         file: the tokens, little-endian.
-        dtype: `uint8`, `uint16`, `uint32` or `int32`.
+        dtype: one of `TYPES`.
         length: tokens in a window; windows do not overlap, a rest at the end is left out.
 
     Raises:
