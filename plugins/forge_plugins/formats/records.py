@@ -113,9 +113,12 @@ class _Builder:
         for at, (number, place, record) in enumerate(block):
             try:
                 rows.append(self._rows(number, place, record))
+                if not self._shapes and not self._lenient:
+                    self._settle(rows)
             except DataFault as fault:
                 defect = fault.__cause__
                 if not (self._lenient and isinstance(defect, _DefectError)):
+                    self._check(block, rows, defects)  # an earlier record may have a wrong shape
                     raise
                 defects[at] = defect.kind + 1
                 rows.append(None)
@@ -166,8 +169,7 @@ class _Builder:
                 f"none of the first {len(rows)} records can be used",
                 hint="look at them with quality_threshold: 0",
             )
-        first = tuple((name, good[0][name].shape) for name in sorted(good[0]))
-        self._shapes = dict(kinds.most_common(1)[0][0] if self._lenient else first)
+        self._shapes = dict(kinds.most_common(1)[0][0])
 
     def _check(
         self,
