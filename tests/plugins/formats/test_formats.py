@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,20 +222,20 @@ def test_the_second_reading_does_not_parse(tmp_path: Path, monkeypatch: pytest.M
     assert open_table(file, cache_dir=tmp_path / "cache").columns["input"].tolist() == [[3, 4]]
 
 
-def _open(file: Path, folder: Path) -> None:
-    assert open_table(file, cache_dir=folder).columns["input"].sum() == 20000
+RACER = """
+import sys
+from pathlib import Path
+from forge_plugins.formats.opening import open_table
+print(open_table(Path(sys.argv[1]), cache_dir=Path(sys.argv[2])).columns["input"].sum())
+"""
 
 
 def test_processes_that_build_one_cache_at_once_all_get_it(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"input": np.ones((2000, 10), np.int64)})
-    context = multiprocessing.get_context("spawn")
-    racers = [context.Process(target=_open, args=(file, tmp_path / "cache")) for _ in range(3)]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join(60)
-    assert [racer.exitcode for racer in racers] == [0, 0, 0]
+    command = [sys.executable, "-c", RACER, str(file), str(tmp_path / "cache")]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [racer.communicate(timeout=120)[0].strip() for racer in racers] == ["20000"] * 3
     [kept] = (tmp_path / "cache").iterdir()
     assert not kept.name.startswith(".")
 
