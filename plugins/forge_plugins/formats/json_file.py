@@ -50,6 +50,13 @@ def _keys(value: Any) -> int:
     return 0
 
 
+def _colons(text: bytes) -> int:
+    """Quotes that a colon follows: at least as many as there are keys in the text."""
+    if any(blank in text for blank in (b" :", b"\t:", b"\n:", b"\r:")):
+        return len(_KEY.findall(text))
+    return text.count(b'":')
+
+
 class _DoubledKeyError(ValueError):
     pass
 
@@ -99,7 +106,7 @@ def _parse(file: Path, text: bytes, line: int | None = None) -> Any:
         raise DataFault(file, message, record=record, place=where, hint=hint) from error
     # a key that is there twice vanishes without a word, but its colon does not
     try:
-        if len(_KEY.findall(text)) != _keys(value):
+        if _colons(text) != _keys(value):
             _refuse_doubled_keys(text)
     except _DoubledKeyError as error:
         number, name = error.args

@@ -103,7 +103,7 @@ def open_table(
                 lenient=lenient,
                 trust=trust_pickle,
             )
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: there is no home folder
         told = f"cannot be read: {error}"
         raise DataFault(file, told, hint="look at its rights and size") from error
     problems = columns.get(PROBLEM)

@@ -16,7 +16,6 @@ from forge_plugins.formats.table import PROBLEM, PROBLEMS, Column
 BLOCK: Final = 4096
 """Records that are turned into arrays at a time."""
 MAX_DEPTH: Final = 8
-_LARGEST: Final = float(np.finfo(np.float32).max)
 _EXACT: Final = 2**53  # integers beyond are not all floats
 
 
@@ -45,7 +44,7 @@ def _leaves(value: Any, found: list[Any], budget: int, depth: int = 0) -> tuple[
         return ()
     if depth >= MAX_DEPTH:
         raise _wrong_shape(f"lists are nested deeper than {MAX_DEPTH}")
-    if not any(isinstance(part, list | tuple) for part in value):
+    if not any(issubclass(kind, list | tuple) for kind in set(map(type, value))):
         found.extend(value)
         shape: tuple[int, ...] = ()
     else:
@@ -92,9 +91,12 @@ def _row(value: Any, budget: int, *, lenient: bool) -> Column:
     if int in kinds and any(type(leaf) is int and abs(leaf) > _EXACT for leaf in leaves):
         raise _wrong_type("an integer among floats is beyond 2**53 and would be rounded")
     wide = np.array(leaves, np.float64)
-    if (np.isfinite(wide) & (np.abs(wide) > _LARGEST)).any():
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
+    strange_numbers = ~np.isfinite(narrow)
+    if strange_numbers.any() and np.isfinite(wide[strange_numbers]).any():
         raise _wrong_type("a number is too large for 32-bit floats")
-    return wide.astype(np.float32).reshape(shape)
+    return narrow.reshape(shape)
 
 
 class _Builder:

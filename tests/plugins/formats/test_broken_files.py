@@ -47,6 +47,8 @@ JSON: list[tuple[str, str, bytes, str]] = [
     ("beyond floats", J, b'[{"input": [1e999]}]', "record 0"),
     ("beyond 32-bit floats", J, records(ONE, {**ONE, "input": [1e39, 0.5]}), "record 1.*'input'.*large"),
     ("doubled key", J, b'[{"input": [1]}, {"input": [1], "input": [2]}]', "record 1.*'input'.*twice"),
+    ("doubled, blanks", J, b'[{"input"\t: [1], "input" :[2]}]', "record 0.*'input'.*twice"),
+    ("doubled, quotes", J, b'[{"input": [1], "a\\":": 2, "a\\":": 2}]', "record 0.*twice"),
     ("ragged inside", J, records({"input": [[1, 2], [3]]}), "record 0.*'input'.*ragged"),
     ("ragged rows", J, records(ONE, {**ONE, "input": [1.0]}), r"record 1.*'input'.*\[1\], not \[2\]"),
     ("missing field", J, records(ONE, {"input": [1, 2]}), "record 1.*'target'.*missing"),
