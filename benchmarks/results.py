@@ -133,6 +133,24 @@ def packing_section(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def data_section(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Batches from files",
+        "",
+        "Shuffled batches of 256 from 200,000 x 128 float32 and a label, later passes: the share of",
+        "one numpy `take` a batch from memory, which is the limit, and times a `DataLoader` over a",
+        f"`TensorDataset`, no workers; {found['batches']} batches, {found['rounds']} rounds.",
+        "",
+        "| | share of the limit | times `DataLoader` |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {share:.0%} | {found['times_loader'][name]:.1f} |"
+        for name, share in found["share_of_limit"].items()
+    ]
+    return lines
+
+
 def grokking_section(found: dict[str, Any]) -> list[str]:
     return [
         "## Steps to 95 % on multiplication modulo 97",
@@ -238,6 +256,7 @@ SECTIONS = {
     "answer_positions": positions,
     "packing": packing_section,
     "bitnet_speed": bitnet_speed,
+    "data": data_section,
 }
 
 

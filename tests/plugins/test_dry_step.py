@@ -97,6 +97,8 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
         chosen["class_weights"] = (chosen["class_weights"] * CLASSES)[:CLASSES]
     if key == "policies.row_norm" and chosen.get("names"):
         chosen["names"] = ["*"]
+    if key == "data.file":  # the trial's loss is of classes
+        chosen["target"] = "class"
     try:
         bind_config(plugin.info.config, chosen)
     except msgspec.ValidationError:

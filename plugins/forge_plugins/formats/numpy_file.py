@@ -1,0 +1,107 @@
+"""Files of numpy: `.npy`, one array, and `.npz`, one array for each column."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.table import Column, check_numeric
+
+MAX_EXPANSION: Final = 1000
+"""Bytes that one stored byte may become; more is taken for a bomb."""
+_HINT: Final = "write it with numpy.save or numpy.savez"
+_READERS: Final = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def _header(
+    file: Path, stream: BinaryIO, size: int, name: str | None
+) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, type and place of the numbers, which must be as many as there are bytes."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        shape, fortran, dtype = _READERS[version](stream)
+        offset = stream.tell()
+    except Exception as error:
+        told = f"the header is broken: {str(error)[:120]}"
+        raise DataFault(file, told, field=name, place="header", hint=_HINT) from error
+    if dtype.hasobject:
+        raise DataFault(file, "holds objects", field=name, hint="save arrays of numbers")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise DataFault(file, f"the shape {shape} is none", field=name, hint=_HINT)
+    wanted = math.prod(shape) * dtype.itemsize
+    if offset + wanted != size:
+        told = f"the shape {shape} needs {wanted} bytes; there are {size - offset}"
+        raise DataFault(file, told, field=name, hint=_HINT)
+    return shape, fortran, dtype, offset
+
+
+def map_npy(file: Path) -> dict[str, Column]:
+    """The column `input` mapped in place, or one column for each field of a structured array.
+
+    Raises:
+        DataFault: the header is broken, or the file is not as long as it says.
+    """
+    with file.open("rb") as stream:
+        shape, fortran, dtype, offset = _header(file, stream, file.stat().st_size, None)
+    for name in dtype.names or ():
+        check_numeric(file, name, dtype[name].base)
+    if dtype.names is None:
+        check_numeric(file, "input", dtype)
+    if not shape:
+        told = "is a single number, not one for each record"
+        raise DataFault(file, told, field="input", hint=_HINT)
+    if not math.prod(shape):
+        raise DataFault(file, "there are no records", hint="give at least one")
+    array = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+    if dtype.names is None:
+        return {"input": array}
+    return {name: array[name] for name in dtype.names}
+
+
+def read_npz(file: Path) -> dict[str, Column]:
+    """The columns, in memory.
+
+    Raises:
+        DataFault: the archive is broken or expands beyond bounds, or a header is broken.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            names = [member.filename for member in members]
+            if len(set(names)) < len(names):
+                raise DataFault(file, "the archive names a member twice", hint=_HINT)
+            return {
+                member.filename.removesuffix(".npy"): _member(file, archive, member)
+                for member in members
+            }
+    except (
+        zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError,
+        RuntimeError,
+    ) as error:  # fmt: skip
+        told = f"the archive is broken: {str(error)[:120]}"
+        raise DataFault(file, told, hint=_HINT) from error
+
+
+def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Column:
+    name = member.filename.removesuffix(".npy")
+    if not member.filename.endswith(".npy"):
+        raise DataFault(file, "is no array", field=member.filename, hint=_HINT)
+    if member.file_size > MAX_EXPANSION * max(member.compress_size, 2**10):
+        told = f"{member.compress_size} bytes expand to {member.file_size}"
+        raise DataFault(file, told, field=name, hint="save it uncompressed if it is meant")
+    with archive.open(member) as stream:
+        content = stream.read(member.file_size + 1)
+    shape, fortran, dtype, offset = _header(file, io.BytesIO(content), len(content), name)
+    check_numeric(file, name, dtype)
+    array = np.frombuffer(content, dtype, offset=offset)
+    return array.reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,142 @@
+"""A data file of any format as a table: its format found, its columns mapped."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from forge_plugins.formats import cache
+from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.hdf5_file import map_hdf5, read_hdf5
+from forge_plugins.formats.json_file import read_json
+from forge_plugins.formats.numpy_file import map_npy, read_npz
+from forge_plugins.formats.pickle_file import read_pickle
+from forge_plugins.formats.record_file import MAGIC, map_records
+from forge_plugins.formats.safetensors_file import map_safetensors
+from forge_plugins.formats.table import PROBLEM, Column, Table
+from forge_plugins.formats.token_file import map_tokens
+
+FORMATS: Final = ("json", "hdf5", "pickle", "binary", "npy", "npz", "safetensors", "tokens")
+_SUFFIXES: Final = {
+    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".h5": "hdf5", ".hdf5": "hdf5",
+    ".pkl": "pickle", ".pickle": "pickle", ".frec": "binary", ".npy": "npy", ".npz": "npz",
+    ".safetensors": "safetensors",
+}  # fmt: skip
+
+
+def sniff(file: Path) -> str:
+    """The format of a file, by its first bytes and else by its suffix.
+
+    Raises:
+        DataFault: neither tells.
+    """
+    with file.open("rb") as stream:
+        start = stream.read(16)
+    for magic, found in (
+        (MAGIC, "binary"), (b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"),
+    ):  # fmt: skip
+        if start.startswith(magic):
+            return found
+    if start.startswith(b"PK") and zipfile.is_zipfile(file):
+        return "npz"
+    suffixes = [suffix for suffix in reversed(file.suffixes) if suffix != ".gz"]
+    if suffixes and suffixes[0].lower() in _SUFFIXES:
+        return _SUFFIXES[suffixes[0].lower()]
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+        return "json"
+    raise DataFault(
+        file,
+        "neither its first bytes nor its name tell the format",
+        hint=f"name it with format, one of {', '.join(FORMATS)}",
+    )
+
+
+def open_table(
+    file: Path,
+    format: str = "auto",
+    *,
+    cache_dir: Path | None = None,
+    lenient: bool = False,
+    trust_pickle: bool = False,
+    integers: str = "uint16",
+    length: int = 128,
+) -> Table:
+    """Open a data file; nothing of it is loaded that can be mapped.
+
+    JSON, pickles, compressed archives and HDF5 in chunks are converted once, into a cache under the
+    hash of their content, and mapped from there.
+
+    Args:
+        file: the file.
+        format: one of `FORMATS`, or `auto`.
+        cache_dir: where converted columns are kept; None: below the user's cache folder.
+        lenient: JSON and pickles: note records with a defect instead of refusing the file.
+        trust_pickle: run pickles as they are. They may do whatever their authors like.
+        integers: type of the tokens of the format `tokens`.
+        length: tokens in a window of the format `tokens`.
+
+    Raises:
+        DataFault: the file cannot be read as asked.
+    """
+    try:
+        if not file.is_file():
+            raise DataFault(
+                file, "there is no such file", hint="paths are relative to where you are"
+            )
+        if not file.stat().st_size:
+            raise DataFault(file, "the file is empty", hint="write it anew")
+        found = sniff(file) if format == "auto" else format
+        columns: Mapping[str, Column] | None = None
+        if found == "tokens":
+            columns = map_tokens(file, integers, length)
+        elif found in _MAPPED:
+            columns = _MAPPED[found](file)
+        if columns is None:
+            columns = _converted(
+                file,
+                found,
+                cache_dir or cache.default_folder(),
+                lenient=lenient,
+                trust=trust_pickle,
+            )
+    except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        told = f"cannot be read: {error}"
+        raise DataFault(file, told, hint="look at its rights and size") from error
+    problems = columns.get(PROBLEM)
+    plain = {name: column for name, column in columns.items() if name != PROBLEM}
+    return Table(file, found, plain, problems)
+
+
+_MAPPED: Final = {
+    "hdf5": map_hdf5,
+    "binary": map_records,
+    "npy": map_npy,
+    "safetensors": map_safetensors,
+}
+
+
+def _converted(
+    file: Path, found: str, folder: Path, *, lenient: bool, trust: bool
+) -> dict[str, Column]:
+    # what was read with trust must not be found without it
+    key = cache.content_key(file, found, f"lenient={lenient}", f"trust={trust}")
+    kept = cache.cached(folder, key)
+    if kept is not None:
+        return kept
+    columns: Mapping[str, Column | Iterator[Column]]
+    if found == "json":
+        columns = read_json(file, lenient=lenient)
+    elif found == "pickle":
+        columns = read_pickle(file, lenient=lenient, trusted=trust)
+    elif found == "npz":
+        columns = read_npz(file)
+    else:
+        columns = read_hdf5(file)
+    whole = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
+    if len(whole) == len(columns):
+        Table(file, found, whole)  # what is refused is not kept
+    return cache.keep(file, folder, key, columns)

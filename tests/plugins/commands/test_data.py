@@ -1,0 +1,68 @@
+"""`forge data FILE`, from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def forge_data(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "forge_kernel", "data", *words]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache")}
+    return subprocess.run(
+        command, check=False, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+@pytest.mark.spec("B14")
+def test_it_tells_counts_reasons_and_labels(tmp_path: Path) -> None:
+    rows = [{"input": [i + 0.5, 2.0], "target": i % 2} for i in range(6)]
+    rows += [rows[3], {"input": [1.0], "target": 1}]  # type: ignore[list-item]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = json.loads(forge_data("x.jsonl", "--json", cwd=tmp_path).stdout)
+    assert (told["format"], told["records"], told["kept"], told["length"]) == ("json", 8, 6, 2)
+    assert told["left_out"] == {"duplicate": 1, "wrong shape": 1}
+    assert told["reasons"]["duplicate"]["first"] == [6]
+    assert told["labels"] == {"0": 3, "1": 3}
+    assert told["fields"]["input"] == {"shape": [2], "type": "float32"}
+    text = forge_data("x.jsonl", cwd=tmp_path).stdout
+    assert "found, duplicate: 1 records: 6" in text
+    all_kept = forge_data("x.jsonl", "--json", "--threshold", "0", cwd=tmp_path)
+    assert json.loads(all_kept.stdout)["kept"] == 8
+    fewer = forge_data("x.jsonl", "--json", "--classes", "1", cwd=tmp_path)
+    assert json.loads(fewer.stdout)["reasons"]["label out of range"]["first"] == [1, 3, 5, 6]
+
+
+def test_tokens_and_their_options(tmp_path: Path) -> None:
+    np.arange(21, dtype=np.uint8).tofile(tmp_path / "t.bin")
+    words = ["t.bin", "--json", "--format", "tokens", "--integers", "uint8", "--length", "5"]
+    words += ["--input", "tokens", "--target", "next", "--vocabulary", "20"]
+    told = json.loads(forge_data(*words, cwd=tmp_path).stdout)
+    assert (told["records"], told["length"]) == (4, 5)
+    assert told["reasons"]["label out of range"]["records"] == 1
+
+
+def test_a_broken_file_ends_with_2_and_its_place(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"input": [1]}, {"input": [1], "input": [2]}]')
+    result = forge_data("x.json", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "x.json, record 1, field 'input': an object names the field twice" in result.stderr
+    assert "Traceback" not in result.stderr
+    for words in (("x.json", "--format", "xml"), ("none.json",), ("x.json", "--integers", "u3")):
+        assert forge_data(*words, cwd=tmp_path).returncode == 2
+
+
+def test_the_shipped_digits_are_found_from_anywhere(tmp_path: Path) -> None:
+    told = json.loads(forge_data("shipped:digits.h5", "--json", cwd=tmp_path).stdout)
+    assert told["records"] == 1797
+    assert len(told["labels"]) == 10
+    assert (tmp_path / "cache" / "forge-kernel" / "data").is_dir()
+    other = forge_data("shipped:digits.h5", "--cache-dir", "mine", cwd=tmp_path)
+    assert other.returncode == 0
+    assert len(list((tmp_path / "mine").iterdir())) == 1
