@@ -26,6 +26,8 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from([{"use": "constant"}, {"use": "linear_warmup"}])
     if schema.get("$ref") == "#/$defs/use.loss":
         return st.just({"use": "cross_entropy"})
+    if schema.get("$ref", "").endswith("Capability"):
+        return st.just({"figure": "accuracy", "threshold": 0.1})
     if "anyOf" in schema:
         return st.one_of(*[values(branch) for branch in schema["anyOf"]])
     if "enum" in schema:
@@ -75,6 +77,8 @@ def settings_of(config: type[Any], name: str) -> st.SearchStrategy[dict[str, Any
         else values({**field, "default": field.get("default", "accuracy")})
         for key, field in fields.items()
     }
+    if "phase" in optional:  # one that a clock has
+        optional["phase"] = st.sampled_from([None, "consolidation"])
     return st.fixed_dictionaries({}, optional=optional)
 
 
