@@ -79,6 +79,8 @@ def settings_of(config: type[Any], name: str) -> st.SearchStrategy[dict[str, Any
     }
     if "phase" in optional:  # one that a clock has
         optional["phase"] = st.sampled_from([None, "consolidation"])
+    if "port" in optional:  # a free one: others belong to the machine
+        optional["port"] = st.just(0)
     return st.fixed_dictionaries({}, optional=optional)
 
 
