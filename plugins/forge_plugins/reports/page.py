@@ -19,6 +19,7 @@ from forge_plugins.reports.run_sections import (
     tiles,
 )
 from forge_plugins.reports.style import STYLE
+from forge_plugins.reports.timeline import timeline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +92,7 @@ def one_run(run: RunData) -> tuple[str, str]:
         element("h2", "Curves"),
         chart_cards([run], [run.name]),
         _never_measured([run]),
+        timeline(run),
         element("h2", "Figures and exports"),
         tables,
         documents(run),
