@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -40,9 +40,8 @@ class CapabilitiesConfig:
         Meta(
             min_length=1,
             description="what to watch, by a name of yours",
-            examples=[{"learned": {"figure": "accuracy", "threshold": 0.95}}],
         ),
-    ]
+    ] = field(default_factory=lambda: {"learned": Capability(figure="accuracy", threshold=0.95)})
 
 
 class _Track:

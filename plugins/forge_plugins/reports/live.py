@@ -82,7 +82,7 @@ class LivePage(ThreadingHTTPServer):
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self.farewells = 0  # event streams that are open
+        self.streams: set[int] = set()  # threads of the event streams that are open
         self.closing = threading.Event()
         super().__init__((LOOPBACK, port), _Answer)
 
@@ -149,13 +149,13 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.server.farewells += 1
+        self.server.streams.add(threading.get_ident())
         try:
             self._follow()
         except OSError:
             return  # the browser has gone
         finally:
-            self.server.farewells -= 1
+            self.server.streams.discard(threading.get_ident())
 
     def _follow(self) -> None:
         seen: Any = None
@@ -225,7 +225,7 @@ def _until_over(server: LivePage) -> RunStatus:
     while not (found := read_status(server.folder)).over:
         time.sleep(POLL_SECONDS)
     deadline = time.monotonic() + _FAREWELL_SECONDS
-    while server.farewells and time.monotonic() < deadline:
+    while server.streams and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     time.sleep(4 * POLL_SECONDS)  # the last event makes a browser ask once more
     return found
