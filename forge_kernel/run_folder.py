@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import secrets
@@ -24,11 +25,14 @@ from forge_kernel.plugin import Kind, PluginInfo
 if TYPE_CHECKING:
     from forge_kernel.planner import Plan
     from forge_kernel.result import RunResult
-    from forge_kernel.state import Event, LogRecord, Run
+    from forge_kernel.state import Event, LogRecord, Run, Step
 
 CONFIG: Final = "config.yaml"
 RESULT: Final = "result.json"
 STATUS: Final = "status.json"
+LOG: Final = "forge.log"
+HEARTBEAT_SECONDS: Final = 1.0  # between signs of life while steps are taken
+EVENTS_KEPT: Final = 20  # in `status.json`; `forge.log` has them all
 _PACKAGES: Final = ("forge-kernel", "torch", "numpy", "pluggy", "safetensors")
 
 
@@ -127,17 +131,21 @@ class RunRecord:
             "epoch": 0,
             "phase": None,
             "figures": {},
+            "figures_step": None,
+            "events": [],
             "pid": os.getpid(),
+            "host": platform.node(),
             "started": time.time(),
             "heartbeat": None,
         }
+        self._due = 0.0
 
     def open(self, folder: Path) -> None:
         """Begin to write into a run folder."""
         import structlog
 
         self._folder = folder
-        self._stream: TextIO = (folder / "forge.log").open("a", encoding="utf-8")
+        self._stream: TextIO = (folder / LOG).open("a", encoding="utf-8")
         self._log = structlog.wrap_logger(
             structlog.WriteLogger(self._stream),
             processors=[
@@ -156,6 +164,7 @@ class RunRecord:
         """Replace `status.json`."""
         self._status["state"] = state
         self._status["heartbeat"] = time.time()
+        self._due = time.monotonic() + HEARTBEAT_SECONDS
         if run is not None:
             self._status.update(
                 step=run.progress.step, epoch=run.progress.epoch, total_steps=run.total_steps
@@ -173,24 +182,39 @@ class RunRecord:
         """A phase begins."""
         self._status["phase"] = after
         self.event("phase", step=run.progress.step + 1, before=before, after=after)
+        self.state("training", run)
 
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told."""
-        del run
         self.event(event.name, step=event.step, message=event.message, facts=dict(event.facts))
+        told = {"step": event.step, "time": time.time(), "event": event.name}
+        events = self._status["events"]
+        events.append({**told, "message": event.message})
+        del events[:-EVENTS_KEPT]
+        self.state("training", run)
+
+    @hookimpl
+    def on_step_end(self, run: Run, step: Step) -> None:
+        """A sign of life when one is due."""
+        if time.monotonic() >= self._due:
+            self._status["phase"] = step.phase  # a resumed run hears of no change
+            self.state("training", run)
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """Latest figures."""
         self._status["figures"].update(record.figures)
+        self._status["figures_step"] = record.step
         self.state("training", run)
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Latest figures of a validation."""
-        self._status["figures"].update({f"validation_{k}": v for k, v in figures.items()})
-        self.event("validation", step=run.progress.step, figures=dict(figures))
+        finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
+        self._status["figures"].update({f"validation_{k}": v for k, v in finite.items()})
+        self._status["figures_step"] = run.progress.step
+        self.event("validation", step=run.progress.step, figures=finite)
         self.state("training", run)
 
     @hookimpl

@@ -58,7 +58,21 @@ RECORDS: Final[dict[str, Schema]] = {
             "epoch": _COUNT,
             "phase": _TEXT_OR_NULL,
             "figures": _FIGURES,
+            "figures_step": {"type": ["integer", "null"], "description": "step of the figures"},
+            "events": {
+                "type": "array",
+                "items": _record(
+                    "the newest of what plugins told",
+                    {
+                        "step": _COUNT,
+                        "time": {"type": "number"},
+                        "event": {"type": "string"},
+                        "message": {"type": "string"},
+                    },
+                ),
+            },
             "pid": _COUNT,
+            "host": {"type": "string", "description": "the machine that the pid is of"},
             "started": {"type": "number"},
             "heartbeat": _NUMBER_OR_NULL,
         },

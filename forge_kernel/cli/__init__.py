@@ -19,6 +19,8 @@ from forge_kernel.cli import (
     resume,
     run,
     schema,
+    status,
+    watch,
 )
 from forge_kernel.errors import FaultsError, ForgeError
 
@@ -43,6 +45,8 @@ def build_app() -> typer.Typer:
     app.command("explain")(explain.explain_command)
     app.command("plugins")(plugins.plugins_command)
     app.command("schema")(schema.schema_command)
+    app.command("status")(status.status_command)
+    app.command("watch")(watch.watch_command)
     app.command("doctor")(doctor.doctor_command)
     app.command("bench")(bench.bench_command)
     app.add_typer(new.app, name="new")

@@ -48,7 +48,7 @@ def test_a_first_party_plugin_loads_without_torch(entry: Any) -> None:
 COMMANDS = [
     ["--help"], ["--version"], ["check", "bitnet_grokfast"], ["plan", "bitnet_grokfast"],
     ["plugins"], ["plugins", "grokfast"], ["schema", "smoke"],
-    ["explain", "smoke", "run.seed"], ["run", "--help"],
+    ["explain", "smoke", "run.seed"], ["run", "--help"], ["status", "--help"], ["watch", "--help"],
 ]  # fmt: skip
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, RunResult, hookimpl
+from forge_plugins.observers.line_file import LineFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +27,8 @@ def _plain(figures: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def _keep_lines(file: Path, count: int) -> None:
-    """Cut a file after its first `count` lines; a torn last line goes too."""
-    end = 0
-    with file.open("rb") as stream:
-        for _, line in zip(range(count), stream, strict=False):
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-    os.truncate(file, end)
-
-
 class MetricsJsonl:
-    """A line for each log interval and each validation.
+    """A line for each log interval, each validation, and each event: phases, what plugins told.
 
     A checkpoint keeps the number of lines: a resumed run cuts off what was written after them, so
     that the file is that of an uninterrupted run.
@@ -49,22 +38,15 @@ class MetricsJsonl:
 
     def __init__(self, config: MetricsJsonlConfig) -> None:
         self.config = config
-        self._stream: TextIO | None = None
-        self._lines = 0
+        self._file = LineFile()
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Open the file at the place where the state stands."""
-        if run.folder is None:
-            return
-        file = run.folder / "metrics.jsonl"
-        file.touch()
-        _keep_lines(file, self._lines)
-        self._stream = file.open("a", encoding="utf-8")
+        if run.folder is not None:
+            self._file.begin(run.folder / "metrics.jsonl")
 
     def _write(self, run: Run, kind: str, when: float, what: Mapping[str, Any]) -> None:
-        if self._stream is None:
-            return
         line = {
             "step": run.progress.step,
             "time": round(when, 3),
@@ -72,9 +54,7 @@ class MetricsJsonl:
             "epoch": run.progress.epoch,
             **what,
         }
-        self._stream.write(json.dumps(line, allow_nan=False) + "\n")
-        self._stream.flush()
-        self._lines += 1
+        self._file.write(json.dumps(line, allow_nan=False))
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
@@ -87,6 +67,13 @@ class MetricsJsonl:
         self._write(run, "validation", time.time(), _plain(figures))
 
     @hookimpl
+    def on_phase_change(self, run: Run, before: str | None, after: str | None) -> None:
+        """A phase begins with the next step."""
+        message = f"The phase {after} begins." if after else f"The phase {before} is over."
+        told = {"event": "phase", "message": message, "facts": {"before": before, "after": after}}
+        self._write(run, "event", time.time(), told)
+
+    @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told."""
         told = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
@@ -96,31 +83,25 @@ class MetricsJsonl:
     def on_checkpoint(self, run: Run, folder: Path) -> None:
         """The state in the checkpoint counts on these bytes being on the disk."""
         del run, folder
-        if self._stream is not None:
-            os.fsync(self._stream.fileno())
-
-    def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._file.sync()
 
     @hookimpl
     def on_run_end(self, run: Run, result: RunResult) -> None:
         """Close the file."""
         del run, result
-        self._close()
+        self._file.close()
 
     @hookimpl
     def on_error(self, run: Run, error: BaseException) -> None:
         """Close the file."""
         del run, error
-        self._close()
+        self._file.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of lines in the file."""
-        return {"lines": self._lines}
+        return {"lines": self._file.lines}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Where a resumed run goes on writing."""
-        if self._stream is None:  # in mid-run, a rollback keeps the lines that led to it
-            self._lines = int(state["lines"])
+        if not self._file.open:  # in mid-run, a rollback keeps the lines that led to it
+            self._file.lines = int(state["lines"])

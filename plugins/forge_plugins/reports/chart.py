@@ -57,7 +57,20 @@ class Series:
         return ", ".join(filter(None, (self.label, self.variant)))
 
 
-def line_chart(
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What stands behind the lines of all charts of a run.
+
+    Args:
+        bands: (name, first step, last step) of stretches; None: up to the end.
+        marks: (step, what happened there).
+    """
+
+    bands: Sequence[tuple[str, int, int | None]] = ()
+    marks: Sequence[tuple[int, str]] = ()
+
+
+def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
     series: Sequence[Series],
     *,
     title: str,
@@ -67,6 +80,7 @@ def line_chart(
     steps: tuple[int, int] | None = None,
     size: tuple[int, int] = (620, 290),
     most_points: int = 600,
+    background: Background | None = None,
 ) -> str:
     """Draw series over their steps.
 
@@ -81,6 +95,7 @@ def line_chart(
         size: width and height in pixels, the height without the rows of the legend; the drawing
             may be scaled when shown.
         most_points: about how many points of each series are drawn; lowest and highest stay.
+        background: bands and marks behind the lines.
 
     Returns:
         One `svg` element, coloured by the classes of the page's style sheet.
@@ -100,8 +115,10 @@ def line_chart(
         element("title", escaped(title)),
         _text(0, 15, title, "chart-title"),
         legend,
+        _bands(background, horizontal, vertical) if background else "",
         _grid(horizontal, vertical),
         _axis_names(horizontal, vertical, x_label, f"{y_label} (log)" if log_y else y_label),
+        _event_marks(background, horizontal, vertical) if background else "",
         *(_drawn(one, horizontal, vertical, most_points) for one in series),
     ]
     if not values:
@@ -112,7 +129,7 @@ def line_chart(
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {width} {height}",
         role="img",
-        aria_label=_summary(title, series),
+        aria_label=_summary(title, series, background),
     )
 
 
@@ -150,7 +167,7 @@ def _above_zero(series: Series) -> Series:
     )
 
 
-def _summary(title: str, series: Sequence[Series]) -> str:
+def _summary(title: str, series: Sequence[Series], background: Background | None) -> str:
     """The chart in words: first and last value of each line."""
     told = [title]
     for one in series:
@@ -163,6 +180,8 @@ def _summary(title: str, series: Sequence[Series]) -> str:
             )
         else:
             told.append(f"{one.name}: not measured")
+    for name, begun, over in background.bands if background else ():
+        told.append(f"phase {name} from step {begun:,}" + (f" to {over:,}" if over else ""))
     return "; ".join(told)
 
 
@@ -207,6 +226,48 @@ def _axis_names(horizontal: Axis, vertical: Axis, x_label: str, y_label: str) ->
     return _text(x, vertical.start + 37, x_label, "name middle") + _text(
         12, y, y_label, "name middle", transform=f"rotate(-90 12 {y:.5g})"
     )
+
+
+def _bands(background: Background, horizontal: Axis, vertical: Axis) -> str:
+    """Stretches of the run as shades, each with its name where there is room."""
+    top, bottom = vertical.end, vertical.start
+    parts = []
+    for number, (name, start, end) in enumerate(background.bands):
+        left = _within(horizontal, start)
+        right = horizontal.end if end is None else _within(horizontal, end)
+        if right <= left:
+            continue
+        parts.append(
+            element(
+                "rect",
+                element("title", escaped(name)),
+                x=f"{left:.1f}",
+                y=f"{top:.1f}",
+                width=f"{right - left:.1f}",
+                height=f"{bottom - top:.1f}",
+                class_=f"band s{number % COLOURS}",
+            )
+        )
+        if _CHARACTER * len(name) <= right - left:
+            parts.append(_text((left + right) / 2, top - 3, name, "phase middle"))
+    return "".join(parts)
+
+
+def _event_marks(background: Background, horizontal: Axis, vertical: Axis) -> str:
+    """A dashed line at each step where something was told; the pointer reads what."""
+    parts = []
+    for step, told in background.marks:
+        x = horizontal.place(step)
+        if horizontal.start <= x <= horizontal.end:
+            path = f"M{x:.1f} {vertical.start:.1f}V{vertical.end:.1f}"
+            title = element("title", escaped(f"step {step:,}: {told}"))
+            parts.append(element("path", title, d=path, class_="event"))
+    return "".join(parts)
+
+
+def _within(axis: Axis, step: int) -> float:
+    """The place of a step, or the nearer end of the axis."""
+    return min(max(axis.place(step), axis.start), axis.end)
 
 
 # -- legend -------------------------------------------------------------------------------------

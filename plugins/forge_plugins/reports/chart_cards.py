@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from forge_plugins.reports.chart import Line, Series, line_chart
+from forge_plugins.reports.chart import Background, Line, Series, line_chart
 from forge_plugins.reports.markup import element, escaped
-from forge_plugins.reports.run_data import VALIDATION, Curve, RunData
+from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ _BOTH_SCALES: Final = frozenset({"loss", "learning_rate", "grad_norm"})
 _MOST_POINTS: Final = 600
 _POINTS_OF_PAGE: Final = 18_000  # at some 12 bytes each
 _FEWEST_POINTS: Final = 60
+_MOST_MARKS: Final = 40
 _WIDE_RANGE: Final = 50.0  # from this ratio on, a logarithmic axis shows more
 
 
@@ -31,6 +32,7 @@ class _Frame:
 
     steps: tuple[int, int]
     most_points: int
+    background: Background | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def chart_cards(runs: Sequence[RunData], names: Sequence[str]) -> str:
     drawn = sum(len(series) * (1 + scales[figure].both) for figure, series in lines.items())
     points = max(_FEWEST_POINTS, min(_MOST_POINTS, _POINTS_OF_PAGE // drawn))
     steps = [step for all_ in lines.values() for one in all_ for step, _ in one.points]
-    frame = _Frame((min(steps), max(steps)), points)
+    behind = _background(runs[0]) if len(runs) == 1 else None
+    frame = _Frame((min(steps), max(steps)), points, behind)
     cards = {
         figure: _card(number, figure, series, scales[figure], frame)
         for number, (figure, series) in enumerate(lines.items())
@@ -68,6 +71,13 @@ def chart_cards(runs: Sequence[RunData], names: Sequence[str]) -> str:
         heading = element("h2", "Further figures")
         parts.append(heading + element("div", small, class_="charts small"))
     return "".join(parts)
+
+
+def _background(run: RunData) -> Background:
+    """Phases as bands and the newest events as marks; several runs would cover each other."""
+    told = [(event.step, event.message) for event in run.events if event.name != PHASE]
+    bands = [(phase.name, phase.start, phase.end) for phase in run.phases]
+    return Background(bands, told[-_MOST_MARKS:])
 
 
 def measured_figures(runs: Sequence[RunData]) -> list[str]:
@@ -146,6 +156,7 @@ def _card(
             steps=frame.steps,
             size=(620, 290) if large else (410, 220),
             most_points=frame.most_points,
+            background=frame.background,
         )
         for name in (("linear", "log") if scales.both else ("linear",))
     }

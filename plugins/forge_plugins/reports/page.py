@@ -19,6 +19,7 @@ from forge_plugins.reports.run_sections import (
     tiles,
 )
 from forge_plugins.reports.style import STYLE
+from forge_plugins.reports.timeline import timeline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,16 +42,28 @@ def report_page(runs: Sequence[RunData]) -> str:
         A whole HTML document.
     """
     assert runs, "a report without a run"
-    title, body = _one(runs[0]) if len(runs) == 1 else _several(runs)
+    title, body = one_run(runs[0]) if len(runs) == 1 else _several(runs)
+    return whole_page(title, body)
+
+
+def whole_page(title: str, body: str, *, policy: str = _POLICY, script: str = "") -> str:
+    """The document around a body, in the style of all reports.
+
+    Args:
+        title: of the window, not yet escaped.
+        body: markup of the main part.
+        policy: what the page may load and run.
+        script: markup of a script element at the end, if there is one.
+    """
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{escaped(title)}</title><style>{STYLE}</style>"
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n'
-        f"<body><main>\n{body}\n</main></body></html>\n"
+        f"<body><main>\n{body}\n</main>{script}</body></html>\n"
     )
 
 
@@ -69,7 +82,8 @@ def write_report(runs: Sequence[RunData], file: Path) -> None:
         raise
 
 
-def _one(run: RunData) -> tuple[str, str]:
+def one_run(run: RunData) -> tuple[str, str]:
+    """Title and body of the page of one run."""
     tables = element("div", figures_table(run) + exports_table(run), class_="tables")
     parts = [
         header(run),
@@ -78,6 +92,7 @@ def _one(run: RunData) -> tuple[str, str]:
         element("h2", "Curves"),
         chart_cards([run], [run.name]),
         _never_measured([run]),
+        timeline(run),
         element("h2", "Figures and exports"),
         tables,
         documents(run),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIG: Final = "config.yaml"
 VALIDATION: Final = "validation"
+PHASE: Final = "phase"
 ENDED: Final = frozenset({"completed", "stopped", "failed"})
 _KINDS: Final = {"log": "training"}
 _NO_FIGURES: Final = frozenset({"step", "time", "kind", "epoch"})
@@ -52,6 +53,25 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """An event: finished steps, one word for programs, a sentence for people, plain facts."""
+
+    step: int
+    name: str
+    message: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of steps; `end` is None for the phase that the run is in."""
+
+    name: str
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """A figure in the summary: last values by kind of line, best of the validations."""
 
@@ -78,6 +98,7 @@ class RunData:
         final: last figures by name, a validation's with the prefix `validation_`.
         best: best validation figures by name.
         curves: from `metrics.jsonl`.
+        events: from the same, in order; changes of the phase are among them.
         notes: what is missing or could not be read, as sentences.
     """
 
@@ -99,12 +120,24 @@ class RunData:
     best: Mapping[str, float | None] = field(default_factory=dict)
     exports: tuple[Export, ...] = ()
     curves: tuple[Curve, ...] = ()
+    events: tuple[Told, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
         """Whether the run has come to an end."""
         return self.state in ENDED
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases in order, by finished steps."""
+        changes = [event for event in self.events if event.name == PHASE]
+        ends: list[int | None] = [event.step for event in changes[1:]]
+        return tuple(
+            Phase(name, event.step, end)
+            for event, end in zip(changes, [*ends, None], strict=False)
+            if (name := _text(event.facts.get("after"))) is not None
+        )
 
     def curve(self, figure: str, kind: str) -> Curve | None:
         """The curve of a figure in lines of a kind, if there is one."""
@@ -148,7 +181,7 @@ def read_run(folder: Path) -> RunData:
     settings = config.get("run")
     name = _text(settings.get("name")) if isinstance(settings, dict) else None
     folder_name = folder.resolve().name or str(folder)
-    curves = _read_curves(folder / "metrics.jsonl", notes)
+    curves, events = _read_metrics(folder / "metrics.jsonl", notes)
     return RunData(
         folder=folder_name,
         name=name or folder_name,
@@ -168,6 +201,7 @@ def read_run(folder: Path) -> RunData:
         best=_figures(about.get("best")),
         exports=_exports(folder, about.get("exports")),
         curves=curves,
+        events=events,
         notes=tuple(notes),
     )
 
@@ -279,20 +313,28 @@ class _Record:
     step: int
     kind: str
     figures: dict[str, float | None]
+    told: Told | None = None
 
 
-def _read_curves(file: Path, notes: list[str]) -> tuple[Curve, ...]:
+def _read_metrics(file: Path, notes: list[str]) -> tuple[tuple[Curve, ...], tuple[Told, ...]]:
     if not file.is_file():
         notes.append(f"{file.name} is absent: there is nothing to draw.")
-        return ()
+        return (), ()
     records: list[_Record] = []
+    events: list[Told] = []
     broken, replaced, torn = 0, 0, False
     for line, whole in _lines(file):
         record = _record(line)
         if record is None:
             broken += 1
             torn = not whole
-        elif record.kind != "event":
+            continue
+        while events and events[-1].step > record.step:  # the run went back
+            events.pop()
+            replaced += 1
+        if record.told is not None:
+            events.append(record.told)
+        else:
             replaced += _take_in(records, record)
     if broken:
         tail = "; the last one is cut short." if torn else "."
@@ -302,7 +344,7 @@ def _read_curves(file: Path, notes: list[str]) -> tuple[Curve, ...]:
             f"{_counted(replaced)} of {file.name} from before the run went back to an earlier "
             "step: not drawn."
         )
-    return _curves(records)
+    return _curves(records), tuple(events)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, bool]]:
@@ -325,6 +367,11 @@ def _record(line: str) -> _Record | None:
     step, kind = _count(data.get("step")), _text(data.get("kind"))
     if step is None or kind is None:
         return None
+    if kind == "event":
+        facts = data.get("facts")
+        name, message = _text(data.get("event")) or "", _text(data.get("message")) or ""
+        told = Told(step, name, message, facts if isinstance(facts, dict) else {})
+        return _Record(step, kind, {}, told)
     return _Record(
         step,
         _KINDS.get(kind, kind),

@@ -120,6 +120,10 @@ svg .empty{font-size:14px}
 .line.neutral{color:var(--quiet)}
 .marks{fill:none;stroke:currentColor;stroke-width:5;stroke-linecap:round}
 .small .marks{stroke-width:4}
+.band{fill:currentColor;fill-opacity:.08}
+.held{fill:currentColor;fill-opacity:.75}
+.event{stroke:var(--quiet);stroke-dasharray:2 3;fill:none}
+svg .phase{font-size:11px;text-anchor:middle}
 .dot{fill:currentColor;stroke:var(--card);stroke-width:1.5}
 @media print{.card,figure{break-inside:avoid}body{background:none}}
 """

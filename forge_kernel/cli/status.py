@@ -1,0 +1,35 @@
+"""`forge status`: the state of a run, read from another process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forge_kernel.cli.options import AsJson
+
+
+def status_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say how a run stands, whichever process runs it."""
+    import json
+
+    from forge_kernel.run_notice import figures_text, place_text
+    from forge_kernel.run_status import read_status
+
+    found = read_status(run_dir)
+    if as_json:
+        print(json.dumps(found.to_data(), indent=1))
+        return
+    print(f"{found.folder}: {found.said}")
+    if not found.data:
+        return
+    print(f"  {place_text(found.data)}")
+    figures = figures_text(found.data.get("figures"))
+    if figures:
+        print(f"  at step {found.data.get('figures_step')}: {figures}")
+    for event in found.data.get("events", ()):
+        print(f"  step {event['step']}: {event['message']}")

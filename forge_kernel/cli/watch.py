@@ -1,0 +1,152 @@
+"""`forge watch`: a run as it goes on, from another process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from forge_kernel.run_status import RunStatus
+
+POLL_SECONDS: Final = 0.25
+_SHOWN: Final = 12  # newest notices in the view
+_EARLIER: Final = 20  # notices from before the watching that are printed as lines
+
+
+def watch_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show it as a page on this machine (127.0.0.1).")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: a free one.")
+    ] = 0,
+) -> None:
+    """Watch a run until it ends: live in a terminal, as lines elsewhere, or as a page."""
+    from rich.console import Console
+
+    from forge_kernel.run_status import read_status
+
+    read_status(run_dir)
+    try:
+        if serve:
+            found = _serve(run_dir, port)
+        else:
+            console = Console()
+            found = _view(run_dir, console) if console.is_terminal else _lines(run_dir)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None  # the run itself goes on
+    print(f"{run_dir}: {found.said}")
+    if found.condition == "gone":
+        raise typer.Exit(3)
+
+
+def _serve(folder: Path, port: int) -> RunStatus:
+    """Hand over to the page that a distribution brings."""
+    from importlib.metadata import entry_points
+
+    from forge_kernel.errors import PluginError
+
+    pages = sorted(entry_points(group="forge_kernel.pages"), key=lambda entry: entry.name)
+    if not pages:
+        raise PluginError("no installed distribution brings a page (forge_kernel.pages)")
+    found: RunStatus = pages[0].load()(folder, port)
+    return found
+
+
+def _lines(folder: Path) -> RunStatus:
+    """A line for each notice and each new set of figures, as they come."""
+    from forge_kernel.run_folder import LOG
+    from forge_kernel.run_notice import figures_text, notice_text
+    from forge_kernel.run_status import LogFollower, read_status
+
+    follower, step, condition = LogFollower(folder / LOG), None, "running"
+    earlier = _EARLIER
+    while True:
+        found = read_status(folder)  # first, so that what was written before its end is read
+        notices = [notice_text(line) for line in follower.new()]
+        for text in notices[-earlier:]:
+            print(text, flush=True)
+        earlier = 10**9
+        if found.data.get("figures_step") != step:
+            step = found.data.get("figures_step")
+            print(f"step {step}: {figures_text(found.data.get('figures'))}", flush=True)
+        if found.over:
+            return found
+        if found.condition != condition:
+            condition = found.condition
+            print(f"{condition}: {found.said}", flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def _view(folder: Path, console: Any) -> RunStatus:
+    """One picture that is drawn anew until the run ends."""
+    from rich.live import Live
+
+    from forge_kernel.run_folder import LOG
+    from forge_kernel.run_notice import notice_text
+    from forge_kernel.run_status import LogFollower, read_status
+
+    follower = LogFollower(folder / LOG)
+    notices: list[str] = []
+    pace = Pace()
+    with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
+        while True:
+            found = read_status(folder)
+            notices += [notice_text(line) for line in follower.new()]
+            del notices[:-_SHOWN]
+            pace.take(found.data)
+            live.update(_picture(found, notices, pace), refresh=True)
+            if found.over:
+                return found
+            time.sleep(POLL_SECONDS)
+
+
+class Pace:
+    """Steps in a second between signs of life."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, int] | None = None
+        self.steps_per_second: float | None = None
+
+    def take(self, data: Mapping[str, Any]) -> None:
+        """Take in a status."""
+        now, step = data.get("heartbeat"), data.get("step")
+        if not isinstance(now, int | float) or not isinstance(step, int):
+            return
+        if self._last is None or step < self._last[1]:
+            self._last = (now, step)
+        elif now - self._last[0] >= 1.0:
+            self.steps_per_second = (step - self._last[1]) / (now - self._last[0])
+            self._last = (now, step)
+
+
+def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from forge_kernel.run_notice import place_text
+
+    data = found.data
+    colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(found.condition, "bold")
+    parts: list[RenderableType] = [Text(f"{found.folder}: {found.said}", style=colour)]
+    if data:
+        speed = pace.steps_per_second
+        told = place_text(data) + (f", {speed:.3g} steps/s" if speed is not None else "")
+        parts.append(Text(told))
+        if data.get("total_steps"):
+            parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
+        table = Table("figure", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for name, value in data.get("figures", {}).items():
+            table.add_row(Text(name), "not measured" if value is None else f"{value:.5g}")
+        parts.append(table)
+    parts += [Text(notice, style="dim") for notice in notices]
+    return Group(*parts)

@@ -1,0 +1,43 @@
+"""Lines of `forge.log` and the latest figures as sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_OWN: Final = frozenset({"event", "level", "timestamp", "step", "message", "facts"})
+
+
+def figures_text(figures: Any) -> str:
+    """Figures in one line: `loss 0.31  accuracy 0.8`; one not measured is left out."""
+    if not isinstance(figures, Mapping):
+        return ""
+    return "  ".join(
+        f"{name} {value:.4g}"
+        for name, value in figures.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+
+
+def place_text(status: Mapping[str, Any]) -> str:
+    """Where a run is: `step 120 of 4000, epoch 3, phase warmup`."""
+    total = status.get("total_steps")
+    parts = [f"step {status.get('step', 0)}" + (f" of {total}" if total is not None else "")]
+    parts.append(f"epoch {status.get('epoch', 0)}")
+    if status.get("phase") is not None:
+        parts.append(f"phase {status['phase']}")
+    return ", ".join(parts)
+
+
+def notice_text(line: Mapping[str, Any]) -> str:
+    """A line of `forge.log` as a sentence."""
+    what = str(line.get("event"))
+    step = f"step {line['step']}: " if "step" in line else ""
+    if line.get("message"):
+        return f"{step}{line['message']}"
+    if what == "phase":
+        return f"{step}phase {line.get('before') or 'none'} -> {line.get('after') or 'none'}"
+    if what == "validation":
+        return f"{step}validation {figures_text(line.get('figures'))}"
+    rest = ", ".join(f"{key} {value}" for key, value in line.items() if key not in _OWN and value)
+    return f"{step}{what.replace('_', ' ')}" + (f" ({rest})" if rest else "")

@@ -1,0 +1,105 @@
+"""Figures and events for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from forge_kernel.api import (
+    Event,
+    Kind,
+    LogRecord,
+    PluginError,
+    PluginInfo,
+    Run,
+    RunResult,
+    hookimpl,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBoardConfig:
+    """How soon TensorBoard sees what was written."""
+
+    flush_seconds: Annotated[
+        int, Meta(ge=1, le=3600, description="seconds after which what was written is on the disk")
+    ] = 10
+
+
+class TensorBoard:
+    """Writes `tensorboard/` in the run folder; look at it with `tensorboard --logdir RUN_DIR`.
+
+    A resumed run lets TensorBoard forget the steps after its checkpoint. A figure that was not
+    measured has no point.
+    """
+
+    info = PluginInfo(name="tensorboard", kind=Kind.OBSERVERS, config=TensorBoardConfig)
+
+    def __init__(self, config: TensorBoardConfig) -> None:
+        self.config = config
+        self._writer: Any = None
+
+    @hookimpl
+    def on_run_start(self, run: Run) -> None:
+        """Begin a file of events, or say what is missing."""
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise PluginError(
+                f"the observer tensorboard cannot work: {error}; "
+                "install it with: pip install 'forge-kernel[sinks]'"
+            ) from error
+        if run.folder is None:
+            return
+        step = run.progress.step
+        self._writer = SummaryWriter(
+            str(run.folder / "tensorboard"),
+            purge_step=step + 1 if step else None,
+            flush_secs=self.config.flush_seconds,
+        )
+
+    def _write(self, kind: str, step: int, figures: Mapping[str, float | None]) -> None:
+        if self._writer is None:
+            return
+        for name, value in figures.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    @hookimpl
+    def on_log(self, run: Run, record: LogRecord) -> None:
+        """The figures of training."""
+        del run
+        self._write("training", record.step, record.figures)
+
+    @hookimpl
+    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+        """The figures of a validation."""
+        self._write("validation", run.progress.step, figures)
+
+    @hookimpl
+    def on_event(self, run: Run, event: Event) -> None:
+        """What a plugin told, as a text."""
+        del run
+        if self._writer is not None:
+            self._writer.add_text(f"event/{event.name}", event.message, event.step)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    @hookimpl
+    def on_run_end(self, run: Run, result: RunResult) -> None:
+        """Close the file."""
+        del run, result
+        self._close()
+
+    @hookimpl
+    def on_error(self, run: Run, error: BaseException) -> None:
+        """Close the file."""
+        del run, error
+        self._close()

@@ -1,0 +1,231 @@
+"""A run as a page that renews itself, on this machine only: `forge watch --serve`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Final
+
+from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.run_folder import STATUS
+from forge_kernel.run_notice import place_text
+from forge_kernel.run_status import RunStatus, read_status
+from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.page import one_run, whole_page
+from forge_plugins.reports.run_data import read_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOPBACK: Final = "127.0.0.1"
+POLL_SECONDS: Final = 0.25
+_IDLE_SECONDS: Final = 10.0  # after so long a client hears something, so that a lost one is noticed
+_FAREWELL_SECONDS: Final = 30.0  # what a client is given to fetch the last picture
+_WATCHED: Final = (STATUS, "metrics.jsonl", "result.json")
+
+_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'"
+)
+_SCRIPT: Final = """\
+"use strict";
+const main = document.querySelector("main");
+const key = (part, at) => part.id || part.tagName + at;
+function opened() {
+  const found = {};
+  main.querySelectorAll("details,input").forEach((part, at) => {
+    found[key(part, at)] = part.open || part.checked;
+  });
+  return found;
+}
+async function renew() {
+  const answer = await fetch("/body");
+  if (!answer.ok) return;
+  const before = opened();
+  main.innerHTML = await answer.text();
+  main.querySelectorAll("details,input").forEach((part, at) => {
+    if (!(key(part, at) in before)) return;
+    if (part.tagName === "DETAILS") part.open = before[key(part, at)];
+    else part.checked = before[key(part, at)];
+  });
+}
+let due = Promise.resolve();
+const source = new EventSource("/events");
+source.addEventListener("status", (event) => {
+  const told = JSON.parse(event.data);
+  document.title = told.title;
+  due = due.then(renew, renew);
+  if (told.over) source.close();
+});
+source.onerror = () => {
+  const line = document.getElementById("live");
+  if (line) line.textContent = "The page has lost its server: forge watch has ended.";
+};
+"""
+
+
+class LivePage(ThreadingHTTPServer):
+    """Serves one run folder on loopback.
+
+    Args:
+        folder: the run folder; it is only read.
+        port: 0 for a free one.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.streams: set[int] = set()  # threads of the event streams that are open
+        self.closing = threading.Event()
+        super().__init__((LOOPBACK, port), _Answer)
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        return f"http://{LOOPBACK}:{self.server_port}/"
+
+    def hosts(self) -> tuple[str, ...]:
+        """Names by which it may be addressed; a foreign site's name that leads here is none."""
+        return (f"{LOOPBACK}:{self.server_port}", f"localhost:{self.server_port}")
+
+    def mark(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever the run has written."""
+        found = []
+        for name in _WATCHED:
+            try:
+                about = (self.folder / name).stat()
+                found.append((about.st_mtime_ns, about.st_size))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: LivePage
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Requests are not worth a line on the terminal."""
+
+    def do_GET(self) -> None:
+        """The page, its script, its body anew, or the stream of events."""
+        if self.headers.get("Host") not in self.server.hosts():
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", "This page is for this machine only.\n")
+        elif self.path == "/":
+            title, body = _body(self.server.folder)
+            script = '<script src="/live.js"></script>'
+            page = whole_page(title, body, policy=_POLICY, script=script)
+            self._send(HTTPStatus.OK, "text/html", page)
+        elif self.path == "/live.js":
+            self._send(HTTPStatus.OK, "text/javascript", _SCRIPT)
+        elif self.path == "/body":
+            self._send(HTTPStatus.OK, "text/html", _body(self.server.folder)[1])
+        elif self.path == "/events":
+            self._stream()
+        else:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", "There is no such page.\n")
+
+    def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
+        content = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _stream(self) -> None:
+        """Server-sent events: one at once, one for each change, until the run is over."""
+        self.close_connection = True
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.server.streams.add(threading.get_ident())
+        try:
+            self._follow()
+        except OSError:
+            return  # the browser has gone
+        finally:
+            self.server.streams.discard(threading.get_ident())
+
+    def _follow(self) -> None:
+        seen: Any = None
+        told = 0.0
+        while not self.server.closing.is_set():
+            found = read_status(self.server.folder)
+            mark = (self.server.mark(), found.condition)
+            if mark != seen:
+                seen, told = mark, time.monotonic()
+                self._event(found)
+                if found.over:
+                    return
+            elif time.monotonic() - told >= _IDLE_SECONDS:
+                told = time.monotonic()
+                self.wfile.write(b": nothing new\n\n")
+            time.sleep(POLL_SECONDS)
+
+    def _event(self, found: RunStatus) -> None:
+        title = f"{found.condition}: {found.folder.resolve().name}"
+        data = json.dumps({"title": title, "over": found.over, **found.to_data()})
+        self.wfile.write(f"event: status\ndata: {data}\n\n".encode())
+        self.wfile.flush()
+
+
+def _body(folder: Path) -> tuple[str, str]:
+    """Title and body as the run stands now, with a line that says how it stands."""
+    found = read_status(folder)
+    title, body = one_run(read_run(folder))
+    told = f"{found.said} · {place_text(found.data)}" if found.data else found.said
+    return title, element("p", escaped(told), class_="quiet", id="live") + body
+
+
+def serve(folder: Path, port: int) -> RunStatus:
+    """Serve the page until the run is over.
+
+    Args:
+        folder: the run folder.
+        port: 0 for a free one.
+
+    Raises:
+        ConfigError: the port cannot be had, or the run is over already.
+    """
+    if read_status(folder).over:
+        hint = f"draw its page with: forge report {folder} --open"
+        raise ConfigError([Fault(f"the run {folder} is over: there is nothing to watch",
+                                 hints=(hint,))])  # fmt: skip
+    try:
+        server = LivePage(folder, port)
+    except OSError as error:
+        hint = "choose another: --port 0 takes a free one"
+        raise ConfigError(
+            [Fault(f"cannot serve on port {port}: {error}", hints=(hint,))]
+        ) from error
+    thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), daemon=True)
+    thread.start()
+    print(f"forge: the run is shown at {server.address} (this machine only)", file=sys.stderr)
+    try:
+        return _until_over(server)
+    finally:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+
+
+def _until_over(server: LivePage) -> RunStatus:
+    """Wait for the end of the run, then for the browsers to have fetched the last picture."""
+    while not (found := read_status(server.folder)).over:
+        time.sleep(POLL_SECONDS)
+    deadline = time.monotonic() + _FAREWELL_SECONDS
+    while server.streams and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    time.sleep(4 * POLL_SECONDS)  # the last event makes a browser ask once more
+    return found

@@ -1,0 +1,300 @@
+"""`forge status` and `forge watch`: a run seen from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from kernel_parts import make_plugin
+
+from forge_kernel import run_folder
+from forge_kernel.api import Kind
+from forge_kernel.cli.watch import POLL_SECONDS, Pace
+from forge_kernel.loading import load_pipeline
+from forge_kernel.run_notice import notice_text
+from forge_kernel.run_status import LogFollower, read_status
+from forge_kernel.runner import resume, run
+from forge_kernel.schemas import RECORDS
+
+STATUS = {
+    "state": "training", "step": 7, "total_steps": 9, "epoch": 1, "phase": "warmup",
+    "figures": {"loss": 0.5, "slow": None}, "figures_step": 6, "pid": os.getpid(),
+    "events": [{"step": 5, "time": 1.0, "event": "told", "message": "Something came."}],
+}  # fmt: skip
+RUN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, PARTS)
+from kernel_parts import make_plugin
+from forge_kernel.api import Kind
+from forge_kernel.runner import run
+
+told = []
+def on_step_end(self, run, step):
+    time.sleep(0.01)
+    if Path("tell").exists() and not told:
+        told.append(1)
+        run.tell("test_event", "The signal was seen.")
+    if Path("end").exists():
+        run.request("stop", reason="told to")
+run("smoke", output_dir="run", quiet=True,
+    plugins=[make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end)])
+"""
+
+
+def forge(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "forge_kernel", *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    (folder / "config.yaml").write_text("forge: 1\n")
+    status = {**STATUS, "heartbeat": time.time(), "host": run_folder.platform.node(), **changes}
+    (folder / "status.json").write_text(json.dumps(status))
+    return folder
+
+
+def begun(folder: Path) -> subprocess.Popen[bytes]:
+    """A run in another process, which has taken a step."""
+    parts = repr(str(Path(__file__).resolve().parents[1]))
+    code = RUN.replace("PARTS", parts).replace(
+        '"smoke"', "__import__('forge_kernel').load_pipeline('smoke', ['run.max_steps=100000'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "run/config.yaml").is_file() and read_status(folder / "run").data.get("step"):
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError("the run did not begin")
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    ("changes", "condition", "said"),
+    [
+        ({}, "running", "training"),
+        ({"state": "completed", "pid": 0}, "ended", "completed"),
+        ({"heartbeat": time.time() - 300}, "silent", "is there"),
+        ({"heartbeat": 1000.0}, "gone", "forge resume"),  # the pid is another process's by now
+        ({"host": "elsewhere", "pid": 1}, "running", "training"),
+        ({"host": "elsewhere", "heartbeat": 1000.0}, "silent", "machine is elsewhere"),
+        ({"heartbeat": None}, "running", "training"),
+    ],
+)
+def test_the_condition_follows_from_state_process_and_heartbeat(
+    tmp_path: Path, changes: dict[str, Any], condition: str, said: str
+) -> None:
+    if condition == "silent" and "host" not in changes:
+        changes = {**changes, "pid": 1, "heartbeat": time.time() - 31}
+    found = read_status(write(tmp_path, **changes))
+    assert (found.condition, said in found.said) == (condition, True), found.said
+
+
+def test_a_process_that_is_gone_is_said_to_be_so(tmp_path: Path) -> None:
+    found = read_status(write(tmp_path, pid=dead_pid()))
+    assert found.condition == "gone"
+    done = forge("watch", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 3
+    assert "is gone without ending the run" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_status_that_cannot_be_read_is_unknown(tmp_path: Path, text: str) -> None:
+    (write(tmp_path) / "status.json").write_text(text)
+    assert read_status(tmp_path).condition == "unknown"
+
+
+def test_status_prints_place_figures_and_events_or_json(tmp_path: Path) -> None:
+    write(tmp_path)
+    lines = forge("status", str(tmp_path), cwd=tmp_path).stdout.splitlines()
+    assert lines[0].endswith(": training")
+    assert [line.strip() for line in lines[1:]] == [
+        "step 7 of 9, epoch 1, phase warmup", "at step 6: loss 0.5", "step 5: Something came.",
+    ]  # fmt: skip
+    data = json.loads(forge("status", str(tmp_path), "--json", cwd=tmp_path).stdout)
+    assert data["condition"] == "running"
+    assert data["status"]["figures"] == {"loss": 0.5, "slow": None}
+
+
+@pytest.mark.parametrize("command", ["status", "watch"])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, command: str) -> None:
+    done = forge(command, str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is no run folder" in done.stderr
+
+
+def test_the_follower_gives_each_whole_line_once_and_begins_again_in_a_cut_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "lines"
+    follower = LogFollower(file)
+    assert list(follower.new()) == []
+    file.write_bytes(b'{"a": 1}\nbroken\n[2]\n{"b": ')
+    assert list(follower.new()) == [{"a": 1}]
+    with file.open("ab") as stream:
+        stream.write(b"2}\n")
+    assert list(follower.new()) == [{"b": 2}]
+    assert list(follower.new()) == []
+    file.write_bytes(b'{"c": 3}\n')
+    assert list(follower.new()) == [{"c": 3}]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ({"event": "grokked", "step": 3, "message": "It did.", "facts": {}}, "step 3: It did."),
+        ({"event": "phase", "step": 4, "before": None, "after": "warmup"},
+         "step 4: phase none -> warmup"),
+        ({"event": "validation", "step": 4, "figures": {"loss": 0.25, "f1": None}},
+         "step 4: validation loss 0.25"),
+        ({"event": "run_end", "level": "info", "outcome": "stopped"}, "run end (outcome stopped)"),
+    ],
+)  # fmt: skip
+def test_a_line_of_the_log_becomes_a_sentence(line: dict[str, Any], text: str) -> None:
+    assert notice_text(line) == text
+
+
+def test_the_pace_is_steps_between_signs_of_life() -> None:
+    pace = Pace()
+    for heartbeat, step in ((10.0, 100), (10.5, 120), (12.0, 150)):
+        pace.take({"heartbeat": heartbeat, "step": step})
+    assert pace.steps_per_second == pytest.approx(25.0)
+
+
+def traced(folder: Path, monkeypatch: Any, seconds: float) -> tuple[list[Any], Any]:
+    """`status.json` as each step found it, of a run whose log lines are far away."""
+    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", seconds)
+    seen: list[Any] = []
+
+    def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
+        seen.append((step.number, json.loads((run.folder / "status.json").read_text())))
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        if step.number == 4:
+            run.tell("told", "Something came.", size=3)
+
+    teller = make_plugin("teller", Kind.POLICIES, on_batch=on_batch, on_step_end=on_step_end)
+    settings = [
+        "run.max_steps=8", "run.validate_every=null", "run.log_every=1000", "run.save_every=null",
+        "phases={use: grokfast, with: {warmup_steps: 5, acceleration_steps: 3,"
+        " consolidation_steps: 0, refinement_steps: 0}}",
+    ]  # fmt: skip
+    result = run(load_pipeline("smoke", settings), output_dir=folder, plugins=[teller], quiet=True)
+    return seen, result
+
+
+@pytest.mark.spec("H8")
+def test_an_event_and_a_phase_are_in_the_status_at_once_without_a_log_line(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Written before the next step begins; a watcher looks more than once a second."""
+    seen, _ = traced(tmp_path / "run", monkeypatch, 1e9)
+    status = dict(seen)
+    assert [event["message"] for event in status[5]["events"]] == ["Something came."]
+    assert status[4]["events"] == []
+    assert (status[5]["phase"], status[6]["phase"]) == ("warmup", "acceleration")
+    assert status[4]["step"] == 0  # no sign of life was due
+    assert POLL_SECONDS <= 0.5
+    for _, found in seen:
+        jsonschema.validate(found, RECORDS["status"])
+
+
+def test_signs_of_life_carry_the_step_when_they_are_due(tmp_path: Path, monkeypatch: Any) -> None:
+    seen, _ = traced(tmp_path / "run", monkeypatch, 0.0)
+    assert [(number, status["step"]) for number, status in seen[1:]] == [
+        (number, number - 1) for number in range(2, 9)
+    ]
+
+
+def test_a_resumed_run_says_its_phase_though_it_does_not_change(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    _, result = traced(tmp_path / "run", monkeypatch, 0.0)
+    assert result.outcome == "completed"
+    noop = make_plugin("teller", Kind.POLICIES, on_step_end=lambda self, run, step: None)
+    resume(tmp_path / "run", ["run.max_steps=9"], plugins=[noop], quiet=True)
+    assert read_status(tmp_path / "run").data["phase"] == "completed"
+
+
+def test_a_validation_figure_that_is_not_finite_leaves_the_status_strict(tmp_path: Path) -> None:
+    record = run_folder.RunRecord()
+    record.open(tmp_path)
+    state = type("State", (), {"progress": type("P", (), {"step": 3, "epoch": 0})})()
+    state.total_steps = None
+    record.on_validation(state, {"loss": float("nan")})
+    record.close()
+    assert json.loads((tmp_path / "status.json").read_text())["figures"] == {
+        "validation_loss": None
+    }
+
+
+@pytest.mark.spec("H8")
+def test_watch_prints_what_another_process_tells_and_ends_with_the_run(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+    try:
+        command = [sys.executable, "-m", "forge_kernel", "watch", "run"]
+        watching = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        (tmp_path / "tell").touch()
+        lines = iter(watching.stdout.readline, "")  # type: ignore[union-attr]
+        assert any("The signal was seen." in line for line in lines)
+        assert watching.poll() is None
+        (tmp_path / "end").touch()
+        rest = list(lines)
+        assert watching.wait(60) == 0
+        assert rest[-1] == "run: completed\n"
+        watching.stdout.close()  # type: ignore[union-attr]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_watch_says_that_the_process_was_killed(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert read_status(tmp_path / "run").condition == "gone"
+
+
+def test_watch_draws_in_a_terminal(tmp_path: Path) -> None:
+    write(tmp_path, state="completed")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "forge_kernel", "watch", str(tmp_path)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
+    assert process.wait(60) == 0
+    os.close(slave)
+    shown = os.read(master, 65536).decode()
+    os.close(master)
+    assert "step 7 of 9" in shown
+    assert "loss" in shown
+
+
+@pytest.mark.parametrize("command", ["status", "watch"])
+def test_looking_at_a_run_imports_no_torch(tmp_path: Path, command: str) -> None:
+    write(tmp_path, state="completed")
+    code = (
+        f"import sys; sys.argv = ['forge', {command!r}, {str(tmp_path)!r}]\n"
+        "from forge_kernel.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60)
+    assert done.returncode == 0
