@@ -68,7 +68,8 @@ def _lines(folder: Path) -> RunStatus:
 
     follower, step, condition = LogFollower(folder / LOG), None, "running"
     earlier = _EARLIER
-    while True:
+    over = False
+    while not over:
         found = read_status(folder)  # first, so that what was written before its end is read
         notices = [notice_text(line) for line in follower.new()]
         for text in notices[-earlier:]:
@@ -77,12 +78,13 @@ def _lines(folder: Path) -> RunStatus:
         if found.data.get("figures_step") != step:
             step = found.data.get("figures_step")
             print(f"step {step}: {figures_text(found.data.get('figures'))}", flush=True)
-        if found.over:
-            return found
-        if found.condition != condition:
+        over = found.over
+        if found.condition != condition and not over:
             condition = found.condition
             print(f"{condition}: {found.said}", flush=True)
-        time.sleep(POLL_SECONDS)
+        if not over:
+            time.sleep(POLL_SECONDS)
+    return found
 
 
 def _view(folder: Path, console: Any) -> RunStatus:
@@ -97,15 +99,17 @@ def _view(folder: Path, console: Any) -> RunStatus:
     notices: list[str] = []
     pace = Pace()
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
-        while True:
+        over = False
+        while not over:
             found = read_status(folder)
             notices += [notice_text(line) for line in follower.new()]
             del notices[:-_SHOWN]
             pace.take(found.data)
             live.update(_picture(found, notices, pace), refresh=True)
-            if found.over:
-                return found
-            time.sleep(POLL_SECONDS)
+            over = found.over
+            if not over:
+                time.sleep(POLL_SECONDS)
+    return found
 
 
 class Pace:

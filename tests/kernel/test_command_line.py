@@ -47,7 +47,7 @@ def test_a_run_prints_its_folder_and_final_figures(finished: Path) -> None:
     shown = {
         match[1]: float(match[2])
         for line in lines
-        if (match := re.match(r"  (\w+): ([-\d.e+]+)", line))
+        if (match := re.match(r"  ([\w-]+): ([-\d.e+]+)", line))
     }
     for name, value in result["final"].items():
         assert shown[name] == pytest.approx(value, rel=1e-4)
@@ -58,7 +58,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "forge.log",
-        "checkpoints", "exports", "result.json", "report.html",
+        "checkpoints", "exports", "result.json", "report.html", "quantization.json",
     }  # fmt: skip
     for name in ("result", "status", "environment"):
         jsonschema.validate(json.loads((run / f"{name}.json").read_text()), RECORDS[name])

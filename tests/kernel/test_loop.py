@@ -140,8 +140,8 @@ def test_epochs_are_passes_over_the_data(linear: nn.Module) -> None:
 
 
 def test_a_run_ends_by_the_clock(linear: nn.Module) -> None:
-    session = make_session(linear, batches(4), max_steps=None, max_seconds=0.2)
     begin = time.monotonic()
+    session = make_session(linear, batches(4), max_steps=None, max_seconds=0.2)
     session.train()
     assert time.monotonic() - begin >= 0.2
     assert "max_seconds" in session.stop_reason

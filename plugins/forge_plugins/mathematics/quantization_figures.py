@@ -23,17 +23,17 @@ def bars(top: int) -> list[int]:
     return list(range(-top + width // 2, top + 1, width))
 
 
-def weight_sums(layer: BitLayer, before: Tensor | None) -> tuple[Tensor, Tensor]:
+def weight_sums(layer: BitLayer, before: Tensor | None) -> Tensor:
     """Sums over a layer's weights, on its device, without a read to the host.
 
     Args:
         layer: with levels.
-        before: its levels at an earlier time, or None.
+        before: its levels before the last update, or None.
 
     Returns:
         Count, zero levels, levels that differ from `before` (NaN without), squared error of the
-        quantized weight, sums of the 1st to 4th powers of the latent weight, then the histogram;
-        and the levels (int8). Vectors of several layers may be added up.
+        quantized weight, sums of the 1st to 4th powers of the latent weight, then the histogram.
+        Vectors of several layers may be added up.
     """
     with torch.no_grad():
         levels, scale = layer.levels()
@@ -58,20 +58,19 @@ def weight_sums(layer: BitLayer, before: Tensor | None) -> tuple[Tensor, Tensor]
             (square * latent).sum(),
             (square * square).sum(),
         ]
-        return torch.stack([*moments, *counts]), levels
+        return torch.stack([*moments, *counts])
 
 
-def weight_figures(sums: Tensor, top: int, steps: int) -> dict[str, Tensor]:
+def weight_figures(sums: Tensor, top: int) -> dict[str, Tensor]:
     """Figures by name (0-d) from a vector of sums.
 
     Args:
         sums: from `weight_sums`, of one layer or added up.
         top: highest level of the grid.
-        steps: optimizer steps since the earlier levels were taken.
 
     Returns:
-        `weight_sparsity` (share of zero levels), `weight_flips` (share of levels that change in a
-        step, NaN when unknown), `quantization_error` (distance to the latent weight as a share of
+        `weight_sparsity` (share of zero levels), `weight_flips` (share of levels that the
+        last update changed, NaN when unknown), `quantization_error` (distance to the latent weight as a share of
         its norm), `latent_mean`, `latent_std`, `latent_kurtosis` (3 for a Gaussian), and
         `level_<l>`: the share of each level, or of the levels round l.
     """
@@ -81,7 +80,7 @@ def weight_figures(sums: Tensor, top: int, steps: int) -> dict[str, Tensor]:
     central = fourth / count - 4 * mean * third / count + 6 * mean * mean * square - 3 * mean**4
     figures = {
         "weight_sparsity": zeros / count,
-        "weight_flips": flips / count / max(1, steps),
+        "weight_flips": flips / count,
         "quantization_error": (error / second).sqrt(),
         "latent_mean": mean,
         "latent_std": variance.sqrt(),

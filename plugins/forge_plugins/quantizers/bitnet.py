@@ -172,8 +172,8 @@ class BitNet:
         self._account: dict[str, Any] = {}
         self._notices: list[str] = []
         self._warmup = self._ramp = 0
-        self._seen: dict[str, Tensor] = {}
-        self._seen_at = 0
+        self._before: dict[str, Tensor] = {}  # levels before the update that a log line is due for
+        self._before_step = 0
 
     @hookimpl
     def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
@@ -293,25 +293,33 @@ class BitNet:
         self._settle(run)
 
     @hookimpl
+    def on_gradients(self, run: Run, step: Step) -> None:
+        """Remember the levels when a log line is due: the flips of this step are told there."""
+        del run
+        if not step.logs or self.config.weight_bits >= 16:
+            return
+        layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
+        self._before = {name: layer.levels()[0] for name, layer in layers.values()}
+        self._before_step = step.number
+
+    @hookimpl
     def measure(self, run: Run, step: Step) -> dict[str, Any]:
         """Error, sparsity, flips, levels and latent distribution, over all layers and of each."""
-        del step
         figures: dict[str, Any] = {}
         if self._warmup:
             figures["quantization_blend"] = self._control.blend
         layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
         if not layers or self.config.weight_bits >= 16:
             return figures
-        done = run.progress.step
-        passed, self._seen_at = done - self._seen_at, done
+        before = self._before if self._before_step == run.progress.step else {}
+        self._before = {}
         top = self.config.scheme().top
         total: Tensor | None = None
         for name, layer in layers.values():
-            sums, levels = quantization_figures.weight_sums(layer, self._seen.get(name))
-            self._seen[name] = levels
+            sums = quantization_figures.weight_sums(layer, before.get(name))
             total = sums if total is None else total + sums
             if self.config.figures == "layers":
-                found = quantization_figures.weight_figures(sums, top, passed)
+                found = quantization_figures.weight_figures(sums, top)
                 figures |= {f"{figure}/{name}": value for figure, value in found.items()}
         assert total is not None
-        return figures | quantization_figures.weight_figures(total, top, passed)
+        return figures | quantization_figures.weight_figures(total, top)

@@ -63,7 +63,7 @@ JSON: list[tuple[str, str, bytes, str]] = [
     ("rounded integer", J, records({"input": [0.5, 2**60 + 1]}), "record 0.*'input'.*rounded"),
     ("brackets", J, b"[" * 100_000, "line 1 column"),
     ("nested lists", J, b'[{"input":' + b"[" * 12 + b"1" + b"]" * 12 + b"}]", "nested deeper"),
-    ("nested objects", J, b'[{"a":' * 400 + b"1" + b"}]" * 400, "nested too deeply"),
+    ("nested objects", J, b'[{"a":' * 400 + b"1" + b"}]" * 400, "holds a value of the type dict"),
     ("bad UTF-8", J, b'[{"input": [1], "\xff": 2}]', "line 1"),
     ("lone surrogate", J, b'[{"input": [1], "\\ud800": 2}]', "line 1"),
     ("columns of two lengths", J, b'{"input": [[1], [2]], "target": [1]}', "'target'.*1 records"),
