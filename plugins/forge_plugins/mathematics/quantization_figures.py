@@ -71,7 +71,8 @@ def weight_figures(sums: Tensor, top: int) -> dict[str, Tensor]:
     Returns:
         `weight_sparsity` (share of zero levels), `weight_flips` (share of levels that the
         last update changed, NaN when unknown), `quantization_error` (distance to the latent
-        weight as a share of its norm), `latent_mean`, `latent_std`, `latent_kurtosis` (3 for a Gaussian), and
+        weight as a share of its norm), `latent_mean`, `latent_std`, `latent_kurtosis`
+        (3 for a Gaussian), and
         `level_<l>`: the share of each level, or of the levels round l.
     """
     count, zeros, flips, error, first, second, third, fourth = sums[:_MOMENTS].unbind()
