@@ -205,7 +205,8 @@ def test_explain_names_the_place_the_argument_or_the_default(tmp_path: Path) -> 
 def test_plan_shows_who_runs_in_each_hook_and_why(tmp_path: Path) -> None:
     done = forge("plan", "smoke", "--json", cwd=tmp_path)
     hooks = json.loads(done.stdout)["hooks"]
-    assert hooks["on_gradients"] == ["gradients[0] grokfast", "gradients[1] clip_norm"]
+    filters = ["gradients[0] grokfast", "gradients[1] clip_norm"]
+    assert hooks["on_gradients"] == ["quantizer bitnet", *filters]
     text = forge("plan", "smoke", cwd=tmp_path).stdout
     assert "gradients[0] -> gradients[1]" in text
     assert "after grokfast" in text
