@@ -12,15 +12,25 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from types import MappingProxyType, NoneType
-from typing import Annotated, Any, ClassVar, Self, dataclass_transform, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_type_hints,
+)
 from typing import get_origin as origin_of
 
 import msgspec
 
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.errors import ConfigError, Fault
+
+Group = TypeVar("Group", bound="Configuration")
 
 
 class SettingError(ConfigError, ValueError):
@@ -55,6 +65,8 @@ class Configuration:
     aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})
     without_meaning: ClassVar[Mapping[str, str]] = MappingProxyType({})
     _locked: ClassVar[str] = ""  # shadowed in the instance by `lock`
+    _given: ClassVar[frozenset[str]] = frozenset()  # likewise, by each assignment
+    _resolved: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -80,6 +92,11 @@ class Configuration:
             if value is MISSING:
                 raise SettingError(f"{type(self).__name__} needs {item.name}")
             setattr(self, item.name, value)
+        object.__setattr__(self, "_given", frozenset(chosen))
+
+    def given(self, name: str) -> bool:
+        """Whether the program set the field itself, be it to its default."""
+        return self._field(name) in self._given
 
     def _field(self, name: str) -> str:
         """The field of a name or alias."""
@@ -98,6 +115,7 @@ class Configuration:
         if self._locked:
             raise SettingError(f"{type(self).__name__}.{name} {self._locked}")
         object.__setattr__(self, known, self._taken(known, value))
+        object.__setattr__(self, "_given", self._given | {known})
 
     def __delattr__(self, name: str) -> None:
         raise SettingError(f"{type(self).__name__}.{name} cannot be deleted")
@@ -165,37 +183,44 @@ class Configuration:
         return {name: _plain(getattr(self, name)) for name in _names(type(self))}
 
     def __copy__(self) -> Self:
-        return type(self)(**{name: _open(getattr(self, name)) for name in _names(type(self))})
+        values = {name: _open(getattr(self, name)) for name in _names(type(self))}
+        return _rebuilt(type(self), values, "", self._given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         values = {name: _open(getattr(self, name)) for name in _names(type(self))}
-        return type(self)(**{name: copy.deepcopy(value, memo) for name, value in values.items()})
+        copied = {name: copy.deepcopy(value, memo) for name, value in values.items()}
+        return _rebuilt(type(self), copied, "", self._given)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if protocol < 3:  # torch.save writes with protocol 2; process pools use a newer one
             return OrderedDict, (), None, None, iter(self.to_dict().items())
         values = {name: _open(getattr(self, name)) for name in _names(type(self))}
-        return _rebuilt, (type(self), values, self._locked)
+        return _rebuilt, (type(self), values, self._locked, self._given)
 
 
-def _rebuilt(group: type[Configuration], values: dict[str, Any], locked: str) -> Configuration:
+def _rebuilt(
+    group: type[Group], values: dict[str, Any], locked: str, given: frozenset[str]
+) -> Group:
     made = group(**values)
+    object.__setattr__(made, "_given", given)
     if locked:
         made.lock(locked)
     return made
 
 
-@cache
 def _names(group: Any) -> tuple[str, ...]:
     return tuple(item.name for item in fields(group))
 
 
-@cache
 def _hints(group: Any) -> dict[str, Any]:
-    return get_type_hints(group, include_extras=True)
+    """The fields' types, worked out once: the names that they use exist when a value is set."""
+    known: dict[str, Any] | None = vars(group).get("_resolved")
+    if known is None:
+        known = get_type_hints(group, include_extras=True)
+        group._resolved = known
+    return known
 
 
-@cache
 def _default(group: Any, name: str) -> Any:
     item = next(item for item in fields(group) if item.name == name)
     return item.default if item.default_factory is MISSING else item.default_factory()
