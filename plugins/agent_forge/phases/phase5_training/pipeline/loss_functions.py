@@ -92,7 +92,7 @@ class BaseLoss(nn.Module):
         raise NotImplementedError
 
     def reduced(self, losses: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Samples' losses to what the settings ask for; the mean is `sum(losses) / sum(weights)`."""
+        """What the settings ask for; the mean is `sum(losses) / sum(weights)`."""
         if self.config.reduction == "none":
             return losses
         if self.config.reduction == "sum":
@@ -182,7 +182,7 @@ class RegressionLoss(BaseLoss):
 
 
 class GenerationLoss(BaseLoss):
-    """Cross-entropy of logits (n, length, vocabulary) and next tokens (n, length); -100 is padding."""
+    """Cross-entropy of logits (n, length, vocabulary) and next tokens (n, length); -100 pads."""
 
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """See the class; "none" gives one value for each token."""
@@ -297,7 +297,7 @@ class GrokfastLoss(BaseLoss):
 
 
 def _mean_magnitude(model: nn.Module) -> Tensor:
-    """Mean |latent weight| over all quantized weights, each in units of its own root mean square."""
+    """Mean |latent weight| over all quantized weights, in units of each one's root mean square."""
     weights = {id(one.weight): one.weight for one in model.modules() if isinstance(one, BitLayer)}
     parts = [
         weight.abs().sum() / weight.detach().square().mean().sqrt().clamp_min(1e-12)
