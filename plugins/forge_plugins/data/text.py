@@ -82,12 +82,17 @@ class WindowData:
         tokenizer: tokenizers.Tokenizer,
     ) -> None:
         vocabulary = tokenizer.vocabulary
-        self.spec = DataSpec(vocabulary=vocabulary, sequence=config.length, classes=vocabulary)
         self.tokenizer = tokenizer
         self._training, self._held_out = training, held_out
         self._config, self._seed = config, seed
         # whatever the offset is, an epoch has as many windows
         self._windows = (len(training) - config.length) // config.length
+        self.spec = DataSpec(
+            vocabulary=vocabulary,
+            sequence=config.length,
+            classes=vocabulary,
+            samples=self._windows,
+        )
         self.batches_per_epoch: int | None = -(-self._windows // config.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
