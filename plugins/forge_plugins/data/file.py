@@ -22,6 +22,8 @@ from forge_kernel.api import (
     stream_seed,
 )
 
+from forge_plugins.data.identity import Identity, OnChange
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -117,6 +119,7 @@ class FileConfig:
         bool,
         Meta(description="run pickles as they are: they may do whatever their authors like"),
     ] = False
+    on_change: OnChange = "refuse"
 
     def __post_init__(self) -> None:
         if self.target == "next" and self.input != "tokens":
@@ -251,6 +254,15 @@ class File:
 
     def __init__(self, config: FileConfig) -> None:
         self.config = config
+        self._identity = Identity("file", config.on_change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which content the run has read."""
+        return self._identity.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another content, unless `on_change` allows it."""
+        self._identity.load_state_dict(state)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
@@ -282,6 +294,7 @@ class File:
             self._check(table, assessment)
         except fault.DataFault as error:
             raise PluginError(f"file: {error}") from error
+        self._identity.set(str(table.file), table.content, len(table))
         return FileData(table, assessment, config, run.seed)
 
     def _check(self, table: tables.Table, assessment: quality.Assessment) -> None:

@@ -27,16 +27,22 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "forge-kernel" / "data"
 
 
-def content_key(file: Path, *settings: str) -> str:
-    """The hash of a file's content and of what else shapes its columns.
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file's content, in hex.
 
     The content is hashed at each start: sizes and times do not tell every change.
     """
-    digest = hashlib.sha256("/".join((str(VERSION), *settings, "")).encode())
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(2**22):
+        while block := stream.read(2**20):
             digest.update(block)
-    return digest.hexdigest()[:40]
+    return digest.hexdigest()
+
+
+def content_key(content: str, *settings: str) -> str:
+    """The name of a cache: of a content hash and of what else shapes the columns."""
+    text = "/".join((str(VERSION), *settings, content))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def _mapped(folder: Path) -> dict[str, Column] | None:

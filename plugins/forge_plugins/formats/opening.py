@@ -90,6 +90,7 @@ def open_table(
         if not file.stat().st_size:
             raise DataFault(file, "the file is empty", hint="write it anew")
         found = sniff(file) if format == "auto" else format
+        content = cache.content_hash(file)
         columns: Mapping[str, Column] | None = None
         if found == "tokens":
             columns = map_tokens(file, integers, length)
@@ -99,6 +100,7 @@ def open_table(
             columns = _converted(
                 file,
                 found,
+                content,
                 cache_dir or cache.default_folder(),
                 lenient=lenient,
                 trust=trust_pickle,
@@ -108,7 +110,7 @@ def open_table(
         raise DataFault(file, told, hint="look at its rights and size") from error
     problems = columns.get(PROBLEM)
     plain = {name: column for name, column in columns.items() if name != PROBLEM}
-    return Table(file, found, plain, problems)
+    return Table(file, found, plain, problems, content)
 
 
 _MAPPED: Final = {
@@ -120,10 +122,10 @@ _MAPPED: Final = {
 
 
 def _converted(
-    file: Path, found: str, folder: Path, *, lenient: bool, trust: bool
+    file: Path, found: str, content: str, folder: Path, *, lenient: bool, trust: bool
 ) -> dict[str, Column]:
     # what was read with trust must not be found without it
-    key = cache.content_key(file, found, f"lenient={lenient}", f"trust={trust}")
+    key = cache.content_key(content, found, f"lenient={lenient}", f"trust={trust}")
     kept = cache.cached(folder, key)
     if kept is not None:
         return kept
