@@ -21,7 +21,6 @@ from forge_kernel.api import (
     hookimpl,
     stream_seed,
 )
-
 from forge_plugins.data.identity import Identity, OnChange
 
 if TYPE_CHECKING:

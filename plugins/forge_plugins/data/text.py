@@ -22,7 +22,6 @@ from forge_kernel.api import (
     hookimpl,
     stream_seed,
 )
-
 from forge_plugins.data.identity import Identity, OnChange
 
 if TYPE_CHECKING:

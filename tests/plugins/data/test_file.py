@@ -319,7 +319,7 @@ def test_digits_of_every_format_give_the_same_weights(tmp_path: Path) -> None:
         assert (checkpoints / "step-276" / "model.safetensors").is_file()
         state = checkpoints / "step-276" / "state.json"
         told = json.loads(state.read_text())
-        assert told["plugins"].pop("data.file")["records"] == 1797  # each file is another content
+        assert told["plugins"].pop("data file")["records"] == 1797  # each file is another content
         state.write_text(json.dumps(told))
         first = tmp_path / DIGITS[0] / "checkpoints"
         assert differences(first / "step-276", checkpoints / "step-276") == []
