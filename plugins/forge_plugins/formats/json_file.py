@@ -16,7 +16,7 @@ import orjson
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.json_text import BLOCK, MAX_RECORD, JsonText, cut, dots
+from forge_plugins.formats.json_text import BLOCK, MAX_RECORD, JsonText, cut, signs
 from forge_plugins.formats.records import RecordColumns, check_lengths, not_a_list
 from forge_plugins.formats.table import PROBLEM, Column
 
@@ -75,7 +75,7 @@ def _check_keys(
     """
     flat = values if isinstance(values, list) else [values]
     plain = set(map(type, flat)) == {dict}
-    colons = raw.count(b":")  # at least as many as there are keys
+    colons = signs(raw, ":")  # at least as many as there are keys
     if (plain and colons == sum(map(len, flat))) or colons == _keys(values):
         return
     try:
@@ -127,7 +127,7 @@ def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
         _check_keys(text, wrapped, values, count, None, counted=True)
         text.drop(place + 1)
         if values:
-            yield values, dots(piece)
+            yield values, signs(piece, ".")
         if closed:
             return
         count, first = count + len(values), False
@@ -185,11 +185,11 @@ def _lines(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
             numbers = [number for number, line in enumerate(lines) if line.strip()]
             return f"line {text.line + numbers[at] + 1}"
 
-        if piece.count(b":") != sum(len(value) for value in values if isinstance(value, dict)):
+        if signs(piece, ":") != sum(len(value) for value in values if isinstance(value, dict)):
             stripped = [line for line in lines if line.strip()]
             for at, (line, value) in enumerate(zip(stripped, values, strict=True)):
                 _check_keys(text, line, value, count + at, place(at), counted=False)
-        records.take(values, place, dots(piece))
+        records.take(values, place, signs(piece, "."))
         count += len(values)
     records.close()
 

@@ -57,9 +57,9 @@ def cut(block: bytes) -> tuple[int, bool]:
     return block.rfind(b",", 0, int(places[0]) if len(places) else len(block)), False
 
 
-def dots(block: bytes) -> int:
-    """How many dots a text has; see `RecordColumns.take`."""
-    return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord(".")))
+def signs(block: bytes, sign: str) -> int:
+    """How often a character is in a text; numpy counts frequent ones faster than `bytes`."""
+    return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord(sign)))
 
 
 class JsonText:
