@@ -18,6 +18,7 @@ from forge_kernel.config.schema import bind_config
 from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.plugin import facts
 from forge_kernel.state import Batch
+from forge_kernel.strategy import OneProcess
 from forge_kernel.testing.compare import differences
 from forge_plugins.data.file import File, FileConfig, FileData
 from forge_plugins.formats.opening import open_table
@@ -29,6 +30,8 @@ DIGITS = sorted(file.stem for file in (ROOT / "pipelines").glob("digits_*.yaml")
 
 
 class Seeded:
+    strategy = OneProcess()
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
