@@ -44,7 +44,7 @@ class CapabilitiesConfig:
     ] = field(default_factory=lambda: {"learned": Capability(figure="accuracy", threshold=0.95)})
 
 
-class _Track:
+class Track:
     """What is known of one capability."""
 
     def __init__(self, capability: Capability) -> None:
@@ -111,7 +111,7 @@ class Capabilities:
 
     def __init__(self, config: CapabilitiesConfig) -> None:
         self.config = config
-        self._tracks = {name: _Track(each) for name, each in config.capabilities.items()}
+        self._tracks = {name: Track(each) for name, each in config.capabilities.items()}
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
