@@ -14,6 +14,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.configuration import Configuration
+from agent_forge.phases.phase5_training.live_plugins import live_plugins
 from agent_forge.phases.phase5_training.loss_call import (
     CallersBatch,
     CallersData,
@@ -26,13 +27,11 @@ from agent_forge.phases.phase5_training.measuring import Measuring
 from agent_forge.phases.phase5_training.pipeline.scheduler import GrokfastScheduler
 from agent_forge.phases.phase5_training.pipeline.training_loop import TrainingMetrics
 from forge_kernel.api import Kind, PluginInfo, Run, RunError, Step, hookimpl
-from forge_kernel.catalog import Catalog
 from forge_kernel.checkpoint import Snapshot
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
-from forge_kernel.config.use import UseGradients, UsePhases, UseSchedule
+from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.config.use import Use, UseGradients, UsePhases, UseSchedule
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
 from forge_kernel.loop import Session
-from forge_kernel.planner import plan
 from forge_plugins.mathematics.grokfast import SlowGradient, filter_ema
 from forge_plugins.policies.capabilities import Capability, Track
 
@@ -450,20 +449,24 @@ class GrokfastTrainer:
                 group["lr"] = config.base_learning_rate
         filters = {"alpha": config.alpha, "lambda_reg": config.lambda_reg}
         rates = {"warmup_steps": config.warmup_steps, "smoothing_steps": 0, **config.multipliers()}
-        pipeline = PipelineConfig(
-            run=RunConfig(name="grokfast_trainer", seed=None, device=str(self.device), log_every=1),
-            gradients=(UseGradients("grokfast", filters),) if config.enable_grokfast else (),
-            phases=UsePhases("grokfast", config.lengths()),
-            schedule=UseSchedule("grokfast", rates),
-        )
+        uses: list[Use[Any]] = [
+            UsePhases("grokfast", config.lengths()),
+            UseSchedule("grokfast", rates),
+        ]
+        if config.enable_grokfast:
+            uses.append(UseGradients("grokfast", filters))
         parts = [
             LiveModel(self.model),
             LiveDataPlugin(CallersData(())),
             CallersOptimizer(self.optimizer),
             self._loss,
             self.capabilities,
+            *live_plugins(uses),
         ]
-        session = Session(plan(pipeline, Catalog.installed(), plugins=parts), quiet=True)
+        settings = RunConfig(
+            name="grokfast_trainer", seed=None, device=str(self.device), log_every=1
+        )
+        session = Session.of(parts, settings, quiet=True)
         session.set_up()
         session.start()
         self._run, self._step, self._session = session.run, session.step_state, session

@@ -16,6 +16,7 @@ from msgspec import Meta
 from torch import nn
 
 from agent_forge.phases.phase5_training.configuration import Configuration
+from agent_forge.phases.phase5_training.live_plugins import live_plugins
 from agent_forge.phases.phase5_training.loss_call import (
     Callbacks,
     CallersBatch,
@@ -25,8 +26,7 @@ from agent_forge.phases.phase5_training.loss_call import (
     LossFunction,
 )
 from agent_forge.phases.phase5_training.measuring import Measuring
-from forge_kernel.catalog import Catalog
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.use import (
     Use,
     UseGradients,
@@ -39,7 +39,6 @@ from forge_kernel.durable import write_bytes
 from forge_kernel.errors import ConfigError, RunError
 from forge_kernel.live import LiveDataPlugin, LiveModel
 from forge_kernel.loop import Session
-from forge_kernel.planner import plan
 from forge_kernel.random_state import process_state_kept
 from forge_kernel.result import RunResult
 from forge_kernel.runner import result_of
@@ -605,37 +604,32 @@ class TrainingLoop:
         ]
         if settings.ends:
             parts.append(Measuring.meters())
-        pipeline = PipelineConfig(run=settings, **self._uses(total, ends=settings.ends))
+        parts += live_plugins(self._uses(total, ends=settings.ends))
         folder = self.checkpoint_dir if settings.ends else None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        decided = plan(pipeline, Catalog.installed(), plugins=parts)
-        return Session(decided, folder=folder, cancel=cancel, quiet=True)
+        return Session.of(parts, settings, folder=folder, cancel=cancel, quiet=True)
 
-    def _uses(self, total: int | None, *, ends: bool) -> dict[str, Any]:
+    def _uses(self, total: int | None, *, ends: bool) -> list[Use[Any]]:
         """The plugins that the configuration names."""
         config = self.config
-        gradients: list[Use[Any]] = []
+        found: list[Use[Any]] = [schedule_of(config, total)]
         if config.grokfast_enabled:
             chosen = {"alpha": config.grokfast_alpha, "lambda_reg": config.grokfast_lambda}
-            gradients.append(UseGradients("grokfast", chosen))
+            found.append(UseGradients("grokfast", chosen))
         if config.gradient_clipping:
-            gradients.append(UseGradients("clip_norm", {"max_norm": config.max_grad_norm}))
-        found: dict[str, Any] = {
-            "gradients": tuple(gradients),
-            "schedule": schedule_of(config, total),
-        }
+            found.append(UseGradients("clip_norm", {"max_norm": config.max_grad_norm}))
         if ends:
             patience = {"patience": config.validation_patience, "min_delta": config.min_delta}
-            found["policies"] = (UsePolicy("early_stopping", patience),)
+            found.append(UsePolicy("early_stopping", patience))
         if config.compile_model:
-            found["wrappers"] = (UseWrapper("compile"),)
+            found.append(UseWrapper("compile"))
         if config.bitnet_enabled:
             warmup = {
                 "warmup_steps": fitted_warmup(config.warmup_steps, total),
                 "warmup_curve": config.quantization_schedule,
             }
-            found["quantizer"] = UseQuantizer("bitnet", warmup)
+            found.append(UseQuantizer("bitnet", warmup))
         return found
 
     def get_state(self) -> dict[str, Any]:
