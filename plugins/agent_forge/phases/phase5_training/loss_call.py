@@ -75,7 +75,7 @@ def _part_moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if hasattr(value, "to") else value
 
 
-def _samples(value: Any) -> int:
+def samples_in(value: Any) -> int:
     """The first dimension of the first tensor of a batch; 1 where there is none."""
     parts: Iterable[Any] = (value,)
     if isinstance(value, Mapping):
@@ -109,7 +109,7 @@ class CallersBatch(Batch):
 
     def size(self) -> int:
         """Its number of samples."""
-        return _samples(self.inputs if self.targets is not None else self.given)
+        return samples_in(self.inputs if self.targets is not None else self.given)
 
 
 class CallersData:
@@ -222,7 +222,7 @@ class CallersLoss:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise RunError(f"loss_fn must give one number as a tensor, not {shown}")
-        size = batch.size() if isinstance(batch, CallersBatch) else _samples(batch.inputs)
+        size = batch.size() if isinstance(batch, CallersBatch) else samples_in(batch.inputs)
         return loss.reshape(()), float(size)
 
 
