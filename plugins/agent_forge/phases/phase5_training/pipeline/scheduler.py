@@ -24,6 +24,7 @@ from agent_forge.phases.phase5_training.schedule_settings import (
 )
 from forge_kernel.api import Rates, Step
 from forge_plugins.mathematics import phases
+from forge_plugins.phases.grokfast import GrokfastPhasesConfig
 from forge_plugins.reports.chart import Series, line_chart
 from forge_plugins.reports.style import STYLE
 
@@ -67,18 +68,12 @@ class _RunView:
         del name, message, facts
 
 
-def grokfast_clock(config: SchedulerConfig, lengths: Mapping[str, int]) -> Clock:
-    """The trainer's clock: phases of these lengths, fitted into `total_steps` when longer.
-
-    Args:
-        config: read for `total_steps`.
-        lengths: optimizer steps of warmup, acceleration, consolidation and refinement.
-    """
-    fitted = phases.fitted(lengths, config.total_steps)
+def grokfast_clock(config: SchedulerConfig) -> Clock:
+    """The phases of a Grokfast run after this `warmup_steps`, fitted into `total_steps`."""
+    lengths = GrokfastPhasesConfig(warmup_steps=config.warmup_steps).lengths()
+    rise = lengths.pop("warmup")
+    fitted = {"warmup": rise, **phases.fitted(lengths, max(0, config.total_steps - rise))}
     return lambda step: phases.phase_at(step, fitted)
-
-
-_LENGTHS: Final = {"acceleration": 5000, "consolidation": 2000, "refinement": 1000}
 
 
 class Scheduler(LRScheduler):
@@ -91,8 +86,8 @@ class Scheduler(LRScheduler):
         optimizer: the first group's rate becomes `base_lr` times the factor (of a cyclic or
             one_cycle schedule `max_lr`), those of the others keep their ratio to it.
         config: see `SchedulerConfig`; read once.
-        clock: names the phase of a step (grokfast); None: the phases of a `GrokfastConfig` with
-            this `warmup_steps`, fitted into `total_steps`.
+        clock: names the phase of a step (grokfast), such as the trainer's; None: see
+            `grokfast_clock`.
 
     Raises:
         SettingError: settings that contradict each other.
@@ -114,8 +109,7 @@ class Scheduler(LRScheduler):
         self.monitor_metric = config.monitor_metric
         self._window: deque[float] = deque(maxlen=config.performance_window)
         self._run: Any = _RunView(config.total_steps)
-        lengths = {"warmup": config.warmup_steps, **_LENGTHS}
-        self._clock = clock or grokfast_clock(config, lengths)
+        self._clock = clock or grokfast_clock(config)
         self._phase: str | None = None
         self.base_lrs: list[Any] = _reference_rates(optimizer, config.reference_lr)
         self._momentum = config.max_momentum
@@ -153,7 +147,7 @@ class Scheduler(LRScheduler):
         if hasattr(self.plugin, "on_validation"):
             self.plugin.on_validation(self._run, figures)
 
-    def step(self, metrics: float | Mapping[str, float] | None = None) -> None:  # type: ignore[override]
+    def step(self, metrics: float | Mapping[str, float] | None = None) -> None:
         """Set the rate of the next optimizer step."""
         if metrics is not None:
             self.report(metrics)
@@ -414,6 +408,8 @@ class SchedulerMonitor:
         drawing = line_chart(
             [Series(label="learning rate", points=points)], title="Learning rate", y_label="rate"
         )
+        tag, _, rest = drawing.partition(">")
+        standing = f"{tag}><style>{STYLE}</style>{rest}"
         file = Path(path)
-        file.write_text(drawing, encoding="utf-8")
+        file.write_text(standing, encoding="utf-8")
         return file
