@@ -70,8 +70,8 @@ class BitLayer(nn.Module):
         control: warm-up and sparsity, shared by the layers of a model.
         continued: the weight was found on its grid and goes on from there (no warm-up).
         threshold: the learned border between levels as a parameter (0-d, 0 is rounding), or None.
-            The border lies `scheme.threshold_rate` times its value away from that of rounding, so that
-            it moves as many times faster than the weights under any optimizer.
+            The border lies `scheme.threshold_rate` times its value away from that of rounding, so
+            that it moves as many times faster than the weights under any optimizer.
         anchor: shape (2, *scale); for a continued weight whose file's step cannot be got from the
             latent weight bit for bit: that step, and the measure that stands for it.
         sub_norm: a norm in front of the layer (SubLN), or None.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forge_plugins.mathematics.adaptive_scale import scale_down
+from forge_plugins.mathematics.adaptive_scale import hold_spikes
 from forge_plugins.mathematics.bit_layer import BitLayer
 from forge_plugins.mathematics.blending import blend
 from forge_plugins.mathematics.quantization_figures import weight_figures, weight_sums
@@ -21,9 +21,9 @@ class BitNetOptimizer(torch.optim.AdamW):
     """Decoupled weight decay Adam (arXiv 1711.05101) over latent weights.
 
     After each step the layers' share of quantized values and of zeros goes on, and what they keep
-    of the old weights is dropped. A gradient that is far larger than is usual among the tensors is
-    scaled down before it enters Adam's averages (a steady factor cancels there, a spike does not:
-    it would raise the second average, and so slow the tensor down, for a thousand steps).
+    of the old weights is dropped. A gradient that is far larger than its tensor's usual one is scaled
+    down before it enters Adam's averages (a steady factor cancels there, a spike does not: it would
+    raise the second average, and so slow the tensor down, for a thousand steps).
 
     Args:
         params: as of any torch optimizer.
@@ -76,7 +76,7 @@ class BitNetOptimizer(torch.optim.AdamW):
             control.sparsity = self.sparsity * blend(done, self.sparsity_steps)
             layer.forget()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the layers apply the new weights from here on."""
         loss = None
         if closure is not None:
@@ -106,7 +106,7 @@ class BitNetOptimizer(torch.optim.AdamW):
             zero = torch.zeros(2, device=device)
             before = torch.stack([zero if one is None else one.float() for one in known])
             square, count = before.T.contiguous()
-            scale_down([one.grad for one in here], square, count, decay=SCALE_DECAY, limit=limit)
+            hold_spikes([one.grad for one in here], square, count, decay=SCALE_DECAY, limit=limit)
             after = torch.stack((square, count), 1)
             found |= dict(zip(here, after, strict=True))
         return found

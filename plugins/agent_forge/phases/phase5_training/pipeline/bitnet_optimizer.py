@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-import inspect
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final
 
@@ -48,18 +48,18 @@ class BitNetConfig(Configuration):
     - `straight_through_estimator` false: quantized weights get no gradient;
     - `quantization_warmup_steps`: levels are blended in over these steps, at most half of a run of
       known length; `full_precision_warmup` false: quantized from the first step;
-    - `adaptive_gradient_scaling`: a tensor's gradient is held to `10 * gradient_scale_factor` times
-      the usual size among the tensors;
-    - `target_sparsity` (also `sparsity_target`): least share of zeros in each applied weight, reached
-      over `sparsity_warmup_steps`;
+    - `adaptive_gradient_scaling`: a tensor's gradient is held to `10 * gradient_scale_factor`
+      times its own usual size;
+    - `target_sparsity` (also `sparsity_target`): least share of zeros in each applied weight,
+      reached over `sparsity_warmup_steps`;
     - `learning_rate`, `momentum` (decay of the first average), `eps` and `weight_decay` are the
       optimizer's.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {"sparsity_target": "target_sparsity"}
     without_meaning: ClassVar[Mapping[str, str]] = {
-        "gradient_bits": "gradients stay in the precision of training; quantized ones are not built "
-        "on any published 1-bit recipe",
+        "gradient_bits": "gradients stay in the precision of training: no published 1-bit recipe "
+        "quantizes them",
     }
 
     quantization_mode: QuantizationMode = QuantizationMode.DETERMINISTIC
@@ -181,7 +181,7 @@ class BitNetConfig(Configuration):
 
 
 class StraightThroughEstimator(bitnet._Applied):
-    """`StraightThroughEstimator.apply(latent, quantized)`: the latter, its gradient to the former."""
+    """`apply(latent, quantized)` is the latter, with its gradient given to the former."""
 
 
 class BitNetLayer(BitLinear):
@@ -242,7 +242,7 @@ class BitNetOptimizer(bitnet_optimizer.BitNetOptimizer):
         SettingError: settings that cannot work together.
     """
 
-    def __init__(  # noqa: PLR0913  the names that its users know
+    def __init__(
         self,
         params: Iterable[Any],
         config: BitNetConfig | None = None,
@@ -353,7 +353,7 @@ def convert_model_to_bitnet(
 def _know(layers: Iterable[BitLayer]) -> None:
     for layer in layers:
         for parameter in layer.parameters(recurse=False):
-            _LAYERS[parameter] = layer
+            _LAYERS[parameter] = weakref.ref(layer)  # the layer holds the weight: no ring
 
 
 def _known(params: Iterable[Any]) -> list[BitLayer]:
@@ -363,5 +363,6 @@ def _known(params: Iterable[Any]) -> list[BitLayer]:
         members = one["params"] if isinstance(one, Mapping) else [one]
         members = [members] if isinstance(members, Tensor) else list(members)
         tensors = [member[1] if isinstance(member, tuple) else member for member in members]
-        found += [_LAYERS[tensor] for tensor in tensors if tensor in _LAYERS]
+        layers = [_LAYERS[tensor]() for tensor in tensors if tensor in _LAYERS]
+        found += [layer for layer in layers if layer is not None]
     return found
