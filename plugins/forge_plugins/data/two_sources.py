@@ -72,7 +72,7 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
         one, two = getattr(training, name), getattr(validation, name)
         if one != two:
             raise PluginError(
-                f"two_sources: the training samples have {name} {one}, those of the validation {two}"
+                f"two_sources: {name} of the training samples is {one}, of the others {two}"
             )
     largest = {}
     for name in ("classes", "vocabulary"):

@@ -77,6 +77,7 @@ class Track:
         return "acquired"
 
     def state_dict(self) -> dict[str, Any]:
+        """What is known, as plain values."""
         return {
             "held": self.held,
             "acquired_step": self.acquired_step,
@@ -85,6 +86,7 @@ class Track:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what was known."""
         self.held, self.latest = int(state["held"]), state["latest"]
         self.acquired_step = state["acquired_step"]
         self.best.load_state_dict(state["best"])
