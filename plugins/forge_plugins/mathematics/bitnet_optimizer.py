@@ -21,9 +21,9 @@ class BitNetOptimizer(torch.optim.AdamW):
     """Decoupled weight decay Adam (arXiv 1711.05101) over latent weights.
 
     After each step the layers' share of quantized values and of zeros goes on, and what they keep
-    of the old weights is dropped. A gradient that is far larger than its tensor's usual one is scaled
-    down before it enters Adam's averages (a steady factor cancels there, a spike does not: it would
-    raise the second average, and so slow the tensor down, for a thousand steps).
+    of the old weights is dropped. A gradient that is far larger than its tensor's usual one is
+    scaled down before it enters Adam's averages (a steady factor cancels there, a spike does not:
+    it would raise the second average, and so slow the tensor down, for a thousand steps).
 
     Args:
         params: as of any torch optimizer.
