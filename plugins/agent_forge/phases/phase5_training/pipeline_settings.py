@@ -13,7 +13,10 @@ from msgspec import Meta
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
 from agent_forge.phases.phase5_training.measuring import NAMES
-from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import BitNetConfig
+from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
+    LONGEST_WARMUP,
+    BitNetConfig,
+)
 from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
@@ -43,6 +46,7 @@ from forge_kernel.config.use import (
     UseWrapper,
 )
 from forge_kernel.loop import resolve_device
+from forge_plugins.mathematics.blending import fitting
 from forge_plugins.mathematics.phases import fitted
 
 log = logging.getLogger("agent_forge.phase5_training")
@@ -333,6 +337,7 @@ class Declaration:
                 "mode": mode,
                 "patience": agreed((asked, either), (training, "validation_patience"),
                                    otherwise=asked.patience),
+                "not_before": self._settled(lengths.total),
                 "min_delta": agreed((asked, "early_stopping_min_delta"), (training, "min_delta"),
                                     otherwise=asked.early_stopping_min_delta),
             }))  # fmt: skip
@@ -341,6 +346,18 @@ class Declaration:
         if config.grokfast_config is not None:
             found += self._consolidation(config.grokfast_config, lengths.total)
         return tuple(found)
+
+    def _settled(self, total: int) -> int:
+        """The step from which on the weights are quantized as they will be, at the full rate."""
+        bitnet, grokfast = self.config.bitnet_config, self.config.grokfast_config
+        found = [0]
+        if bitnet is not None:
+            ramps = [bitnet.warmup_steps]
+            ramps += [bitnet.sparsity_warmup_steps] if bitnet.target_sparsity else []
+            found += [fitting(steps, total, LONGEST_WARMUP) for steps in ramps]
+        if grokfast is not None:
+            found.append(fitted(grokfast.lengths(), total)["warmup_steps"])
+        return max(found)
 
     def _consolidation(self, grokfast: GrokfastConfig, total: int) -> list[Use[Any]]:
         steps = fitted(grokfast.lengths(), total)["consolidation_steps"]
