@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -177,8 +178,10 @@ class FileData:
             classes = int(target[1]) if len(target) > 1 else 1
         if config.input == "tokens":
             sequence = shape[1] - shifted
-            return DataSpec(vocabulary=vocabulary, sequence=sequence, classes=classes)
-        return DataSpec(features=int(np.prod(shape[1:])), classes=classes)
+            spec = DataSpec(vocabulary=vocabulary, sequence=sequence, classes=classes)
+        else:
+            spec = DataSpec(features=int(np.prod(shape[1:])), classes=classes)
+        return dataclasses.replace(spec, samples=self.deck.training)
 
     def _shifted(self) -> bool:
         return self.config.target == "next" and "target" not in self.table.columns
