@@ -360,6 +360,8 @@ class TrainingPipeline:
         try:
             with self._in_phase(PipelinePhase.TRAINING):
                 result = self._run()
+            with self._in_phase(PipelinePhase.COMPLETION):
+                self._end(result)
         except BaseException as error:
             self.state = PipelineState.ERROR
             self._say(TrainingState.ERROR)
@@ -367,17 +369,21 @@ class TrainingPipeline:
             raise
         finally:
             self.validator.stop_monitoring_thread()
+            self._close_log()
+        return result
+
+    def _end(self, result: RunResult) -> None:
+        """Take the result; write it, when the run has come to its end."""
         self.result = result
         self._say(TrainingState.STOPPED)
-        with self._in_phase(PipelinePhase.COMPLETION):
-            self._take_model(result)
+        if result.model is not None:  # a bare layer is exchanged as a whole
+            self.model = self.trainer.model = self.validator.model = result.model
         self.write_line("training ends", outcome=result.outcome, reason=result.stop_reason)
         if result.outcome == "stopped":
             self.state = PipelineState.PAUSED
-            return result
-        self.state = PipelineState.COMPLETED
+            return
         self._write_results()
-        return result
+        self.state = PipelineState.COMPLETED
 
     def _run(self) -> RunResult:
         assert self._pipeline is not None
@@ -409,11 +415,6 @@ class TrainingPipeline:
             if steps and state not in ("completed", "failed") and about == wanted:
                 return folder
         return None
-
-    def _take_model(self, result: RunResult) -> None:
-        """A bare layer is exchanged as a whole; the parts follow."""
-        if result.model is not None:
-            self.model = self.trainer.model = self.validator.model = result.model
 
     def cancel(self) -> None:
         """Stop `train()` at the next step's edge, from any thread; a later pipeline goes on."""
@@ -484,6 +485,11 @@ class TrainingPipeline:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self._log = self._place(".log").open("a", encoding="utf-8")
 
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
     def write_line(self, what: str, **facts: Any) -> None:
         """A line of `<name>.log`: the time, what, and facts as JSON."""
         if self._log is not None:
@@ -514,9 +520,7 @@ class TrainingPipeline:
         """Stop what still works and close files; a second call is fine."""
         self._cancel.set()
         self.validator.stop_monitoring_thread()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._close_log()
 
     def _in_phase(self, phase: PipelinePhase) -> _Phase:
         return _Phase(self, phase)
