@@ -25,6 +25,7 @@ import torch
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
+from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig, FileData
 from forge_plugins.formats.record_file import write_records
 
@@ -34,6 +35,7 @@ RECORDS, WIDTH, SIZE = 200_000, 128, 256
 
 class Seeded:
     seed = 0
+    strategy = OneProcess()
 
 
 def opened(path: Path, cache: Path) -> FileData:

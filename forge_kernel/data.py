@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class DataSpec:
     sequence: int | None = None  # tokens in one sample
     features: int | None = None  # numbers in one sample
     classes: int | None = None  # targets are 0 .. classes - 1
+    samples: int | None = None  # training samples in an epoch
 
 
 class Data(Protocol):
@@ -130,7 +132,7 @@ class TensorData:
     ) -> None:
         if len(inputs) != len(targets) or not len(inputs):
             raise RunError(f"{len(inputs)} inputs and {len(targets)} targets make no data set")
-        self.spec = spec or DataSpec()
+        self.spec = dataclasses.replace(spec or DataSpec(), samples=len(inputs))
         self._inputs, self._targets = inputs, targets
         self._batch_size = batch_size
         self._seed = seed

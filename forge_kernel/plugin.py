@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -92,6 +92,7 @@ class PluginInfo:
         requires: facts that some other plugin of the run must bring.
         conflicts: plugins (`"<kind>.<name>"`) that it cannot run beside.
         api: first and last version of the plugin interface that it is written for.
+        records: JSON Schema of each JSON file that it writes, by the file's name without suffix.
     """
 
     name: str
@@ -102,6 +103,7 @@ class PluginInfo:
     requires: Facts = ()
     conflicts: tuple[str, ...] = ()
     api: tuple[int, int] = (API_VERSION, API_VERSION)
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

@@ -142,13 +142,16 @@ def all_schemas(catalog: Catalog) -> dict[str, Schema]:
     configs: dict[Any, type[Any]] = {}
     for offer in catalog.offers():
         try:
-            config = catalog.load(offer.kind, offer.name).info.config
+            info = catalog.load(offer.kind, offer.name).info
+            config = info.config
             own, inner = config_schema(config, offer.key)
         except PluginError:
             continue
         configs[offer.kind, offer.name] = config
         title = {"$schema": DIALECT, "title": offer.key}
         found[f"{offer.kind}/{offer.name}.json"] = {**title, **own, "$defs": inner}
+        for name, record in info.records.items():
+            found[f"{offer.kind}/{offer.name}.{name}.json"] = dict(record)
     names = {kind: catalog.names(kind) for kind, _ in configs}
     found["pipeline.schema.json"] = pipeline_schema(names, configs)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -10,30 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta
 
 from forge_kernel.api import (
-    Batch,
     Data,
-    DataSpec,
     Kind,
     LazyModule,
     PluginError,
     PluginInfo,
     Run,
     hookimpl,
-    stream_seed,
 )
+from forge_plugins.data.identity import Identity, OnChange
+from forge_plugins.data.samples import FileData
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from forge_plugins.formats import fault, opening, quality
+    from forge_plugins.formats import cache, fault, opening, quality, survey
     from forge_plugins.formats import table as tables
 else:
-    np = LazyModule("numpy")
-    torch = LazyModule("torch")
+    cache = LazyModule("forge_plugins.formats.cache")
     fault = LazyModule("forge_plugins.formats.fault")
     opening = LazyModule("forge_plugins.formats.opening")
     quality = LazyModule("forge_plugins.formats.quality")
+    survey = LazyModule("forge_plugins.formats.survey")
     tables = LazyModule("forge_plugins.formats.table")
 
 SHIPPED: Final = "shipped:"
@@ -82,6 +77,30 @@ class FileConfig:
     shuffle: Annotated[
         bool, Meta(description="another order in each epoch; false: the file's order")
     ] = True
+    drop_last: Annotated[
+        bool, Meta(description="leave out an epoch's last batch when it is smaller")
+    ] = False
+    streaming: Annotated[
+        bool,
+        Meta(
+            description="memory that does not grow with the file: samples are shuffled in blocks "
+            "of 64 within windows of 16384, a hash splits, repeats are found among neighbours "
+            "only; false: full shuffle, 16 bytes of memory for each sample"
+        ),
+    ] = False
+    workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description="processes that fetch batches; the order is the same; 0 is fastest for "
+            "numbers that are mapped",
+        ),
+    ] = 0
+    prefetch: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="batches that each worker fetches ahead; null: 2"),
+    ] = None
     validation_split: Annotated[
         float,
         Meta(ge=0, lt=1, description="share of the samples, at random, that is not trained on"),
@@ -117,12 +136,15 @@ class FileConfig:
         bool,
         Meta(description="run pickles as they are: they may do whatever their authors like"),
     ] = False
+    on_change: OnChange = "refuse"
 
     def __post_init__(self) -> None:
         if self.target == "next" and self.input != "tokens":
             raise ValueError("target: next needs input: tokens")
         if self.format == "tokens" and (self.input, self.target) != ("tokens", "next"):
             raise ValueError("format: tokens needs input: tokens and target: next")
+        if self.prefetch is not None and not self.workers:
+            raise ValueError("prefetch is read by workers: set workers above 0")
         if self.path is not None:
             return
         if self.format not in ("auto", "binary"):
@@ -143,100 +165,6 @@ def data_file(path: str | None) -> Path:
     return Path(path)
 
 
-class FileData:
-    """A table's samples in batches, each one gather from the mapped columns.
-
-    The order of an epoch is a permutation that is a function of (seed, epoch), so that any position
-    can be taken up without reading the earlier ones.
-
-    Args:
-        table: the columns.
-        assessment: of its samples.
-        config: how they are dealt out.
-        seed: of the run.
-    """
-
-    def __init__(
-        self, table: tables.Table, assessment: quality.Assessment, config: FileConfig, seed: int
-    ) -> None:
-        self._table, self._config, self._seed = table, config, seed
-        self.left_out = assessment.left_out(config.quality_threshold)
-        kept = assessment.kept(config.quality_threshold)
-        self.training, self.held_out = split(kept, config, seed)
-        self.spec = self._spec(assessment)
-        self.batches_per_epoch: int | None = -(-len(self.training) // config.batch_size)
-
-    def _spec(self, found: quality.Assessment) -> DataSpec:
-        config, shape = self._config, self._table.columns["input"].shape
-        shifted = self._shifted()
-        classes = config.classes
-        vocabulary = config.vocabulary
-        if vocabulary is None and found.largest_token is not None:
-            vocabulary = max(found.largest_token, found.largest_label or 0) + 1
-        if config.target == "next":
-            classes = vocabulary
-        elif config.target == "class" and classes is None and found.largest_label is not None:
-            classes = found.largest_label + 1
-        elif config.target == "number":
-            target = self._table.columns["target"].shape
-            classes = target[1] if len(target) > 1 else 1
-        if config.input == "tokens":
-            sequence = shape[1] - shifted
-            return DataSpec(vocabulary=vocabulary, sequence=sequence, classes=classes)
-        return DataSpec(features=int(np.prod(shape[1:])), classes=classes)
-
-    def _shifted(self) -> bool:
-        return self._config.target == "next" and "target" not in self._table.columns
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from `start` on."""
-        size, order = self._config.batch_size, self.training
-        if self._config.shuffle:
-            generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch))
-            order = order[torch.randperm(len(order), generator=generator).numpy()]
-        for begin in range(start * size, len(order), size):
-            yield self._gather(order[begin : begin + size])
-
-    def validation(self) -> Iterator[Batch]:
-        """The held-out samples in the file's order."""
-        size = self._config.validation_batch_size
-        for begin in range(0, len(self.held_out), size):
-            yield self._gather(self.held_out[begin : begin + size])
-
-    def _gather(self, index: Any) -> Batch:
-        config, columns = self._config, self._table.columns
-        rows = tables.take(columns["input"], index)
-        if config.input == "features":
-            inputs = torch.from_numpy(rows.reshape(len(rows), -1).astype(np.float32, copy=False))
-        else:
-            inputs = torch.from_numpy(rows.astype(np.int64, copy=False))
-        if config.target == "none":
-            return Batch(inputs)
-        if self._shifted():
-            return Batch(inputs[:, :-1], inputs[:, 1:])
-        answers = tables.take(columns["target"], index)
-        if config.target == "number":
-            numbers = torch.from_numpy(answers.astype(np.float32, copy=False))
-            return Batch(inputs, numbers.reshape(len(rows), -1))
-        targets = torch.from_numpy(answers.astype(np.int64, copy=False))
-        if config.input == "features":
-            return Batch(inputs, targets.reshape(len(rows)))
-        targets = targets.reshape(len(rows), -1)
-        one = targets.shape[1] == 1 and inputs.shape[1] > 1  # the answer to a whole sequence
-        return Batch(inputs, targets, None, slice(-1, None) if one else None)
-
-
-def split(kept: Any, config: FileConfig, seed: int) -> tuple[Any, Any]:
-    """Samples to train on and samples to validate with, each in the file's order."""
-    if not config.validation_split:
-        return kept, kept[:0]
-    count = min(max(1, round(len(kept) * config.validation_split)), len(kept) - 1)
-    own = seed if config.split_seed is None else config.split_seed
-    generator = torch.Generator().manual_seed(stream_seed(own, "split"))
-    order = torch.randperm(len(kept), generator=generator).numpy()
-    return kept[np.sort(order[count:])], kept[np.sort(order[:count])]
-
-
 def provided(config: FileConfig) -> tuple[str, ...]:
     """What the settings say of the data."""
     answers = {"class": "data:classes", "next": "data:classes", "number": "data:numbers"}
@@ -251,6 +179,15 @@ class File:
 
     def __init__(self, config: FileConfig) -> None:
         self.config = config
+        self._identity = Identity("file", config.on_change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which content the run has read."""
+        return self._identity.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another content, unless `on_change` allows it."""
+        self._identity.load_state_dict(state)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
@@ -271,20 +208,36 @@ class File:
                 integers=config.integers,
                 length=config.length,
             )
-            assessment = quality.assess(
+            found = self._looked_at(table)
+            self._check(table, found)
+        except fault.DataFault as error:
+            raise PluginError(f"file: {error}") from error
+        self._identity.set(str(table.file), table.content, len(table))
+        rank, world = run.strategy.rank, run.strategy.world_size
+        return FileData(table, found, config, run.seed, rank=rank, world=world)
+
+    def _looked_at(self, table: tables.Table) -> quality.Assessment | survey.Survey:
+        config = self.config
+        if not config.streaming:
+            return quality.assess(
                 table,
                 inputs=config.input,
                 target=config.target,
                 classes=config.classes,
                 vocabulary=config.vocabulary,
-                thorough=not strict,
+                thorough=config.quality_threshold > 0,
             )
-            self._check(table, assessment)
-        except fault.DataFault as error:
-            raise PluginError(f"file: {error}") from error
-        return FileData(table, assessment, config, run.seed)
+        return survey.survey(
+            table,
+            inputs=config.input,
+            target=config.target,
+            classes=config.classes,
+            vocabulary=config.vocabulary,
+            threshold=config.quality_threshold,
+            folder=cache.default_folder() if config.cache_dir is None else Path(config.cache_dir),
+        )
 
-    def _check(self, table: tables.Table, assessment: quality.Assessment) -> None:
+    def _check(self, table: tables.Table, assessment: quality.Assessment | survey.Survey) -> None:
         threshold = self.config.quality_threshold
         unusable = assessment.unusable(threshold)
         if unusable is not None:
@@ -294,7 +247,11 @@ class File:
             raise fault.DataFault(
                 table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
             )
-        kept = len(assessment.kept(threshold))
+        kept = (
+            len(assessment.kept(threshold))
+            if isinstance(assessment, quality.Assessment)
+            else assessment.kept_count
+        )
         if kept < (2 if self.config.validation_split else 1):
             told = f"{kept} of {len(table)} samples are left: {assessment.left_out(threshold)}"
             hint = "lower data.with.quality_threshold or data.with.validation_split"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -21,6 +22,7 @@ from forge_kernel.api import (
     hookimpl,
     stream_seed,
 )
+from forge_plugins.data.identity import Identity, OnChange
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +58,7 @@ class TextConfig:
     validation_batch_size: Annotated[
         int, Meta(ge=1, description="windows in a validation batch")
     ] = 64
+    on_change: OnChange = "refuse"
 
 
 class WindowData:
@@ -82,12 +85,17 @@ class WindowData:
         tokenizer: tokenizers.Tokenizer,
     ) -> None:
         vocabulary = tokenizer.vocabulary
-        self.spec = DataSpec(vocabulary=vocabulary, sequence=config.length, classes=vocabulary)
         self.tokenizer = tokenizer
         self._training, self._held_out = training, held_out
         self._config, self._seed = config, seed
         # whatever the offset is, an epoch has as many windows
         self._windows = (len(training) - config.length) // config.length
+        self.spec = DataSpec(
+            vocabulary=vocabulary,
+            sequence=config.length,
+            classes=vocabulary,
+            samples=self._windows,
+        )
         self.batches_per_epoch: int | None = -(-self._windows // config.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -130,6 +138,15 @@ class Text:
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
+        self._identity = Identity("text", config.on_change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which text the run has read."""
+        return self._identity.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another text, unless `on_change` allows it."""
+        self._identity.load_state_dict(state)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
@@ -153,4 +170,6 @@ class Text:
                 f"{len(training)} are left to train on and {len(held_out)} to validate; shorten "
                 "data.with.length, change data.with.validation_share, or give a longer text"
             )
+        content = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+        self._identity.set(config.path or "the shipped text", content, len(row))
         return WindowData(training, held_out, config, run.seed, tokenizer)

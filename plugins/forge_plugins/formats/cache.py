@@ -7,16 +7,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column, check_numeric
+from forge_plugins.formats.table import Column
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the readers: a change of what they make of a file needs another one."""
 _MANIFEST: Final = "manifest.json"
 
@@ -27,16 +28,22 @@ def default_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "forge-kernel" / "data"
 
 
-def content_key(file: Path, *settings: str) -> str:
-    """The hash of a file's content and of what else shapes its columns.
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file's content, in hex.
 
     The content is hashed at each start: sizes and times do not tell every change.
     """
-    digest = hashlib.sha256("/".join((str(VERSION), *settings, "")).encode())
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(2**22):
+        while block := stream.read(2**20):
             digest.update(block)
-    return digest.hexdigest()[:40]
+    return digest.hexdigest()
+
+
+def content_key(content: str, *settings: str) -> str:
+    """The name of a cache: of a content hash and of what else shapes the columns."""
+    text = "/".join((str(VERSION), *settings, content))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def _mapped(folder: Path) -> dict[str, Column] | None:
@@ -59,54 +66,43 @@ def cached(folder: Path, key: str) -> dict[str, Column] | None:
     return _mapped(folder / key)
 
 
-def _write(file: Path, path: Path, name: str, column: Column | Iterator[Column]) -> None:
-    """One column as `.npy`, block by block when it comes so."""
-    if isinstance(column, np.ndarray):
-        check_numeric(file, name, column.dtype)
-        np.save(path, np.ascontiguousarray(column), allow_pickle=False)
-        return
-    count, first = 0, None
-    with path.open("wb") as stream:
-        for block in column:
-            if first is None:
-                first = block[:0]
-                np.lib.format.write_array_header_1_0(stream, _about(first, 2**62))
-                start = stream.tell()
-            stream.write(np.ascontiguousarray(block, first.dtype).tobytes())
-            count += len(block)
-        if first is None:
-            raise DataFault(file, "there are no records", field=name, hint="give at least one")
-        stream.seek(0)
-        np.lib.format.write_array_header_1_0(stream, _about(first, count))
-        assert stream.tell() == start, "numpy pads headers for a growing first dimension"
-
-
-def _about(rows: Column, count: int) -> dict[str, object]:
-    told = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(rows))
-    return {**told, "shape": (count, *rows.shape[1:])}
-
-
 def keep(
-    file: Path, folder: Path, key: str, columns: Mapping[str, Column | Iterator[Column]]
+    file: Path,
+    folder: Path,
+    key: str,
+    fill: Callable[[ColumnFolder], None],
+    check: Callable[[dict[str, Column]], object],
 ) -> dict[str, Column]:
     """Write columns under a key and map them.
 
     They are written elsewhere and renamed, so that no process sees half of them; of two that do so
     at once, one finds the other's.
 
+    Args:
+        file: the data file, for messages.
+        folder: the cache.
+        key: from `content_key`.
+        fill: writes the columns.
+        check: looks at the written columns; what it refuses is not kept.
+
     Raises:
-        DataFault: the folder cannot be written.
+        DataFault: the folder cannot be written, or what `fill` and `check` raise.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
             building = Path(scratch) / key
             building.mkdir()
-            for number, (name, column) in enumerate(columns.items()):
-                _write(file, building / f"{number}.npy", name, column)
-            sizes = [(building / f"{number}.npy").stat().st_size for number in range(len(columns))]
-            manifest = json.dumps({"columns": list(columns), "sizes": sizes, "source": file.name})
+            columns = ColumnFolder(file, building)
+            try:
+                fill(columns)
+                names = columns.close()
+            finally:
+                columns.abandon()
+            sizes = [(building / f"{number}.npy").stat().st_size for number in range(len(names))]
+            manifest = json.dumps({"columns": names, "sizes": sizes, "source": file.name})
             (building / _MANIFEST).write_text(manifest, encoding="utf-8")
+            check(_mapped(building) or {})
             _place(building, folder / key, Path(scratch) / "old")
     except OSError as error:
         hint = "give cache_dir a folder that can be written and has room"

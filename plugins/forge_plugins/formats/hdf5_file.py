@@ -9,12 +9,15 @@ from typing import Any, Final
 import h5py
 import numpy as np
 
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.table import Column, check_numeric
 
 MAX_EXPANSION: Final = 1000
 """Numbers' bytes for one stored byte; more is taken for a bomb."""
-_BLOCK: Final = 2**24
+MAX_CHUNK: Final = 2**24
+"""Bytes of a chunk, which HDF5 reads as a whole."""
+_BLOCK: Final = 2**22
 """Bytes that are read at a time."""
 _FILTERS: Final = {"gzip", "lzf", None}
 
@@ -78,36 +81,53 @@ def map_hdf5(file: Path) -> dict[str, Column] | None:
     return columns
 
 
-def read_hdf5(file: Path) -> dict[str, Iterator[Column] | Column]:
-    """The columns as blocks of rows, each read when it is asked for.
+def read_hdf5(file: Path, columns: ColumnFolder) -> None:
+    """Write the columns, some chunks at a time.
 
     Raises:
         DataFault: the file is broken or a data set is refused.
     """
-    return {
-        name: np.asarray(found[()]) if not found.ndim else _blocks(file, name)
-        for name, found in _data_sets(file)
-    }
+    for name, found in _data_sets(file):
+        if not found.ndim:
+            told = "is a single number, not one for each record"
+            hint = "give an array whose first dimension counts the records"
+            raise DataFault(file, told, field=name, hint=hint)
+        step = block_rows(file, name, found)
+        for begin in range(0, max(1, len(found)), step):
+            columns.append(name, read_rows(file, name, found, begin, begin + step))
 
 
-def _blocks(file: Path, name: str) -> Iterator[Column]:
-    for other, found in _data_sets(file):
-        if other != name:
-            continue
-        row = max(1, found.size // max(1, len(found)) * found.dtype.itemsize)
-        chunk = found.chunks[0] if found.chunks else 1
-        rows = max(chunk, _BLOCK // row // chunk * chunk)
-        for begin in range(0, len(found), rows):
-            try:
-                yield found[begin : begin + rows]
-            except (OSError, ValueError, RuntimeError) as error:
-                raise DataFault(
-                    file,
-                    f"a chunk cannot be read: {str(error)[:120]}",
-                    field=name,
-                    record=begin,
-                    hint="copy the file anew",
-                ) from error
+def block_rows(file: Path, name: str, found: Any) -> int:
+    """Rows that are read at a time: whole chunks, about `_BLOCK` bytes.
+
+    Raises:
+        DataFault: a chunk is too large to be held.
+    """
+    row = max(1, found.size // max(1, len(found)) * found.dtype.itemsize)
+    chunk = found.chunks[0] if found.chunks else 1
+    if found.chunks and int(np.prod(found.chunks)) * found.dtype.itemsize > MAX_CHUNK:
+        told = f"a chunk of the shape {list(found.chunks)} has more than {MAX_CHUNK} bytes"
+        raise DataFault(file, told, field=name, hint="write it with smaller chunks")
+    return int(max(chunk, _BLOCK // row // chunk * chunk))
+
+
+def read_rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column:
+    """Some rows of a data set.
+
+    Raises:
+        DataFault: a chunk is broken.
+    """
+    try:
+        rows: Column = found[begin:end]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataFault(
+            file,
+            f"a chunk cannot be read: {str(error)[:120]}",
+            field=name,
+            record=begin,
+            hint="copy the file anew",
+        ) from error
+    return rows
 
 
 def _data_sets(file: Path) -> Iterator[tuple[str, Any]]:

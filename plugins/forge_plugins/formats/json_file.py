@@ -1,45 +1,29 @@
-"""JSON: an array of objects, an object of columns, or JSON Lines; also compressed with gzip."""
+"""JSON: an array of objects, an object of columns, or JSON Lines; also compressed with gzip.
+
+A text is read block by block: of a file of any size, a few megabytes are in memory.
+"""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.records import columns_of_records, records_of
-from forge_plugins.formats.table import Column
+from forge_plugins.formats.json_text import BLOCK, MAX_RECORD, JsonText, cut, signs
+from forge_plugins.formats.records import RecordColumns, check_lengths, not_a_list
+from forge_plugins.formats.table import PROBLEM, Column
 
-MAX_EXPANSION: Final = 1000
-"""Bytes that one byte of a gzip file may become; more is taken for a bomb."""
-_KEY: Final = re.compile(rb'"[ \t\r\n]*:')
-_BOM: Final = b"\xef\xbb\xbf"
-
-
-def _content(file: Path) -> bytes:
-    raw = file.read_bytes()
-    if not raw.startswith(b"\x1f\x8b"):
-        return raw.removeprefix(_BOM)
-    limit = len(raw) * MAX_EXPANSION + 2**20
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            content = stream.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataFault(file, f"the gzip data are broken: {error}", hint="compress anew") from error
-    if len(content) > limit:
-        raise DataFault(
-            file,
-            f"expands to more than {MAX_EXPANSION} times its size",
-            hint="decompress it yourself if you trust it",
-        )
-    return content.removeprefix(_BOM)
+_NAME: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_NAMES: Final = {b'"': "str", b"{": "dict", b"n": "NoneType", b"t": "bool", b"f": "bool"}
+_FORMS: Final = "give an array of objects, an object, or JSON Lines"
+_TOO_LONG: Final = "write long records as HDF5, .npz or binary records"
 
 
 def _keys(value: Any) -> int:
@@ -54,13 +38,6 @@ def _keys(value: Any) -> int:
         elif isinstance(part, list) and part and isinstance(part[0], dict | list):
             todo.extend(part)
     return found
-
-
-def _colons(text: bytes) -> int:
-    """Quotes that a colon follows: at least as many as there are keys in the text."""
-    if any(blank in text for blank in (b" :", b"\t:", b"\n:", b"\r:")):
-        return len(_KEY.findall(text))
-    return text.count(b'":')
 
 
 class _DoubledKeyError(ValueError):
@@ -88,82 +65,254 @@ def _refuse_doubled_keys(text: bytes) -> None:
     json.loads(text, object_pairs_hook=pairs)
 
 
-def _parse(file: Path, text: bytes, line: int | None = None) -> Any:
-    """One JSON text.
+def _check_keys(
+    text: JsonText, raw: bytes, values: Any, record: int, place: str | None, *, counted: bool
+) -> None:
+    """A key that is there twice vanishes without a word, but its colon does not.
 
     Raises:
-        DataFault: it is no JSON, holds NaN or Infinity, or an object names a key twice.
+        DataFault: an object names a key twice.
     """
-    place, record = (None, None) if line is None else (f"line {line + 1}", line)
+    flat = values if isinstance(values, list) else [values]
+    plain = set(map(type, flat)) == {dict}
+    colons = signs(raw, ":")  # at least as many as there are keys
+    if (plain and colons == sum(map(len, flat))) or colons == _keys(values):
+        return
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        where = f"line {line + 1 if line is not None else error.lineno} column {error.colno}"
-        near = error.doc[max(0, error.pos - 4) : error.pos + 10] if error.doc else ""
-        if re.search(r"NaN|Infinity|nan|inf", near):
-            message, hint = (
-                "NaN and Infinity are not JSON",
-                "write null and set quality_threshold above 0",
-            )
-        else:
-            message, hint = f"is not JSON: {error.msg}", "mend or remove the text there"
-        if record is None:
-            record = text[: error.pos].count(b"}") if text.lstrip().startswith(b"[") else None
-        raise DataFault(file, message, record=record, place=where, hint=hint) from error
-    # a key that is there twice vanishes without a word, but its colon does not
-    try:
-        if _colons(text) != _keys(value):
-            _refuse_doubled_keys(text)
+        _refuse_doubled_keys(raw)
     except _DoubledKeyError as error:
         number, name = error.args
         raise DataFault(
-            file,
+            text.file,
             "an object names the field twice",
-            record=number if record is None else record,
+            record=record + (number if counted else 0),
             field=name,
             place=place,
             hint="remove one of them",
         ) from error
     except RecursionError as error:
         raise DataFault(
-            file, "is nested too deeply", record=record, place=place, hint="flatten it"
+            text.file, "is nested too deeply", record=record, place=place, hint="flatten it"
         ) from error
-    return value
 
 
-def _lines(file: Path, content: bytes) -> Iterator[tuple[int, str | None, Any]]:
-    number = 0
-    for line, text in enumerate(io.BytesIO(content)):
-        if stripped := text.strip():
-            value = _parse(file, stripped, line)
-            yield number, f"line {line + 1}", value
-            number += 1
+def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
+    """The elements of the array whose bracket was taken, as many at a time as a block holds.
 
-
-def read_json(file: Path, *, lenient: bool = False) -> dict[str, Column]:
-    """The columns of a JSON file; integers become int64, other numbers float32.
-
-    The whole text is in memory while it is read.
+    Yields:
+        Elements, and the dots in their text.
 
     Raises:
-        DataFault: see `_parse` and `columns_of_records`.
+        DataFault: it is no JSON, or an element is too long.
     """
-    content = _content(file)
-    start = content.lstrip()[:1]
-    if start not in (b"[", b"{"):
-        found = "is empty" if not start else f"begins with {start!r}"
-        raise DataFault(
-            file, f"the text {found}", hint="give an array of objects, an object, or JSON Lines"
-        )
-    first, _, rest = content.strip().partition(b"\n")
-    if start == b"{" and rest.strip() and _is_object(first):
-        return columns_of_records(file, _lines(file, content), len(content), lenient=lenient)
-    value = _parse(file, content)
-    if isinstance(value, Mapping) and not any(isinstance(part, list) for part in value.values()):
-        value = [value]  # JSON Lines of one line
-    elif isinstance(value, Mapping) and isinstance(value.get("target", []), int | float):
-        value = [value]
-    return columns_of_records(file, records_of(file, value), len(content), lenient=lenient)
+    count, first = 0, True
+    while True:
+        place, closed = cut(text.held[:BLOCK])
+        if place < 0 and len(text.held) > BLOCK:
+            place, closed = cut(text.held)
+        if place < 0 and not text.ended and len(text.held) <= MAX_RECORD:
+            text.more()
+            continue
+        if place < 0 and not text.ended:
+            told = f"a record has more than {MAX_RECORD} bytes of text"
+            raise DataFault(text.file, told, record=count, hint=_TOO_LONG)
+        piece = text.held if place < 0 else text.held[:place]
+        wrapped = b"[%b]" % piece if place >= 0 else b"[%b" % piece
+        try:
+            values = orjson.loads(wrapped)
+        except orjson.JSONDecodeError as error:
+            raise text.not_json(error, count, before=1) from error
+        if not values and not (closed and first):
+            raise text.fault("is not JSON: a comma without a record", count)
+        _check_keys(text, wrapped, values, count, None, counted=True)
+        text.drop(place + 1)
+        if values:
+            yield values, signs(piece, ".")
+        if closed:
+            return
+        count, first = count + len(values), False
+        if len(text.held) < BLOCK:
+            text.more()
+
+
+def _end(text: JsonText) -> None:
+    """Nothing may follow.
+
+    Raises:
+        DataFault: something does.
+    """
+    if text.next():
+        raise text.fault("is not JSON: text follows the end")
+
+
+def _array(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
+    text.expect(b"[", "an array")
+    records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
+    for values, found in _elements(text):
+        records.take(values, dots=found)
+    _end(text)
+    records.close()
+
+
+def _line_blocks(text: JsonText) -> Iterator[bytes]:
+    """Whole lines, about a block of them at a time; each is held until the next is asked for."""
+    while text.held or not text.ended:
+        end = text.held.rfind(b"\n", 0, BLOCK) + 1 or text.held.find(b"\n", BLOCK) + 1
+        if not end and text.more():
+            if len(text.held) > MAX_RECORD + BLOCK:
+                told = f"a line has more than {MAX_RECORD} bytes"
+                raise DataFault(text.file, told, place=f"line {text.line + 1}", hint=_TOO_LONG)
+            continue
+        piece = text.held[: end or len(text.held)]
+        yield piece
+        text.drop(len(piece))
+        if len(text.held) < BLOCK:
+            text.more()
+
+
+def _lines(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
+    records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
+    count = 0
+    for piece in _line_blocks(text):
+        lines = piece.split(b"\n")
+        filled = [line for line in lines if line]
+        try:
+            values = list(map(orjson.loads, filled))
+        except orjson.JSONDecodeError:  # a blank line, or a fault, whose place is looked for
+            values = _parsed_lines(text, lines, count)
+
+        def place(at: int, lines: list[bytes] = lines) -> str:
+            numbers = [number for number, line in enumerate(lines) if line.strip()]
+            return f"line {text.line + numbers[at] + 1}"
+
+        if signs(piece, ":") != sum(len(value) for value in values if isinstance(value, dict)):
+            stripped = [line for line in lines if line.strip()]
+            for at, (line, value) in enumerate(zip(stripped, values, strict=True)):
+                _check_keys(text, line, value, count + at, place(at), counted=False)
+        records.take(values, place, signs(piece, "."))
+        count += len(values)
+    records.close()
+
+
+def _parsed_lines(text: JsonText, lines: Sequence[bytes], record: int) -> list[Any]:
+    """Each line that is not blank.
+
+    Raises:
+        DataFault: a line is no JSON.
+    """
+    values: list[Any] = []
+    for number, line in enumerate(lines):
+        if not (stripped := line.strip()):
+            continue
+        try:
+            values.append(orjson.loads(stripped))
+        except orjson.JSONDecodeError as error:
+            found = text.not_json(error, 0)
+            place = f"line {text.line + number + 1} column {error.colno}"
+            at = record + len(values)
+            raise DataFault(
+                text.file, found.message, record=at, place=place, hint=found.hint
+            ) from error
+    return values
+
+
+def _columnar(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
+    """One column after the other; of each record, one byte is kept in a lenient reading."""
+    text.expect(b"{", "an object")
+    lengths: dict[str, int] = {}
+    defects: list[Column] = []
+    while text.next() != b"}" or lengths:
+        name = _name(text)
+        if name in lengths:
+            raise DataFault(
+                text.file, "an object names the field twice", field=name, hint="remove one of them"
+            )
+        found = text.next()
+        if found != b"[":
+            raise not_a_list(text.file, name, _NAMES.get(found, "number"))
+        text.drop(1)
+        noted: list[Column] = []
+        records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient, note=noted.append)
+        for values, count in _elements(text):
+            records.take([{name: value} for value in values], dots=count)
+        lengths[name] = records.count
+        defects.append(np.concatenate(noted) if noted else np.zeros(0, np.uint8))
+        if text.expect(b",}", "a comma or the object's end") == b"}":
+            break
+    _end(text)
+    check_lengths(text.file, lengths)
+    if not all(lengths.values()):
+        raise DataFault(text.file, "there are no records", hint="give at least one")
+    if lenient:
+        whole = defects[0]
+        for other in defects[1:]:
+            whole = np.where(whole == 0, other, whole)
+        columns.append(PROBLEM, whole)
+
+
+def _name(text: JsonText) -> str:
+    """Take a key and its colon."""
+    text.next()
+    text.fill(BLOCK)
+    found = _NAME.match(text.held)
+    if found is None:
+        raise text.fault("is not JSON: a field's name is expected")
+    try:
+        name: str = orjson.loads(found[0])
+    except orjson.JSONDecodeError as error:
+        raise text.not_json(error, 0) from error
+    text.drop(found.end())
+    text.expect(b":", "a colon")
+    return name
+
+
+def read_json(file: Path, columns: ColumnFolder, *, lenient: bool = False) -> None:
+    """Write the columns of a JSON file; integers become int64, other numbers float32.
+
+    Args:
+        file: the file.
+        columns: where they are written.
+        lenient: see `RecordColumns`.
+
+    Raises:
+        DataFault: it is no JSON, holds NaN or Infinity, an object names a key twice, a record has
+            more than `MAX_RECORD` bytes, or see `RecordColumns`.
+    """
+    with file.open("rb") as stream:
+        text = JsonText(file, stream)
+        start = text.next()
+        if start not in (b"[", b"{"):
+            found = "is empty" if not start else f"begins with {start!r}"
+            raise DataFault(file, f"the text {found}", hint=_FORMS)
+        if start == b"[":
+            _array(text, columns, lenient=lenient)
+            return
+        text.fill(MAX_RECORD)
+        first, _, rest = text.held.partition(b"\n")
+        if _is_object(first) and (rest.strip() or not text.ended):
+            _lines(text, columns, lenient=lenient)
+            return
+        text.more()
+        if text.ended and len(text.held) <= MAX_RECORD and _single(text, columns, lenient=lenient):
+            return
+        _columnar(text, columns, lenient=lenient)
+
+
+def _single(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> bool:
+    """Whether a short text, held as a whole, is one record, which is then written."""
+    try:
+        value = orjson.loads(text.held)
+    except orjson.JSONDecodeError as error:
+        raise text.not_json(error, 0) from error
+    assert isinstance(value, dict), "the text begins with a brace"
+    lists = any(isinstance(part, list) for part in value.values())
+    if lists and not isinstance(value.get("target", []), int | float):
+        return False
+    _check_keys(text, text.held, value, 0, None, counted=True)
+    records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
+    records.take([value])
+    records.close()
+    return True
 
 
 def _is_object(line: bytes) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, Final
 
 import numpy as np
 
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.table import Column, check_numeric
 
@@ -24,7 +25,7 @@ _READERS: Final = {
 
 
 def _header(
-    file: Path, stream: BinaryIO, size: int, name: str | None
+    file: Path, stream: IO[bytes], size: int, name: str | None
 ) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, order, type and place of the numbers, which must be as many as there are bytes."""
     try:
@@ -68,8 +69,8 @@ def map_npy(file: Path) -> dict[str, Column]:
     return {name: array[name] for name in dtype.names}
 
 
-def read_npz(file: Path) -> dict[str, Column]:
-    """The columns, in memory.
+def read_npz(file: Path, columns: ColumnFolder) -> None:
+    """Write the columns, each copied out of the archive as it is.
 
     Raises:
         DataFault: the archive is broken or expands beyond bounds, or a header is broken.
@@ -80,19 +81,19 @@ def read_npz(file: Path) -> dict[str, Column]:
             names = [member.filename for member in members]
             if len(set(names)) < len(names):
                 raise DataFault(file, "the archive names a member twice", hint=_HINT)
-            return {
-                member.filename.removesuffix(".npy"): _member(file, archive, member)
-                for member in members
-            }
+            for member in members:
+                _copy(file, archive, member, columns)
     except (
-        zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError,
-        RuntimeError,
+        zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError,
     ) as error:  # fmt: skip
         told = f"the archive is broken: {str(error)[:120]}"
         raise DataFault(file, told, hint=_HINT) from error
 
 
-def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Column:
+def _copy(
+    file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, columns: ColumnFolder
+) -> None:
+    """One member, which must be an array of numbers as long as it says."""
     name = member.filename.removesuffix(".npy")
     if not member.filename.endswith(".npy"):
         raise DataFault(file, "is no array", field=member.filename, hint=_HINT)
@@ -100,8 +101,7 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Co
         told = f"{member.compress_size} bytes expand to {member.file_size}"
         raise DataFault(file, told, field=name, hint="save it uncompressed if it is meant")
     with archive.open(member) as stream:
-        content = stream.read(member.file_size + 1)
-    shape, fortran, dtype, offset = _header(file, io.BytesIO(content), len(content), name)
+        _, _, dtype, _ = _header(file, stream, member.file_size, name)
     check_numeric(file, name, dtype)
-    array = np.frombuffer(content, dtype, offset=offset)
-    return array.reshape(shape, order="F" if fortran else "C")
+    with archive.open(member) as stream, columns.path(name).open("wb") as target:
+        shutil.copyfileobj(stream, target, 2**20)  # the archive's checksum is looked at on the way

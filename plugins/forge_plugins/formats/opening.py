@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from forge_plugins.formats import cache
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.hdf5_file import map_hdf5, read_hdf5
 from forge_plugins.formats.json_file import read_json
@@ -90,6 +89,7 @@ def open_table(
         if not file.stat().st_size:
             raise DataFault(file, "the file is empty", hint="write it anew")
         found = sniff(file) if format == "auto" else format
+        content = cache.content_hash(file)
         columns: Mapping[str, Column] | None = None
         if found == "tokens":
             columns = map_tokens(file, integers, length)
@@ -99,6 +99,7 @@ def open_table(
             columns = _converted(
                 file,
                 found,
+                content,
                 cache_dir or cache.default_folder(),
                 lenient=lenient,
                 trust=trust_pickle,
@@ -106,9 +107,7 @@ def open_table(
     except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: there is no home folder
         told = f"cannot be read: {error}"
         raise DataFault(file, told, hint="look at its rights and size") from error
-    problems = columns.get(PROBLEM)
-    plain = {name: column for name, column in columns.items() if name != PROBLEM}
-    return Table(file, found, plain, problems)
+    return _table(file, found, columns, content)
 
 
 _MAPPED: Final = {
@@ -120,23 +119,28 @@ _MAPPED: Final = {
 
 
 def _converted(
-    file: Path, found: str, folder: Path, *, lenient: bool, trust: bool
+    file: Path, found: str, content: str, folder: Path, *, lenient: bool, trust: bool
 ) -> dict[str, Column]:
     # what was read with trust must not be found without it
-    key = cache.content_key(file, found, f"lenient={lenient}", f"trust={trust}")
+    key = cache.content_key(content, found, f"lenient={lenient}", f"trust={trust}")
     kept = cache.cached(folder, key)
     if kept is not None:
         return kept
-    columns: Mapping[str, Column | Iterator[Column]]
-    if found == "json":
-        columns = read_json(file, lenient=lenient)
-    elif found == "pickle":
-        columns = read_pickle(file, lenient=lenient, trusted=trust)
-    elif found == "npz":
-        columns = read_npz(file)
-    else:
-        columns = read_hdf5(file)
-    whole = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
-    if len(whole) == len(columns):
-        Table(file, found, whole)  # what is refused is not kept
-    return cache.keep(file, folder, key, columns)
+
+    def fill(columns: ColumnFolder) -> None:
+        if found == "json":
+            read_json(file, columns, lenient=lenient)
+        elif found == "pickle":
+            read_pickle(file, columns, lenient=lenient, trusted=trust)
+        elif found == "npz":
+            read_npz(file, columns)
+        else:
+            read_hdf5(file, columns)
+
+    # what is refused is not kept
+    return cache.keep(file, folder, key, fill, lambda columns: _table(file, found, columns))
+
+
+def _table(file: Path, found: str, columns: Mapping[str, Column], content: str = "") -> Table:
+    plain = {name: column for name, column in columns.items() if name != PROBLEM}
+    return Table(file, found, plain, columns.get(PROBLEM), content)

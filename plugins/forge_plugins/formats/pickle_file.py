@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.records import columns_of_records, records_of
+from forge_plugins.formats.records import BLOCK, RecordColumns, records_of
 from forge_plugins.formats.table import Column, check_numeric
 
 _HINT: Final = (
@@ -247,17 +248,33 @@ class _Budget:
                     self.spend(part, depth + 1)
 
 
-def read_pickle(file: Path, *, lenient: bool = False, trusted: bool = False) -> dict[str, Column]:
-    """The columns of a pickle: a list of records, or an object or pair of columns.
+MAX_BYTES: Final = 2**28
+"""Of a pickle. It is one graph of objects, which cannot be read in parts."""
+
+
+def read_pickle(
+    file: Path, columns: ColumnFolder, *, lenient: bool = False, trusted: bool = False
+) -> None:
+    """Write the columns of a pickle: a list of records, or an object or pair of columns.
 
     Args:
-        file: the pickle; all of it is in memory while it is read.
-        lenient: see `columns_of_records`.
+        file: the pickle. All of it is in memory while it is read, the file and the objects: twice
+            its size for arrays, up to twenty times for lists of numbers; so it may have at most
+            `MAX_BYTES`.
+        columns: where they are written.
+        lenient: see `RecordColumns`.
         trusted: run the pickle as it is. It may do whatever its author likes.
 
     Raises:
-        DataFault: it is broken, names what is not allowed, or holds no records of numbers.
+        DataFault: it is too large, broken, names what is not allowed, or holds no records of
+            numbers.
     """
+    if file.stat().st_size > MAX_BYTES:
+        told = (
+            f"{file.stat().st_size} bytes; a pickle is in memory as a whole, so {MAX_BYTES} may be"
+        )
+        hint = "write it as HDF5, .npz, binary records or JSON Lines, which are read in parts"
+        raise DataFault(file, told, hint=hint)
     raw = file.read_bytes()
     if not trusted:
         _check_codes(file, raw)
@@ -277,21 +294,23 @@ def read_pickle(file: Path, *, lenient: bool = False, trusted: bool = False) -> 
             raise DataFault(file, "a column's name is no text", hint="name the columns by texts")
         for name, column in value.items():
             check_numeric(file, name, column.dtype)
-        return dict(value)
+        for name, column in value.items():
+            columns.append(name, column)
+        return
     if isinstance(value, Mapping):
         value = {n: list(v) if isinstance(v, np.ndarray) else v for n, v in value.items()}
         value = {n: v.tolist() if isinstance(v, np.generic) else v for n, v in value.items()}
-    records = records_of(file, value)
-    return columns_of_records(file, _plain(records), max(64, len(raw)), lenient=lenient)
+    records = RecordColumns(file, columns, max(64, len(raw)), lenient=lenient)
+    found = records_of(file, value)
+    for begin in range(0, len(found), BLOCK):
+        records.take([_plain(record) for record in found[begin : begin + BLOCK]])
+    records.close()
 
 
-def _plain(records: Any) -> Any:
-    for number, place, record in records:
-        if isinstance(record, Mapping):
-            plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in record.items()}
-            yield number, place, plain
-        else:
-            yield number, place, record
+def _plain(record: Any) -> Any:
+    if not isinstance(record, Mapping):
+        return record
+    return {n: v.item() if isinstance(v, np.generic) else v for n, v in record.items()}
 
 
 def _are_arrays(values: list[Any]) -> bool:

@@ -28,6 +28,8 @@ from forge_plugins.formats.table import PROBLEMS, Column, Table, take
 
 Inputs = Literal["features", "tokens"]
 Target = Literal["class", "number", "next", "none"]
+Limits = tuple[Column, Column]
+"""The smallest and the largest number of each column that is no outlier."""
 
 REASONS: Final = (
     *PROBLEMS, "label out of range", "token out of range", "duplicate", "not finite", "outlier",
@@ -125,6 +127,7 @@ def assess(
     classes: int | None = None,
     vocabulary: int | None = None,
     thorough: bool = True,
+    limits: Limits | None = None,
 ) -> Assessment:
     """Look at every number of a table once, block by block.
 
@@ -135,6 +138,8 @@ def assess(
         classes: labels are below it; None: any.
         vocabulary: tokens are below it; None: any.
         thorough: also look for duplicates and outliers.
+        limits: of inputs that are no outliers, when the table is a part of another; None: from
+            this table.
 
     Raises:
         DataFault: see `check_form`; or labels or tokens are too large to be counted from the data.
@@ -157,12 +162,12 @@ def assess(
             limit = vocabulary if target == "next" else classes
             found["label out of range"] |= _outside(column, limit) & ~broken
         else:
-            limits = _limits(column, broken) if thorough and name == "input" else None
+            own = _own_limits(column, broken, limits) if thorough and name == "input" else None
             for rows, block in _blocks(column):
                 infinite = ~np.isfinite(block)
                 strange = np.zeros_like(infinite)
-                if limits is not None:
-                    strange = ~infinite & ((block < limits[0]) | (block > limits[1]))
+                if own is not None:
+                    strange = ~infinite & ((block < own[0]) | (block > own[1]))
                 found["not finite"][rows] |= infinite.any(1)
                 found["outlier"][rows] |= strange.any(1)
                 bad[rows] += (infinite | strange).sum(1)
@@ -223,7 +228,17 @@ def _largest(
     return largest
 
 
-def _limits(column: Column, broken: NDArray[np.bool_]) -> tuple[Column, Column] | None:
+def outlier_limits(table: Table) -> Limits | None:
+    """The limits of a whole table's inputs; None below 100 samples."""
+    broken = np.zeros(len(table), np.bool_) if table.problems is None else table.problems != 0
+    return _limits(table.columns["input"], broken)
+
+
+def _own_limits(column: Column, broken: NDArray[np.bool_], given: Limits | None) -> Limits | None:
+    return _limits(column, broken) if given is None else given
+
+
+def _limits(column: Column, broken: NDArray[np.bool_]) -> Limits | None:
     good = np.flatnonzero(~broken)
     if len(good) < _FEW:
         return None

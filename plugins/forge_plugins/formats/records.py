@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.table import PROBLEM, PROBLEMS, Column
 
@@ -99,17 +102,176 @@ def _row(value: Any, budget: int, *, lenient: bool) -> Column:
     return narrow.reshape(shape)
 
 
-class _Builder:
-    """Collects blocks of rows."""
+def rows_of(values: Sequence[Any], dots: int | None = None) -> Column | None:
+    """Many records' values of one field at once, as `_row` gives them one by one.
 
-    def __init__(self, file: Path, budget: int, *, lenient: bool) -> None:
-        self._file, self._budget, self._lenient = file, budget, lenient
+    Args:
+        values: of the records.
+        dots: in the values' JSON text; when they are as many as the numbers, all are floats.
+
+    Returns:
+        int64 or float32, shape (values, ...); None when they are not all alike or one may have a
+        defect, so that each must be looked at.
+    """
+    flat, inner, kinds = _flat(values, dots)
+    if kinds == {np.ndarray} and not inner:
+        return _stacked(values)
+    if not kinds or not kinds <= {int, float} or -1 in inner:
+        return None
+    if kinds == {int}:
+        try:
+            return np.array(flat, np.int64).reshape(len(values), *inner)
+        except OverflowError:
+            return None
+    # struct is three times as fast as numpy, and takes the same numbers
+    try:
+        wide = np.frombuffer(struct.pack(f"{len(flat)}d", *flat), np.float64)
+    except struct.error:  # the dots were those of other things
+        return None
+    rounded = int in kinds and bool((np.abs(wide) >= _EXACT).any())
+    narrow = None if rounded else _narrowed(wide)
+    return None if narrow is None else narrow.reshape(len(values), *inner)
+
+
+def _flat(values: Sequence[Any], dots: int | None) -> tuple[Sequence[Any], list[int], set[type]]:
+    """The leaves of nested lists, their shape (-1: ragged) and types."""
+    inner: list[int] = []
+    flat, kinds = values, set(map(type, values))
+    for _ in range(MAX_DEPTH):
+        if kinds != {list}:
+            break
+        widths = set(map(len, flat))
+        inner.append(widths.pop() if len(widths) == 1 else -1)
+        flat = list(chain.from_iterable(flat))
+        plain = dots == len(flat) and bool(flat) and type(flat[0]) is float
+        kinds = {float} if plain else set(map(type, flat))
+    return flat, inner, kinds
+
+
+def _stacked(values: Sequence[Column]) -> Column | None:
+    if len({(part.dtype, part.shape) for part in values}) != 1:
+        return None
+    numbers = np.stack(values)
+    if numbers.dtype.kind == "f":
+        return _narrowed(numbers)
+    whole = numbers.dtype.kind in "iu" and numbers.dtype != np.uint64
+    return numbers.astype(np.int64) if whole else None
+
+
+def _narrowed(wide: Column) -> Column | None:
+    """As 32-bit floats; None when a finite number becomes infinite."""
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
+    strange = ~np.isfinite(narrow)
+    return None if strange.any() and np.isfinite(wide[strange]).any() else narrow
+
+
+Places = Callable[[int], str | None]
+"""Tells the place in the file of a record of a block, by its number in the block."""
+
+
+def nowhere(number: int) -> None:
+    """The place of a record that has none but its number."""
+    del number
+
+
+class RecordColumns:
+    """Brings records into columns, block by block.
+
+    Args:
+        file: for the messages.
+        columns: where the columns are written.
+        budget: numbers that one field of one record may hold at most.
+        lenient: a record with a defect is noted in the column `problem` (see `PROBLEMS`) and its
+            numbers are 0, and null among floats becomes NaN; otherwise the first is an error.
+        note: takes the defects of each block instead of the column `problem`.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        columns: ColumnFolder,
+        budget: int,
+        *,
+        lenient: bool,
+        note: Callable[[Column], None] | None = None,
+    ) -> None:
+        self._file, self._columns = file, columns
+        self._budget, self._lenient = budget, lenient
+        self._note = note or (lambda defects: columns.append(PROBLEM, defects))
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._blocks: dict[str, list[Column]] = {}
-        self._problems: list[Column] = []
+        self.count = 0
 
-    def take(self, block: Sequence[tuple[int, str | None, Any]]) -> None:
-        """One block of (record number, place, record)."""
+    def take(
+        self, records: Sequence[Any], places: Places = nowhere, dots: int | None = None
+    ) -> None:
+        """The next records, each a mapping of names to numbers or lists.
+
+        Args:
+            records: the records.
+            places: tells where each stands.
+            dots: in the JSON text of the records, which saves looking at the type of each number:
+                if there are as many as numbers, each number has one and is a float.
+
+        Raises:
+            DataFault: a field is missing, of another type or of another shape.
+        """
+        if not records:
+            return
+        alike = self._alike(records, dots)
+        if alike is None:
+            for begin in range(0, len(records), BLOCK):
+                self._take_each(
+                    [
+                        (self.count + at, places(begin + at), record)
+                        for at, record in enumerate(records[begin : begin + BLOCK])
+                    ]
+                )
+            return
+        self._shapes = self._shapes or {name: rows.shape[1:] for name, rows in alike.items()}
+        self._write(alike, np.zeros(len(records), np.uint8))
+
+    def close(self) -> None:
+        """After the last record.
+
+        Raises:
+            DataFault: there was none.
+        """
+        if not self.count:
+            raise DataFault(self._file, "there are no records", hint="give at least one")
+
+    def _alike(self, records: Sequence[Any], dots: int | None) -> dict[str, Column] | None:
+        """The fields of records that are all alike; None when they must be looked at one by one."""
+        if set(map(type, records)) != {dict} or len(set(map(len, records))) != 1:
+            return None
+        names = list(records[0])
+        if any(not isinstance(name, str) or name == PROBLEM for name in names):
+            return None
+        try:
+            values = {name: list(map(itemgetter(name), records)) for name in names}
+        except KeyError:
+            return None
+        if dots is not None:
+            dots -= sum(name.count(".") for name in names) * len(records)
+        lists = [name for name in names if type(values[name][0]) is list]
+        rest = {name: rows_of(values[name]) for name in names if name not in lists[:1]}
+        whole = all(rows is not None and rows.dtype == np.int64 for rows in rest.values())
+        found = {name: rows_of(values[name], dots if whole else None) for name in lists[:1]} | rest
+        columns = {name: rows for name in names if (rows := found[name]) is not None}
+        shapes = {name: rows.shape[1:] for name, rows in columns.items()}
+        return (
+            columns if len(columns) == len(names) and shapes == (self._shapes or shapes) else None
+        )
+
+    def _write(self, columns: Mapping[str, Column], defects: Column) -> None:
+        for name, rows in columns.items():
+            self._columns.append(name, rows)
+        if self._lenient:
+            self._note(defects)
+        self.count += len(defects)
+
+    def _take_each(self, block: Sequence[tuple[int, str | None, Any]]) -> None:
+        """One block of (record number, place, record), looked at one by one."""
         rows: list[dict[str, Column] | None] = []
         defects = np.zeros(len(block), np.uint8)
         for at, (number, place, record) in enumerate(block):
@@ -127,13 +289,16 @@ class _Builder:
         if not self._shapes:
             self._settle(rows)
         self._check(block, rows, defects)
+        columns = {}
         for name, shape in self._shapes.items():
             found = [row[name] for row in rows if row is not None]
             stacked = np.stack(found) if found else np.zeros((0, *shape), np.int64)
-            whole = np.zeros((len(block), *shape), stacked.dtype)
-            whole[defects == 0] = stacked
-            self._blocks.setdefault(name, []).append(whole)
-        self._problems.append(defects)
+            kind = np.int64 if stacked.dtype == np.int64 else np.float32
+            columns[name] = np.zeros((len(block), *shape), kind)
+            columns[name][defects == 0] = stacked
+        if PROBLEM in columns:
+            raise DataFault(self._file, "is a reserved name", field=PROBLEM, hint="rename it")
+        self._write(columns, defects)
 
     def _rows(self, number: int, place: str | None, record: Any) -> dict[str, Column]:
         def refused(defect: _DefectError, name: str | None) -> DataFault:
@@ -209,65 +374,41 @@ class _Builder:
                 )
             defects[at], rows[at] = defect.kind + 1, None
 
-    def columns(self) -> dict[str, Column]:
-        """All of it; integers where all are integers, else 32-bit floats."""
-        if not self._problems:
-            raise DataFault(self._file, "there are no records", hint="give at least one")
-        columns = {
-            name: np.concatenate(
-                blocks
-                if all(block.dtype == np.int64 for block in blocks)
-                else [block.astype(np.float32) for block in blocks]
-            )
-            for name, blocks in self._blocks.items()
-        }
-        if PROBLEM in columns:
-            raise DataFault(self._file, "is a reserved name", field=PROBLEM, hint="rename it")
-        if self._lenient:
-            columns[PROBLEM] = np.concatenate(self._problems)
-        return columns
 
-
-def columns_of_records(
-    file: Path, records: Iterable[tuple[int, str | None, Any]], budget: int, *, lenient: bool
-) -> dict[str, Column]:
-    """Bring records into columns.
-
-    Args:
-        file: for the messages.
-        records: (number, place or None, record); a record maps names to numbers or lists.
-        budget: numbers that one field of one record may hold at most.
-        lenient: a record with a defect is noted in the column `problem` (see `PROBLEMS`) and its
-            numbers are 0, and null among floats becomes NaN; otherwise the first is an error.
-
-    Raises:
-        DataFault: a field is missing, of another type or of another shape; there is no record.
-    """
-    builder = _Builder(file, budget, lenient=lenient)
-    iterator = iter(records)
-    while block := list(islice(iterator, BLOCK)):
-        builder.take(block)
-    return builder.columns()
-
-
-def records_of(file: Path, value: Any) -> Iterable[tuple[int, str | None, Any]]:
+def records_of(file: Path, value: Any) -> Sequence[Any]:
     """The records of a list of mappings or of a mapping of columns.
 
     Raises:
         DataFault: it is neither, or the columns are not of one length.
     """
     if isinstance(value, list | tuple):
-        return ((number, None, record) for number, record in enumerate(value))
+        return value
     forms = "give a list of records or one object of columns, with the fields input and target"
     if not isinstance(value, Mapping) or any(not isinstance(name, str) for name in value):
         raise DataFault(file, f"the whole is a {type(value).__name__}", hint=forms)
     for name, column in value.items():
         if not isinstance(column, list | tuple):
-            found = type(column).__name__
-            raise DataFault(file, f"the column is a {found}, not a list", field=name, hint=forms)
+            raise not_a_list(file, name, type(column).__name__)
     lengths = {name: len(column) for name, column in value.items()}
+    check_lengths(file, lengths)
+    names, columns = list(value), list(value.values())
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def not_a_list(file: Path, name: str, found: str) -> DataFault:
+    """What to say of a column that is no list."""
+    forms = "give a list of records or one object of columns, with the fields input and target"
+    return DataFault(file, f"the column is a {found}, not a list", field=name, hint=forms)
+
+
+def check_lengths(file: Path, lengths: Mapping[str, int]) -> None:
+    """Whether columns are of one length.
+
+    Raises:
+        DataFault: they are not, or there are none.
+    """
     if not lengths:
-        raise DataFault(file, "there are no fields", hint=forms)
+        raise DataFault(file, "there are no fields", hint="name the inputs 'input'")
     count = lengths.get("input", next(iter(lengths.values())))
     for name, length in lengths.items():
         if length != count:
@@ -278,10 +419,6 @@ def records_of(file: Path, value: Any) -> Iterable[tuple[int, str | None, Any]]:
                 record=min(length, count),
                 hint="give each column as many records",
             )
-    return (
-        (number, None, {name: column[number] for name, column in value.items()})
-        for number in range(count)
-    )
 
 
 assert len(PROBLEMS) == 3, "the kinds of _DefectError are places in PROBLEMS"

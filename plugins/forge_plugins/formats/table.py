@@ -28,12 +28,14 @@ class Table:
         format: name of the format.
         columns: array by name, each of shape (records, ...); `input` is one of them.
         problems: defect by record, shape (records,), for a lenient reading; see `PROBLEMS`.
+        content: hash of the file's content; empty for a table that was not read from one.
     """
 
     file: Path
     format: str
     columns: Mapping[str, Column]
     problems: NDArray[np.uint8] | None = field(default=None)
+    content: str = ""
 
     def __post_init__(self) -> None:
         if "input" not in self.columns:

@@ -1,0 +1,200 @@
+"""The folder that Agent Forge's Phase 6 (baking) reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+from forge_plugins.exporters.phase6_records import RECORDS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from forge_plugins.mathematics import bit_layer, quantization_figures
+else:
+    torch = LazyModule("torch")
+    nn = LazyModule("torch.nn")
+    bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
+    quantization_figures = LazyModule("forge_plugins.mathematics.quantization_figures")
+
+TRAINED, PLAIN = "trained_model.pt", "model.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase6Config:
+    """Which weights `trained_model.pt` holds."""
+
+    weights: Annotated[
+        Literal["latent", "applied"],
+        Meta(
+            description="of quantized layers: the trained ones (quantized again by the same "
+            "layers), or the ones multiplied with, for plain linear layers; model.pth always "
+            "holds the latter"
+        ),
+    ] = "latent"
+
+
+class Phase6:
+    """Writes `trained_model.pt`, `model.pth` and three JSON files; unmeasured figures are null.
+
+    `trained_model.pt` is a dictionary of `model_state_dict`, `training_config` and `final_metrics`
+    in plain types, so that the default `torch.load` takes it. `model.pth` is the state dictionary
+    of a model of plain layers: the weights that the quantized layers apply.
+    """
+
+    info = PluginInfo(name="phase6", kind=Kind.EXPORTERS, config=Phase6Config, records=RECORDS)
+
+    def __init__(self, config: Phase6Config) -> None:
+        self.config = config
+
+    @hookimpl
+    def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
+        """Write the folder and read both weight files back with the default loader.
+
+        Raises:
+            PluginError: a file gave other weights back.
+        """
+        assert run.folder is not None, "exporters are asked in a run with a folder"
+        settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        latent = _on_cpu(run.active_model.state_dict())
+        plain = plain_state(run.active_model)
+        final: dict[str, float | None] = dict(run.metrics.latest)
+        final |= {f"validation_{name}": value for name, value in run.metrics.validation.items()}
+        trained = {
+            "model_state_dict": latent if self.config.weights == "latent" else plain,
+            "training_config": settings,
+            "final_metrics": final,
+        }
+        torch.save(trained, folder / TRAINED)
+        torch.save(plain, folder / PLAIN)
+        for name, written in ((TRAINED, trained["model_state_dict"]), (PLAIN, plain)):
+            again = torch.load(folder / name, map_location="cpu")
+            state = again["model_state_dict"] if name == TRAINED else again
+            if not all(torch.equal(state[key], value) for key, value in written.items()):
+                raise PluginError(f"phase6: {name} came back with other weights")
+        self._write_records(run, folder, settings)
+        return {
+            "format": "phase6",
+            "weights": self.config.weights,
+            "step": run.progress.step,
+            "verified": {"read_back_bit_equal": True, "loader": "torch.load, default arguments"},
+        }
+
+    def _write_records(self, run: Run, folder: Path, settings: Mapping[str, Any]) -> None:
+        validation, model = run.metrics.validation, run.active_model
+        progress = run.progress
+        optimizer = settings.get("optimizer")
+        records = {
+            "training_metadata": {
+                "architecture": type(model).__name__,
+                "epochs": progress.epoch,
+                "final_accuracy": validation.get("accuracy"),
+                "validation_loss": validation.get("loss"),
+                "optimizer_config": optimizer if isinstance(optimizer, Mapping) else None,
+                "training_time": round(progress.seconds, 3),
+                "dataset_size": run.data.spec.samples,
+                "hyperparameters": dict(settings),
+                "checkpoint_path": TRAINED,
+            },
+            "metadata": {
+                "model_architecture": architecture(model),
+                "training_metrics": dict(run.metrics.latest) or None,
+                "quantization_info": quantization_info(model),
+                "performance_stats": {
+                    "steps": progress.step,
+                    "seconds": round(progress.seconds, 3),
+                    "steps_per_second": progress.step / progress.seconds
+                    if progress.seconds > 0 else None,
+                    "weight_bytes": (folder / TRAINED).stat().st_size,
+                },
+                "validation_results": dict(validation) or None,
+            },
+            "training_history": {"entries": _history(run)},
+        }  # fmt: skip
+        for name, record in records.items():
+            text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
+
+
+def plain_state(model: nn.Module) -> dict[str, Any]:
+    """The state of the same model with plain layers, whose weights are those that are applied."""
+    state = _on_cpu(model.state_dict())
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not isinstance(layer, bit_layer.BitLayer):
+            continue
+        prefix = f"{name}." if name else ""
+        was_training = layer.training
+        layer.eval()  # stochastic rounding draws while training only
+        state[f"{prefix}weight"] = layer.applied_weight().cpu().clone()
+        layer.train(was_training)
+        for own in ("threshold", "anchor"):
+            state.pop(f"{prefix}{own}", None)
+    return state
+
+
+def architecture(model: nn.Module) -> dict[str, Any]:
+    """Class, number of parameters, and the layers that have parameters of their own."""
+    layers = {}
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own:
+            weight = own.get("weight")
+            shape = None if weight is None else list(weight.shape)
+            layers[name] = {"kind": type(module).__name__, "shape": shape}
+    kind = type(model)
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": layers,
+    }
+
+
+def quantization_info(model: nn.Module) -> dict[str, Any] | None:
+    """Bits, and figures measured on the weights; None without a quantized layer."""
+    found = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, bit_layer.BitLayer) and module.scheme.quantizes_weight
+    }  # fmt: skip
+    if not found:
+        return None
+    schemes = {layer.scheme for layer in found.values()}
+    first = next(iter(found.values())).scheme
+    weights = sum(layer.weight.numel() for layer in found.values())
+    info: dict[str, Any] = {
+        "layers": sorted(found),
+        "weights": weights,
+        "weight_bits": first.weight_bits if len(schemes) == 1 else None,
+        "activation_bits": first.activation_bits if len(schemes) == 1 else None,
+        "blend": min(layer.blend for layer in found.values()),
+    }
+    if len(schemes) == 1:
+        sums = [quantization_figures.weight_sums(layer, None).cpu() for layer in found.values()]
+        figures = quantization_figures.weight_figures(torch.stack(sums).sum(0), first.top)
+        del figures["weight_flips"]  # of an update: there is none here
+        info |= {name: float(value) for name, value in figures.items()}
+    return info
+
+
+def _history(run: Run) -> list[Any] | None:
+    """The lines of `metrics.jsonl`, when the run wrote them."""
+    assert run.folder is not None
+    file = run.folder / "metrics.jsonl"
+    if not file.is_file():
+        return None
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]

@@ -1,0 +1,182 @@
+"""Which sample stands where in an epoch, as functions: nothing is drawn before it or stored.
+
+Randomness is a keyed mixing of numbers (the finalizer of splitmix64, Steele et al. 2014,
+doi:10.1145/2660193.2660195), so that any position is known at once, in any process.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.int64]
+
+BLOCK: Final = 64
+"""Neighbouring samples that stay together when blocks are shuffled."""
+WINDOW: Final = 256
+"""Blocks whose samples are mixed with each other."""
+STRATUM: Final = 64
+"""Neighbouring samples of which the same share is held out."""
+_ROUNDS: Final = 4
+_STEPS: Final = 200  # of a walk that leaves the range with probability 3/4 at most, each
+
+
+def mixed(numbers: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    """Each number as another one of 64 bits, at random but for the key."""
+    with np.errstate(over="ignore"):
+        z = numbers + np.uint64((key * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def permuted(places: Numbers, count: int, key: int) -> Numbers:
+    """Where places go in a permutation of `count` numbers: a Feistel network, cycle-walked.
+
+    Args:
+        places: in 0 .. count - 1.
+        count: at most 2**62.
+        key: of the permutation.
+    """
+    half = max(1, -(-(count - 1).bit_length() // 2))
+    low = np.uint64(2**half - 1)
+    shift = np.uint64(half)
+    found = places.astype(np.uint64)
+    outside = np.ones(len(found), np.bool_)
+    for _ in range(_STEPS):
+        some = found[outside]
+        left, right = some >> shift, some & low
+        for number in range(_ROUNDS):
+            left, right = right, left ^ (mixed(right, key + number) & low)
+        found[outside] = (left << shift) | right
+        outside = found >= np.uint64(count)
+        if not outside.any():
+            break
+    assert not outside.any(), "2**62 numbers are walked in far fewer steps"
+    return found.astype(np.int64)
+
+
+class BlockOrder:
+    """An order of an epoch in which samples near each other are read near each other.
+
+    Blocks of neighbours are permuted; the samples of `window` blocks that follow each other then
+    are mixed. Of a file in order of its labels, a batch is nearly as mixed as by a permutation of
+    all samples (chi-squared 1.9 times the ideal one), and the file is read in blocks.
+
+    Args:
+        count: samples.
+        block: neighbours in a block.
+        window: blocks in a window.
+    """
+
+    def __init__(self, count: int, block: int = BLOCK, window: int = WINDOW) -> None:
+        assert count >= 0
+        assert block >= 1
+        assert window >= 1
+        self.count, self._block, self._window = count, block, window
+        self._blocks = count // block  # the rest stays at the end of the permuted blocks
+        self._kept: tuple[tuple[int, int], Numbers] | None = None
+
+    def samples(self, key: int, begin: int, end: int) -> Numbers:
+        """The samples at the places `begin` to `end` of the epoch that the key names."""
+        end = min(end, self.count)
+        width = self._block * self._window
+        parts = [
+            self._shuffled(key, window)[max(0, begin - window * width) : end - window * width]
+            for window in range(begin // width, -(-end // width))
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _shuffled(self, key: int, window: int) -> Numbers:
+        """The samples of a window in their order; the last one is kept."""
+        if self._kept is not None and self._kept[0] == (key, window):
+            return self._kept[1]
+        first, last = window * self._window, (window + 1) * self._window
+        numbers = np.arange(first, min(last, self._blocks), dtype=np.int64)
+        blocks = permuted(numbers, self._blocks, key) if len(numbers) else numbers
+        inside = np.arange(self._block, dtype=np.int64)
+        samples = (blocks[:, None] * self._block + inside).reshape(-1)
+        if last > self._blocks:
+            rest = np.arange(self._blocks * self._block, self.count, dtype=np.int64)
+            samples = np.concatenate([samples, rest])
+        order = np.argsort(mixed(samples.astype(np.uint64), key + _ROUNDS + 1), kind="stable")
+        self._kept = (key, window), samples[order]
+        return self._kept[1]
+
+
+class HashSplit:
+    """Samples to train on and samples held out, by a hash of their numbers.
+
+    Of each stratum of neighbours the same share is held out, to the nearest sample over all strata,
+    so that the two parts are known by arithmetic: nothing is stored, and their sizes are exact.
+
+    Args:
+        count: samples.
+        share: that is held out, in [0, 1).
+        key: of the choice.
+    """
+
+    def __init__(self, count: int, share: float, key: int) -> None:
+        self._count, self._key = count, key
+        self.held_out = min(max(1, round(count * share)), count - 1) if share and count else 0
+        self.training = count - self.held_out
+
+    def _before(self, strata: Numbers) -> Numbers:
+        """Samples held out in all strata before these."""
+        return np.minimum(strata * STRATUM, self._count) * self.held_out // max(1, self._count)
+
+    def _ranked(self, strata: Numbers) -> Numbers:
+        """The samples of strata by their hash, shape (strata, STRATUM); beyond the end: last."""
+        samples = strata[:, None] * STRATUM + np.arange(STRATUM, dtype=np.int64)
+        hashes = mixed(samples.astype(np.uint64), self._key)
+        hashes[samples >= self._count] = np.uint64(2**64 - 1)
+        order = np.argsort(hashes, axis=1, kind="stable")
+        ranked: Numbers = np.take_along_axis(samples, order, axis=1)
+        return ranked
+
+    def held_out_samples(self, places: Numbers) -> Numbers:
+        """The samples at places of the held-out part."""
+        return self._at(places, held_out=True)
+
+    def training_samples(self, places: Numbers) -> Numbers:
+        """The samples at places of the training part, in the file's order."""
+        return self._at(places, held_out=False)
+
+    def _at(self, places: Numbers, *, held_out: bool) -> Numbers:
+        if not self.held_out:
+            return places
+        strata = self._strata(places, held_out=held_out)
+        known, back = np.unique(strata, return_inverse=True)
+        before = self._before(known)
+        number = self._before(known + 1) - before  # held out in each stratum
+        ranked = self._ranked(known)
+        inside = np.arange(STRATUM)
+        mine = inside < number[:, None] if held_out else inside >= number[:, None]
+        ranked = np.sort(np.where(mine, ranked, np.int64(2**62)), axis=1)
+        start = before if held_out else known * STRATUM - before
+        found: Numbers = ranked[back, places - start[back]]
+        return found
+
+    def _strata(self, places: Numbers, *, held_out: bool) -> Numbers:
+        """Which stratum a place falls into: a guess, moved by at most a few."""
+        part = self.held_out if held_out else self.training
+
+        def start(strata: Numbers) -> Numbers:
+            before = self._before(strata)
+            return before if held_out else np.minimum(strata * STRATUM, self._count) - before
+
+        last = max(0, -(-self._count // STRATUM) - 1)
+        strata = np.minimum(places * self._count // (part * STRATUM), last)
+        for _ in range(STRATUM):
+            low, high = start(strata) > places, start(strata + 1) <= places
+            if not (low.any() or high.any()):
+                break
+            strata = strata - low + high
+        return strata
+
+
+def share_of(begin: int, end: int, rank: int, world: int) -> Numbers:
+    """The places of a global batch that one of `world` processes reads: a stride."""
+    return np.arange(begin + rank, end, world, dtype=np.int64)

@@ -1,0 +1,343 @@
+"""Streaming: the order, the split, the shares of processes and the position are functions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_parts import StopAfter
+
+from forge_kernel import load_pipeline, resume, run
+from forge_kernel.checkpoint import CheckpointStore
+from forge_kernel.testing.compare import differences
+from forge_plugins.data.file import FileConfig
+from forge_plugins.data.samples import Epochs, FileData
+from forge_plugins.formats.order import BlockOrder, HashSplit, permuted
+from forge_plugins.formats.quality import assess
+from forge_plugins.formats.survey import Survey, survey
+from forge_plugins.formats.table import Table
+
+
+def streamed(
+    count: int,
+    seed: int = 0,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    streaming: bool = True,
+    **chosen: Any,
+) -> FileData:
+    """Samples whose input is their number."""
+    inputs = np.arange(count, dtype=np.float32)[:, None]
+    table = Table(Path("memory"), "npy", {"input": inputs, "target": np.arange(count) % 3})
+    config = FileConfig(streaming=streaming, **chosen)
+    found: Any = Survey(0.0, count, None, {}, None, 2, None)
+    if not streaming:
+        found = assess(table, target="class")
+    return FileData(table, found, config, seed, rank=rank, world=world)
+
+
+def ids(batches: Any) -> list[int]:
+    return [int(i) for batch in batches for i in batch.inputs[:, 0]]
+
+
+@given(count=st.integers(1, 5000), key=st.integers(0, 2**60))
+@settings(max_examples=60, deadline=None)
+def test_a_keyed_permutation_is_one(count: int, key: int) -> None:
+    found = permuted(np.arange(count), count, key)
+    assert np.array_equal(np.sort(found), np.arange(count))
+
+
+@given(
+    count=st.integers(0, 3000),
+    block=st.integers(1, 70),
+    window=st.integers(1, 9),
+    key=st.integers(0, 2**60),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_an_order_by_blocks_is_a_permutation_of_which_any_part_is_known(
+    count: int, block: int, window: int, key: int, data: st.DataObject
+) -> None:
+    order = BlockOrder(count, block, window)
+    whole = order.samples(key, 0, count)
+    assert np.array_equal(np.sort(whole), np.arange(count))
+    begin = data.draw(st.integers(0, count))
+    end = data.draw(st.integers(begin, count + 9))
+    assert np.array_equal(
+        BlockOrder(count, block, window).samples(key, begin, end), whole[begin:end]
+    )
+
+
+@given(
+    count=st.integers(1, 4000), share=st.floats(0, 0.99), key=st.integers(0, 2**60), data=st.data()
+)
+@settings(max_examples=100, deadline=None)
+def test_a_split_by_hash_is_disjoint_exhaustive_and_of_the_size_asked_for(
+    count: int, share: float, key: int, data: st.DataObject
+) -> None:
+    split = HashSplit(count, share, key)
+    held_out = split.held_out_samples(np.arange(split.held_out))
+    training = split.training_samples(np.arange(split.training))
+    assert np.array_equal(np.sort(np.concatenate([held_out, training])), np.arange(count))
+    wanted = min(max(1, round(count * share)), count - 1) if share else 0
+    assert len(held_out) == wanted
+    assert (np.diff(training) > 0).all()
+    some = np.array(data.draw(st.lists(st.integers(0, split.training - 1), max_size=9)), np.int64)
+    assert np.array_equal(HashSplit(count, share, key).training_samples(some), training[some])
+
+
+@pytest.mark.spec("B8", "B16")
+def test_the_split_follows_its_seed_and_appended_samples_leave_the_order_of_strata() -> None:
+    parts = [ids(streamed(5000, seed).validation()) for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+    fixed = [ids(streamed(5000, seed, split_seed=4).validation()) for seed in (0, 1)]
+    assert fixed[0] == fixed[1]
+
+
+@pytest.mark.spec("B7")
+@given(
+    count=st.integers(2, 400),
+    size=st.integers(1, 50),
+    world=st.integers(1, 5),
+    share=st.floats(0, 0.8),
+    streaming=st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_processes_share_each_batch_and_every_sample_is_read_once(
+    count: int, size: int, world: int, share: float, streaming: bool
+) -> None:
+    """Planted fault: a rank that read the whole batch repeated every sample."""
+    parts = [
+        streamed(
+            count, rank=rank, world=world, batch_size=size, validation_split=share,
+            streaming=streaming,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    alone = streamed(count, batch_size=size * world, validation_split=share, streaming=streaming)
+    lots = [list(part.batches(1, 0)) for part in parts]
+    assert len({len(lot) for lot in lots}) == 1  # all take each step
+    for batches, whole in zip(zip(*lots, strict=True), alone.batches(1, 0), strict=True):
+        real = [b for b in batches if b.weights is None]
+        assert sorted(ids(real)) == sorted(ids([whole]))
+        for filler in (b for b in batches if b.weights is not None):
+            assert filler.weights.tolist() == [0.0]
+    held_out = sorted(i for part in parts for i in ids(part.validation()))
+    assert held_out == sorted(ids(alone.validation()))
+    assert sorted(held_out + ids(alone.batches(0, 0))) == list(range(count))
+
+
+@pytest.mark.spec("B4", "B7")
+@pytest.mark.parametrize("streaming", [True, False])
+def test_workers_only_fetch(streaming: bool) -> None:
+    def read(workers: int) -> list[list[int]]:
+        data = streamed(500, batch_size=16, workers=workers, streaming=streaming)
+        before = torch.get_rng_state()
+        found = [ids(data.batches(0, 0)), ids(data.batches(1, 3)), ids(data.batches(2, 0))]
+        assert torch.equal(torch.get_rng_state(), before)
+        return found
+
+    assert read(0) == read(2) == read(4)
+
+
+@pytest.mark.spec("B5", "B7")
+@given(
+    count=st.integers(2, 300),
+    size=st.integers(1, 40),
+    stop=st.integers(0, 30),
+    drop=st.booleans(),
+    streaming=st.booleans(),
+    second=st.integers(1, 5),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_position_is_taken_up_at_any_batch_first_and_second_time(
+    count: int, size: int, stop: int, drop: bool, streaming: bool, second: int
+) -> None:
+    chosen = {
+        "batch_size": size,
+        "drop_last": drop,
+        "streaming": streaming,
+        "validation_split": 0.1,
+    }
+    straight = Epochs(streamed(count, **chosen))
+    if not len(straight):
+        return
+    whole = [ids([batch]) for _ in range(3) for batch in straight]
+    stop = min(stop, 2 * len(straight))
+    found, state = [], None
+    for amount in (stop, second, 10**6):
+        epochs = Epochs(streamed(count, **chosen))
+        if state is not None:
+            epochs.load_state_dict(json.loads(json.dumps(state)))
+        rest = min(amount, len(whole) - len(found))
+        endless = chain.from_iterable(iter(epochs) for _ in range(4))
+        found += [ids([batch]) for batch in islice(endless, rest)]
+        state = epochs.state_dict()
+        assert len(json.dumps(state)) <= 300
+    assert found == whole
+
+
+def test_a_position_with_workers_counts_what_was_handed_out() -> None:
+    straight = ids(streamed(300, batch_size=7).batches(0, 0))
+    epochs = Epochs(streamed(300, batch_size=7, workers=2))
+    iterator = iter(epochs)
+    found = [ids([next(iterator)]) for _ in range(5)]
+    state = epochs.state_dict()
+    assert state["place"] == 35
+    for workers in (0, 3):
+        again = Epochs(streamed(300, batch_size=7, workers=workers))
+        again.load_state_dict(state)
+        assert [*chain.from_iterable(found), *ids(again)] == straight
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"seed": 1}, "seed is 1"), ({"samples": 3}, "samples is 3"), ({"content": "x"}, "content")],
+)
+def test_a_position_of_other_data_is_refused(change: Any, told: str) -> None:
+    epochs = Epochs(streamed(50))
+    with pytest.raises(ValueError, match=told):
+        epochs.load_state_dict({**epochs.state_dict(), **change})
+
+
+def test_a_position_in_ten_million_samples_is_taken_up_at_once() -> None:
+    """No wall-clock bar here (see benchmarks/data.py): what is computed is a window or two."""
+    zeros = np.broadcast_to(np.float32(0), (10_000_000, 1))
+    table = Table(Path("memory"), "npy", {"input": zeros})
+    config = FileConfig(streaming=True, target="none")
+    data = FileData(table, Survey(0.0, 10_000_000, None, {}, None, None, None), config, 0)
+    asked: list[int] = []
+    split = data.deck._split  # type: ignore[attr-defined]
+    plain = split.training_samples
+    split.training_samples = lambda places: asked.append(len(places)) or plain(places)
+    begin = time.process_time()
+    next(data.batches(3, 70_000))
+    assert asked == [64]
+    print(f"{time.process_time() - begin:.4f} s to the first batch")
+
+
+def chi_squared(order: np.ndarray, count: int, size: int) -> float:
+    labels = (order * 10 // count).astype(np.int64)
+    lots = labels[: len(labels) // size * size].reshape(-1, size)
+    counts = np.stack([(lots == label).sum(1) for label in range(10)], 1)
+    expected = size / 10
+    return float(((counts - expected) ** 2 / expected).sum() / (len(lots) * 9))
+
+
+def test_the_shuffle_mixes_a_file_in_order_of_its_labels() -> None:
+    count = 200_000
+    by_blocks = streamed(count, validation_split=0.0, batch_size=256)
+    assert chi_squared(by_blocks.deck.training_samples(0, 0, count), count, 256) <= 2.0
+    full = streamed(count, validation_split=0.0, streaming=False)
+    assert chi_squared(full.deck.training_samples(0, 0, count), count, 256) <= 1.1
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, np.nan, 5000.0]), min_size=2, max_size=2),
+        min_size=1,
+        max_size=60,
+    ),
+    part=st.integers(8, 200),
+    threshold=st.sampled_from([0.0, 0.4, 0.9]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_survey_in_parts_finds_what_a_look_at_the_whole_finds(
+    rows: Any, part: int, threshold: float, tmp_path_factory: Any
+) -> None:
+    inputs = np.array(rows, np.float32)
+    inputs[:, 0] += np.arange(len(rows)) * 10  # no sample repeats another
+    table = Table(Path("memory"), "npy", {"input": inputs, "target": np.arange(len(rows)) % 4})
+    whole = assess(table, target="class", classes=3, thorough=threshold > 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forge_plugins.formats.survey.PART_BYTES", part)
+        found = survey(
+            table, inputs="features", target="class", classes=3, vocabulary=None,
+            threshold=threshold, folder=tmp_path_factory.mktemp("survey"),
+        )  # fmt: skip
+    kept = whole.kept(threshold)
+    assert found.kept_count == len(kept)
+    index = np.arange(len(rows)) if found.index is None else found.index
+    assert np.array_equal(index, kept)
+    assert found.left_out(threshold) == whole.left_out(threshold)
+    assert found.unusable(threshold) == whole.unusable(threshold)
+    assert (found.largest_label, found.largest_token) == (whole.largest_label, None)
+
+
+def test_a_streamed_run_resumes_bit_for_bit_with_other_workers(tmp_path: Path) -> None:
+    options = [
+        "data.with.streaming=true", "run.max_steps=40", "run.device=cpu", "data.with.batch_size=64",
+        f"data.with.cache_dir={tmp_path / 'cache'}", "run.save_every=17", "run.keep_checkpoints=9",
+        "observers=[]", "run.validate_every=13",
+    ]  # fmt: skip
+    straight = run(load_pipeline("digits_json", options), output_dir=tmp_path / "a", quiet=True)
+    assert straight.final["validation_loss"] is not None
+    stop = StopAfter(17)
+    pipeline = load_pipeline("digits_json", options)
+    cut = run(pipeline, output_dir=tmp_path / "b", plugins=[stop], cancel=stop, quiet=True)
+    assert (cut.outcome, cut.steps) == ("stopped", 17)
+    resume(tmp_path / "b", ["data.with.workers=2"], plugins=[stop], quiet=True)
+    left, right = (CheckpointStore(tmp_path / name / "checkpoints").path(40) for name in "ab")
+    assert differences(left, right) == []
+
+
+READER = """
+import sys
+from pathlib import Path
+from forge_plugins.data.file import File, FileConfig
+from forge_kernel.strategy import OneProcess
+import resource, torch
+class Run:
+    seed, strategy = 0, OneProcess()
+def data(path):
+    config = FileConfig(path=path, cache_dir=sys.argv[3], streaming=True, classes=10,
+                        batch_size=2048, quality_threshold=float(sys.argv[4]), validation_split=0.1)
+    return File(config).make_data(Run())
+for batch in data(sys.argv[2]).batches(0, 0): pass
+for line in open("/proc/self/status"):
+    if line.startswith("VmData"):
+        held = int(line.split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (held + 64 * 2**20,) * 2)
+large = data(sys.argv[1])
+seen = sum(len(batch.inputs) for epoch in range(2) for batch in large.batches(epoch, 0))
+print(seen, sum(len(batch.inputs) for batch in large.validation()), large.left_out)
+"""
+
+
+@pytest.mark.spec("B7")
+@pytest.mark.parametrize("threshold", ["0", "0.5"])
+def test_a_file_larger_than_the_memory_is_streamed(threshold: str, tmp_path: Path) -> None:
+    """Planted fault: `StoredDeck` and `assess` ended with MemoryError."""
+    count = 3_000_000
+    inputs = np.lib.format.open_memmap(
+        tmp_path / "x.npy", "w+", np.dtype([("input", "<f4", (8,)), ("target", "<i8")]), (count,)
+    )
+    for begin in range(0, count, 100_000):
+        rows = inputs[begin : begin + 100_000]
+        rows["input"] = np.random.default_rng(begin).standard_normal((100_000, 8), np.float32)
+        rows["target"] = np.arange(100_000) % 10
+    if threshold != "0":
+        inputs["target"][[5, count - 7]] = -1
+    inputs.flush()
+    np.save(tmp_path / "small.npy", inputs[1000:1200])
+    words = [str(tmp_path / name) for name in ("x.npy", "small.npy", "cache")]
+    done = subprocess.run(
+        [sys.executable, "-c", READER, *words, threshold],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-1500:]
+    seen, held_out, left_out = done.stdout.split(" ", 2)
+    assert int(seen) // 2 + int(held_out) == count - (2 if threshold != "0" else 0)
+    expected = {"label out of range": 2} if threshold != "0" else {}
+    assert left_out.strip() == str(expected)
