@@ -50,6 +50,7 @@ from forge_kernel.api import (
 )
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig as KernelPipeline
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.use import UseModel
 from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.durable import write_bytes, write_json, write_text
@@ -57,6 +58,7 @@ from forge_kernel.errors import ConfigError
 from forge_kernel.live import LiveModel, NoConfig
 from forge_kernel.loading import check_pipeline, fill
 from forge_kernel.planner import plan
+from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 from forge_plugins.data.two_sources import merged
 
@@ -150,13 +152,6 @@ class PipelineMetrics:
             "training_summary": copy.deepcopy(self._figures["training"]),
             "validation_summary": copy.deepcopy(self._figures["validation"]),
         }
-
-
-class _RunOfSeed:
-    """As much of a run as a data source looks at."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
 
 
 class _Follower:
@@ -307,6 +302,7 @@ class TrainingPipeline:
 
     def _lengths(self, declaration: Declaration) -> Lengths:
         """What the data are, seen once before the run."""
+        looking = Run(RunConfig(seed=self.config.seed), None, OneProcess(), quiet=True)
         found, specs = [], []
         files = ((self.train_data_path, True), (self.val_data_path, False))
         for path, trained_on in files:
@@ -314,7 +310,7 @@ class TrainingPipeline:
                 continue
             settings = declaration.file_settings(path, trained_on=trained_on)
             source: Any = File(msgspec.convert(settings, FileConfig))
-            data = source.make_data(_RunOfSeed(self.config.seed))
+            data = source.make_data(looking)
             found.append(data)
             specs.append(data.spec)
         _ = merged(specs[0], specs[-1]) if len(specs) > 1 else DataSpec()
