@@ -50,6 +50,7 @@ from forge_kernel.api import (
 )
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig as KernelPipeline
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.use import UseModel
 from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.durable import write_bytes, write_json, write_text
@@ -57,6 +58,7 @@ from forge_kernel.errors import ConfigError
 from forge_kernel.live import LiveModel, NoConfig
 from forge_kernel.loading import check_pipeline, fill
 from forge_kernel.planner import plan
+from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 from forge_plugins.data.two_sources import merged
 
@@ -150,13 +152,6 @@ class PipelineMetrics:
             "training_summary": copy.deepcopy(self._figures["training"]),
             "validation_summary": copy.deepcopy(self._figures["validation"]),
         }
-
-
-class _RunOfSeed:
-    """As much of a run as a data source looks at."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
 
 
 class _Follower:
@@ -307,6 +302,7 @@ class TrainingPipeline:
 
     def _lengths(self, declaration: Declaration) -> Lengths:
         """What the data are, seen once before the run."""
+        looking = Run(RunConfig(seed=self.config.seed), None, OneProcess(), quiet=True)
         found, specs = [], []
         files = ((self.train_data_path, True), (self.val_data_path, False))
         for path, trained_on in files:
@@ -314,7 +310,7 @@ class TrainingPipeline:
                 continue
             settings = declaration.file_settings(path, trained_on=trained_on)
             source: Any = File(msgspec.convert(settings, FileConfig))
-            data = source.make_data(_RunOfSeed(self.config.seed))
+            data = source.make_data(looking)
             found.append(data)
             specs.append(data.spec)
         _ = merged(specs[0], specs[-1]) if len(specs) > 1 else DataSpec()
@@ -360,6 +356,8 @@ class TrainingPipeline:
         try:
             with self._in_phase(PipelinePhase.TRAINING):
                 result = self._run()
+            with self._in_phase(PipelinePhase.COMPLETION):
+                self._end(result)
         except BaseException as error:
             self.state = PipelineState.ERROR
             self._say(TrainingState.ERROR)
@@ -367,17 +365,21 @@ class TrainingPipeline:
             raise
         finally:
             self.validator.stop_monitoring_thread()
+            self._close_log()
+        return result
+
+    def _end(self, result: RunResult) -> None:
+        """Take the result; write it, when the run has come to its end."""
         self.result = result
         self._say(TrainingState.STOPPED)
-        with self._in_phase(PipelinePhase.COMPLETION):
-            self._take_model(result)
+        if result.model is not None:  # a bare layer is exchanged as a whole
+            self.model = self.trainer.model = self.validator.model = result.model
         self.write_line("training ends", outcome=result.outcome, reason=result.stop_reason)
         if result.outcome == "stopped":
             self.state = PipelineState.PAUSED
-            return result
-        self.state = PipelineState.COMPLETED
+            return
         self._write_results()
-        return result
+        self.state = PipelineState.COMPLETED
 
     def _run(self) -> RunResult:
         assert self._pipeline is not None
@@ -409,11 +411,6 @@ class TrainingPipeline:
             if steps and state not in ("completed", "failed") and about == wanted:
                 return folder
         return None
-
-    def _take_model(self, result: RunResult) -> None:
-        """A bare layer is exchanged as a whole; the parts follow."""
-        if result.model is not None:
-            self.model = self.trainer.model = self.validator.model = result.model
 
     def cancel(self) -> None:
         """Stop `train()` at the next step's edge, from any thread; a later pipeline goes on."""
@@ -484,6 +481,11 @@ class TrainingPipeline:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self._log = self._place(".log").open("a", encoding="utf-8")
 
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
     def write_line(self, what: str, **facts: Any) -> None:
         """A line of `<name>.log`: the time, what, and facts as JSON."""
         if self._log is not None:
@@ -514,9 +516,7 @@ class TrainingPipeline:
         """Stop what still works and close files; a second call is fine."""
         self._cancel.set()
         self.validator.stop_monitoring_thread()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._close_log()
 
     def _in_phase(self, phase: PipelinePhase) -> _Phase:
         return _Phase(self, phase)
