@@ -535,7 +535,7 @@ class TrainingPipeline:
         result = self.result
         if result is None or result.folder is None:
             raise RunError("export_phase6() comes after train(): there is nothing to export yet")
-        named = {name: value for name, value in result.final.items()}
+        named = dict(result.final)
         validation = {
             name.removeprefix("validation_"): named.pop(name)
             for name in list(named) if name.startswith("validation_")
