@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -155,7 +156,7 @@ class FileData:
         else:
             self.deck = StoredDeck(assessment.kept(config.quality_threshold), config, seed)
         self.spec = self._spec(assessment)
-        self._form = form or self._batch
+        self._form = form
         self._loader: tuple[_Keys, Any] | None = None
         self._busy = False
         self.global_batch = config.batch_size * world
@@ -249,10 +250,13 @@ class FileData:
             keep: they stay for the next epoch.
         """
         keys = _Keys()
+        # without the loader: in a circle, its queues would be gone before its workers are told
+        alone = copy.copy(self)
+        alone._loader = None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = torch_data.DataLoader(
-                _Fetched(self), batch_size=None, sampler=keys, num_workers=self.config.workers,
+                _Fetched(alone), batch_size=None, sampler=keys, num_workers=self.config.workers,
                 prefetch_factor=self.config.prefetch, persistent_workers=keep,
                 collate_fn=_as_it_is, multiprocessing_context=_context(),
                 generator=torch.Generator(),  # the run's random streams are left alone
@@ -265,7 +269,7 @@ class FileData:
         answers = None
         if config.target != "none" and "target" in columns:
             answers = tables.take(columns["target"], index)
-        return self._form(rows, answers)
+        return (self._form or self._batch)(rows, answers)
 
     def _batch(self, rows: Any, answers: Any) -> Batch:
         config = self.config
