@@ -2,6 +2,7 @@
 
 from forge_kernel.config.use import (
     Use,
+    UseData,
     UseExporter,
     UseGradients,
     UseLoss,
@@ -44,6 +45,7 @@ __all__ = [
     "Step",
     "TensorData",
     "Use",
+    "UseData",
     "UseExporter",
     "UseGradients",
     "UseLoss",

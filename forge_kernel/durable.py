@@ -57,9 +57,14 @@ def write_text(file: Path, text: str, *, durable: bool = True) -> None:
         text: its new content.
         durable: also wait for the disk; without it a reader still sees the old or the new file.
     """
+    write_bytes(file, text.encode(), durable=durable)
+
+
+def write_bytes(file: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace a file's content in one step; see `write_text`."""
     beside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         if durable:
             sync_file(beside)
         beside.replace(file)

@@ -304,7 +304,7 @@ def _drive(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
         session.start()
         session.train()
         exports = session.finish()
-        result = _result(session, exports, None)
+        result = result_of(session, exports, None)
         record.end(session.run, result)
         for listen in session.bus.calls("on_run_end"):
             listen(session.run, result)
@@ -325,7 +325,7 @@ def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> 
     record.event(
         "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
     )
-    record.end(session.run, _result(session, {}, error))
+    record.end(session.run, result_of(session, {}, error))
     for listen in session.bus.calls("on_error"):
         try:
             listen(session.run, error)
@@ -333,7 +333,16 @@ def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> 
             record.event("on_error_failed", level="error", problem=repr(second))
 
 
-def _result(session: Session, exports: dict[str, str], error: BaseException | None) -> RunResult:
+def result_of(
+    session: Session, exports: dict[str, str], error: BaseException | None = None
+) -> RunResult:
+    """What a session has come to, for a program that drives one.
+
+    Args:
+        session: finished, stopped or failed.
+        exports: what `finish` gave.
+        error: what it failed of.
+    """
     run, metrics = session.run, session.run.metrics
     outcome = "failed" if error else "stopped" if session.cancelled else "completed"
     final: dict[str, float | None] = dict(metrics.latest)

@@ -139,7 +139,7 @@ class Metrics:
     def __init__(self) -> None:
         self._pending: dict[str, float | Tensor | None] = {}
         self.latest: dict[str, float | None] = {}
-        self.validation: dict[str, float] = {}
+        self.validation: dict[str, float | None] = {}
         self.best: dict[str, float] = {}
         self.goals: dict[str, Goal] = {}
 
@@ -167,7 +167,9 @@ class Metrics:
 
     def record_validation(self, figures: Mapping[str, float]) -> None:
         """Take in a validation's figures and keep the best of each."""
-        self.validation = dict(figures)
+        self.validation = {
+            name: value if math.isfinite(value) else None for name, value in figures.items()
+        }
         for name, value in figures.items():
             known = self.best.get(name)
             higher = self.goals.get(name, "min") == "max"

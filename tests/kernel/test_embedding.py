@@ -16,13 +16,15 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from kernel_parts import StopAfter
+from kernel_parts import StopAfter, make_plugin
 
 from forge_kernel import PipelineConfig, RunConfig, load_pipeline, run, run_async
+from forge_kernel.api import Kind
 from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.use import UseData, UseLoss, UseModel, UseObserver, UseOptimizer
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.errors import ConfigError
+from forge_kernel.runner import resume
 from forge_kernel.testing.compare import differences
 
 
@@ -297,3 +299,19 @@ def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Mod
         assert session.run.strategy is strategy
         session.step(batch, batch)
     assert told == ["start", "scope False", "scope True", "reduce", "finish"]
+
+
+def test_a_validation_without_a_finite_figure_is_null_in_every_file(tmp_path: Path) -> None:
+    # Planted: figures kept as they came: "Out of range float values are not JSON compliant".
+    def on_weights(self: Any, run: Any, step: Any) -> None:
+        if run.progress.step >= 1:
+            for parameter in run.model.parameters():
+                parameter.data.fill_(float("nan"))
+
+    poison = make_plugin("poison", Kind.POLICIES, on_weights=on_weights)
+    run(pipeline(non_finite="off", save_every=3), plugins=[poison], output_dir=tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["outcome"] == "completed"
+    assert result["final"]["validation_loss"] is None
+    again = resume(tmp_path / "run", plugins=[poison])
+    assert again.final["validation_loss"] is None

@@ -66,7 +66,7 @@ class MultiTaskConfig:
         float, Meta(gt=0, description="how even adaptive weights are; large: equal")
     ] = 2.0
     decay: Annotated[
-        float, Meta(ge=0, lt=1, description="decay of the adaptive weighting's averages")
+        float, Meta(ge=0, le=0.99999, description="decay of the adaptive weighting's averages")
     ] = 0.99
 
     def __post_init__(self) -> None:

@@ -46,3 +46,25 @@ def scale_down(
     factors = (limit * usual / torch.maximum(now, average)).clamp_(max=1.0).nan_to_num_(nan=1.0)
     torch._foreach_mul_(list(gradients), list(factors.unbind()))
     return factors
+
+
+def hold_spikes(
+    gradients: Sequence[Tensor], mean_square: Tensor, count: Tensor, *, decay: float, limit: float
+) -> Tensor:
+    """Multiply each gradient by `min(1, limit * its own usual size / its RMS)`, in place.
+
+    For an optimizer that divides by the gradient's size (Adam): a steady factor cancels there, a
+    spike does not. The moving averages are of the gradients as scaled, so that a spike is over at
+    once and a lasting rise gets through in a few steps; the first gradient passes as it is.
+
+    Args and returns: as `scale_down`.
+    """
+    now = root_mean_squares(gradients)
+    usual = (mean_square / (1.0 - decay**count).clamp(min=1e-12)).sqrt()
+    held = torch.where((count > 0) & (usual > 0), limit * usual / now, 1.0)
+    factors = held.clamp_(max=1.0).nan_to_num_(nan=1.0)
+    torch._foreach_mul_(list(gradients), list(factors.unbind()))
+    scaled = now * factors
+    mean_square.mul_(decay).addcmul_(scaled, scaled, value=1.0 - decay)
+    count.add_(1.0)
+    return factors

@@ -70,8 +70,8 @@ class BitLayer(nn.Module):
         control: warm-up and sparsity, shared by the layers of a model.
         continued: the weight was found on its grid and goes on from there (no warm-up).
         threshold: the learned border between levels as a parameter (0-d, 0 is rounding), or None.
-            The border lies `THRESHOLD_RATE` times its value away from that of rounding, so that
-            it moves as many times faster than the weights under any optimizer.
+            The border lies `scheme.threshold_rate` times its value away from that of rounding, so
+            that it moves as many times faster than the weights under any optimizer.
         anchor: shape (2, *scale); for a continued weight whose file's step cannot be got from the
             latent weight bit for bit: that step, and the measure that stands for it.
         sub_norm: a norm in front of the layer (SubLN), or None.
@@ -126,7 +126,7 @@ class BitLayer(nn.Module):
         if self.threshold is None:
             return None
         base = 0.0 if self.scheme.weight_bits == 1 else 0.5
-        return base + THRESHOLD_RATE * self.threshold
+        return base + self.scheme.threshold_rate * self.threshold
 
     def _rounded(self, *, draw: bool) -> tuple[Tensor, Tensor]:
         """Levels (fp32, arranged) and scale."""
@@ -277,6 +277,3 @@ class BitLayer(nn.Module):
 
 SMALLEST_STEP = 1e-30
 """Of an anchored weight: its inverse is still a number."""
-
-THRESHOLD_RATE = 10.0
-"""How many times faster than a weight a learned threshold moves, in steps between levels."""

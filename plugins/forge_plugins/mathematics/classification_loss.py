@@ -37,11 +37,35 @@ def classification_loss(
         The mean (0-d) and its weight: the sum of the divisor. Without anything to average the mean
         is 0 and the weight 0.
     """
-    index = -100 if ignored is None else ignored
     plain = sample_weights is None and class_weights is None and ignored is None
     if plain and not focal_gamma:
         loss = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         return loss, len(targets)
+    losses, weights = classification_losses(
+        logits, targets, class_weights=class_weights, label_smoothing=label_smoothing,
+        focal_gamma=focal_gamma, ignored=ignored,
+    )  # fmt: skip
+    if sample_weights is not None:
+        losses = losses * sample_weights
+        weights = weights * sample_weights
+    total = weights.sum()
+    return losses.sum() / torch.where(total > 0, total, 1.0), total.detach()
+
+
+def classification_losses(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    ignored: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each sample's loss and its part of the divisor of the mean, both of shape (n,).
+
+    Args: as `classification_loss`.
+    """
+    index = -100 if ignored is None else ignored
     losses = functional.cross_entropy(
         logits, targets, class_weights, label_smoothing=label_smoothing, ignore_index=index,
         reduction="none",
@@ -55,8 +79,4 @@ def classification_loss(
     weights = counted.to(losses)
     if class_weights is not None:
         weights = weights * class_weights[safe]
-    if sample_weights is not None:
-        losses = losses * sample_weights
-        weights = weights * sample_weights
-    total = weights.sum()
-    return losses.sum() / torch.where(total > 0, total, 1.0), total.detach()
+    return losses, weights

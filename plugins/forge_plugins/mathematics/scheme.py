@@ -42,6 +42,8 @@ class Scheme:
         arithmetic: `exact` multiplies dequantized values; `int8` multiplies the integers (exact
             sums, the same result up to rounding) and keeps integers for backward;
             `int8_bf16_backward` also multiplies in bf16 on the way back.
+        threshold_rate: how many times faster than a weight a learned threshold moves, in steps
+            between levels.
 
     Raises:
         ValueError: a combination that cannot work; the message says how to mend it.
@@ -57,6 +59,7 @@ class Scheme:
     estimator: Estimator = "plain"
     parity: Literal["hf", "torchao"] = "hf"
     arithmetic: Arithmetic = "exact"
+    threshold_rate: float = 10.0
 
     def __post_init__(self) -> None:
         faults = [text for wrong, text in self._rules() if wrong]

@@ -44,7 +44,7 @@ class CapabilitiesConfig:
     ] = field(default_factory=lambda: {"learned": Capability(figure="accuracy", threshold=0.95)})
 
 
-class _Track:
+class Track:
     """What is known of one capability."""
 
     def __init__(self, capability: Capability) -> None:
@@ -77,6 +77,7 @@ class _Track:
         return "acquired"
 
     def state_dict(self) -> dict[str, Any]:
+        """What is known, as plain values."""
         return {
             "held": self.held,
             "acquired_step": self.acquired_step,
@@ -85,6 +86,7 @@ class _Track:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what was known."""
         self.held, self.latest = int(state["held"]), state["latest"]
         self.acquired_step = state["acquired_step"]
         self.best.load_state_dict(state["best"])
@@ -111,7 +113,7 @@ class Capabilities:
 
     def __init__(self, config: CapabilitiesConfig) -> None:
         self.config = config
-        self._tracks = {name: _Track(each) for name, each in config.capabilities.items()}
+        self._tracks = {name: Track(each) for name, each in config.capabilities.items()}
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:

@@ -28,6 +28,11 @@ class EarlyStoppingConfig:
     min_delta: Annotated[
         float, Meta(ge=0, description="a figure is better when it is so by more than this")
     ] = 0.0
+    not_before: Annotated[
+        int,
+        Meta(ge=0, description="validations before this step count for nothing: the figures of a "
+             "warm-up, or of weights that are not quantized yet, are of another model"),
+    ] = 0  # fmt: skip
     restore_best: Annotated[
         bool, Meta(description="end with the weights of the best validation")
     ] = False
@@ -52,7 +57,7 @@ class EarlyStopping:
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Keep the best, or lose patience."""
         config = self.config
-        if config.metric not in figures:
+        if config.metric not in figures or run.progress.step < config.not_before:
             return
         if self._best.better(figures[config.metric]):
             self._waited = 0

@@ -70,6 +70,9 @@ class BitNetConfig:
         Meta(description="to the nearest level; at random with the latent weight as the mean, "
              "while training (drawn once a step); or with a learned border between levels"),
     ] = "deterministic"  # fmt: skip
+    threshold_rate: Annotated[
+        float, Meta(gt=0, description="how many times faster than weights a learned border moves")
+    ] = 10.0
     straight_through: Annotated[
         Literal["plain", "clipped", "off"],
         Meta(description="gradient of the rounding: passed on, passed within the grid, or none "
@@ -126,6 +129,8 @@ class BitNetConfig:
             )
         if self.sparsity_warmup_steps and not self.target_sparsity:
             raise ValueError("sparsity_warmup_steps without a target_sparsity does nothing")
+        if self.threshold_rate != 10.0 and self.rounding != "learned_threshold":
+            raise ValueError("threshold_rate is read by rounding: learned_threshold only")
         if self.warmup_steps and not (scheme.quantizes_weight or scheme.quantizes_activation):
             raise ValueError("warmup_steps without weight_bits or activation_bits does nothing")
 
@@ -146,6 +151,7 @@ class BitNetConfig:
             estimator=self.straight_through,
             parity=self.parity,
             arithmetic=self.arithmetic,
+            threshold_rate=self.threshold_rate,
         )
 
 

@@ -1,0 +1,157 @@
+"""Figures of a model over a loader: a kernel session that validates and trains nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from agent_forge.phases.phase5_training.loss_call import CallersData, CallersLoss, LossFunction
+from forge_kernel.api import Batch, Goal, Kind, Meter, PluginInfo, Run, hookimpl
+from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
+from forge_kernel.loop import Session
+from forge_plugins.validators.classification import AccuracyMeter, ClassMeter
+
+NAMES: Final[Mapping[str, str]] = {
+    "f1_score": "f1", "precision": "precision", "recall": "recall",
+}  # fmt: skip
+"""The figures by class: the name here, the name in the kernel's validator."""
+
+
+class AnswerMeter:
+    """Figures of classes, where predictions are rows of logits and targets are whole numbers.
+
+    Elsewhere there is no figure: what is not known is left out.
+
+    Args:
+        inner: the validator's own meter.
+        names: other names of its figures.
+    """
+
+    def __init__(self, inner: Any, names: Mapping[str, str]) -> None:
+        self._inner, self._names = inner, {kernel: own for own, kernel in names.items()}
+        self.goals: Mapping[str, Goal] = {
+            self._names.get(name, name): goal for name, goal in inner.goals.items()
+        }
+
+    def reset(self) -> None:
+        """Begin a pass."""
+        self._inner.reset()
+
+    def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
+        """Take in a batch of classes."""
+        targets = batch.targets
+        whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+        if whole and isinstance(outputs, Tensor) and outputs.ndim == targets.ndim + 1:
+            self._inner.update(batch, outputs, loss, weight)
+
+    def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """The figures over all batches."""
+        return {self._names.get(name, name): v for name, v in self._inner.compute(add).items()}
+
+
+class Figures:
+    """The meters of the face as a validator."""
+
+    info = PluginInfo(
+        name="figures",
+        kind=Kind.VALIDATORS,
+        config=NoConfig,
+        provides=("figure:accuracy", "figure:f1_score", "figure:precision", "figure:recall"),
+    )
+
+    def __init__(self, top_k: Sequence[int] = ()) -> None:
+        self.config = NoConfig()
+        self._top_k = tuple(top_k)
+
+    @hookimpl
+    def make_meters(self, run: Run) -> Sequence[Meter]:
+        """Shares of hits, and figures by class."""
+        del run
+        return [
+            AnswerMeter(AccuracyMeter(self._top_k), {}),
+            AnswerMeter(ClassMeter(tuple(NAMES.values())), NAMES),
+        ]
+
+
+class _NothingSteps:
+    """The optimizer of a session that trains nothing."""
+
+    info = PluginInfo(name="nothing_steps", kind=Kind.OPTIMIZER, config=NoConfig)
+
+    def __init__(self) -> None:
+        self.config = NoConfig()
+
+    @hookimpl
+    def make_optimizer(
+        self, run: Run, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """One over a number of its own."""
+        del run, parameters
+        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+
+
+class Measuring:
+    """Validates a model, again and again.
+
+    Args:
+        model: its modes are left as they are found.
+        device: where to.
+        top_k: also the share of targets among the k likeliest classes.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device | str, top_k: Sequence[int] = ()
+    ) -> None:
+        self._model, self._device, self._top_k = model, torch.device(device), tuple(top_k)
+        self._loss = CallersLoss(predicts=True)
+        self._loader: Iterable[Any] = ()
+        self._session: Session | None = None
+
+    @staticmethod
+    def meters(top_k: Sequence[int] = ()) -> Figures:
+        """The validator that another run is to have, for the same figures."""
+        return Figures(top_k)
+
+    def __iter__(self) -> Any:
+        """The batches of the pass that is due; the session's data are this object."""
+        return iter(self._loader)
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            modes = [(module, module.training) for module in self._model.modules()]
+            parts = [
+                LiveModel(self._model),
+                LiveDataPlugin(CallersData((), cast(Any, self))),
+                _NothingSteps(),
+                self._loss,
+                Figures(self._top_k),
+            ]
+            settings = RunConfig(name="validation", seed=None, device=str(self._device))
+            session = Session.of(parts, settings, quiet=True)
+            try:
+                session.set_up()
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+            self._session = session
+        return self._session
+
+    def figures(
+        self, loader: Iterable[Any], loss_fn: LossFunction, loss_form: str | None = None
+    ) -> dict[str, float]:
+        """`loss` and, where the targets are classes, `accuracy`, `f1_score`, `precision`, `recall`.
+
+        All are over the whole loader. What is not finite is left out.
+        """
+        self._loss.use(loss_fn, loss_form)
+        self._loader = loader
+        try:
+            found = self._opened().validate()
+        finally:
+            self._loader = ()
+        return {name: value for name, value in found.items() if math.isfinite(value)}

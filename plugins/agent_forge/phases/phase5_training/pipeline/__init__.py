@@ -1,0 +1,1 @@
+"""The eight modules of the Phase 5 training pipeline."""

@@ -1,0 +1,436 @@
+"""Settings of a whole pipeline, and the kernel's pipeline that they declare."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
+
+from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
+from agent_forge.phases.phase5_training.measuring import NAMES
+from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
+    LONGEST_WARMUP,
+    BitNetConfig,
+)
+from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig
+from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
+from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
+from agent_forge.phases.phase5_training.pipeline.scheduler import SchedulerConfig, SchedulerType
+from agent_forge.phases.phase5_training.pipeline.training_loop import (
+    TrainingConfig,
+    fitted_warmup,
+    goal_of,
+    schedule_of,
+)
+from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
+from forge_kernel.config.pipeline import PipelineConfig as KernelPipeline
+from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.config.use import (
+    Use,
+    UseData,
+    UseGradients,
+    UseLoss,
+    UseObserver,
+    UseOptimizer,
+    UsePenalty,
+    UsePhases,
+    UsePolicy,
+    UseQuantizer,
+    UseSchedule,
+    UseValidator,
+    UseWrapper,
+)
+from forge_kernel.loop import resolve_device
+from forge_plugins.mathematics.blending import fitting
+from forge_plugins.mathematics.phases import fitted
+
+log = logging.getLogger("agent_forge.phase5_training")
+
+CACHE: Final = "data_cache"
+
+
+class PipelineConfig(Configuration):
+    """A whole pipeline.
+
+    Where several groups name the same thing (the learning rate, the interval of validations, the
+    patience), the one that the program set is meant; two that contradict each other are refused.
+    """
+
+    experiment_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = (
+        "agent_forge_training"
+    )
+    output_dir: str = "./training_output"
+    device: str = "auto"
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    mixed_precision: bool = True
+    distributed: bool = False
+    data_config: DataConfig = field(default_factory=DataConfig)
+    model_config: dict[str, int] = field(default_factory=dict)  # num_classes: labels are below it
+    training_config: TrainingConfig = field(default_factory=TrainingConfig)
+    bitnet_config: BitNetConfig | None = None
+    grokfast_config: GrokfastConfig | None = None
+    loss_config: LossConfig = field(default_factory=LossConfig)
+    scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
+    validation_config: ValidationConfig = field(default_factory=ValidationConfig)
+    max_training_time: Annotated[float, Meta(gt=0)] | None = None  # seconds
+    save_intermediate_checkpoints: bool = True
+    auto_resume: bool = True
+    performance_profiling: bool = True
+
+    def check(self) -> None:
+        """Also what the groups mean together."""
+        super().check()
+        if self.distributed:
+            raise SettingError(
+                "PipelineConfig.distributed: one process trains; several are not built yet. Leave "
+                "it False"
+            )
+        if set(self.model_config) - {"num_classes"}:
+            raise SettingError(
+                f"PipelineConfig.model_config has {sorted(self.model_config)}: only num_classes is "
+                "read, the model is handed in"
+            )
+        switches = (("bitnet_enabled", "bitnet"), ("grokfast_enabled", "grokfast"))
+        for name, part in switches:
+            if getattr(self.training_config, name) and getattr(self, f"{part}_config") is None:
+                raise SettingError(
+                    f"TrainingConfig.{name}: in a pipeline, say use_{part}=True (or give "
+                    f"PipelineConfig.{part}_config)"
+                )
+
+
+def agreed(*named: tuple[Configuration | None, str], otherwise: Any) -> Any:
+    """The value of the one that the program set, of several fields that mean the same.
+
+    Args:
+        named: groups (None: not in use) with the name of the field.
+        otherwise: when none was set.
+
+    Raises:
+        SettingError: two were set to different values.
+    """
+    found = [
+        (f"{type(group).__name__}.{name}", getattr(group, name))
+        for group, name in named
+        if group is not None and group.given(name)
+    ]
+    for place, value in found[1:]:
+        if value != found[0][1]:
+            raise SettingError(
+                f"{found[0][0]} is {found[0][1]} and {place} is {value}: they mean the same, so "
+                "set one of them, or both alike"
+            )
+    return found[0][1] if found else otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What is known of the data before the run.
+
+    Args:
+        windows: optimizer steps in one epoch.
+        total: in the whole run.
+        validates: whether there is something to validate with.
+    """
+
+    windows: int
+    total: int
+    validates: bool
+
+
+class Declaration:
+    """The kernel's pipeline of a configuration, without the model.
+
+    Args:
+        config: checked.
+        training: file to train on.
+        validation: file to validate with; None: a share of the first.
+    """
+
+    def __init__(self, config: PipelineConfig, training: Path, validation: Path | None) -> None:
+        self.config = config
+        self.training, self.validation = training, validation
+        self.device = resolve_device(config.device)
+        self.notices: list[str] = []
+
+    # -- data -----------------------------------------------------------------------------------
+
+    def file_settings(self, path: Path, *, trained_on: bool) -> dict[str, Any]:
+        """Settings of the kernel's `data.file` for one of the files."""
+        config = self.config
+        data = config.data_config
+        numbers = config.loss_config.loss_type is LossType.REGRESSION
+        alone = trained_on and self.validation is None
+        found: dict[str, Any] = {
+            "path": str(path),
+            "target": "number" if numbers else "class",
+            "batch_size": data.batch_size if trained_on else 1024,
+            "shuffle": data.shuffle and trained_on,
+            "validation_split": data.validation_split if alone else 0.0,
+            "quality_threshold": data.quality_threshold,
+            "cache_dir": str(Path(config.output_dir) / CACHE),
+        }
+        classes = config.model_config.get("num_classes")
+        if classes is not None and not numbers:
+            found["classes"] = classes
+        return found
+
+    def data(self) -> Use[Any]:
+        """The data source."""
+        training = self.file_settings(self.training, trained_on=True)
+        if self.validation is None:
+            return UseData("file", training)
+        held_out = self.file_settings(self.validation, trained_on=False)
+        parts = {"training": training, "validation": held_out}
+        return UseData(
+            "two_sources", {name: {"use": "file", "with": one} for name, one in parts.items()}
+        )
+
+    # -- rates ----------------------------------------------------------------------------------
+
+    def rate(self) -> float:
+        """The learning rate after the warm-up."""
+        config = self.config
+        own = config.training_config.learning_rate
+        return float(agreed(
+            (config.training_config, "learning_rate"),
+            (config.bitnet_config, "learning_rate"),
+            (config.grokfast_config, "base_learning_rate"),
+            (config.scheduler_config, "base_lr"),
+            otherwise=config.bitnet_config.learning_rate if config.bitnet_config else own,
+        ))  # fmt: skip
+
+    def optimizer(self, rate: float) -> Use[Any]:
+        """AdamW with the values of the BitNet group where there is one."""
+        training, bitnet = self.config.training_config, self.config.bitnet_config
+        first = bitnet.momentum if bitnet else training.beta1
+        decay = (bitnet or training).weight_decay
+        return UseOptimizer("adamw", {
+            "lr": rate,
+            "betas": [agreed((training, "beta1"), (bitnet, "momentum"), otherwise=first),
+                      training.beta2],
+            "eps": agreed((training, "eps"), (bitnet, "eps"), otherwise=(bitnet or training).eps),
+            "weight_decay": agreed((training, "weight_decay"), (bitnet, "weight_decay"),
+                                   otherwise=decay),
+            "fused": training.use_fused_optimizer,
+        })  # fmt: skip
+
+    def schedule(self, total: int) -> tuple[Use[Any], float]:
+        """The schedule, and the rate that its factors are of."""
+        config, rate = self.config, self.rate()
+        chosen, grokfast = config.scheduler_config, config.grokfast_config
+        asked = chosen.given("scheduler_type")
+        if grokfast is not None and (not asked or chosen.scheduler_type is SchedulerType.GROKFAST):
+            return self._phased(grokfast, total), rate
+        if not asked:
+            own = copy.copy(config.training_config)
+            own.warmup_steps = self._warmup(own.warmup_steps, total)
+            return schedule_of(own, total), rate
+        if chosen.scheduler_type is SchedulerType.GROKFAST:
+            raise SettingError("SchedulerType.GROKFAST reads phases: say use_grokfast=True")
+        own_schedule = copy.copy(chosen)
+        own_schedule.base_lr = rate
+        if not chosen.given("total_steps"):
+            own_schedule.total_steps = total
+        warmup = agreed((chosen, "warmup_steps"), (config.training_config, "warmup_steps"),
+                        otherwise=chosen.warmup_steps)  # fmt: skip
+        own_schedule.warmup_steps = self._warmup(warmup, total)
+        name, settings = own_schedule.plugin_settings()
+        return UseSchedule(name, settings), own_schedule.reference_lr
+
+    def _warmup(self, steps: int, total: int) -> int:
+        found = fitted_warmup(steps, total)
+        if found < steps:
+            self.notices.append(f"the warm-up of {steps} steps is shortened to {found} of {total}")
+        return found
+
+    def _phased(self, grokfast: GrokfastConfig, total: int) -> Use[Any]:
+        chosen = self.config.scheduler_config
+        lengths = fitted(grokfast.lengths(), total)
+        smoothing = min(100, max(lengths.values()) // 10)
+        if chosen.given("phase_transition_smoothing"):
+            smoothing = chosen.phase_transition_smoothing
+        factors = grokfast.multipliers()
+        for name in ("acceleration_multiplier", "consolidation_multiplier"):
+            factors[name] = agreed((grokfast, name), (chosen, name), otherwise=factors[name])
+        return UseSchedule("grokfast", {
+            "warmup_steps": lengths["warmup_steps"], "smoothing_steps": smoothing, **factors,
+        })  # fmt: skip
+
+    # -- the other kinds ------------------------------------------------------------------------
+
+    def loss(self) -> Use[Any]:
+        """The loss of the type that is asked for."""
+        config = self.config.loss_config
+        if config.loss_type is LossType.REGRESSION:
+            return UseLoss("regression", {})
+        if config.loss_type is not LossType.CLASSIFICATION:
+            raise SettingError(
+                f"LossConfig.loss_type {config.loss_type.name}: the pipeline reads samples with a "
+                "class or a number as target; train others with TrainingLoop"
+            )
+        settings: dict[str, Any] = {
+            "label_smoothing": config.label_smoothing,
+            "focal_gamma": config.focal_loss_gamma,
+        }
+        if config.class_weights is not None:
+            weights = config.class_weights
+            given = weights.tolist() if hasattr(weights, "tolist") else list(weights)
+            settings["class_weights"] = given
+        return UseLoss("cross_entropy", settings)
+
+    def gradients(self) -> tuple[Use[Any], ...]:
+        """Filter, scale, clip."""
+        config = self.config
+        found: list[Use[Any]] = []
+        grokfast, bitnet = config.grokfast_config, config.bitnet_config
+        if grokfast is not None and grokfast.enable_grokfast:
+            settings = {"alpha": grokfast.alpha, "lambda_reg": grokfast.lambda_reg}
+            found.append(UseGradients("grokfast", settings))
+        if bitnet is not None and bitnet.gradient_limit is not None:
+            found.append(UseGradients("adaptive_scale", {"limit": bitnet.gradient_limit}))
+        if config.training_config.gradient_clipping:
+            largest = {"max_norm": config.training_config.max_grad_norm}
+            found.append(UseGradients("clip_norm", largest))
+        return tuple(found)
+
+    def metric(self) -> tuple[str, str]:
+        """The figure that decides, by the kernel's name, and whether it is to rise or to fall."""
+        config = self.config
+        primary = config.validation_config.primary_metric
+        numbers = config.loss_config.loss_type is LossType.REGRESSION
+        if primary == "perplexity" or (
+            numbers and not config.validation_config.given("primary_metric")
+        ):
+            primary = "loss"
+        return NAMES.get(primary, primary), goal_of(primary)
+
+    def validators(self) -> tuple[Use[Any], ...]:
+        """The meters of the figures that are asked for."""
+        if self.config.loss_config.loss_type is LossType.REGRESSION:
+            return (UseValidator("regression", {}),)
+        asked = self.config.validation_config
+        names = (*asked.metrics_to_track, asked.primary_metric)
+        by_class = [kernel for own, kernel in NAMES.items() if own in names]
+        return (
+            UseValidator("classification", {"top_k": list(asked.top_k()), "by_class": by_class}),
+        )
+
+    def policies(self, lengths: Lengths) -> tuple[Use[Any], ...]:
+        """What decides by the validations."""
+        if not lengths.validates:
+            return ()
+        config = self.config
+        found: list[Use[Any]] = []
+        asked, training = config.validation_config, config.training_config
+        metric, mode = self.metric()
+        if asked.early_stopping_enabled:
+            either = "validation_patience" if asked.given("validation_patience") else \
+                "early_stopping_patience"  # fmt: skip
+            found.append(UsePolicy("early_stopping", {
+                "metric": metric,
+                "mode": mode,
+                "patience": agreed((asked, either), (training, "validation_patience"),
+                                   otherwise=asked.patience),
+                "not_before": self._settled(lengths.total),
+                "min_delta": agreed((asked, "early_stopping_min_delta"), (training, "min_delta"),
+                                    otherwise=asked.early_stopping_min_delta),
+            }))  # fmt: skip
+        if asked.save_best_model:
+            found.append(UsePolicy("best_checkpoint", {"metric": metric, "mode": mode}))
+        if config.grokfast_config is not None:
+            found += self._consolidation(config.grokfast_config, lengths.total)
+        return tuple(found)
+
+    def _settled(self, total: int) -> int:
+        """The step from which on the weights are quantized as they will be, at the full rate."""
+        bitnet, grokfast = self.config.bitnet_config, self.config.grokfast_config
+        found = [0]
+        if bitnet is not None:
+            ramps = [bitnet.warmup_steps]
+            ramps += [bitnet.sparsity_warmup_steps] if bitnet.target_sparsity else []
+            found += [fitting(steps, total, LONGEST_WARMUP) for steps in ramps]
+        if grokfast is not None:
+            found.append(fitted(grokfast.lengths(), total)["warmup_steps"])
+        return max(found)
+
+    def _consolidation(self, grokfast: GrokfastConfig, total: int) -> list[Use[Any]]:
+        steps = fitted(grokfast.lengths(), total)["consolidation_steps"]
+        if steps < 4:
+            return []
+        every = max(2, min(50, steps // 3))
+        share = grokfast.knowledge_retention_weight
+        return [UsePolicy("consolidation", {"share": share, "every": every})]
+
+    def run(self, lengths: Lengths) -> RunConfig:
+        """The loop's settings."""
+        config = self.config
+        training = config.training_config
+        default = min(training.eval_interval, lengths.windows)
+        every = agreed((training, "eval_interval"),
+                       (config.validation_config, "validation_frequency"),
+                       otherwise=default)  # fmt: skip
+        if lengths.validates and every > lengths.total:
+            self.notices.append(
+                f"validations every {every} steps in a run of {lengths.total}: there is one, at "
+                "the end"
+            )
+        log_every = training.log_interval
+        if not training.given("log_interval"):
+            log_every = max(1, min(log_every, lengths.total // 10))
+        return RunConfig(
+            name=config.experiment_name,
+            seed=config.seed,
+            device=str(self.device),
+            max_epochs=training.epochs,
+            max_seconds=config.max_training_time,
+            validate_every=every if lengths.validates else None,
+            log_every=log_every,
+            save_every=training.save_interval if config.save_intermediate_checkpoints else None,
+            keep_checkpoints=training.max_checkpoints,
+            accumulate=training.gradient_accumulation_steps,
+            precision=training.precision(self.device) if config.mixed_precision else "fp32",
+        )
+
+    def kernel_pipeline(self, lengths: Lengths) -> KernelPipeline:
+        """All of it."""
+        config = self.config
+        schedule, rate = self.schedule(lengths.total)
+        found: dict[str, Any] = {
+            "run": self.run(lengths),
+            "data": self.data(),
+            "optimizer": self.optimizer(rate),
+            "loss": self.loss(),
+            "gradients": self.gradients(),
+            "schedule": schedule,
+            "validators": self.validators(),
+            "policies": self.policies(lengths),
+            "observers": self._observers(),
+        }
+        if config.bitnet_config is not None:
+            found["quantizer"] = UseQuantizer("bitnet", config.bitnet_config.plugin_settings())
+            strength = config.loss_config.quantization_loss_weight
+            if strength and config.bitnet_config.bits < 16:
+                found["penalties"] = (UsePenalty("quantization_distance", {"strength": strength}),)
+        if config.grokfast_config is not None:
+            found["phases"] = UsePhases("grokfast", config.grokfast_config.lengths())
+        if config.training_config.compile_model:
+            found["wrappers"] = (UseWrapper("compile", {}),)
+        return KernelPipeline(**found)
+
+    def _observers(self) -> tuple[Use[Any], ...]:
+        found: list[Use[Any]] = [UseObserver("metrics_jsonl", {})]
+        if self.config.performance_profiling:
+            found.append(UseObserver("resources", {}))
+        return tuple(found)
+
+
+def face_names(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures of the kernel's validators under the names of the face."""
+    own = {kernel: name for name, kernel in NAMES.items()}
+    return {own.get(name, name): value for name, value in figures.items()}

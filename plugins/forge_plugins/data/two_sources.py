@@ -1,0 +1,96 @@
+"""Training batches of one source, validation batches of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Protocol, cast
+
+from msgspec import Meta
+
+from forge_kernel.api import (
+    Batch,
+    Data,
+    DataSpec,
+    Kind,
+    PluginError,
+    PluginInfo,
+    Run,
+    UseData,
+    hookimpl,
+)
+
+
+class Source(Protocol):
+    """What a nested plugin is asked for."""
+
+    def make_data(self, run: Run) -> Data:
+        """Its batches."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSourcesConfig:
+    """The two sources."""
+
+    training: Annotated[
+        UseData[Source], Meta(description="its training batches are trained on")
+    ] = field(default_factory=lambda: UseData("file", {"validation_split": 0.0}))
+    validation: Annotated[
+        UseData[Source],
+        Meta(description="its training batches of the first epoch are validated with: give it "
+             "neither a split nor shuffling"),
+    ] = field(
+        default_factory=lambda: UseData("file", {"validation_split": 0.0, "shuffle": False})
+    )  # fmt: skip
+
+
+class TwoSourcesData:
+    """One source's training batches, the other's as validation."""
+
+    def __init__(self, training: Data, validation: Data) -> None:
+        self.training, self.held_out = training, validation
+        self.batches_per_epoch = training.batches_per_epoch
+        self.spec = merged(training.spec, validation.spec)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The training batches of an epoch from position `start` on."""
+        return self.training.batches(epoch, start)
+
+    def validation(self) -> Iterator[Batch]:
+        """The other source's batches, always in the order of its first epoch."""
+        return self.held_out.batches(0, 0)
+
+
+def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
+    """What a model must know of both.
+
+    Raises:
+        PluginError: the samples differ in form.
+    """
+    for name in ("features", "sequence"):
+        one, two = getattr(training, name), getattr(validation, name)
+        if one != two:
+            raise PluginError(
+                f"two_sources: {name} of the training samples is {one}, of the others {two}"
+            )
+    largest = {}
+    for name in ("classes", "vocabulary"):
+        known = [getattr(spec, name) for spec in (training, validation)]
+        largest[name] = None if None in known else max(known)
+    return replace(training, **largest)
+
+
+class TwoSources:
+    """Puts two sources together."""
+
+    info = PluginInfo(name="two_sources", kind=Kind.DATA, config=TwoSourcesConfig)
+
+    def __init__(self, config: TwoSourcesConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def make_data(self, run: Run) -> Data:
+        """The batches of both."""
+        training = cast(Source, self.config.training).make_data(run)
+        return TwoSourcesData(training, cast(Source, self.config.validation).make_data(run))

@@ -1,0 +1,113 @@
+"""A network of the user's own, named by its Python class or a function that makes it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+    from safetensors import torch as safetensors_torch
+    from torch import nn
+else:
+    torch = LazyModule("torch")
+    nn = LazyModule("torch.nn")
+    safetensors_torch = LazyModule("safetensors.torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonClassConfig:
+    """Which class, and what it begins with."""
+
+    factory: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
+            description="module:Class, or module:function; the module is imported, which runs it",
+        ),
+    ] = "torch.nn:Identity"
+    arguments: Annotated[
+        dict[str, Any], Meta(description="of the class, by name; plain values")
+    ] = field(default_factory=dict)
+    state: Annotated[
+        str | None,
+        Meta(
+            description="safetensors file with the weights to begin with, relative to where the "
+            "command runs; null: those that the class draws"
+        ),
+    ] = None
+
+
+def load_factory(name: str) -> Callable[..., Any]:
+    """The class or function that `module:name` means.
+
+    Raises:
+        PluginError: there is none.
+    """
+    module, _, inner = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in inner.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"python_class: {name} cannot be imported ({error}); the module must lie where Python "
+            "looks for modules (PYTHONPATH)"
+        ) from error
+    if not callable(found):
+        raise PluginError(f"python_class: {name} is a {type(found).__name__}, not a class")
+    return found  # type: ignore[no-any-return]
+
+
+class PythonClass:
+    """Makes the network and loads its weights.
+
+    With `state`, what the class draws for its own initial weights is not taken from the run's
+    random stream, so that the run is that of a live model with these weights.
+    """
+
+    info = PluginInfo(name="python_class", kind=Kind.MODEL, config=PythonClassConfig)
+
+    def __init__(self, config: PythonClassConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def make_model(self, run: Run) -> nn.Module:
+        """The network.
+
+        Raises:
+            PluginError: it cannot be made, is no network, or the weights are not its own.
+        """
+        del run
+        config = self.config
+        kept = torch.get_rng_state() if config.state is not None else None
+        try:
+            model = load_factory(config.factory)(**config.arguments)
+        except TypeError as error:
+            raise PluginError(f"python_class: {config.factory}: {error}") from error
+        finally:
+            if kept is not None:
+                torch.set_rng_state(kept)
+        if not isinstance(model, nn.Module):
+            raise PluginError(
+                f"python_class: {config.factory} gave a {type(model).__name__}, not an nn.Module"
+            )
+        if config.state is not None:
+            self._load(model, Path(config.state))
+        return model
+
+    @staticmethod
+    def _load(model: nn.Module, file: Path) -> None:
+        if not file.is_file():
+            raise PluginError(f"python_class: there is no file {file} (model.with.state)")
+        try:
+            _ = safetensors_torch.load_model(model, str(file), strict=True)
+        except RuntimeError as error:
+            raise PluginError(f"python_class: the weights of {file} do not fit: {error}") from error
