@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 from typing import Final, Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -43,26 +42,38 @@ class BlockCache(Generic[Value]):
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values
 
-    def get(self, key: Hashable, load: Callable[[], Value], size: Callable[[Value], int]) -> Value:
-        """The value of a key, kept or loaded.
+    def find(self, key: Hashable) -> Value | None:
+        """The value of a key, counted as a hit; None when it is not here."""
+        found = self._values.get(key)
+        if found is None:
+            return None
+        self.hits += 1
+        if self._evict:
+            self._values.move_to_end(key)
+        return found[0]
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is admitted, so that `passed` may count loads."""
+        return not self._evict and len(self._values) >= self.count
+
+    def passed(self, number: int) -> None:
+        """Count loads of a closed cache."""
+        assert self.closed
+        self.loads += number
+        self.refusals += number
+
+    def loaded(self, key: Hashable, value: Value, size: int) -> None:
+        """Take in a value that was not here and was read.
 
         Args:
             key: of the value.
-            load: reads it.
-            size: tells its bytes.
+            value: what was read.
+            size: its bytes.
         """
-        found = self._values.get(key)
-        if found is not None:
-            self.hits += 1
-            if self._evict:
-                self._values.move_to_end(key)
-            return found[0]
-        begin = time.perf_counter()
-        value = load()
-        self.seconds += time.perf_counter() - begin
+        assert key not in self._values
         self.loads += 1
-        self._admit(key, value, size(value))
-        return value
+        self._admit(key, value, size)
 
     def _admit(self, key: Hashable, value: Value, size: int) -> None:
         fits = self.count > 0 and (self.size is None or size <= self.size)
@@ -83,7 +94,7 @@ class BlockCache(Generic[Value]):
         return beyond or len(self._values) + more > self.count
 
     def figures(self) -> dict[str, float]:
-        """Hits, loads and the like since the start; `seconds` were spent loading."""
+        """Hits, loads and the like since the start; `seconds` were spent on loads."""
         reads = self.hits + self.loads
         return {
             "hit_rate": self.hits / reads if reads else 0.0,
@@ -96,15 +107,19 @@ class BlockCache(Generic[Value]):
             "seconds": self.seconds,
         }
 
-    def advice(self) -> str | None:
-        """Why the cache does not help, if it does not."""
-        reads = self.hits + self.loads
-        full = self.evictions + self.refusals
-        if not self.count or reads < 2 * max(1, self.count) or self.hits >= USEFUL * reads:
-            return None
-        if not full:
-            return None
-        return (
-            f"the cache holds {len(self._values)} values and hits {self.hits} of {reads} reads: "
-            "give it more, or none"
-        )
+
+def advice(count: int, figures: Mapping[str, float]) -> str | None:
+    """Why a cache does not help, if it does not.
+
+    Args:
+        count: values that it may hold.
+        figures: of `BlockCache.figures`.
+    """
+    reads = figures["hits"] + figures["loads"]
+    full = figures["evictions"] + figures["not_admitted"]
+    if not count or not full or reads < 2 * count or figures["hits"] >= USEFUL * reads:
+        return None
+    return (
+        f"the cache holds {figures['values']:.0f} values and served {figures['hits']:.0f} of "
+        f"{reads:.0f} reads: give it more, or none"
+    )
