@@ -50,7 +50,19 @@ class FileConfig:
         ),
     ] = None
     format: Annotated[
-        Literal["auto", "json", "hdf5", "pickle", "binary", "npy", "npz", "safetensors", "tokens"],
+        Literal[
+            "auto",
+            "json",
+            "hdf5",
+            "pickle",
+            "binary",
+            "npy",
+            "npz",
+            "safetensors",
+            "tokens",
+            "parquet",
+            "arrow",
+        ],
         Meta(description="auto: by the first bytes, else by the suffix; tokens must be named"),
     ] = "auto"
     input: Annotated[
