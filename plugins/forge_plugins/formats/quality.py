@@ -232,15 +232,14 @@ def _largest(
 
 def outlier_limits(table: Table) -> Limits | None:
     """The limits of a whole table's inputs; None below 100 samples."""
-    broken = np.zeros(len(table), np.bool_) if table.problems is None else table.problems != 0
-    return _limits(table.columns["input"], broken)
+    return _limits(table.columns["input"], table.problems)
 
 
 def _own_limits(column: Column, broken: NDArray[np.bool_], given: Limits | None) -> Limits | None:
-    return _limits(column, broken) if given is None else given
+    return _limits(column, broken if broken.any() else None) if given is None else given
 
 
-def _limits(column: Column, broken: NDArray[np.bool_]) -> Limits | None:
+def _limits(column: Column, broken: Column | None) -> Limits | None:
     """Median and median distance of every number of each column of the whole file.
 
     Of the whole file: a part may be in another order of size than the rest (files are sorted), and
@@ -248,27 +247,27 @@ def _limits(column: Column, broken: NDArray[np.bool_]) -> Limits | None:
     they are to find (one number of 1e9 in a thousand hides all others), these only by half of the
     numbers. They are of all samples, before the split, which needs to know what is left out.
     """
-    good = np.flatnonzero(~broken)
-    if len(good) < _FEW:
+    count, drawn = len(column), np.arange(min(len(column), _SAMPLED))
+    every = count <= _SAMPLED
+    if not every:
+        generator = np.random.Generator(np.random.PCG64(0))
+        drawn = np.sort(generator.choice(count, _SAMPLED, replace=False))
+    drawn = drawn if broken is None else drawn[~np.asarray(broken[drawn], np.bool_)]
+    if len(drawn) < _FEW:
         return None
-    every = len(good) <= _SAMPLED
-    drawn = np.random.Generator(np.random.PCG64(0)).choice(len(good), _SAMPLED, replace=False)
-    sample = take(column, good if every else good[np.sort(drawn)]).astype(np.float64)
+    sample = take(column, drawn).astype(np.float64)
     sample = sample.reshape(len(sample), -1)
     sample[~np.isfinite(sample)] = np.nan
     sample[:, ~(~np.isnan(sample)).any(0)] = 0.0
 
     def values(middle: Column | None) -> Iterator[Column]:
         for rows, block in _blocks(column):
-            usable = block[~broken[rows]] if broken[rows].any() else block
+            usable = block if broken is None else block[~np.asarray(broken[rows], np.bool_)]
             yield usable if middle is None else np.abs(usable - middle)
 
     middle = np.nanmedian(sample, 0) if every else _median(sample, lambda: values(None))
     distances = np.abs(sample - middle)
-    if every:
-        reach = np.nanmedian(distances, 0)
-    else:
-        reach = _median(distances, lambda: values(middle))
+    reach = np.nanmedian(distances, 0) if every else _median(distances, lambda: values(middle))
     reach = _DEVIATIONS * 1.4826 * reach
     reach[reach == 0] = np.inf  # mostly one value: its spread is not known
     return middle - reach, middle + reach
