@@ -187,10 +187,12 @@ def assess(
     )
 
 
-def _blocks(column: Column, dtype: Any = np.float32) -> Iterator[tuple[slice, Column]]:
+def _blocks(
+    column: Column, dtype: Any = np.float32, numbers: int = _BLOCK
+) -> Iterator[tuple[slice, Column]]:
     """Rows of a column as (rows, numbers), a few megabytes at a time."""
     width = int(np.prod(column.shape[1:]))
-    step = max(1, _BLOCK // max(1, width))
+    step = max(1, numbers // max(1, width))
     for begin in range(0, len(column), step):
         rows = slice(begin, min(begin + step, len(column)))
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinite
@@ -261,7 +263,7 @@ def _limits(column: Column, broken: Column | None) -> Limits | None:
     sample[:, ~(~np.isnan(sample)).any(0)] = 0.0
 
     def values(middle: Column | None) -> Iterator[Column]:
-        for rows, block in _blocks(column):
+        for rows, block in _blocks(column, numbers=_BLOCK // 16):
             usable = block if broken is None else block[~np.asarray(broken[rows], np.bool_)]
             yield usable if middle is None else np.abs(usable - middle)
 
@@ -290,14 +292,12 @@ def _median(sample: Column, blocks: Callable[[], Iterator[Column]]) -> Column:
     counts = np.zeros((width, _BINS + 2), np.int64)
     offsets = np.arange(width) * (_BINS + 2)
     for block in blocks():
-        step = max(1, _BLOCK // 16 // max(1, width))
-        for begin in range(0, len(block), step):
-            part = block[begin : begin + step].astype(np.float64)
-            with np.errstate(invalid="ignore", over="ignore"):
-                bins = np.clip(np.floor((part - low) * scale), 0, _BINS - 1) + 1
-            bins = np.where(part < low, 0, np.where(part > high, _BINS + 1, bins))
-            places = (np.nan_to_num(bins) + offsets).astype(np.int64)[np.isfinite(part)]
-            counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
+        part = block.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            bins = np.clip(np.floor((part - low) * scale), 0, _BINS - 1) + 1
+        bins = np.where(part < low, 0, np.where(part > high, _BINS + 1, bins))
+        places = (np.nan_to_num(bins) + offsets).astype(np.int64)[np.isfinite(part)]
+        counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
     ranks = (counts.sum(1) - 1) // 2
     found = (np.cumsum(counts, 1) > ranks[:, None]).argmax(1)
     share = (np.clip(found, 1, _BINS) - 0.5) / _BINS
