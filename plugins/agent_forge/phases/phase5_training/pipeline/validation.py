@@ -411,7 +411,7 @@ class RealTimeValidator:
 
     def export_results(self, path: str | Path) -> Path:
         """Write strict JSON: `config`, `validation_results`, `metrics_history`,
-        `performance_history` and `summary`; see schemas/phase5/validation.schema.json.
+        `performance_history` and `summary`; see schemas/phase5/validation.json.
 
         The folder must be there.
         """
