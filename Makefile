@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: run test lint deep bench schemas format clean
+.PHONY: run test lint deep bench spec schemas format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ lint: $(STAMP)  ## style, types, layers, schemas
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/forge schema --check
 	$(BIN)/forge pot10 forge_kernel plugins
+
+spec: $(STAMP)  ## which test claims which row of the specification
+	$(BIN)/python tests/spec_table.py --write
 
 schemas: $(STAMP)  ## write schemas/ anew
 	$(BIN)/forge schema --write schemas

@@ -50,9 +50,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 def written(folder: Path) -> set[str]:
-    return {
-        file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
-    }
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_everything_is_there_from_construction(make_pipeline: Make) -> None:

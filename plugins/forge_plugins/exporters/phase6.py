@@ -63,65 +63,112 @@ class Phase6:
             PluginError: a file gave other weights back.
         """
         assert run.folder is not None, "exporters are asked in a run with a folder"
-        settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-        latent = _on_cpu(run.active_model.state_dict())
-        plain = plain_state(run.active_model)
-        final: dict[str, float | None] = dict(run.metrics.latest)
-        final |= {f"validation_{name}": value for name, value in run.metrics.validation.items()}
-        trained = {
-            "model_state_dict": latent if self.config.weights == "latent" else plain,
-            "training_config": settings,
-            "final_metrics": final,
-        }
-        torch.save(trained, folder / TRAINED)
-        torch.save(plain, folder / PLAIN)
-        for name, written in ((TRAINED, trained["model_state_dict"]), (PLAIN, plain)):
-            again = torch.load(folder / name, map_location="cpu")
-            state = again["model_state_dict"] if name == TRAINED else again
-            if not all(torch.equal(state[key], value) for key, value in written.items()):
-                raise PluginError(f"phase6: {name} came back with other weights")
-        self._write_records(run, folder, settings)
-        return {
-            "format": "phase6",
-            "weights": self.config.weights,
-            "step": run.progress.step,
-            "verified": {"read_back_bit_equal": True, "loader": "torch.load, default arguments"},
-        }
+        facts = TrainingFacts(
+            folder=run.folder,
+            steps=run.progress.step,
+            epochs=run.progress.epoch,
+            seconds=run.progress.seconds,
+            samples=run.data.spec.samples,
+            training=dict(run.metrics.latest),
+            validation=dict(run.metrics.validation),
+        )
+        return write_phase6(folder, run.active_model, facts, self.config.weights)
 
-    def _write_records(self, run: Run, folder: Path, settings: Mapping[str, Any]) -> None:
-        validation, model = run.metrics.validation, run.active_model
-        progress = run.progress
-        optimizer = settings.get("optimizer")
-        records = {
-            "training_metadata": {
-                "architecture": type(model).__name__,
-                "epochs": progress.epoch,
-                "final_accuracy": validation.get("accuracy"),
-                "validation_loss": validation.get("loss"),
-                "optimizer_config": optimizer if isinstance(optimizer, Mapping) else None,
-                "training_time": round(progress.seconds, 3),
-                "dataset_size": run.data.spec.samples,
-                "hyperparameters": dict(settings),
-                "checkpoint_path": TRAINED,
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFacts:
+    """What a finished run knows of itself.
+
+    Args:
+        folder: the run folder, with its `config.yaml`.
+        steps, epochs, seconds: of the training.
+        samples: training samples in an epoch, if known.
+        training: the last figures of the training; None: not measured.
+        validation: of the last validation; empty if there was none.
+    """
+
+    folder: Path
+    steps: int
+    epochs: int
+    seconds: float
+    samples: int | None
+    training: Mapping[str, float | None]
+    validation: Mapping[str, float | None]
+
+
+def write_phase6(
+    folder: Path, model: nn.Module, facts: TrainingFacts, weights: str = "latent"
+) -> dict[str, Any]:
+    """Write the files into a folder that is there; what the exporter's manifest says of them.
+
+    Args:
+        folder: where to.
+        model: the trained model.
+        facts: of the run.
+        weights: see `Phase6Config`.
+
+    Raises:
+        PluginError: a file gave other weights back.
+    """
+    settings = yaml.safe_load((facts.folder / "config.yaml").read_text(encoding="utf-8"))
+    plain = plain_state(model)
+    final = dict(facts.training)
+    final |= {f"validation_{name}": value for name, value in facts.validation.items()}
+    trained = {
+        "model_state_dict": _on_cpu(model.state_dict()) if weights == "latent" else plain,
+        "training_config": settings,
+        "final_metrics": final,
+    }
+    for name, content in ((TRAINED, trained), (PLAIN, plain)):
+        torch.save(content, folder / name)
+        again = torch.load(folder / name, map_location="cpu")
+        written, read = (
+            part["model_state_dict"] if name == TRAINED else part for part in (content, again)
+        )
+        if not all(torch.equal(read[key], value) for key, value in written.items()):
+            raise PluginError(f"phase6: {name} came back with other weights")
+    bytes_written = (folder / TRAINED).stat().st_size
+    for name, record in _records(model, facts, settings, bytes_written).items():
+        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return {
+        "format": "phase6",
+        "weights": weights,
+        "step": facts.steps,
+        "verified": {"read_back_bit_equal": True, "loader": "torch.load, default arguments"},
+    }
+
+
+def _records(
+    model: nn.Module, facts: TrainingFacts, settings: Mapping[str, Any], weight_bytes: int
+) -> dict[str, Any]:
+    validation, optimizer = facts.validation, settings.get("optimizer")
+    return {
+        "training_metadata": {
+            "architecture": type(model).__name__,
+            "epochs": facts.epochs,
+            "final_accuracy": validation.get("accuracy"),
+            "validation_loss": validation.get("loss"),
+            "optimizer_config": optimizer if isinstance(optimizer, Mapping) else None,
+            "training_time": round(facts.seconds, 3),
+            "dataset_size": facts.samples,
+            "hyperparameters": dict(settings),
+            "checkpoint_path": TRAINED,
+        },
+        "metadata": {
+            "model_architecture": architecture(model),
+            "training_metrics": dict(facts.training) or None,
+            "quantization_info": quantization_info(model),
+            "performance_stats": {
+                "steps": facts.steps,
+                "seconds": round(facts.seconds, 3),
+                "steps_per_second": facts.steps / facts.seconds if facts.seconds > 0 else None,
+                "weight_bytes": weight_bytes,
             },
-            "metadata": {
-                "model_architecture": architecture(model),
-                "training_metrics": dict(run.metrics.latest) or None,
-                "quantization_info": quantization_info(model),
-                "performance_stats": {
-                    "steps": progress.step,
-                    "seconds": round(progress.seconds, 3),
-                    "steps_per_second": progress.step / progress.seconds
-                    if progress.seconds > 0 else None,
-                    "weight_bytes": (folder / TRAINED).stat().st_size,
-                },
-                "validation_results": dict(validation) or None,
-            },
-            "training_history": {"entries": _history(run)},
-        }  # fmt: skip
-        for name, record in records.items():
-            text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+            "validation_results": dict(validation) or None,
+        },
+        "training_history": {"entries": _history(facts.folder)},
+    }
 
 
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,10 +237,9 @@ def quantization_info(model: nn.Module) -> dict[str, Any] | None:
     return info
 
 
-def _history(run: Run) -> list[Any] | None:
+def _history(folder: Path) -> list[Any] | None:
     """The lines of `metrics.jsonl`, when the run wrote them."""
-    assert run.folder is not None
-    file = run.folder / "metrics.jsonl"
+    file = folder / "metrics.jsonl"
     if not file.is_file():
         return None
     lines = file.read_text(encoding="utf-8").splitlines()

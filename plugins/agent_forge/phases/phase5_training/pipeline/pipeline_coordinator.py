@@ -11,10 +11,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import msgspec
 import torch
@@ -61,6 +61,7 @@ from forge_kernel.planner import plan
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 from forge_plugins.data.two_sources import merged
+from forge_plugins.exporters.phase6 import TrainingFacts, write_phase6
 
 __all__ = [
     "PipelineConfig",
@@ -241,6 +242,7 @@ class TrainingPipeline:
         self._pipeline: KernelPipeline | None = None
         self._cancel = threading.Event()
         self._log: TextIO | None = None
+        self._samples: int | None = None
 
     def _new_trainer(self) -> GrokfastTrainer | TrainingLoop:
         config = self.config
@@ -314,6 +316,7 @@ class TrainingPipeline:
             found.append(data)
             specs.append(data.spec)
         _ = merged(specs[0], specs[-1]) if len(specs) > 1 else DataSpec()
+        self._samples = specs[0].samples
         training = self.config.training_config
         windows = -(-found[0].batches_per_epoch // training.gradient_accumulation_steps)
         validates = len(found) > 1 or next(iter(found[0].validation()), None) is not None
@@ -336,8 +339,12 @@ class TrainingPipeline:
 
     # -- training -------------------------------------------------------------------------------
 
-    def train(self) -> RunResult:
+    def train(self, on_progress: Callable[[Mapping[str, Any]], None] | None = None) -> RunResult:
         """Run to the end; `setup()` comes first when it was not called.
+
+        Args:
+            on_progress: told of start, log intervals, validations and end, as `forge_kernel.run`
+                does.
 
         Returns:
             Outcome, figures, and the run folder.
@@ -355,7 +362,7 @@ class TrainingPipeline:
         self.validator.start_monitoring()
         try:
             with self._in_phase(PipelinePhase.TRAINING):
-                result = self._run()
+                result = self._run(on_progress)
             with self._in_phase(PipelinePhase.COMPLETION):
                 self._end(result)
         except BaseException as error:
@@ -381,9 +388,10 @@ class TrainingPipeline:
         self._write_results()
         self.state = PipelineState.COMPLETED
 
-    def _run(self) -> RunResult:
+    def _run(self, on_progress: Callable[[Mapping[str, Any]], None] | None) -> RunResult:
         assert self._pipeline is not None
         parts: dict[str, Any] = {
+            "on_progress": on_progress,
             "model": self.model, "plugins": self._plugins(), "cancel": self._cancel, "quiet": True,
         }  # fmt: skip
         unfinished = self._unfinished()
@@ -511,6 +519,35 @@ class TrainingPipeline:
         held = {"result": self.result.to_data(), "metrics_summary": summary}
         write_json(self._place("_metrics.json"), held)
         self.validator.export_results(self._place("_validation.json"))
+
+    def export_phase6(
+        self, folder: str | Path, weights: Literal["latent", "applied"] = "latent"
+    ) -> Path:
+        """Write what Phase 6 reads; the folder is made.
+
+        Args:
+            folder: where to; files of these names in it are replaced.
+            weights: in `trained_model.pt`: the trained ones, or those that are multiplied with.
+
+        Raises:
+            RunError: there is no trained model yet.
+        """
+        result = self.result
+        if result is None or result.folder is None:
+            raise RunError("export_phase6() comes after train(): there is nothing to export yet")
+        named = dict(result.final)
+        validation = {
+            name.removeprefix("validation_"): named.pop(name)
+            for name in list(named) if name.startswith("validation_")
+        }  # fmt: skip
+        facts = TrainingFacts(
+            folder=result.folder, steps=result.steps, epochs=result.epochs, seconds=result.seconds,
+            samples=self._samples, training=named, validation=validation,
+        )  # fmt: skip
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        write_phase6(place, self.model, facts, weights)
+        return place
 
     def cleanup(self) -> None:
         """Stop what still works and close files; a second call is fine."""
