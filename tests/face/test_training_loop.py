@@ -82,9 +82,7 @@ def test_training_is_the_bare_loop_to_the_bit() -> None:
 @pytest.mark.parametrize("keys", ["tuple", "mapping"])
 def test_the_three_forms_of_a_loss_give_the_same_bits(keys: str) -> None:
     """Spec: C4. Red when one of them is weighted otherwise."""
-    batches = [
-        (i, t) if keys == "tuple" else {"input": i, "target": t} for i, t in loader()
-    ]
+    batches = [(i, t) if keys == "tuple" else {"input": i, "target": t} for i, t in loader()]
 
     def parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return tuple(batch.values()) if isinstance(batch, dict) else batch
