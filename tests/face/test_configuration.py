@@ -141,7 +141,9 @@ def test_a_saved_group_is_plain_for_a_process_that_knows_nothing(tmp_path: Path)
         f"import torch; held = torch.load({str(tmp_path / 'held.pt')!r})['training_config']\n"
         "print(type(held).__name__, held['bitnet_config']['quantization_mode'], held['seed'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
+    )
     assert done.stdout.split() == ["OrderedDict", "STOCHASTIC", "0"], done.stderr
 
 

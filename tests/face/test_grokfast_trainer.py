@@ -73,7 +73,7 @@ def test_two_hundred_steps_are_the_papers_filter_in_front_of_the_optimizer() -> 
             0.9 * h + 0.1 * g for h, g in zip(slow, gradients, strict=True)
         ]  # fmt: skip
         for gradient, mean in zip(gradients, slow, strict=True):
-            gradient += 2.0 * mean
+            gradient.add_(mean, alpha=2.0)
         optimizer.step()
     assert torch.allclose(weights(model), weights(bare), atol=1e-6)
 
@@ -151,7 +151,9 @@ def test_a_checkpoint_goes_on_to_the_bit_in_another_process(tmp_path: Path) -> N
         first.train_step(one, functional.cross_entropy)
     first.save_checkpoint(tmp_path / "held.pt")
     code = f"import torch; print(torch.load({str(tmp_path / 'held.pt')!r})['step'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
+    )
     assert done.stdout.strip() == "4", done.stderr
     second = trainer(network(77))
     second.load_checkpoint(tmp_path / "held.pt")
@@ -201,7 +203,7 @@ def test_consolidation_is_kept_when_it_helps_and_taken_back_when_not() -> None:
     best = weights(model)
     with torch.no_grad():
         for value in model.parameters():
-            value += 1.0
+            value.add_(1.0)
     worse = weights(model)
 
     def near(target: torch.Tensor) -> Any:

@@ -44,7 +44,9 @@ def test_importing_costs_no_thread_no_handler_and_no_random_state() -> None:
         "assert before[1:] == (random.getstate(), list(logging.root.handlers))\n"
         "assert threading.active_count() == 1\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The JSON files that a Phase 5 pipeline writes beside its run, as JSON Schemas; imports no torch."""
+"""The JSON files that a Phase 5 pipeline writes beside its run, as schemas; imports no torch."""
 
 from __future__ import annotations
 
