@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.schema import DIALECT, Schema, config_schema, pipeline_schema
 from forge_kernel.errors import PluginError
+
+GROUP: Final = "forge_kernel.schemas"
+"""Entry points of programs over the kernel: schemas of the files that they write, by name."""
 
 _NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
 _FIGURES: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER_OR_NULL}
@@ -154,6 +158,9 @@ def all_schemas(catalog: Catalog) -> dict[str, Schema]:
             found[f"{offer.kind}/{offer.name}.{name}.json"] = dict(record)
     names = {kind: catalog.names(kind) for kind, _ in configs}
     found["pipeline.schema.json"] = pipeline_schema(names, configs)
+    for entry in entry_points(group=GROUP):
+        for name, record in entry.load().items():
+            found[f"{entry.name}/{name}.json"] = dict(record)
     return found
 
 

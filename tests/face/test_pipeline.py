@@ -280,7 +280,7 @@ def test_the_files_load_with_the_safe_loader_in_a_process_that_knows_nothing(
         "print(json.dumps([sorted(held), held['config']['bitnet_config']['quantization_mode'],\n"
         "                  held['config']['grokfast_config']['alpha']]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     keys, mode, alpha = json.loads(done.stdout)
     assert keys == ["config", "metrics_summary", "model_state_dict"]
@@ -293,7 +293,12 @@ def test_the_json_files_follow_their_schemas(make_pipeline: Make, name: str) -> 
     make_pipeline(experiment_name="here").train()
     text = Path(f"out/here_{name}.json").read_text()
     data = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    schema = json.loads((ROOT / "schemas" / "phase5" / f"{name}.schema.json").read_text())
+    schemas = ROOT / "schemas"
+    schema = json.loads((schemas / "phase5" / f"{name}.json").read_text())
+    if "result" in data:
+        result = json.loads((schemas / "run" / "result.json").read_text())
+        jsonschema.validate(data["result"], result)
+        schema["properties"]["result"] = {}
     jsonschema.validate(data, schema)
 
 
@@ -419,7 +424,7 @@ def test_the_yaml_trains_to_the_same_weights_bit_for_bit(workplace: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-m", "forge_kernel", "run", "same.yaml", "--output-dir", "byfile", "--quiet"],
-        capture_output=True, text=True, env=environment,
+        capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folders = Path("byfile/checkpoints").glob("step-*")

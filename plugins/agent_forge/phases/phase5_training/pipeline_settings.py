@@ -171,10 +171,15 @@ class Declaration:
             "target": "number" if numbers else "class",
             "batch_size": data.batch_size if trained_on else 1024,
             "shuffle": data.shuffle and trained_on,
+            "drop_last": data.drop_last and trained_on,
+            "streaming": data.streaming,
             "validation_split": data.validation_split if alone else 0.0,
             "quality_threshold": data.quality_threshold,
             "cache_dir": str(Path(config.output_dir) / CACHE),
         }
+        if data.given("num_workers") and data.num_workers:  # mapped numbers are fastest with none
+            found["workers"] = data.num_workers
+            found["prefetch"] = data.prefetch_factor
         classes = config.model_config.get("num_classes")
         if classes is not None and not numbers:
             found["classes"] = classes

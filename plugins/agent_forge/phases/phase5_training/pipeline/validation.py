@@ -349,7 +349,13 @@ class RealTimeValidator:
         begun = time.perf_counter()
         figures = self._measuring.figures(counted, loss_fn, loss_form)
         self.monitor.count(counted.samples, time.perf_counter() - begun)
-        return figures
+        return self._with_perplexity(figures)
+
+    def _with_perplexity(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The figures, and the one that is taken from the loss where it is asked for."""
+        asked = "perplexity" in (*self.config.metrics_to_track, self.config.primary_metric)
+        found = MetricCalculator.perplexity(figures.get("loss", math.nan)) if asked else None
+        return {**figures, **({} if found is None else {"perplexity": found})}
 
     def _tracked(self, figures: Mapping[str, float]) -> dict[str, float]:
         names = dict.fromkeys(("loss", *self.config.metrics_to_track, self.config.primary_metric))
@@ -359,15 +365,12 @@ class RealTimeValidator:
         """Remember a validation, whoever made it.
 
         Args:
-            figures: `loss`, `accuracy`, ...; perplexity is taken from the loss where asked for.
+            figures: `loss`, `accuracy`, ...
             step: of the training; the number of the validation otherwise.
         """
         self.total_validations += 1
         self.step_count = self.step_count + 1 if step is None else step
-        known = dict(figures)
-        if "perplexity" in (*self.config.metrics_to_track, self.config.primary_metric):
-            found = MetricCalculator.perplexity(known.get("loss", math.nan))
-            known.update({} if found is None else {"perplexity": found})
+        known = self._with_perplexity(figures)
         metrics: dict[str, float | None] = {
             name: known.get(name) for name in ("loss", *self.config.metrics_to_track)
         }
@@ -411,7 +414,7 @@ class RealTimeValidator:
 
     def export_results(self, path: str | Path) -> Path:
         """Write strict JSON: `config`, `validation_results`, `metrics_history`,
-        `performance_history` and `summary`; see schemas/phase5/validation.schema.json.
+        `performance_history` and `summary`; see schemas/phase5/validation.json.
 
         The folder must be there.
         """

@@ -1,0 +1,323 @@
+"""The training loop over the caller's model, loader and loss."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from agent_forge.phases.phase5_training import (
+    CheckpointManager,
+    EarlyStopping,
+    GradientAccumulator,
+    MemoryMonitor,
+    TrainingConfig,
+    TrainingLoop,
+    TrainingMetrics,
+    TrainingState,
+)
+from forge_kernel.errors import ConfigError, RunError
+
+
+def data(count: int = 52, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 6, generator=generator)
+    return inputs, (inputs[:, 0] > 0).long()
+
+
+def loader(size: int = 8, **options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*data()), batch_size=size, **options)
+
+
+def network(seed: int = 4) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def plain(**options: Any) -> TrainingConfig:
+    """Nothing that changes a step beside the optimizer."""
+    chosen = {"use_amp": False, "warmup_steps": 0, "scheduler_type": "constant",
+              "gradient_clipping": False, "learning_rate": 1e-2, "epochs": 2}  # fmt: skip
+    return TrainingConfig(**{**chosen, **options})
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([value.detach().flatten().clone() for value in model.parameters()])
+
+
+def test_the_loss_falls_on_data_that_can_be_told_apart() -> None:
+    """Spec: C3"""
+    model = network()
+    loop = TrainingLoop(model, plain(epochs=30), torch.device("cpu"))
+    before = loop.validate(loader(), functional.cross_entropy)
+    result = loop.train(loader(), functional.cross_entropy, loader())
+    assert result.outcome == "completed"
+    assert result.final["validation_loss"] < before["loss"] / 4
+    assert result.final["validation_accuracy"] > 0.9
+    assert loop.state is TrainingState.STOPPED
+
+
+def test_training_is_the_bare_loop_to_the_bit() -> None:
+    """Spec: C5 C6 C7 C9. Red when the rate, the decay or the number of passes are not as set."""
+    model, bare = network(), network()
+    loop = TrainingLoop(model, plain(weight_decay=0.1), "cpu")
+    loop.train(loader(), functional.cross_entropy)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-2, weight_decay=0.1, fused=True)
+    for _ in range(2):
+        for inputs, targets in loader():
+            optimizer.zero_grad()
+            functional.cross_entropy(bare(inputs), targets).backward()
+            optimizer.step()
+    assert torch.equal(weights(model), weights(bare))
+    assert loop.epoch == 2
+    assert loop.global_step == 14
+
+
+@pytest.mark.parametrize("keys", ["tuple", "mapping"])
+def test_the_three_forms_of_a_loss_give_the_same_bits(keys: str) -> None:
+    """Spec: C4. Red when one of them is weighted otherwise."""
+    batches = [(i, t) if keys == "tuple" else {"input": i, "target": t} for i, t in loader()]
+
+    def parts(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(batch.values()) if isinstance(batch, dict) else batch
+
+    found = []
+    for form in range(3):
+        model = network()
+
+        def by_batch(batch: Any, model: nn.Module = model) -> torch.Tensor:
+            inputs, targets = parts(batch)
+            return functional.cross_entropy(model(inputs), targets)
+
+        def by_model(model: nn.Module, batch: Any) -> torch.Tensor:
+            inputs, targets = parts(batch)
+            return functional.cross_entropy(model(inputs), targets)
+
+        loss_fn = (nn.CrossEntropyLoss(), by_batch, by_model)[form]
+        loop = TrainingLoop(model, plain(), "cpu")
+        step = loop.train_step(batches[0], loss_fn)["loss"]
+        figures = loop.validate(batches, loss_fn)
+        result = TrainingLoop(network(), plain(), "cpu")
+        if form != 1:  # the closure has its own model
+            result.train(batches, loss_fn)
+            figures["trained"] = float(weights(result.model).sum())
+        found.append((step, figures))
+    assert found[0][0] == found[1][0] == found[2][0]
+    assert found[0][1] == found[2][1]
+    assert found[1][1] == {k: v for k, v in found[0][1].items() if k != "trained"}
+
+
+def test_a_loss_whose_form_cannot_be_told_is_asked_about() -> None:
+    """Spec: C4"""
+    loop = TrainingLoop(network(), plain(), "cpu")
+    batch = next(iter(loader()))
+    with pytest.raises(RunError, match="loss_form="):
+        loop.train_step(batch, lambda *anything: torch.zeros(()))
+    given = loop.train_step(
+        batch, lambda *pair: functional.cross_entropy(*pair), loss_form="predictions_targets"
+    )
+    assert given["loss"] > 0
+    with pytest.raises(RunError, match="needs targets"):
+        loop.train_step(batch[0], functional.cross_entropy)
+    with pytest.raises(RunError, match="one number"):
+        loop.train_step(batch, nn.CrossEntropyLoss(reduction="none"))
+
+
+def test_micro_batches_equal_one_batch_and_the_last_window_is_stepped() -> None:
+    """Spec: C12. Red when the trailing window is dropped."""
+    small, large = network(), network()
+    first = TrainingLoop(small, plain(gradient_accumulation_steps=4), "cpu")
+    result = first.train(loader(4), functional.cross_entropy)
+    TrainingLoop(large, plain(), "cpu").train(loader(16), functional.cross_entropy)
+    assert result.steps == 2 * 4  # 13 micro-batches: 4 + 4 + 4 + 1
+    assert torch.allclose(weights(small), weights(large), atol=1e-6)
+
+
+def test_micro_steps_one_by_one_are_the_same_window() -> None:
+    """Spec: C12"""
+    one, many = network(), network()
+    batches = list(loader(4))[:4]
+    loop = TrainingLoop(many, plain(gradient_accumulation_steps=4), "cpu")
+    told = [loop.train_step(batch, functional.cross_entropy)["updated"] for batch in batches]
+    assert told == [False, False, False, True]
+    whole = (torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches]))
+    TrainingLoop(one, plain(), "cpu").train_step(whole, functional.cross_entropy)
+    assert torch.allclose(weights(one), weights(many), atol=1e-6)
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_gradients_are_clipped_when_asked(clips: bool) -> None:
+    """Spec: C8 C9"""
+    model = network()
+    config = plain(gradient_clipping=clips, max_grad_norm=1e-3, learning_rate=1.0)
+    loop = TrainingLoop(model, config, "cpu")
+    loop.setup_optimizer(torch.optim.SGD)
+    before = weights(model)
+    loop.train_step(next(iter(loader())), functional.cross_entropy)
+    moved = float((weights(model) - before).norm())
+    assert (moved <= 1.0001e-3) is clips
+
+
+def test_half_precision_on_the_cpu_is_bfloat16() -> None:
+    """Spec: C10"""
+    seen: list[torch.dtype] = []
+    model = network()
+    model.register_forward_hook(lambda _, __, outputs: seen.append(outputs.dtype))
+    for use_amp in (True, False):
+        loop = TrainingLoop(model, plain(use_amp=use_amp), "cpu")
+        loop.train_step(next(iter(loader())), functional.cross_entropy)
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_callbacks_hear_each_step_and_each_epoch() -> None:
+    """Spec: C11"""
+
+    class Listener:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+            self.epochs: list[int] = []
+
+        def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+            assert metrics["loss"] > 0
+            self.steps.append(step)
+
+        def on_epoch_end(self, epoch: int, metrics: dict[str, Any]) -> None:
+            assert "accuracy" in metrics
+            self.epochs.append(epoch)
+
+    listener = Listener()
+    loop = TrainingLoop(network(), plain(), "cpu")
+    loop.add_callback(listener)
+    loop.train(loader(), functional.cross_entropy, loader())
+    assert listener.steps == list(range(1, 15))
+    assert listener.epochs == [1, 2]
+    with pytest.raises(RunError, match="has no on_step_end"):
+        loop.add_callback(object())
+
+
+def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """Spec: C14. Red when the run begins anew."""
+
+    def made(folder: Path) -> TrainingLoop:
+        return TrainingLoop(network(), plain(epochs=4), "cpu", folder)
+
+    whole = made(tmp_path / "whole")
+    torch.manual_seed(8)
+    whole.train(loader(shuffle=True), functional.cross_entropy)
+
+    stop = threading.Event()
+
+    class StopsAt:
+        def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+            if step == 9:
+                stop.set()
+
+    first = made(tmp_path / "cut")
+    first.add_callback(StopsAt())
+    torch.manual_seed(8)
+    result = first.train(loader(shuffle=True), functional.cross_entropy, cancel=stop)
+    assert (result.outcome, result.steps) == ("stopped", 9)
+    second = made(tmp_path / "cut")
+    second.train(loader(shuffle=True), functional.cross_entropy)
+    assert second.global_step == whole.global_step
+    assert torch.equal(weights(second.model), weights(whole.model))
+
+
+def test_training_stops_when_nothing_gets_better() -> None:
+    """Spec: C15"""
+    config = plain(epochs=50, learning_rate=0.0, validation_patience=3)
+    result = TrainingLoop(network(), config, "cpu").train(
+        loader(), functional.cross_entropy, loader()
+    )
+    assert "not better for 3 validations" in result.stop_reason
+    assert result.epochs < 10
+
+
+def test_the_seed_is_the_callers_generator_and_its_state_is_left_alone() -> None:
+    """Spec: C14"""
+    found = []
+    for _ in range(2):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        with torch.no_grad():
+            for value in model.parameters():
+                value.fill_(0.1)
+        torch.manual_seed(21)
+        TrainingLoop(model, plain(), "cpu").train(loader(shuffle=True), functional.cross_entropy)
+        found.append((weights(model), torch.get_rng_state()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_settings_are_closed_after_the_first_step() -> None:
+    """Spec: I8"""
+    loop = TrainingLoop(network(), plain(), "cpu")
+    loop.train_step(next(iter(loader())), functional.cross_entropy)
+    with pytest.raises(ConfigError, match="after the first step"):
+        loop.config.learning_rate = 1.0
+    with pytest.raises(RunError, match="comes before the first step"):
+        loop.setup_optimizer()
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    """Spec: C2"""
+    loop = TrainingLoop(network(), plain(), "cpu")
+    loop.setup_optimizer()
+    loop.optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    with pytest.raises(RunError, match="tensors that the model does not have"):
+        loop.train_step(next(iter(loader())), functional.cross_entropy)
+
+
+def test_memory_is_read_and_what_is_not_there_is_none() -> None:
+    """Spec: C13 H9"""
+    import psutil
+
+    found = MemoryMonitor(0.9).read()
+    assert abs(found["memory_bytes"] / psutil.Process().memory_info().rss - 1) < 0.2
+    assert found["device_memory_bytes"] is None
+    assert MemoryMonitor(1e-9).over()
+    assert not MemoryMonitor(1.0).over()
+
+
+def test_checkpoint_files_are_plain_rotate_and_load_by_default(tmp_path: Path) -> None:
+    """Spec: C14. Red when figures are saved as NumPy scalars."""
+    import numpy as np
+
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    manager = CheckpointManager(tmp_path, max_checkpoints=2)
+    for step in (1, 20, 3):
+        manager.save_checkpoint(model, optimizer, None, {"loss": np.float64(0.5)}, step, 1)
+    assert [file.name for file in manager.checkpoints()] == [
+        "checkpoint_step_3.pt", "checkpoint_step_20.pt",
+    ]  # fmt: skip
+    held = torch.load(manager.get_latest_checkpoint())
+    assert set(held) == {
+        "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "metrics", "step",
+        "epoch",
+    }  # fmt: skip
+    other = network(9)
+    assert manager.load_checkpoint(other, optimizer)["metrics"] == {"loss": 0.5}
+    assert torch.equal(weights(other), weights(model))
+    with pytest.raises(RunError, match="no checkpoint"):
+        CheckpointManager(tmp_path / "none").load_checkpoint(model)
+
+
+def test_the_small_parts_count_as_they_say() -> None:
+    """Spec: C12 C15"""
+    accumulator = GradientAccumulator(3)
+    assert [accumulator.add() for _ in range(7)] == [False, False, True, False, False, True, False]
+    stopping = EarlyStopping(patience=2, min_delta=0.1)
+    values = [1.0, 0.95, 0.8, 0.79, 0.78]
+    assert [stopping({"val_loss": one}) for one in values] == [False, False, False, False, True]
+    metrics = TrainingMetrics(window_size=2)
+    for one in (1.0, 2.0, 4.0):
+        metrics.update(loss=one, absent=None)
+    assert metrics.get_recent_average("loss") == 3.0
+    assert metrics.get_summary() == {"loss": {"latest": 4.0, "mean": 3.0, "count": 3}}
+    assert metrics.get_recent_average("absent") is None
