@@ -1,9 +1,11 @@
 """Validation figures of low-bit networks beside fp32 at equal steps, three seeds.
 
-Text: the pipeline `char_llama_gguf`, 200 steps, perplexity of the held-out bytes. Arithmetic: the
-showcase without its filter and without its stop, 500 steps, accuracy. Every row has the same
-settings but for the quantizer. Each run is a process of its own with one thread; results are kept as JSON and runs
-that are there already are not repeated.
+Text: the pipeline `char_llama_gguf`, 200 steps, validation loss. Digits: the pipeline `digits_npy`,
+accuracy. Every row has the same settings but for the quantizer; the distilled row's teacher is the
+fp32 row of the same seed. Each run is a process of its own with one thread; results are kept as
+JSON and runs that are there already are not repeated.
+
+Spec: D12
 """
 
 from __future__ import annotations
@@ -35,26 +37,34 @@ class Task:
 
 TASKS = {
     "text": Task(
-        "text, perplexity", "char_llama_gguf", "perplexity", ("run.max_steps=200", "run.validate_every=200")
+        "text, validation loss", "char_llama_gguf", "loss",
+        ("run.max_steps=200", "run.validate_every=200"),
     ),
-    "arithmetic": Task(
-        "multiplication modulo 97, accuracy", "bitnet_grokfast", "accuracy",
-        ("run.max_steps=500", "run.validate_every=250", "gradients=[]", "policies=[]", "optimizer.with.lr=3e-3"),
-    ),
+    "digits": Task("digits, accuracy", "digits_npy", "accuracy", ("policies=[]",)),
 }  # fmt: skip
 
+NORMS = '["*.o_proj", "*.down_proj", "*.attention.output", "*.contract", "*layers.2"]'
+TEACHER = "quantizer=null"
 ROWS = {
-    "fp32": ("fp32", ("quantizer=null",)),
-    "ternary": ("ternary (1.58 bits)", ()),
-    "ternary_warmup": ("ternary, blended in over 50 steps", ("quantizer.with.warmup_steps=50",)),
+    "fp32": ("fp32", (TEACHER,)),
+    "ternary": ("ternary (1.58 bits)", ("quantizer={use: bitnet}",)),
+    "ternary_warmup": (
+        "ternary, blended in over 50 steps",
+        ("quantizer={use: bitnet, with: {warmup_steps: 50}}",),
+    ),
     "ternary_sub_norm": (
         "ternary, a norm before each output projection (SubLN)",
-        (
-            'quantizer.with.sub_norm=["*.o_proj", "*.down_proj", "*.attention.output", "*.contract"]',
-        ),
+        (f"quantizer={{use: bitnet, with: {{sub_norm: {NORMS}}}}}",),
     ),
-    "ternary_int8": ("ternary, int8 arithmetic", ("quantizer.with.arithmetic=int8",)),
-    "binary": ("binary (1 bit)", ("quantizer.with.weight_bits=1",)),
+    "ternary_distilled": (
+        "ternary, half of the loss from the fp32 network",
+        ("quantizer={use: bitnet}", "loss={use: distillation, with: {teacher: TEACHER}}"),
+    ),
+    "ternary_int8": (
+        "ternary, int8 arithmetic",
+        ("quantizer={use: bitnet, with: {arithmetic: int8}}",),
+    ),
+    "binary": ("binary (1 bit)", ("quantizer={use: bitnet, with: {weight_bits: 1}}",)),
 }
 
 _CHILD = """
@@ -71,16 +81,21 @@ print(json.dumps({"figures": found, "cpu_seconds": round(time.process_time() - b
 
 
 def run_one(task: Task, settings: tuple[str, ...], seed: int) -> dict[str, object]:
-    """One run in a fresh process; its figures."""
-    common = (f"run.seed={seed}", "run.save_every=null", "observers=[]", "exporters=[]")
+    """One run in fresh processes (the teacher first, where one is asked for); its figures."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-c", _CHILD, task.pipeline, f"{folder}/run", *task.settings, *settings, *common
-        ]  # fmt: skip
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        if any("TEACHER" in setting for setting in settings):
+            _ = _process(task, (TEACHER,), seed, f"{folder}/teacher")
+            settings = tuple(one.replace("TEACHER", f"{folder}/teacher") for one in settings)
+        return _process(task, settings, seed, f"{folder}/run")
+
+
+def _process(task: Task, settings: tuple[str, ...], seed: int, folder: str) -> dict[str, object]:
+    common = (f"run.seed={seed}", "run.save_every=100000", "observers=[]", "exporters=[]")
+    command = [sys.executable, "-c", _CHILD, task.pipeline, folder]
+    done = subprocess.run(
+        [*command, *task.settings, *settings, *common],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{task.pipeline} {settings}, seed {seed}: {done.stderr[-2000:]}")
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])

@@ -21,6 +21,7 @@ from forge_kernel.lazy import LazyModule
 from forge_kernel.plugin import API_VERSION, Kind, Order, PluginInfo
 from forge_kernel.result import RunResult
 from forge_kernel.state import Batch, Event, Goal, LogRecord, Meter, Progress, Rates, Run, Step
+from forge_kernel.trained import trained_model
 
 __all__ = [
     "API_VERSION",
@@ -58,4 +59,5 @@ __all__ = [
     "UseValidator",
     "hookimpl",
     "stream_seed",
+    "trained_model",
 ]

@@ -76,7 +76,7 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
     folder = new_run_folder(checked.run.name, output_dir)
     write_config(folder, fill(checked), names)
-    session = _session(decided, folder, cancel, strategy, quiet=quiet)
+    session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
     return _execute(session, record, resumed=False)
 
 
@@ -113,17 +113,17 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
     given = set(live) | ({"plugins"} if plugins else set())
-    pipeline = _recorded(folder, settings, given, catalog, _kinds(live, plugins))
+    pipeline = recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
     record = RunRecord()
     decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     if settings:
         names = tuple(pipeline.notes.get("x-live", ()))
         write_config(folder, fill(pipeline), names)
-    session = _session(decided, folder, cancel, strategy, quiet=quiet)
+    session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
     return _execute(session, record, resumed=True)
 
 
-def _recorded(
+def recorded_pipeline(
     folder: Path,
     settings: Sequence[str],
     given: Iterable[str],
@@ -177,9 +177,9 @@ def export(
     catalog = catalog or Catalog.installed()
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
     chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
-    pipeline = _recorded(folder, chosen, live, catalog, set(live) | {Kind.OBSERVERS})
+    pipeline = recorded_pipeline(folder, chosen, live, catalog, set(live) | {Kind.OBSERVERS})
     decided = plan(pipeline, catalog, plugins=list(live.values()))
-    session = _session(decided, folder, None, None, quiet=True)
+    session = opened_session(decided, folder, None, None, quiet=True)
     with process_state_kept():
         try:
             session.set_up()
@@ -257,7 +257,7 @@ def _handed_in(
     return [*live.values(), *plugins, record, *watchers]
 
 
-def _session(
+def opened_session(
     decided: Plan,
     folder: Path,
     cancel: Cancel | None,
@@ -265,6 +265,7 @@ def _session(
     *,
     quiet: bool,
 ) -> Session:
+    """A session of a plan in a run folder; nothing is set up."""
     from forge_kernel.loop import Session
 
     about = {"config": digest(decided.pipeline)}

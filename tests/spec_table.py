@@ -44,9 +44,9 @@ def _claimed(text: str | None) -> Iterator[str]:
 
 def _marked(function: ast.FunctionDef) -> Iterator[str]:
     for mark in function.decorator_list:
-        if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Attribute):
-            if mark.func.attr == "spec":
-                yield from (str(one.value) for one in mark.args if isinstance(one, ast.Constant))
+        call = mark.func if isinstance(mark, ast.Call) else None
+        if isinstance(call, ast.Attribute) and call.attr == "spec":
+            yield from (str(one.value) for one in mark.args if isinstance(one, ast.Constant))  # type: ignore[union-attr]
 
 
 def claims() -> dict[str, list[str]]:

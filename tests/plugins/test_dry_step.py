@@ -72,8 +72,8 @@ def settings_of(config: type[Any], name: str) -> st.SearchStrategy[dict[str, Any
     schema, _ = config_schema(config, name)
     fields = schema.get("properties", {})
     optional = {
-        key: st.none()  # no file lies about for random settings
-        if key == "path"
+        key: st.none()  # no file or run lies about for random settings
+        if key in {"path", "teacher", "run"}
         else values({**field, "default": field.get("default", "accuracy")})
         for key, field in fields.items()
     }
@@ -103,6 +103,8 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
         chosen["class_weights"] = (chosen["class_weights"] * CLASSES)[:CLASSES]
     if key == "policies.row_norm" and chosen.get("names"):
         chosen["names"] = ["*"]
+    if key == "loss.distillation":
+        chosen["hidden"] = []  # names of layers that the trial's model has not
     if key == "data.text":  # a share too small for one window is refused at the start
         chosen.pop("validation_share", None)
     if key == "data.file":  # the trial's loss is of classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -15,6 +16,7 @@ from forge_kernel.api import (
     PluginError,
     PluginInfo,
     Run,
+    Step,
     hookimpl,
 )
 from forge_plugins.data.identity import Identity, OnChange
@@ -48,7 +50,19 @@ class FileConfig:
         ),
     ] = None
     format: Annotated[
-        Literal["auto", "json", "hdf5", "pickle", "binary", "npy", "npz", "safetensors", "tokens"],
+        Literal[
+            "auto",
+            "json",
+            "hdf5",
+            "pickle",
+            "binary",
+            "npy",
+            "npz",
+            "safetensors",
+            "tokens",
+            "parquet",
+            "arrow",
+        ],
         Meta(description="auto: by the first bytes, else by the suffix; tokens must be named"),
     ] = "auto"
     input: Annotated[
@@ -101,6 +115,28 @@ class FileConfig:
         Annotated[int, Meta(ge=1, le=64)] | None,
         Meta(description="batches that each worker fetches ahead; null: 2"),
     ] = None
+    keep_workers: Annotated[
+        bool, Meta(description="worker processes stay for the next epoch; false: begun anew")
+    ] = True
+    cache_size: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="samples kept in memory once read, in each process that fetches; 0: none; "
+            "columns are mapped and kept by the system, so that this rarely helps",
+        ),
+    ] = 0
+    cache_bytes: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="bytes of the kept samples' numbers; null: no bound"),
+    ] = None
+    cache_policy: Annotated[
+        Literal["keep", "lru"],
+        Meta(
+            description="keep what came first, which is best when each sample is read once an "
+            "epoch, or let go of the least recently used"
+        ),
+    ] = "keep"
     validation_split: Annotated[
         float,
         Meta(ge=0, lt=1, description="share of the samples, at random, that is not trained on"),
@@ -145,6 +181,10 @@ class FileConfig:
             raise ValueError("format: tokens needs input: tokens and target: next")
         if self.prefetch is not None and not self.workers:
             raise ValueError("prefetch is read by workers: set workers above 0")
+        if not self.workers and not self.keep_workers:
+            raise ValueError("keep_workers is read by workers: set workers above 0")
+        if not self.cache_size and (self.cache_bytes is not None or self.cache_policy != "keep"):
+            raise ValueError("cache_bytes and cache_policy need a cache_size above 0")
         if self.path is not None:
             return
         if self.format not in ("auto", "binary"):
@@ -172,6 +212,94 @@ def provided(config: FileConfig) -> tuple[str, ...]:
     return (form, answers[config.target]) if config.target in answers else (form,)
 
 
+def open_file(config: FileConfig) -> tables.Table:
+    """The table that settings name.
+
+    Raises:
+        PluginError: the file cannot be read as asked.
+    """
+    try:
+        return opening.open_table(
+            data_file(config.path),
+            config.format,
+            cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
+            lenient=config.quality_threshold > 0,
+            trust_pickle=config.trust_pickle,
+            integers=config.integers,
+            length=config.length,
+        )
+    except fault.DataFault as error:
+        raise PluginError(f"file: {error}") from error
+
+
+def deal(table: tables.Table, config: FileConfig, seed: int, **options: Any) -> FileData:
+    """A table's samples, looked at and ready to be dealt out.
+
+    Args:
+        table: from `open_file`.
+        config: how they are dealt out.
+        seed: of the run.
+        options: as for `FileData`.
+
+    Raises:
+        PluginError: a sample cannot be used, or too few are left.
+    """
+    try:
+        found = _looked_at(table, config)
+        _check(table, found, config)
+    except fault.DataFault as error:
+        raise PluginError(f"file: {error}") from error
+    return FileData(table, found, config, seed, **options)
+
+
+def _looked_at(table: tables.Table, config: FileConfig) -> quality.Assessment | survey.Survey:
+    if not config.streaming:
+        return quality.assess(
+            table,
+            inputs=config.input,
+            target=config.target,
+            classes=config.classes,
+            vocabulary=config.vocabulary,
+            thorough=config.quality_threshold > 0,
+        )
+    return survey.survey(
+        table,
+        inputs=config.input,
+        target=config.target,
+        classes=config.classes,
+        vocabulary=config.vocabulary,
+        threshold=config.quality_threshold,
+        folder=cache.default_folder() if config.cache_dir is None else Path(config.cache_dir),
+    )
+
+
+def _check(
+    table: tables.Table, assessment: quality.Assessment | survey.Survey, config: FileConfig
+) -> None:
+    threshold = config.quality_threshold
+    unusable = assessment.unusable(threshold)
+    if unusable is not None:
+        record, reason = unusable
+        field = {"label out of range": "target", "token out of range": "input"}.get(reason)
+        hint = "mend the record, or raise data.with.quality_threshold to leave such samples out"
+        raise fault.DataFault(
+            table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
+        )
+    kept = (
+        len(assessment.kept(threshold))
+        if isinstance(assessment, quality.Assessment)
+        else assessment.kept_count
+    )
+    if kept < (2 if config.validation_split else 1):
+        told = f"{kept} of {len(table)} samples are left: {assessment.left_out(threshold)}"
+        hint = "lower data.with.quality_threshold or data.with.validation_split"
+        raise fault.DataFault(table.file, told, hint=hint)
+    if config.target == "next" and table.columns["input"].shape[1] < 2:
+        raise fault.DataFault(
+            table.file, "one token has no next one", field="input", hint="write longer rows"
+        )
+
+
 class File:
     """Maps a file's columns, looks at every sample once, and deals them out."""
 
@@ -180,6 +308,23 @@ class File:
     def __init__(self, config: FileConfig) -> None:
         self.config = config
         self._identity = Identity("file", config.on_change)
+        self._advised = False
+
+    @hookimpl
+    def measure(self, run: Run, step: Step) -> Mapping[str, float]:
+        """The share of reads that the cache served, where there is one."""
+        del step
+        if not self.config.cache_size or not isinstance(run.data, FileData):
+            return {}
+        return {"cache_hit_rate": run.data.get_cache_stats()["hit_rate"]}
+
+    @hookimpl
+    def on_epoch_end(self, run: Run) -> None:
+        """Say once when the cache does not help."""
+        advice = run.data.cache_advice() if isinstance(run.data, FileData) else None
+        if advice is not None and not self._advised:
+            self._advised = True
+            run.tell("cache_useless", f"data.file: {advice}")
 
     def state_dict(self) -> dict[str, Any]:
         """Which content the run has read."""
@@ -196,67 +341,7 @@ class File:
         Raises:
             PluginError: the file cannot be read as asked, or a sample cannot be used.
         """
-        config = self.config
-        strict = config.quality_threshold == 0
-        try:
-            table = opening.open_table(
-                data_file(config.path),
-                config.format,
-                cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
-                lenient=not strict,
-                trust_pickle=config.trust_pickle,
-                integers=config.integers,
-                length=config.length,
-            )
-            found = self._looked_at(table)
-            self._check(table, found)
-        except fault.DataFault as error:
-            raise PluginError(f"file: {error}") from error
+        table = open_file(self.config)
         self._identity.set(str(table.file), table.content, len(table))
         rank, world = run.strategy.rank, run.strategy.world_size
-        return FileData(table, found, config, run.seed, rank=rank, world=world)
-
-    def _looked_at(self, table: tables.Table) -> quality.Assessment | survey.Survey:
-        config = self.config
-        if not config.streaming:
-            return quality.assess(
-                table,
-                inputs=config.input,
-                target=config.target,
-                classes=config.classes,
-                vocabulary=config.vocabulary,
-                thorough=config.quality_threshold > 0,
-            )
-        return survey.survey(
-            table,
-            inputs=config.input,
-            target=config.target,
-            classes=config.classes,
-            vocabulary=config.vocabulary,
-            threshold=config.quality_threshold,
-            folder=cache.default_folder() if config.cache_dir is None else Path(config.cache_dir),
-        )
-
-    def _check(self, table: tables.Table, assessment: quality.Assessment | survey.Survey) -> None:
-        threshold = self.config.quality_threshold
-        unusable = assessment.unusable(threshold)
-        if unusable is not None:
-            record, reason = unusable
-            field = {"label out of range": "target", "token out of range": "input"}.get(reason)
-            hint = "mend the record, or raise data.with.quality_threshold to leave such samples out"
-            raise fault.DataFault(
-                table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
-            )
-        kept = (
-            len(assessment.kept(threshold))
-            if isinstance(assessment, quality.Assessment)
-            else assessment.kept_count
-        )
-        if kept < (2 if self.config.validation_split else 1):
-            told = f"{kept} of {len(table)} samples are left: {assessment.left_out(threshold)}"
-            hint = "lower data.with.quality_threshold or data.with.validation_split"
-            raise fault.DataFault(table.file, told, hint=hint)
-        if self.config.target == "next" and table.columns["input"].shape[1] < 2:
-            raise fault.DataFault(
-                table.file, "one token has no next one", field="input", hint="write longer rows"
-            )
+        return deal(table, self.config, run.seed, rank=rank, world=world)

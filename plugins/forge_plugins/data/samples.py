@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
     from torch.utils import data as torch_data
 
     from forge_plugins.data.file import FileConfig
-    from forge_plugins.formats import order, quality, survey
+    from forge_plugins.formats import block_cache, order, quality, survey
     from forge_plugins.formats import table as tables
+    from forge_plugins.formats.block_cache import BlockCache
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
     torch_data = LazyModule("torch.utils.data")
+    block_cache = LazyModule("forge_plugins.formats.block_cache")
     order = LazyModule("forge_plugins.formats.order")
     quality = LazyModule("forge_plugins.formats.quality")
     survey = LazyModule("forge_plugins.formats.survey")
@@ -150,15 +154,18 @@ class FileData:
         self._rank, self._world = rank, world
         self.left_out = assessment.left_out(config.quality_threshold)
         self.deck: Deck
-        if hasattr(assessment, "index"):
-            kept = assessment.kept_count
-            self.deck = ComputedDeck(kept, assessment.index, config, seed)
-        else:
+        if isinstance(assessment, quality.Assessment):
             self.deck = StoredDeck(assessment.kept(config.quality_threshold), config, seed)
+        else:
+            self.deck = ComputedDeck(assessment.kept_count, assessment.index, config, seed)
         self.spec = self._spec(assessment)
-        self._form = form or self._batch
+        self._form = form
         self._loader: tuple[_Keys, Any] | None = None
         self._busy = False
+        self.cache: BlockCache[Any] = block_cache.BlockCache(
+            config.cache_size, config.cache_bytes, evict=config.cache_policy == "lru"
+        )
+        self._of_workers: dict[int, dict[str, float]] = {}
         self.global_batch = config.batch_size * world
         self.batches_per_epoch: int | None = self.batches_from_place(0)
 
@@ -229,21 +236,23 @@ class FileData:
             for key in keys:
                 yield self.fetch(key)
             return
-        keep = not self._busy
+        keep = not self._busy and self.config.keep_workers
         if self._loader is None or not keep:
             made, loader = self._workers(keep=keep)
             self._loader = (made, loader) if keep else self._loader
         else:
             made, loader = self._loader
-        self._busy, made.keys = True, keys
+        self._busy, made.keys = self._busy or keep, keys
         try:
             with warnings.catch_warnings():
                 # more workers than cores may be meant: they may wait for a disk
                 warnings.filterwarnings("ignore", "This DataLoader will create")
                 iterator = iter(loader)
-            yield from iterator
+            for batch, worker, figures in iterator:
+                self._of_workers[worker] = figures
+                yield batch
         finally:
-            self._busy = not keep
+            self._busy = self._busy and not keep
 
     def _workers(self, *, keep: bool) -> tuple[_Keys, Any]:
         """Worker processes, and the keys that they are asked for.
@@ -252,23 +261,75 @@ class FileData:
             keep: they stay for the next epoch.
         """
         keys = _Keys()
+        # without the loader: in a circle, its queues would be gone before its workers are told
+        alone = copy.copy(self)
+        alone._loader = None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")
-            loader = torch_data.DataLoader(
-                _Fetched(self), batch_size=None, sampler=keys, num_workers=self.config.workers,
+            fetched: Any = _Fetched(alone)
+            loader: Any = torch_data.DataLoader(
+                fetched, batch_size=None, sampler=keys, num_workers=self.config.workers,
                 prefetch_factor=self.config.prefetch, persistent_workers=keep,
                 collate_fn=_as_it_is, multiprocessing_context=_context(),
                 generator=torch.Generator(),  # the run's random streams are left alone
             )  # fmt: skip
         return keys, loader
 
+    def get_cache_stats(self) -> dict[str, float]:
+        """The cache's figures, summed over this process and its workers."""
+        parts = [self.cache.figures(), *self._of_workers.values()]
+        total = {name: sum(part[name] for part in parts) for name in parts[0]}
+        reads = total["hits"] + total["loads"]
+        total["hit_rate"] = total["hits"] / reads if reads else 0.0
+        return total
+
+    def cache_advice(self) -> str | None:
+        """Why the cache does not help, if it does not."""
+        figures = self.get_cache_stats()
+        return block_cache.advice(self.config.cache_size, figures)
+
     def _gather(self, index: Any) -> Any:
-        columns, config = self.table.columns, self.config
+        rows, answers = self.rows(index)
+        return (self._form or self._batch)(rows, answers)
+
+    def rows(self, index: Any) -> tuple[Any, Any]:
+        """The inputs and targets of samples (None: there are no targets), from cache or columns."""
+        if not self.cache.count:
+            return self._read(index)
+        cache, numbers = self.cache, index.tolist()
+        found = [cache.find(number) for number in numbers]
+        absent = np.array([value is None for value in found], np.bool_)
+        begin = time.perf_counter()
+        rows, answers = self._read(index[absent])
+        cache.seconds += time.perf_counter() - begin
+        whole = np.empty((len(index), *rows.shape[1:]), rows.dtype)
+        whole[absent] = rows
+        targets = None
+        if answers is not None:
+            targets = np.empty((len(index), *answers.shape[1:]), answers.dtype)
+            targets[absent] = answers
+        for at in np.flatnonzero(~absent).tolist():
+            kept = found[at]
+            assert kept is not None
+            whole[at] = kept[0]
+            if targets is not None:
+                targets[at] = kept[1]
+        if cache.closed:
+            cache.passed(len(rows))
+            return whole, targets
+        for at, place in enumerate(np.flatnonzero(absent).tolist()):
+            row = rows[at].copy()
+            answer = None if answers is None else answers[at].copy()
+            size = row.nbytes + (0 if answer is None else answer.nbytes)
+            cache.loaded(numbers[place], (row, answer), size)
+        return whole, targets
+
+    def _read(self, index: Any) -> tuple[Any, Any]:
+        columns = self.table.columns
         rows = tables.take(columns["input"], index)
-        answers = None
-        if config.target != "none" and "target" in columns:
-            answers = tables.take(columns["target"], index)
-        return self._form(rows, answers)
+        if self.config.target == "none" or "target" not in columns:
+            return rows, None
+        return rows, tables.take(columns["target"], index)
 
     def _batch(self, rows: Any, answers: Any) -> Batch:
         config = self.config
@@ -310,8 +371,10 @@ class _Fetched:
     def __init__(self, data: FileData) -> None:
         self._data = data
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Any:
-        return self._data.fetch(key)
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Any, int, dict[str, float]]:
+        worker = torch_data.get_worker_info()
+        assert worker is not None, "it is asked in workers only"
+        return self._data.fetch(key), worker.id, self._data.cache.figures()
 
 
 def _as_it_is(value: Any) -> Any:
@@ -352,6 +415,11 @@ class Epochs:
             else:
                 self._place = first + (number + 1) * size
             yield batch
+
+    def begin(self) -> None:
+        """Leave the rest of an epoch that was begun."""
+        if self._place:
+            self.epoch, self._place = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int | str]:
         """The position, at most 300 bytes of JSON."""

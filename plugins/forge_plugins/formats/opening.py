@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from forge_plugins.formats import cache
+from forge_plugins.formats.arrow_file import read_arrow
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.hdf5_file import map_hdf5, read_hdf5
@@ -19,11 +20,14 @@ from forge_plugins.formats.safetensors_file import map_safetensors
 from forge_plugins.formats.table import PROBLEM, Column, Table
 from forge_plugins.formats.token_file import map_tokens
 
-FORMATS: Final = ("json", "hdf5", "pickle", "binary", "npy", "npz", "safetensors", "tokens")
+FORMATS: Final = (
+    "json", "hdf5", "pickle", "binary", "npy", "npz", "safetensors", "tokens", "parquet", "arrow",
+)  # fmt: skip
 _SUFFIXES: Final = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".h5": "hdf5", ".hdf5": "hdf5",
     ".pkl": "pickle", ".pickle": "pickle", ".frec": "binary", ".npy": "npy", ".npz": "npz",
-    ".safetensors": "safetensors",
+    ".safetensors": "safetensors", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
+    ".feather": "arrow",
 }  # fmt: skip
 
 
@@ -37,6 +41,7 @@ def sniff(file: Path) -> str:
         start = stream.read(16)
     for magic, found in (
         (MAGIC, "binary"), (b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"),
+        (b"PAR1", "parquet"), (b"ARROW1", "arrow"),
     ):  # fmt: skip
         if start.startswith(magic):
             return found
@@ -66,7 +71,7 @@ def open_table(
 ) -> Table:
     """Open a data file; nothing of it is loaded that can be mapped.
 
-    JSON, pickles, compressed archives and HDF5 in chunks are converted once, into a cache under the
+    JSON, pickles, archives, Parquet and HDF5 in chunks are converted once, into a cache under the
     hash of their content, and mapped from there.
 
     Args:
@@ -134,6 +139,8 @@ def _converted(
             read_pickle(file, columns, lenient=lenient, trusted=trust)
         elif found == "npz":
             read_npz(file, columns)
+        elif found in ("parquet", "arrow"):
+            read_arrow(file, columns, parquet=found == "parquet")
         else:
             read_hdf5(file, columns)
 

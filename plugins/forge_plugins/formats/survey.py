@@ -119,4 +119,4 @@ def _mapped(numbers: IO[bytes], count: int) -> NDArray[np.int64]:
     numbers.flush()
     if not count:
         return np.zeros(0, np.int64)
-    return np.memmap(numbers, np.int64, "r", 0, (count,))  # type: ignore[call-overload,no-any-return]
+    return np.memmap(numbers, np.int64, "r", 0, (count,))

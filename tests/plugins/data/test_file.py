@@ -22,7 +22,7 @@ from forge_kernel.strategy import OneProcess
 from forge_kernel.testing.compare import differences
 from forge_plugins.data.file import File, FileConfig, FileData
 from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.quality import assess
+from forge_plugins.formats.quality import assess, outlier_limits
 from forge_plugins.formats.table import Table
 
 ROOT = Path(__file__).parents[3]
@@ -235,6 +235,38 @@ def test_a_sample_far_from_all_others_is_an_outlier(tmp_path: Path) -> None:
     assert np.flatnonzero(found.found["outlier"]).tolist() == [17]
     assert found.scores[17] == pytest.approx(0.75)
     assert np.flatnonzero(found.scores < 1).tolist() == [17]
+
+
+@given(
+    count=st.integers(10_001, 30_000),
+    kind=st.sampled_from(["normal", "sorted", "halves", "constant", "integers", "gaps"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_limits_of_outliers_are_those_of_the_whole_file(
+    count: int, kind: str, seed: int
+) -> None:
+    """Planted fault: limits of the first 10,000 rows failed for sorted files."""
+    draw = np.random.default_rng(seed)
+    column = {
+        "normal": lambda: draw.normal(1e4, 1, (count, 2)),
+        "sorted": lambda: np.sort(draw.normal(0, 1, (count, 2)), axis=0),
+        "halves": lambda: np.where(
+            np.arange(count)[:, None] % 3 == 0, 1e5, draw.random((count, 2))
+        ),
+        "constant": lambda: np.full((count, 2), 7.0),
+        "integers": lambda: draw.integers(0, 5, (count, 2)),
+        "gaps": lambda: np.where(draw.random((count, 2)) < 0.1, np.nan, draw.random((count, 2))),
+    }[kind]().astype(np.float32)
+    limits = outlier_limits(Table(Path("memory"), "npy", {"input": column}))
+    assert limits is not None
+    wide = column.astype(np.float64)
+    middle = np.nanmedian(wide, 0)
+    reach = 14.826 * np.nanmedian(np.abs(wide - middle), 0)
+    reach[reach == 0] = np.inf
+    spread = np.nanstd(wide, 0)
+    assert np.allclose(limits[0], middle - reach, atol=2e-3 * spread + 1e-3)
+    assert np.allclose(limits[1], middle + reach, atol=2e-3 * spread + 1e-3)
 
 
 @given(

@@ -341,3 +341,39 @@ def test_a_file_larger_than_the_memory_is_streamed(threshold: str, tmp_path: Pat
     assert int(seen) // 2 + int(held_out) == count - (2 if threshold != "0" else 0)
     expected = {"label out of range": 2} if threshold != "0" else {}
     assert left_out.strip() == str(expected)
+
+
+@pytest.mark.spec("B6", "B15")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_is_bounded_counted_and_changes_no_batch(workers: int) -> None:
+    plain = streamed(100, batch_size=8)
+    kept = streamed(100, batch_size=8, cache_size=30, workers=workers)
+    for epoch in range(2):
+        for one, other in zip(plain.batches(epoch, 0), kept.batches(epoch, 0), strict=True):
+            assert torch.equal(one.inputs, other.inputs)
+            assert torch.equal(one.targets, other.targets)
+        figures = kept.get_cache_stats()
+        assert figures["values"] <= 30 * max(1, workers)
+        assert figures["hits"] + figures["loads"] == 90 * (epoch + 1)
+        if not workers:
+            assert figures["hits"] == 30 * epoch
+    assert figures["hits"] > 0
+    assert figures["seconds"] > 0
+    off = plain.get_cache_stats()
+    assert (off["hits"], off["loads"], off["values"]) == (0, 0, 0)
+
+
+def test_a_run_says_when_its_cache_does_not_help(tmp_path: Path) -> None:
+    options = [
+        "run.max_epochs=3", "run.max_steps=null", "run.device=cpu", "observers=[]",
+        "data.with.cache_size=20", "data.with.cache_policy=lru", "exporters=[]",
+    ]  # fmt: skip
+    told: list[dict[str, Any]] = []
+    result = run(
+        load_pipeline("digits_binary", options), output_dir=tmp_path / "a", on_progress=told.append,
+        quiet=True,
+    )  # fmt: skip
+    events = [event for event in told if event.get("name") == "cache_useless"]
+    assert len(events) == 1
+    assert "give it more, or none" in events[0]["message"]
+    assert result.final["cache_hit_rate"] == 0.0

@@ -91,6 +91,39 @@ def write_structured(file: Path, columns: Columns) -> None:
     np.save(file, whole)
 
 
+def arrow_table(columns: Columns) -> Any:
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.table(
+        {name: column.tolist() for name, column in columns.items()},
+        schema=pyarrow.schema(
+            [(name, nested(pyarrow, column)) for name, column in columns.items()]
+        ),
+    )
+
+
+def nested(pyarrow: Any, column: np.ndarray) -> Any:
+    kind = pyarrow.from_numpy_dtype(column.dtype)
+    for length in reversed(column.shape[1:]):
+        kind = pyarrow.list_(kind, length if length % 2 else -1)  # of fixed and of free length
+    return kind
+
+
+def write_parquet(file: Path, columns: Columns) -> None:
+    table = arrow_table(columns)
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, file, row_group_size=5)
+
+
+def write_arrow(file: Path, columns: Columns) -> None:
+    table = arrow_table(columns)
+    import pyarrow
+
+    new = pyarrow.ipc.new_stream if len(table) % 2 else pyarrow.ipc.new_file
+    with new(str(file), table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+
+
 FORMS = {
     "json": (write_json, "a.json"),
     "columnar": (write_columnar, "b.json"),
@@ -106,6 +139,8 @@ FORMS = {
     "npy": (write_structured, "l.npy"),
     "npz": (write_npz, "m.npz"),
     "safetensors": (lambda file, columns: save_file(columns, file), "n.safetensors"),
+    "parquet": (write_parquet, "o.parquet"),
+    "arrow": (write_arrow, "p.arrow"),
 }
 
 
@@ -260,3 +295,38 @@ def test_a_lenient_reading_notes_what_a_strict_one_refuses(tmp_path: Path) -> No
     assert table.problems is not None
     assert table.problems.tolist() == [0, 0, 0, 0, 3, 1, 2, 2]
     assert np.isnan(table.columns["input"][3, 1])
+
+
+def test_what_pyarrow_can_hold_and_a_column_cannot_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    for values, told in (
+        ([[1.0], None], "'input'.*null"),
+        ([[1.0], [1.0, 2.0]], "'input'.*ragged"),
+        (["a", "b"], "'input'.*not numbers|'input'.*holds"),
+        ([[1.0], [None]], "'input'.*null"),
+        ([], "no records"),
+    ):
+        file = tmp_path / "x.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"input": values}), file)
+        with pytest.raises(DataFault, match=told):
+            open_table(file, cache_dir=tmp_path / "c")
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataFault, match="cannot be read"):
+            open_table(file, cache_dir=tmp_path / "c")
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" * 9)
+    program = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from pathlib import Path\n"
+        "from forge_plugins.formats.opening import open_table\n"
+        "open_table(Path('x.parquet'), cache_dir=Path('c'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "forge-kernel[parquet]" in done.stderr.splitlines()[-1]
