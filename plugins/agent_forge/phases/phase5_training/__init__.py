@@ -6,11 +6,6 @@ nothing else of the process. README.md beside this file is the guide.
 
 from __future__ import annotations
 
-from agent_forge.phases.phase5_training.pipeline.data_loader import (
-    DataConfig,
-    DataLoaderFactory,
-)
-
 from agent_forge.phases.phase5_training.model_file import load_phase4
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     BitNetConfig,
@@ -21,6 +16,16 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     QuantizationMode,
     StraightThroughEstimator,
     convert_model_to_bitnet,
+)
+from agent_forge.phases.phase5_training.pipeline.data_loader import (
+    CachedDataset,
+    DataConfig,
+    DataFormat,
+    DataLoaderFactory,
+    DataLoadingProfiler,
+    QualityValidator,
+    StreamingDataset,
+    create_optimized_loader,
 )
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     CapabilityTracker,
@@ -99,6 +104,7 @@ __all__ = [
     "BitNetOptimizer",
     "BitNetQuantizer",
     "BitNetScheduler",
+    "CachedDataset",
     "CapabilityTracker",
     "CheckpointManager",
     "ClassificationLoss",
@@ -108,7 +114,9 @@ __all__ = [
     "CosineScheduler",
     "CyclicScheduler",
     "DataConfig",
+    "DataFormat",
     "DataLoaderFactory",
+    "DataLoadingProfiler",
     "EarlyStopping",
     "ExponentialScheduler",
     "GradientAccumulator",
@@ -134,6 +142,7 @@ __all__ = [
     "PipelinePhase",
     "PipelineState",
     "PolynomialScheduler",
+    "QualityValidator",
     "QuantizationMode",
     "RealTimeValidator",
     "SchedulerConfig",
@@ -141,6 +150,7 @@ __all__ = [
     "SchedulerMonitor",
     "SchedulerType",
     "StraightThroughEstimator",
+    "StreamingDataset",
     "TrainingConfig",
     "TrainingLoop",
     "TrainingMetrics",
@@ -150,6 +160,7 @@ __all__ = [
     "ValidationMode",
     "convert_model_to_bitnet",
     "create_loss_function",
+    "create_optimized_loader",
     "create_training_pipeline",
     "load_phase4",
 ]
