@@ -100,9 +100,8 @@ def implemented_hooks(plugin: Any) -> dict[str, dict[str, Any]]:
     return {hook: options for hook, _, options in _implementations(cls)}  # type: ignore[arg-type]  # a class is hashable
 
 
-@functools.cache
 def _specified() -> pluggy.PluginManager:
-    """A manager that knows the hooks; who registers with it takes the plugin out again."""
+    """A manager that knows the hooks; one for each plan, as threads may plan at once."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     return manager
@@ -127,7 +126,9 @@ def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, st
     return found
 
 
-def _check_signatures(plugin: type[Any], label: str, mark: Mark | None) -> list[Fault]:
+def _check_signatures(
+    plugin: type[Any], label: str, mark: Mark | None, manager: pluggy.PluginManager
+) -> list[Fault]:
     """Hooks that do not exist, take unknown arguments or ask for what the bus does not do."""
     faults: list[Fault] = []
     seen: set[str] = set()
@@ -145,7 +146,6 @@ def _check_signatures(plugin: type[Any], label: str, mark: Mark | None) -> list[
         ]
     if faults:
         return faults
-    manager = _specified()
     try:
         manager.register(plugin)
         manager.check_pending()
@@ -169,6 +169,7 @@ class _Planner:
         self.entries: list[Planned] = []
         self.faults: list[Fault] = []
         self.reasons: dict[Path, str] = {}
+        self.manager = _specified()
 
     def mark(self, path: Path) -> Mark | None:
         return self.document.mark(path) if self.document is not None else None
@@ -209,7 +210,7 @@ class _Planner:
         info: PluginInfo = (plugin if instance is None else instance).info
         if not any(entry.plugin is plugin for entry in self.entries):
             label = f"{info.key} ({origin})"
-            self.faults += _check_signatures(plugin, label, self.mark(path))
+            self.faults += _check_signatures(plugin, label, self.mark(path), self.manager)
         hooks = set(implemented_hooks(plugin))
         if parent is not None:
             hooks -= set(RULES[info.kind].answers) & SINGLE_ANSWERS  # the parent calls these

@@ -16,7 +16,8 @@ import agent_forge.phases.phase5_training as phase5
 FOLDER = Path(phase5.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
-    "data_loader": "DataConfig DataLoaderFactory",
+    "data_loader": "DataFormat DataConfig QualityValidator CachedDataset StreamingDataset "
+    "DataLoaderFactory DataLoadingProfiler create_optimized_loader",
     "training_loop": "TrainingState TrainingConfig GradientAccumulator MemoryMonitor "
     "TrainingMetrics CheckpointManager EarlyStopping TrainingLoop",
     "bitnet_optimizer": "QuantizationMode BitNetConfig StraightThroughEstimator BitNetQuantizer "

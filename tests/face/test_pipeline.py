@@ -200,7 +200,7 @@ def test_a_capability_that_raises_is_told_once_and_training_goes_on(
 
 
 def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
-    """Spec: I11 D7. Red when early stopping or the warm-up leave a short run unquantized."""
+    """Spec: I11 D7. Red when the warm-up is not shortened to the run."""
     pipeline = make_pipeline(use_bitnet=True, use_grokfast=True)
     pipeline.setup()
     declared = pipeline._pipeline

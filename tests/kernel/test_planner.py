@@ -676,3 +676,30 @@ def test_a_pipeline_that_a_program_built_is_checked_before_it_is_planned() -> No
     pipeline = pipeline_of(part(Kind.POLICIES, "unheard_of"))
     with pytest.raises(ConfigError, match="'unheard_of' is not known here"):
         plan(pipeline, catalog_of())
+
+
+def test_several_threads_may_plan_at_once() -> None:
+    """Red when they share the manager that checks the hooks."""
+    import sys
+    import threading
+
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(40):
+                planned(*CORE)
+        except BaseException as error:  # noqa: BLE001  told below
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []

@@ -163,7 +163,8 @@ def allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.Sea
         )
     if schema["type"] == "object":
         part = allowed(schema["additionalProperties"], definitions)
-        return st.dictionaries(st.text("abc", max_size=3), part, max_size=2)
+        least = schema.get("minProperties", 0)
+        return st.dictionaries(st.text("abc", max_size=3), part, min_size=least, max_size=2)
     if schema["type"] == "array":
         if "prefixItems" in schema:
             return st.tuples(*(allowed(p, definitions) for p in schema["prefixItems"])).map(list)

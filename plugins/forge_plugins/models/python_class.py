@@ -34,7 +34,8 @@ class PythonClassConfig:
         ),
     ] = "torch.nn:Identity"
     arguments: Annotated[
-        dict[str, Any], Meta(description="of the class, by name; plain values")
+        dict[str, bool | int | float | str | list[int] | None],
+        Meta(description="of the class, by name; plain values"),
     ] = field(default_factory=dict)
     state: Annotated[
         str | None,

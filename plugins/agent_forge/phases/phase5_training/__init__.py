@@ -18,8 +18,14 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     convert_model_to_bitnet,
 )
 from agent_forge.phases.phase5_training.pipeline.data_loader import (
+    CachedDataset,
     DataConfig,
+    DataFormat,
     DataLoaderFactory,
+    DataLoadingProfiler,
+    QualityValidator,
+    StreamingDataset,
+    create_optimized_loader,
 )
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     CapabilityTracker,
@@ -98,6 +104,7 @@ __all__ = [
     "BitNetOptimizer",
     "BitNetQuantizer",
     "BitNetScheduler",
+    "CachedDataset",
     "CapabilityTracker",
     "CheckpointManager",
     "ClassificationLoss",
@@ -107,7 +114,9 @@ __all__ = [
     "CosineScheduler",
     "CyclicScheduler",
     "DataConfig",
+    "DataFormat",
     "DataLoaderFactory",
+    "DataLoadingProfiler",
     "EarlyStopping",
     "ExponentialScheduler",
     "GradientAccumulator",
@@ -133,6 +142,7 @@ __all__ = [
     "PipelinePhase",
     "PipelineState",
     "PolynomialScheduler",
+    "QualityValidator",
     "QuantizationMode",
     "RealTimeValidator",
     "SchedulerConfig",
@@ -140,6 +150,7 @@ __all__ = [
     "SchedulerMonitor",
     "SchedulerType",
     "StraightThroughEstimator",
+    "StreamingDataset",
     "TrainingConfig",
     "TrainingLoop",
     "TrainingMetrics",
@@ -149,6 +160,7 @@ __all__ = [
     "ValidationMode",
     "convert_model_to_bitnet",
     "create_loss_function",
+    "create_optimized_loader",
     "create_training_pipeline",
     "load_phase4",
 ]

@@ -17,7 +17,7 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     LONGEST_WARMUP,
     BitNetConfig,
 )
-from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig
+from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, DataFormat
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.scheduler import SchedulerConfig, SchedulerType
@@ -175,15 +175,37 @@ class Declaration:
             "streaming": data.streaming,
             "validation_split": data.validation_split if alone else 0.0,
             "quality_threshold": data.quality_threshold,
-            "cache_dir": str(Path(config.output_dir) / CACHE),
+            "cache_dir": data.cache_dir or str(Path(config.output_dir) / CACHE),
+            "trust_pickle": data.trust_pickle,
+            "split_seed": data.seed if data.given("seed") else None,
         }
+        if data.data_format is not None:
+            found["format"] = self._format(data.data_format)
         if data.given("num_workers") and data.num_workers:  # mapped numbers are fastest with none
             found["workers"] = data.num_workers
             found["prefetch"] = data.prefetch_factor
-        classes = config.model_config.get("num_classes")
+            found["keep_workers"] = data.persistent_workers
+        if data.given("cache_size"):
+            found["cache_size"] = data.cache_size
+        classes = config.model_config.get("num_classes", data.num_classes)
+        if data.num_classes not in (None, classes):
+            raise SettingError(
+                f"PipelineConfig.model_config has num_classes {classes}, DataConfig.num_classes is "
+                f"{data.num_classes}: they mean the same"
+            )
         if classes is not None and not numbers:
             found["classes"] = classes
         return found
+
+    @staticmethod
+    def _format(chosen: DataFormat) -> str:
+        """The kernel's word for a form of file that has samples with a target."""
+        if chosen in (DataFormat.TEXT, DataFormat.TOKENIZED):
+            raise SettingError(
+                f"DataConfig.data_format {chosen.name}: the pipeline trains on samples with a "
+                "target; train a language model with TrainingLoop or forge run char_llama_gguf"
+            )
+        return "auto" if chosen is DataFormat.PREPROCESSED else chosen.value
 
     def data(self) -> Use[Any]:
         """The data source."""
