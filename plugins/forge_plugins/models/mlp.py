@@ -34,7 +34,7 @@ class MlpConfig:
 
 
 class MlpModel:
-    """Builds `Mlp` for the run's data, of features or of tokens: an output for each class or number."""
+    """Builds `Mlp` for the run's data, with an output for each class or each number."""
 
     info = PluginInfo(
         name="mlp",
