@@ -4,6 +4,8 @@ Llama-like blocks (width 512, feed-forward 1376, 8 heads, RMSNorm), sequences of
 backward and update. One thread, CPU time; all variants of a table run interleaved in one process, the figure is
 the median over rounds of the ratio to that round's nn.Linear (beside it the ratio of the minima).
 Memory: a fresh process each.
+
+Spec: K3
 """
 
 from __future__ import annotations

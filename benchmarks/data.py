@@ -2,6 +2,8 @@
 
 The limit is one numpy `take` a batch into fresh memory from arrays in memory. Each subject reads as
 many batches in a round; rounds are interleaved, figures are medians of the ratios within a round.
+
+Spec: B17, K5
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Each run is a pipeline of this repository with a few settings changed, in a proc
 one thread; CPU seconds are that process's, from the first step to the last. Results are kept as
 JSON, one entry a run, and runs that are there already are not repeated; the table of
 `docs/results.md` is written from them.
+
+Spec: E14, K1
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ All subjects are alive at once. Rounds are interleaved: in each, every subject t
 number of steps on the same batches, in turn with a bare loop; the figure is the ratio of process
 CPU time of the pair, the median over rounds. Set-up, data loading and the first steps are outside.
 One thread. Final weights of the kernel's run are compared with the bare loop's bit for bit.
+
+Spec: C16
 """
 
 from __future__ import annotations

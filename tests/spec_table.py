@@ -28,7 +28,7 @@ SECTIONS = {
     "J": "Phases and integration",
     "K": "Targets, practices, requirements",
 }
-_CLAIM = re.compile(r"\bSpec: ([A-K]\d+(?:, ?[A-K]\d+)*)")
+_CLAIM = re.compile(r"\bSpec: ([A-K]\d+(?:,? [A-K]\d+)*)")
 
 
 def rows() -> dict[str, str]:

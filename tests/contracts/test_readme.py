@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,25 @@ def test_a_fresh_clone_is_set_up_and_run_by_the_commands_of_the_readme(tmp_path:
     done = subprocess.run(["make", "run"], cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
+
+
+@pytest.mark.spec("K14")
+def test_the_floors_that_the_readme_states_are_those_that_are_installed_by() -> None:
+    # Planted: another version in the README.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = project["requires-python"].removeprefix(">=")
+    torch = next(one for one in project["dependencies"] if one.startswith("torch>="))
+    text = (ROOT / "README.md").read_text()
+    assert f"Python {python}" in text
+    assert f"PyTorch {torch.removeprefix('torch>=')}" in text
+
+
+@pytest.mark.spec("K16")
+def test_nothing_is_praised_without_a_figure() -> None:
+    # Planted: "production-ready" in the README.
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    for text in texts:
+        words = text.read_text().lower()
+        for praise in ("production-ready", "high accuracy", "state-of-the-art", "blazing"):
+            rows = [line for line in words.splitlines() if praise in line]
+            assert all(line.startswith("| k16 |") for line in rows), (text.name, praise)

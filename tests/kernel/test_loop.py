@@ -69,6 +69,7 @@ def test_one_step_equals_the_bare_loop_bit_for_bit(linear: nn.Module) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(bare), weights(linear), strict=True))
 
 
+@pytest.mark.spec("C12")
 @given(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_a_window_of_ragged_micro_batches_equals_the_full_batch(sizes: list[int]) -> None:
@@ -216,6 +217,7 @@ def test_with_the_check_off_no_value_is_read_by_the_host(linear: nn.Module) -> N
     assert not bool(torch.isfinite(linear.weight).all())
 
 
+@pytest.mark.spec("C10", "K8")
 def test_half_precision_scales_the_loss_and_filters_see_unscaled_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
@@ -259,6 +261,7 @@ def test_an_overflow_halves_the_loss_scale_and_no_filter_sees_it() -> None:
     assert all(seen)
 
 
+@pytest.mark.spec("C10", "K8")
 def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32() -> None:
     dtypes: list[torch.dtype] = []
 
@@ -378,6 +381,7 @@ def recorder(events: list[str]) -> list[Any]:
     ]
 
 
+@pytest.mark.spec("J9")
 def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: Any) -> None:
     events: list[str] = []
     data = LiveData(batches(3), batches(1))
@@ -463,6 +467,7 @@ def counted_step(session: Any, batch: Batch) -> tuple[dict[str, int], int, set[s
     return calls, reads, modules
 
 
+@pytest.mark.spec("J9")
 def test_a_step_calls_each_listener_once_and_nobody_else(linear: nn.Module) -> None:
     events: list[str] = []
     quiet = make_session(copy.deepcopy(linear), batches(1))

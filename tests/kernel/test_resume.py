@@ -88,6 +88,7 @@ def run_until(folder: Path, step: int, *, start: bool, **settings: Any) -> None:
     assert result.steps == step
 
 
+@pytest.mark.spec("C14")
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_it_goes_on_exactly_from_every_step(straight: Path, tmp_path: Path, step: int) -> None:
     folder = tmp_path / "run"

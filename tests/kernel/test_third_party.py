@@ -119,6 +119,7 @@ def test_the_page_of_a_third_partys_plugin_shows_its_settings(
     assert "compute_loss(" in page
 
 
+@pytest.mark.spec("J8")
 def test_its_loss_its_observer_and_its_nested_schedule_take_part_in_a_run(
     acme: ScratchVenv, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_the_list_shows_what_is_broken_with_the_reason(
     assert re.search(r"BROKEN: acme-misnamed 1\.0: the entry point 'scheduel\.name'", shown), shown
 
 
+@pytest.mark.spec("J8")
 def test_what_is_broken_does_not_stand_in_the_way_of_a_run_that_does_not_use_it(
     crowded: ScratchVenv, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ def _compiled(few: bool) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.spec("K10")
 @pytest.mark.parametrize("case", _compiled(True), ids=name)
 def test_compiled_it_trains_and_resumes_bit_for_bit(case: dict[str, Any], tmp_path: Path) -> None:
     check(case, tmp_path)

@@ -331,6 +331,7 @@ def test_the_account_lists_what_was_converted_and_what_was_not(tmp_path: Path) -
 # -- figures ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("H17", "D18")
 @pytest.mark.spec("D18")
 def test_figures_are_those_of_the_weights_that_are_applied() -> None:
     session = session_of(figures="layers")
@@ -459,6 +460,7 @@ def test_the_distance_needs_a_quantizer() -> None:
         )
 
 
+@pytest.mark.spec("K11", "D15")
 @pytest.mark.spec("D15")
 def test_the_distance_shrinks_when_it_is_penalized() -> None:
     def ended(strength: float) -> float:

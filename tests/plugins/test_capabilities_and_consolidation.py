@@ -164,6 +164,7 @@ def traced(running: Any) -> tuple[dict[int, Any], dict[int, Any]]:
     return stepped, left
 
 
+@pytest.mark.spec("E10", "K12")
 @pytest.mark.spec("E10")
 @pytest.mark.parametrize("share", [0.25, 1.0])
 @pytest.mark.parametrize("after", [0.5, 0.7])
@@ -180,6 +181,7 @@ def test_a_draw_that_does_not_harm_is_kept(tmp_path: Path, share: float, after: 
     assert told == [(3, "consolidation_accepted", facts)]
 
 
+@pytest.mark.spec("E10", "K12")
 @pytest.mark.spec("E10")
 @pytest.mark.parametrize("after", [0.4999, math.nan])
 def test_a_draw_that_harms_is_taken_back_to_the_bit(tmp_path: Path, after: float) -> None:

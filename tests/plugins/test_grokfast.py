@@ -52,6 +52,7 @@ def ma_oracle(gradients: list[torch.Tensor], window: int, lamb: float) -> list[t
     return found
 
 
+@pytest.mark.spec("E13", "E3")
 @pytest.mark.parametrize("size", [7, PIECE + 3])
 def test_ema_equals_the_published_filter_over_200_steps(size: int) -> None:
     torch.manual_seed(0)
@@ -83,6 +84,7 @@ def test_the_running_sum_does_not_drift() -> None:
     assert torch.allclose(memory.sum, memory.ring.sum(0), rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.spec("E2", "E3")
 @given(
     alpha=st.floats(0, 0.999), lamb=st.floats(0, 10), value=st.floats(-1e3, 1e3),
     steps=st.integers(1, 50),

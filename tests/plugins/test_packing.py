@@ -106,6 +106,7 @@ def model() -> nn.Module:
     return convert_linears(nn.Sequential(nn.Linear(33, 7), nn.LayerNorm(7)), lambda name: True)[0]
 
 
+@pytest.mark.spec("D19")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_packed_file_gives_the_applied_weights_back(layout: Any, tmp_path: Path) -> None:
     network = model()

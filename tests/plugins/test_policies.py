@@ -99,6 +99,7 @@ def test_patience_counts_validations_without_a_better_figure(
     assert running.run.progress.step == steps
 
 
+@pytest.mark.spec("C15", "H10", "K13")
 def test_early_stopping_ends_with_the_best_weights_when_asked(tmp_path: Path) -> None:
     seen: dict[int, torch.Tensor] = {}
     config = {"metric": "score", "mode": "max", "patience": 2, "restore_best": True}
