@@ -699,8 +699,7 @@ class Session:
             The figures over the whole set; empty when there is no validation data.
         """
         run = self.run
-        choose = self.bus.call("compute_evaluation_model")
-        run.active_model = choose(run) if choose is not None else run.model
+        run.active_model = self.evaluation_model()
         modes = [(module, module.training) for module in run.active_model.modules()]
         run.active_model.eval()
         try:
@@ -920,6 +919,11 @@ class Session:
         self._bank_seconds()
         return self.export()
 
+    def evaluation_model(self) -> nn.Module:
+        """The model that validation and export use."""
+        choose = self.bus.call("compute_evaluation_model")
+        return self.run.model if choose is None else choose(self.run)
+
     def export(self) -> dict[str, str]:
         """Let the exporters write what the model is now.
 
@@ -930,8 +934,7 @@ class Session:
         written: dict[str, str] = {}
         if run.folder is None:
             return written
-        choose = self.bus.call("compute_evaluation_model")
-        run.active_model = choose(run) if choose is not None else run.model
+        run.active_model = self.evaluation_model()
         try:
             for entry, call in zip(
                 self.plan.answering("export"), self.bus.calls("export"), strict=True

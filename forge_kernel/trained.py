@@ -37,8 +37,7 @@ def trained_model(folder: str | Path) -> nn.Module:
         try:
             session.set_up()
             session.restore()
-            choose = session.bus.call("compute_evaluation_model")
-            model: nn.Module = session.run.model if choose is None else choose(session.run)
+            model = session.evaluation_model()
         finally:
             session.run.strategy.finish()
     return model.eval()

@@ -103,6 +103,8 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
         chosen["class_weights"] = (chosen["class_weights"] * CLASSES)[:CLASSES]
     if key == "policies.row_norm" and chosen.get("names"):
         chosen["names"] = ["*"]
+    if key == "wrappers.activation_checkpointing":
+        chosen.pop("layers", None)  # names that the trial's model has not
     if key == "loss.distillation":
         chosen["hidden"] = []  # names of layers that the trial's model has not
     if key == "data.text":  # a share too small for one window is refused at the start

@@ -22,11 +22,14 @@ class Control:
         sparsity: least share of exact zeros in each applied weight.
         steps: optimizer steps done with `blend` at 1; 0 means that the layers were never trained
             on their levels.
+        seed: of stochastic rounding until the next update, so that a layer that is computed twice
+            (activation checkpointing) rounds alike; None: torch's stream goes on.
     """
 
     blend: float = 1.0
     sparsity: float = 0.0
     steps: int = 0
+    seed: int | None = None
 
 
 class Keeper:
@@ -68,6 +71,7 @@ class BitLayer(nn.Module):
     Attributes:
         scheme: what the layer applies.
         control: warm-up and sparsity, shared by the layers of a model.
+        place: among the layers of a model: each one rounds by a seed of its own.
         continued: the weight was found on its grid and goes on from there (no warm-up).
         threshold: the learned border between levels as a parameter (0-d, 0 is rounding), or None.
             The border lies `scheme.threshold_rate` times its value away from that of rounding, so
@@ -83,6 +87,7 @@ class BitLayer(nn.Module):
     weight: Tensor
     scheme: Scheme
     control: Control
+    place: int
     continued: bool
     keeper: Keeper
     shared: SharedInput | None
@@ -101,6 +106,7 @@ class BitLayer(nn.Module):
         self.scheme = scheme
         self.control = control or Control()
         self.continued = False
+        self.place = 0
         self.keeper = Keeper()
         self.shared = None
         learned = scheme.rounding == "learned_threshold"
@@ -135,7 +141,9 @@ class BitLayer(nn.Module):
         sparsity = self.control.sparsity
         zeros = bitnet.smallest(values, sparsity) if sparsity else None
         if draw:
-            levels = bitnet.drawn_levels(values, scheme)
+            seed = self.control.seed
+            own = None if seed is None else seed + self.place
+            levels = bitnet.drawn_levels(values, scheme, own)
         else:
             levels = bitnet.nearest_levels(values, scheme, self._border())
         return (levels if zeros is None else levels.masked_fill_(zeros, 0.0)), scale

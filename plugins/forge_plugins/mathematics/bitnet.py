@@ -144,15 +144,20 @@ def nearest_levels(values: Tensor, scheme: Scheme, threshold: Tensor | None = No
     return values.round_().clamp_(-scheme.top, scheme.top)
 
 
-def drawn_levels(values: Tensor, scheme: Scheme) -> Tensor:
+def drawn_levels(values: Tensor, scheme: Scheme, seed: int | None = None) -> Tensor:
     """Round to a neighbouring level at random, in place: the mean over draws is `values`.
 
-    Values beyond the grid go to its end, so that the mean is the clipped value. Draws from torch's
-    stream of the tensor's device.
+    Values beyond the grid go to its end, so that the mean is the clipped value.
+
+    Args:
+        values: in steps between levels, overwritten.
+        scheme: of the levels.
+        seed: of this draw; None: torch's stream of the tensor's device goes on.
     """
     top = float(scheme.top)
     values.clamp_(-top, top)
-    noise = torch.rand_like(values)
+    generator = None if seed is None else torch.Generator(values.device).manual_seed(seed)
+    noise = torch.rand(values.shape, generator=generator, device=values.device, dtype=values.dtype)
     if scheme.weight_bits == 1:
         up = values.add_(1).mul_(0.5)
         return torch.lt(noise, up, out=values).mul_(2).sub_(1)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import (
+    Kind,
+    LazyModule,
+    PluginError,
+    PluginInfo,
+    Run,
+    Step,
+    hookimpl,
+    stream_seed,
+)
 from forge_plugins.mathematics.scheme import ACTIVATION_BITS, SKIPPED, WEIGHT_BITS, Scheme
 
 if TYPE_CHECKING:
@@ -215,8 +224,8 @@ class BitNet:
         self._account = report.to_data()
         # a draw holds for a whole step; else keeping pays when a weight is used more than once
         keeps = run.settings.accumulate > 1 or config.rounding == "stochastic"
-        for layer in self._layers.values():
-            layer.keeper.keeps = keeps
+        for place, layer in enumerate(self._layers.values()):
+            layer.keeper.keeps, layer.place = keeps, place
         self._plan_warmup(run)
         self._take_notice(run)
         return model
@@ -281,6 +290,8 @@ class BitNet:
     def _settle(self, run: Run) -> None:
         """Bring blend and sparsity to the number of steps done."""
         control, done = self._control, run.progress.step
+        if self.config.rounding == "stochastic":
+            control.seed = stream_seed(run.seed, "rounding", done)
         control.blend = blending.blend(done, self._warmup, self.config.warmup_curve)
         control.steps = max(0, done - self._warmup)
         ramp = blending.blend(done, self._ramp, "linear")

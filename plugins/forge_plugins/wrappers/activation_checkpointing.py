@@ -1,0 +1,87 @@
+"""Activations computed again on the way back instead of kept: less memory, more time."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, Order, PluginError, PluginInfo, Run, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils import checkpoint as checkpointing
+else:
+    nn = LazyModule("torch.nn")
+    checkpointing = LazyModule("torch.utils.checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationCheckpointingConfig:
+    """Which layers are computed again."""
+
+    layers: Annotated[
+        tuple[str, ...] | None,
+        Meta(description="names, with * and ?; null: the members of each nn.ModuleList (the blocks "
+             "of a transformer), or the model's children where there is none"),
+    ] = None  # fmt: skip
+    every: Annotated[
+        int, Meta(ge=1, description="take each so-many-th of them; 2: half of them keep theirs")
+    ] = 1
+
+
+class ActivationCheckpointing:
+    """Each layer keeps its inputs only (Chen et al. 2016, arXiv 1604.06174).
+
+    The gradients are the same to the bit: what is random is drawn again from the same state. Keys
+    of the state dict stay as they are.
+    """
+
+    info = PluginInfo(
+        name="activation_checkpointing",
+        kind=Kind.WRAPPERS,
+        config=ActivationCheckpointingConfig,
+        order=Order(before=("compile",)),
+    )
+
+    def __init__(self, config: ActivationCheckpointingConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
+        """Exchange the forward passes of the layers, in place.
+
+        Raises:
+            PluginError: no layer has such a name.
+        """
+        del run
+        found = self._chosen(model)
+        if not found:
+            raise PluginError(
+                f"activation_checkpointing: no layer of {type(model).__name__} is named "
+                f"{list(self.config.layers or ())}; its children are "
+                f"{', '.join(name for name, _ in model.named_children()) or 'none'}"
+            )
+        for layer in found[:: self.config.every]:
+            layer.forward = _recomputing(layer.forward)
+        return model
+
+    def _chosen(self, model: nn.Module) -> list[nn.Module]:
+        if self.config.layers is not None:
+            return [
+                module for name, module in model.named_modules()
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.config.layers)
+            ]  # fmt: skip
+        lists = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
+        members = [member for one in lists for member in one]
+        return members or list(model.children()) or [model]
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputed(*arguments: Any, **named: Any) -> Any:
+        return checkpointing.checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+    return recomputed

@@ -1,0 +1,95 @@
+"""Activation checkpointing: the same training with less kept for the way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forge_kernel import RunResult, load_pipeline, run
+from forge_kernel.api import Kind, PluginError
+from forge_kernel.hookspecs import hookimpl
+from forge_kernel.live import NoConfig
+from forge_kernel.plugin import PluginInfo
+from forge_kernel.runner import resume
+
+SETTINGS = [
+    "run.max_steps=6", "run.device=cpu", "run.save_every=3", "data.with.modulus=11",
+    "model.with.dropout=0.1", "policies=[]", "exporters=[]", "run.validate_every=3",
+    "schedule={use: constant}",
+]  # fmt: skip
+WRAPPED = "wrappers=[{use: activation_checkpointing}]"
+
+
+class Kept:
+    """Bytes that a step keeps for the way back."""
+
+    info = PluginInfo(name="kept", kind=Kind.OBSERVERS, config=NoConfig)
+    config = NoConfig()
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    @hookimpl
+    def on_batch(self, run: Any, step: Any, batch: Any) -> None:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held)
+        self._hooks.__enter__()
+
+    @hookimpl
+    def on_step_end(self, run: Any, step: Any) -> None:
+        self._hooks.__exit__()
+
+
+def train(folder: Path, *settings: str, plugins: Any = ()) -> RunResult:
+    pipeline = load_pipeline("bitnet_grokfast", [*SETTINGS, *settings])
+    return run(pipeline, output_dir=folder, quiet=True, plugins=list(plugins))
+
+
+@pytest.mark.spec("K6")
+@pytest.mark.parametrize("quantizer", ["quantizer=null", "quantizer.with.rounding=stochastic"])
+def test_the_weights_are_the_same_to_the_bit(tmp_path: Path, quantizer: str) -> None:
+    # Planted: the random state not kept (preserve_rng_state=False): dropout differs.
+    plain = train(tmp_path / "plain", quantizer).model
+    wrapped = train(tmp_path / "wrapped", quantizer, WRAPPED).model
+    assert plain is not None
+    assert wrapped is not None
+    assert wrapped.state_dict().keys() == plain.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, wrapped.state_dict()[name]), name
+
+
+@pytest.mark.spec("K6")
+def test_less_is_kept_for_the_way_back(tmp_path: Path) -> None:
+    # Planted: `every` ignored (half keeps as little as all), no layer wrapped (ratio 1).
+    kept = {}
+    for name, settings in (
+        ("none", []), ("half", [WRAPPED.replace("}]", ", with: {every: 2}}]")]), ("all", [WRAPPED]),
+    ):  # fmt: skip
+        counter = Kept()
+        train(tmp_path / name, *settings, "quantizer=null", "run.max_steps=1", plugins=[counter])
+        kept[name] = counter.bytes
+    assert kept["all"] < 0.3 * kept["none"]
+    assert kept["all"] < kept["half"] < kept["none"]
+
+
+def test_a_resumed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    straight = train(tmp_path / "straight", WRAPPED).model
+    first = train(tmp_path / "parts", WRAPPED, "run.max_steps=3")
+    assert first.folder is not None
+    again = resume(first.folder, ["run.max_steps=6"], quiet=True).model
+    assert straight is not None
+    assert again is not None
+    for one, other in zip(straight.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_name_that_no_layer_has_is_refused(tmp_path: Path) -> None:
+    named = WRAPPED.replace("}]", ", with: {layers: ['encoder.*']}}]")
+    with pytest.raises(PluginError, match=r"no layer of .* is named \['encoder"):
+        train(tmp_path / "run", named)
