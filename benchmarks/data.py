@@ -26,8 +26,11 @@ from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel.strategy import OneProcess
-from forge_plugins.data.file import File, FileConfig, FileData
+from forge_plugins.data.file import File, FileConfig
+from forge_plugins.data.samples import Epochs, FileData
 from forge_plugins.formats.record_file import write_records
+from forge_plugins.formats.survey import Survey
+from forge_plugins.formats.table import Table
 
 torch.set_num_threads(1)
 RECORDS, WIDTH, SIZE = 200_000, 128, 256
@@ -38,10 +41,11 @@ class Seeded:
     strategy = OneProcess()
 
 
-def opened(path: Path, cache: Path) -> FileData:
+def opened(path: Path, cache: Path, *, streaming: bool = False) -> FileData:
     config = FileConfig(
-        path=str(path), batch_size=SIZE, validation_split=0.0, cache_dir=str(cache), classes=10
-    )
+        path=str(path), batch_size=SIZE, validation_split=0.0, cache_dir=str(cache), classes=10,
+        streaming=streaming,
+    )  # fmt: skip
     data: Any = File(config).make_data(Seeded())  # type: ignore[arg-type]
     return data
 
@@ -71,6 +75,24 @@ def files(folder: Path, columns: dict[str, np.ndarray]) -> dict[str, Path]:
     return found
 
 
+def resumption() -> dict[str, float]:
+    """Seconds to the next batch from a position amid 10 million samples; bytes of the position."""
+    count = 10_000_000
+    inputs = np.broadcast_to(np.float32(1), (count, 1))
+    config = FileConfig(streaming=True, target="none", batch_size=SIZE)
+    seconds = []
+    for number in range(9):
+        table = Table(Path("memory"), "npy", {"input": inputs}, content="0" * 64)
+        data = FileData(table, Survey(0.0, count, None, {}, None, None, None), config, 0)
+        epochs = Epochs(data)
+        state = {**epochs.state_dict(), "epoch": 3, "place": 1_000_000 * number}
+        begin = time.perf_counter()
+        epochs.load_state_dict(state)
+        next(iter(epochs))
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": statistics.median(seconds[1:]), "bytes": len(json.dumps(state))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -91,6 +113,8 @@ def main() -> None:
         }
         for name, part in data.items():
             subjects[name] = lambda epoch, part=part: part.batches(epoch, 0)
+        streamed = opened(Path(scratch) / "x.frec", Path(scratch) / "c", streaming=True)
+        subjects["binary, streaming"] = lambda epoch: streamed.batches(epoch, 0)
         seconds: dict[str, list[float]] = {name: [] for name in subjects}
         for number in range(options.rounds + 1):
             for name, batches in subjects.items():
@@ -103,6 +127,7 @@ def main() -> None:
     results = {
         "rounds": options.rounds,
         "batches": options.batches,
+        "resumption_in_10_million": resumption(),
         "share_of_limit": {
             name: statistics.median(a / b for a, b in zip(limit, own, strict=True))
             for name, own in seconds.items()

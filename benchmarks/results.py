@@ -148,7 +148,31 @@ def data_section(found: dict[str, Any]) -> list[str]:
         f"| {name} | {share:.0%} | {found['times_loader'][name]:.1f} |"
         for name, share in found["share_of_limit"].items()
     ]
+    resumption = found["resumption_in_10_million"]
+    lines += [
+        "",
+        "Streaming: the first batch from a position amid 10 million samples after "
+        f"{1000 * resumption['seconds']:.1f} ms; the position is {resumption['bytes']} bytes.",
+    ]
     return lines
+
+
+def conversion_section(found: dict[str, Any]) -> list[str]:
+    shares, rates = found["share_of_parsing"], found["megabytes_per_second"]
+    return [
+        "## JSON to columns",
+        "",
+        f"{found['megabytes']:g} MB of records of 128 numbers to checked float32 columns on disk, in",
+        "blocks of a megabyte, beside parsing alone: for an array a scan for the ends of records and",
+        f"orjson for each block, for lines orjson for each line; {found['rounds']} rounds.",
+        "",
+        "| | share of the rate of parsing | MB/s |",
+        "|---|---|---|",
+        f"| array | {shares['array']:.0%} | {rates['array']:.0f} |",
+        f"| lines | {shares['lines']:.0%} | {rates['lines']:.0f} |",
+        f"| array, beside orjson for the whole file at once | "
+        f"{shares['array beside the whole file at once']:.0%} | {rates['array']:.0f} |",
+    ]
 
 
 def grokking_section(found: dict[str, Any]) -> list[str]:
@@ -257,6 +281,7 @@ SECTIONS = {
     "packing": packing_section,
     "bitnet_speed": bitnet_speed,
     "data": data_section,
+    "conversion": conversion_section,
 }
 
 

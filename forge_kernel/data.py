@@ -22,7 +22,7 @@ class DataSpec:
     vocabulary: int | None = None  # tokens are 0 .. vocabulary - 1
     sequence: int | None = None  # tokens in one sample
     features: int | None = None  # numbers in one sample
-    classes: int | None = None  # targets are 0 .. classes - 1
+    classes: int | None = None  # targets are 0 .. classes - 1, or so many numbers each
     samples: int | None = None  # training samples in an epoch
 
 

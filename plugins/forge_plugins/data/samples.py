@@ -326,10 +326,14 @@ class FileData:
 
     def _read(self, index: Any) -> tuple[Any, Any]:
         columns = self.table.columns
-        rows = tables.take(columns["input"], index)
+        names = ["input", "target"]
         if self.config.target == "none" or "target" not in columns:
-            return rows, None
-        return rows, tables.take(columns["target"], index)
+            names.pop()
+        if self.table.records is not None:
+            found = tables.take_records(self.table.records, index, names)
+        else:
+            found = {name: tables.take(columns[name], index) for name in names}
+        return found["input"], found.get("target")
 
     def _batch(self, rows: Any, answers: Any) -> Batch:
         config = self.config

@@ -105,8 +105,8 @@ def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
     Raises:
         DataFault: it is no JSON, or an element is too long.
     """
-    count, first = 0, True
-    while True:
+    count, closed = 0, False
+    while not closed:
         place, closed = cut(text.held[:BLOCK])
         if place < 0 and len(text.held) > BLOCK:
             place, closed = cut(text.held)
@@ -122,15 +122,13 @@ def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
             values = orjson.loads(wrapped)
         except orjson.JSONDecodeError as error:
             raise text.not_json(error, count, before=1) from error
-        if not values and not (closed and first):
+        if not values and not (closed and not count):
             raise text.fault("is not JSON: a comma without a record", count)
         _check_keys(text, wrapped, values, count, None, counted=True)
         text.drop(place + 1)
         if values:
             yield values, signs(piece, ".")
-        if closed:
-            return
-        count, first = count + len(values), False
+        count += len(values)
         if len(text.held) < BLOCK:
             text.more()
 

@@ -81,7 +81,7 @@ class JsonText:
         self.ended = False
         self.line = 0  # of the first byte held, counted from 0
         self._column = 0
-        self.more()
+        self.fill(len(_BOM))
         self.held = self.held.removeprefix(_BOM)
 
     def more(self) -> bool:
@@ -124,14 +124,11 @@ class JsonText:
 
     def next(self) -> bytes:
         """The next byte that is no blank, which then is the first one held; b"" at the end."""
-        while True:
-            stripped = self.held.lstrip(_BLANKS)
-            if stripped or not self.held:
-                self.drop(len(self.held) - len(stripped))
-                if stripped or not self.more():
-                    return self.held[:1]
-            else:
-                self.drop(len(self.held))
+        while self.held or self.more():
+            self.drop(len(self.held) - len(self.held.lstrip(_BLANKS)))
+            if self.held:
+                break
+        return self.held[:1]
 
     def expect(self, wanted: bytes, what: str) -> bytes:
         """Take the next byte, which must be one of those wanted.

@@ -34,14 +34,13 @@ class MlpConfig:
 
 
 class MlpModel:
-    """Builds `Mlp` for the run's data, of features or of tokens."""
+    """Builds `Mlp` for the run's data, with an output for each class or each number."""
 
     info = PluginInfo(
         name="mlp",
         kind=Kind.MODEL,
         config=MlpConfig,
-        provides=("model:onnx",),
-        requires=("data:classes",),
+        provides=("model:onnx",),  # the loss says whether it wants classes or numbers
     )
 
     def __init__(self, config: MlpConfig) -> None:
@@ -54,8 +53,8 @@ class MlpModel:
         by_token = spec.vocabulary is not None and spec.sequence is not None
         if spec.classes is None or (spec.features is None and not by_token):
             raise PluginError(
-                "mlp needs the sizes of the data: give the live data a "
-                "`spec = DataSpec(features=..., classes=...)`"
+                "mlp needs the sizes of inputs and targets: give data.with.target another value "
+                "than none, or live data a `spec = DataSpec(features=..., classes=...)`"
             )
         return mathematics.Mlp(
             features=spec.features or 0,
