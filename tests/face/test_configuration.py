@@ -36,7 +36,7 @@ GROUPS = [
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda one: one.__name__)
 def test_each_group_refuses_what_it_does_not_know(group: type[Configuration]) -> None:
-    """Spec: D1 E1 F1 G1 H1"""
+    """Spec: D1, E1, F1, G1, H1"""
     with pytest.raises(ConfigError, match="has no setting 'wrongname'"):
         group(wrongname=1)
     made = group()
@@ -64,7 +64,7 @@ def other_than(value: Any) -> Any:
 def test_a_field_without_a_meaning_takes_its_default_and_nothing_else(
     group: type[Configuration], name: str
 ) -> None:
-    """Spec: D1 E1 H1 C10"""
+    """Spec: D1, E1, H1, C10"""
     default = getattr(group(), name)
     assert getattr(group(**{name: default}), name) == default
     with pytest.raises(ValueError, match=r"only: \w+"):
@@ -78,7 +78,7 @@ def test_a_misspelt_field_is_answered_with_the_nearest_one() -> None:
 
 
 def test_the_originals_names_are_aliases_both_ways() -> None:
-    """Spec: D9 E1 E4"""
+    """Spec: D9, E1, E4"""
     config = GrokfastConfig(acceleration_lr_multiplier=7.0)
     assert config.acceleration_multiplier == config.acceleration_lr_multiplier == 7.0
     bitnet = BitNetConfig(target_sparsity=0.3)
@@ -102,7 +102,7 @@ def test_the_originals_names_are_aliases_both_ways() -> None:
     ],
 )
 def test_a_value_out_of_bounds_is_refused_when_it_is_set(change: Any, message: str) -> None:
-    """Spec: E1 D1"""
+    """Spec: E1, D1"""
     with pytest.raises(ConfigError, match=message):
         change()
 
@@ -123,7 +123,7 @@ def test_nothing_can_be_changed_behind_a_lock() -> None:
 
 
 def test_a_wrong_value_put_into_a_list_is_found_at_the_lock() -> None:
-    """Spec: H6 H7"""
+    """Spec: H6, H7"""
     config = ValidationConfig()
     config.metrics_to_track.append("accurracy")
     with pytest.raises(ConfigError, match="there is no figure 'accurracy'"):

@@ -56,7 +56,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 def test_two_hundred_steps_are_the_papers_filter_in_front_of_the_optimizer() -> None:
-    """Spec: E2 E3 E13. Red when the average starts at zero, or works in one phase only."""
+    """Spec: E2, E3, E13. Red when the average starts at zero, or works in one phase only."""
     model, bare = network().double(), network().double()  # so that rounding does not grow
     flat = {"acceleration_multiplier": 1.0, "consolidation_multiplier": 1.0,
             "refinement_multiplier": 1.0, "warmup_steps": 0}  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_steady_gradient_of_one_tends_to_one_plus_lambda() -> None:
 
 
 def test_phases_begin_where_they_are_set_and_lead_the_rate() -> None:
-    """Spec: E4 E5 E9"""
+    """Spec: E4, E5, E9"""
     ours = trainer(acceleration_multiplier=3.0, consolidation_multiplier=0.5,
                    refinement_multiplier=0.25)  # fmt: skip
     told = [ours.train_step(one, functional.cross_entropy) for one in batches(10)]
@@ -111,7 +111,7 @@ def test_phases_begin_where_they_are_set_and_lead_the_rate() -> None:
 
 
 def test_a_step_tells_finite_figures() -> None:
-    """Spec: E8 H15"""
+    """Spec: E8"""
     told = trainer().train_step(batches(1)[0], functional.cross_entropy)
     assert told["step"] == 1
     for name in ("loss", "learning_rate", "grad_norm", "grokfast_alpha", "grokfast_lambda"):
@@ -133,7 +133,7 @@ def test_the_filter_can_be_left_out() -> None:
 
 
 def test_the_optimizers_own_rate_is_the_base_unless_another_is_set() -> None:
-    """Spec: E6 I11"""
+    """Spec: E6, I11"""
     batch = batches(1)[0]
     own = trainer(warmup_steps=0, acceleration_multiplier=1.0)
     assert own.train_step(batch, functional.cross_entropy)["learning_rate"] == 0.1
@@ -179,7 +179,7 @@ def test_capability_functions_hear_every_step_and_every_evaluation() -> None:
 
 
 def test_a_capability_is_acquired_after_its_duration_and_lost_below() -> None:
-    """Spec: E11 H18"""
+    """Spec: E11, H18"""
     tracker = CapabilityTracker(GrokfastConfig(min_capability_duration=3, capability_threshold=0.9))
     tracker.register_capability("skill", lambda metrics: metrics["score"])
     told = [tracker.update({"score": score}, step) for step, score in
@@ -220,7 +220,7 @@ def test_consolidation_is_kept_when_it_helps_and_taken_back_when_not() -> None:
 
 
 def test_the_optimizer_in_front_of_any_other_keeps_its_memory() -> None:
-    """Spec: E2 E6"""
+    """Spec: E2, E6"""
     model, again = network(), network()
 
     def wrapped(one: nn.Module) -> GrokfastOptimizer:

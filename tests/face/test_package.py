@@ -53,7 +53,7 @@ def test_importing_costs_no_thread_no_handler_and_no_random_state() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_each_module_has_its_names_and_they_are_the_packages(module: str) -> None:
-    """Spec: A2 A3 A4 A5 A6 A7 A8 A9 A10 A11 A12"""
+    """Spec: A2, A3, A4, A5, A6, A7, A8, A9, A10, A11, A12"""
     found = importlib.import_module(f"agent_forge.phases.phase5_training.pipeline.{module}")
     for name in MODULES[module].split():
         assert getattr(found, name) is getattr(phase5, name)
@@ -61,7 +61,7 @@ def test_each_module_has_its_names_and_they_are_the_packages(module: str) -> Non
 
 
 def test_the_package_exports_public_names_that_are_there() -> None:
-    """Spec: A13 A14"""
+    """Spec: A13, A14"""
     assert len(set(phase5.__all__)) == len(phase5.__all__)
     for name in phase5.__all__:
         assert not name.startswith("_")

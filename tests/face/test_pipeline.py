@@ -54,7 +54,7 @@ def written(folder: Path) -> set[str]:
 
 
 def test_everything_is_there_from_construction(make_pipeline: Make) -> None:
-    """Spec: I1 I9 I5 H13"""
+    """Spec: I1, I9, I5, H13"""
     pipeline = make_pipeline()
     assert isinstance(pipeline.trainer, TrainingLoop)
     status = pipeline.get_status()
@@ -67,7 +67,7 @@ def test_everything_is_there_from_construction(make_pipeline: Make) -> None:
 
 @pytest.mark.parametrize("grokfast", [False, True])
 def test_states_follow_the_life_of_a_pipeline(make_pipeline: Make, grokfast: bool) -> None:
-    """Spec: I3 I4 I5 I10 H13 H19. Red when the summary is given by one kind of trainer only."""
+    """Spec: I3, I4, I5, I10, H13, H19. Red when the summary is given by one kind of trainer only."""
     pipeline = make_pipeline(use_grokfast=grokfast)
     pipeline.setup()
     assert pipeline.get_status()["state"] == "ready"
@@ -163,7 +163,7 @@ def test_a_failed_setup_leaves_the_settings_open(make_pipeline: Make) -> None:
 
 
 def test_capability_functions_survive_setup_and_are_called(make_pipeline: Make) -> None:
-    """Spec: E7 E11 E15. Red when the tracker is not handed to the run."""
+    """Spec: E7, E11, E15. Red when the tracker is not handed to the run."""
     seen: list[dict[str, Any]] = []
 
     def metric(metrics: dict[str, Any]) -> float:
@@ -200,7 +200,7 @@ def test_a_capability_that_raises_is_told_once_and_training_goes_on(
 
 
 def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
-    """Spec: I11 D7. Red when the warm-up is not shortened to the run."""
+    """Spec: I11, D7. Red when the warm-up is not shortened to the run."""
     pipeline = make_pipeline(use_bitnet=True, use_grokfast=True)
     pipeline.setup()
     declared = pipeline._pipeline
@@ -214,6 +214,28 @@ def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
     probe = torch.eye(128)
     applied = layers[0](probe) - layers[0](torch.zeros(1, 128))
     assert len({f"{value:.4f}" for value in applied.abs().flatten().tolist()}) == 1
+
+
+def test_the_log_has_the_figures_of_bitnet_and_grokfast_where_they_work(
+    make_pipeline: Make,
+) -> None:
+    """Spec: H16, H17, H18"""
+    plain, both = make_pipeline(experiment_name="plain"), make_pipeline(
+        experiment_name="both", use_bitnet=True, use_grokfast=True
+    )  # fmt: skip
+    both.trainer.register_capability("skill", lambda metrics: metrics.get("accuracy", 0.0))
+    both.config.training_config.log_interval = plain.config.training_config.log_interval = 4
+    quantized = {"quantization_distance", "weight_sparsity", "latent_std", "level_1"}
+    slow = {"slow_gradient_norm", "capability/skill", "retention/skill"}
+    for pipeline, there in ((plain, set()), (both, quantized | slow)):
+        folder = pipeline.train().folder
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        logged = [line for line in lines if line["kind"] == "log"]
+        assert [line["step"] for line in logged] == [4, 8, 12]
+        for line in logged:
+            assert there <= line.keys()
+            assert {"loss", "learning_rate", "grad_norm", "memory_bytes"} <= line.keys()
+            assert bool(line.keys() & (quantized | slow)) is bool(there)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +253,7 @@ def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
 def test_what_contradicts_itself_is_refused(
     make_pipeline: Make, settings: dict[str, Any], message: str
 ) -> None:
-    """Spec: I8 I13"""
+    """Spec: I8, I13"""
     settings = {"training_config": {"epochs": 1}, **settings}
     bitnet = settings.get("bitnet_config") is not None
     pipeline = make_pipeline(use_bitnet=bitnet, **settings)
@@ -246,13 +268,13 @@ def test_several_processes_are_refused_at_once(workplace: Path) -> None:
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name(workplace: Path) -> None:
-    """Spec: I13 D1"""
+    """Spec: I13, D1"""
     with pytest.raises(ConfigError, match="did you mean 'output_dir'"):
         create_training_pipeline(network(), "data/train.json", outputdir="x")
 
 
 def test_everything_is_written_below_the_output_folder(make_pipeline: Make) -> None:
-    """Spec: I12 I14. Red when the data's cache lies in the user's folder."""
+    """Spec: I12, I14. Red when the data's cache lies in the user's folder."""
     pipeline = make_pipeline(experiment_name="here")
     before = written(Path.cwd())
     pipeline.train()
@@ -270,7 +292,7 @@ def test_everything_is_written_below_the_output_folder(make_pipeline: Make) -> N
 def test_the_files_load_with_the_safe_loader_in_a_process_that_knows_nothing(
     make_pipeline: Make,
 ) -> None:
-    """Spec: J3 I14 H12"""
+    """Spec: J3, I14, H12"""
     pipeline = make_pipeline(experiment_name="here", use_bitnet=True, use_grokfast=True)
     pipeline.train()
     code = (
@@ -289,7 +311,7 @@ def test_the_files_load_with_the_safe_loader_in_a_process_that_knows_nothing(
 
 @pytest.mark.parametrize("name", ["metrics", "validation"])
 def test_the_json_files_follow_their_schemas(make_pipeline: Make, name: str) -> None:
-    """Spec: H12 I14"""
+    """Spec: H12, I14"""
     make_pipeline(experiment_name="here").train()
     text = Path(f"out/here_{name}.json").read_text()
     data = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
@@ -303,7 +325,7 @@ def test_the_json_files_follow_their_schemas(make_pipeline: Make, name: str) -> 
 
 
 def test_cleanup_twice_leaves_no_thread_and_no_handler(make_pipeline: Make) -> None:
-    """Spec: I6 I14"""
+    """Spec: I6, I14"""
     handlers, threads = list(logging.root.handlers), set(threading.enumerate())
     pipeline = make_pipeline()
     pipeline.train()
@@ -407,7 +429,7 @@ def test_a_stopped_pipeline_is_taken_up_by_the_next_one(workplace: Path) -> None
 
 
 def test_the_yaml_trains_to_the_same_weights_bit_for_bit(workplace: Path) -> None:
-    """Spec: I13 I15 I16. Red when the class draws its weights from the run's random stream."""
+    """Spec: I13, I15, I16. Red when the class draws its weights from the run's random stream."""
     sys.path.insert(0, str(Path(__file__).parent))
     try:
         from face_models import Classifier
@@ -460,7 +482,7 @@ def compressed() -> nn.Module:
 
 
 def test_a_module_of_phase_4_is_continued_and_never_converted_twice(make_pipeline: Make) -> None:
-    """Spec: J1 J2. Red when a converted layer is converted again."""
+    """Spec: J1, J2. Red when a converted layer is converted again."""
     model = compressed()
     inputs = torch.randn(16, 128)
     wanted = model.eval()(inputs)
@@ -515,7 +537,7 @@ def test_a_file_of_something_else_says_which_keys_were_found(make_pipeline: Make
 
 
 def test_the_trainer_of_a_grokfast_pipeline_is_a_grokfast_trainer(make_pipeline: Make) -> None:
-    """Spec: E15 I9"""
+    """Spec: E15, I9"""
     pipeline = make_pipeline(use_grokfast=True)
     trainer = pipeline.trainer
     assert isinstance(trainer, GrokfastTrainer)

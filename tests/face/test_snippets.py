@@ -1,6 +1,6 @@
 """The code blocks of the document run as they stand, in a folder with small data.
 
-Spec: A13 A14
+Spec: A13, A14
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def trained(names: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("number", range(19), ids=title)
 def test_a_block_of_the_document_runs_as_it_stands(number: int, reader: dict[str, Any]) -> None:
-    """Spec: A3 A4 A5 A6 A7 A8 A9 A10 A11 A12 A14 C1 C2 C3 D1 D9 E1 E6 E7 F1 G1 H1 H2 I1"""
+    """Spec: A3, A4, A5, A6, A7, A8, A9, A10, A11, A12, A14, C1, C2, C3, D1, D9, E1, E6, E7, F1, G1, H1, H2, I1"""
     if re.search(r"\bpipeline\.", BLOCKS[number]) and "pipeline =" not in BLOCKS[number]:
         reader["pipeline"] = trained(reader)
     run(number, reader)
@@ -101,7 +101,7 @@ def test_a_block_of_the_document_runs_as_it_stands(number: int, reader: dict[str
 
 
 def test_the_phase_6_block_writes_what_the_default_loader_takes(reader: dict[str, Any]) -> None:
-    """Spec: J3 I10. Red when the configuration is saved as an object of its class."""
+    """Spec: J3, I10. Red when the configuration is saved as an object of its class."""
     reader["pipeline"] = trained(reader)
     run(18, reader)
     held = torch.load("phase6_input/trained_model.pt")

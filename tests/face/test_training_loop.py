@@ -64,7 +64,7 @@ def test_the_loss_falls_on_data_that_can_be_told_apart() -> None:
 
 
 def test_training_is_the_bare_loop_to_the_bit() -> None:
-    """Spec: C5 C6 C7 C9. Red when the rate, the decay or the number of passes are not as set."""
+    """Spec: C5, C6, C7, C9. Red when the rate, the decay or the number of passes are not as set."""
     model, bare = network(), network()
     loop = TrainingLoop(model, plain(weight_decay=0.1), "cpu")
     loop.train(loader(), functional.cross_entropy)
@@ -153,7 +153,7 @@ def test_micro_steps_one_by_one_are_the_same_window() -> None:
 
 @pytest.mark.parametrize("clips", [True, False])
 def test_gradients_are_clipped_when_asked(clips: bool) -> None:
-    """Spec: C8 C9"""
+    """Spec: C8, C9"""
     model = network()
     config = plain(gradient_clipping=clips, max_grad_norm=1e-3, learning_rate=1.0)
     loop = TrainingLoop(model, config, "cpu")
@@ -274,7 +274,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
 
 
 def test_memory_is_read_and_what_is_not_there_is_none() -> None:
-    """Spec: C13 H9"""
+    """Spec: C13, H9"""
     import psutil
 
     found = MemoryMonitor(0.9).read()
@@ -309,7 +309,7 @@ def test_checkpoint_files_are_plain_rotate_and_load_by_default(tmp_path: Path) -
 
 
 def test_the_small_parts_count_as_they_say() -> None:
-    """Spec: C12 C15"""
+    """Spec: C12, C15"""
     accumulator = GradientAccumulator(3)
     assert [accumulator.add() for _ in range(7)] == [False, False, True, False, False, True, False]
     stopping = EarlyStopping(patience=2, min_delta=0.1)

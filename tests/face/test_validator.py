@@ -61,7 +61,7 @@ ALL = ["accuracy", "loss", "f1_score", "precision", "recall", "top_2_accuracy"]
 
 
 def test_figures_over_uneven_batches_are_those_of_the_whole_set() -> None:
-    """Spec: H4 H5 H6. Red with means of batch means."""
+    """Spec: H4, H5, H6. Red with means of batch means."""
     batches = uneven()
     validator = RealTimeValidator(Table(), ValidationConfig(metrics_to_track=ALL), "cpu")
     found = validator.run_validation(batches, functional.cross_entropy)
@@ -99,7 +99,7 @@ def test_before_a_validation_nothing_is_known_and_after_it_all_is_finite() -> No
 
 
 def test_what_is_not_known_is_null_and_never_a_number(tmp_path: Path) -> None:
-    """Spec: H7 H12. A regression has no accuracy."""
+    """Spec: H7, H12, H14. A regression has no accuracy."""
     validator = RealTimeValidator(Table(), None, "cpu")
     batch = (torch.randn(4, 3), torch.randn(4, 3))
     assert set(validator.validate_step(batch, functional.mse_loss)) == {"loss"}
@@ -134,7 +134,7 @@ def test_patience_counts_validations_without_a_better_one() -> None:
 
 
 def test_the_two_names_of_the_patience_may_not_contradict_each_other() -> None:
-    """Spec: H10 I8"""
+    """Spec: H10, I8"""
     assert ValidationConfig(validation_patience=3).patience == 3
     with pytest.raises(ConfigError, match="mean the same"):
         ValidationConfig(validation_patience=3, early_stopping_patience=4).check()
@@ -148,7 +148,7 @@ def test_a_batch_of_another_mode_is_measured_and_not_remembered() -> None:
 
 
 def test_monitoring_is_one_thread_that_ends_when_told() -> None:
-    """Spec: H3 H9 H16. Bounded history; a device that is not there is None, not 0."""
+    """Spec: H3, H9, H16. Bounded history; a device that is not there is None, not 0."""
     before = set(threading.enumerate())
     validator = RealTimeValidator(Table())
     validator.start_monitoring()
@@ -195,7 +195,7 @@ def test_a_figure_that_nothing_measures_is_refused_with_those_there_are() -> Non
 
 
 def test_the_calculator_agrees_with_counting_by_hand() -> None:
-    """Spec: H6 H7 K15"""
+    """Spec: H6, H7, K15"""
     batches = uneven()
     logits, targets = (torch.cat([one[i] for one in batches]) for i in (0, 1))
     known = oracle(batches)
