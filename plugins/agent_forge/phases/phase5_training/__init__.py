@@ -6,11 +6,6 @@ nothing else of the process. README.md beside this file is the guide.
 
 from __future__ import annotations
 
-from agent_forge.phases.phase5_training.pipeline.data_loader import (
-    DataConfig,
-    DataLoaderFactory,
-)
-
 from agent_forge.phases.phase5_training.model_file import load_phase4
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     BitNetConfig,
@@ -21,6 +16,10 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     QuantizationMode,
     StraightThroughEstimator,
     convert_model_to_bitnet,
+)
+from agent_forge.phases.phase5_training.pipeline.data_loader import (
+    DataConfig,
+    DataLoaderFactory,
 )
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     CapabilityTracker,

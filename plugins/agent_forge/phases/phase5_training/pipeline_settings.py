@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig
 from msgspec import Meta
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
@@ -18,6 +17,7 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     LONGEST_WARMUP,
     BitNetConfig,
 )
+from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.scheduler import SchedulerConfig, SchedulerType
