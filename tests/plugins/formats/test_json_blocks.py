@@ -118,7 +118,16 @@ def test_many_rows_at_once_are_the_rows_one_by_one(rows: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["[0.5, [0.5]]", "[0.5, 1]", "[0.5, true]", '[0.5, "1.5"]', '[0.5, {"a": 0.5}]', "[0.5]"]
+    "bad",
+    [
+        "[true, true]",
+        "[0.5, [0.5]]",
+        "[0.5, 1]",
+        "[0.5, true]",
+        '[0.5, "1.5"]',
+        '[0.5, {"a": 0.5}]',
+        "[0.5]",
+    ],
 )
 @pytest.mark.parametrize("key", ["target", "a.b"])
 def test_dots_elsewhere_do_not_pass_for_floats(bad: str, key: str, tmp_path: Path) -> None:
