@@ -18,7 +18,6 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     convert_model_to_bitnet,
 )
 from agent_forge.phases.phase5_training.pipeline.data_loader import (
-<<<<<<< HEAD
     CachedDataset,
     DataConfig,
     DataFormat,
@@ -27,10 +26,6 @@ from agent_forge.phases.phase5_training.pipeline.data_loader import (
     QualityValidator,
     StreamingDataset,
     create_optimized_loader,
-=======
-    DataConfig,
-    DataLoaderFactory,
->>>>>>> dat
 )
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     CapabilityTracker,

@@ -17,11 +17,7 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     LONGEST_WARMUP,
     BitNetConfig,
 )
-<<<<<<< HEAD
 from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, DataFormat
-=======
-from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig
->>>>>>> dat
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.scheduler import SchedulerConfig, SchedulerType
