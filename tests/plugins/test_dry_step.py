@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.schema import bind_config, config_schema
 from forge_kernel.plugin import Kind
-from forge_kernel.testing.trial import CLASSES, Trial
+from forge_kernel.testing.trial import CLASSES, FEATURES, Trial
 
 SMALL = 32  # sizes are kept small: the point is the meaning, not the memory
+ARGUMENTS = {"in_features": FEATURES, "out_features": CLASSES}
 SLOW = {"wrappers.compile"}  # compiling takes its time: the matrix of pipelines has it
 
 
@@ -26,6 +27,8 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from([{"use": "constant"}, {"use": "linear_warmup"}])
     if schema.get("$ref") == "#/$defs/use.loss":
         return st.just({"use": "cross_entropy"})
+    if schema.get("$ref") == "#/$defs/use.data":
+        return st.just({"use": "file", "with": {"target": "class", "validation_split": 0.0}})
     if schema.get("$ref", "").endswith("Capability"):
         return st.just({"figure": "accuracy", "threshold": 0.1})
     if "anyOf" in schema:
@@ -73,7 +76,7 @@ def settings_of(config: type[Any], name: str) -> st.SearchStrategy[dict[str, Any
     fields = schema.get("properties", {})
     optional = {
         key: st.none()  # no file or run lies about for random settings
-        if key in {"path", "teacher", "run"}
+        if key in {"path", "teacher", "run", "state"}
         else values({**field, "default": field.get("default", "accuracy")})
         for key, field in fields.items()
     }
@@ -109,6 +112,8 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
         chosen["hidden"] = []  # names of layers that the trial's model has not
     if key == "data.text":  # a share too small for one window is refused at the start
         chosen.pop("validation_share", None)
+    if key == "model.python_class":  # one with weights, that fits the trial's data
+        chosen |= {"factory": "torch.nn:Linear", "arguments": ARGUMENTS}
     if key == "data.file":  # the trial's loss is of classes
         chosen["target"] = "class"
     try:
