@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, Step, hookimpl
+from forge_plugins.mathematics.filter_settings import swapped
 
 if TYPE_CHECKING:
     import torch
@@ -49,15 +50,7 @@ class GrokfastConfig:
     @staticmethod
     def advice(values: Mapping[str, Any]) -> str | None:
         """A hint for settings that are wrong in a known way."""
-        alpha, amplification = values.get("alpha"), values.get("lambda_reg", 2.0)
-        if not isinstance(alpha, int | float) or not isinstance(amplification, int | float):
-            return None
-        if alpha >= 1 and 0 <= amplification < 1:
-            return (
-                f"alpha and lambda_reg look swapped: alpha is the decay (below 1), lambda_reg the "
-                f"amplification; write alpha: {amplification}, lambda_reg: {alpha}"
-            )
-        return None
+        return swapped(values)
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < 1 or self.lambda_reg < 0:
