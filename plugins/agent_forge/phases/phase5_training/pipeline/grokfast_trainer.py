@@ -68,8 +68,9 @@ class GrokfastConfig(Configuration):
     in their phases; the filter works in all of them.
 
     `adaptive_alpha`, `adaptive_lambda`: after each `performance_window` updates the mean loss is
-    judged. When it has stalled the memory `1 / (1 - alpha)` and `lambda_reg` grow by a quarter, when
-    it has become worse they shrink, within the bounds of the kernel's filter. Each change is told.
+    judged. When it has stalled, the memory `1 / (1 - alpha)` and `lambda_reg` grow by a quarter;
+    when it has become worse they shrink, within the bounds of the kernel's filter. Each change is
+    told.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {
