@@ -166,6 +166,7 @@ class Session:
         """Local names for the hot path: one attribute each, no look-ups by name in the step."""
         bus = self.bus
         self._on_batch = bus.calls("on_batch")
+        self._on_outputs = bus.calls("on_outputs")
         self._on_gradients = bus.calls("on_gradients")
         self._on_weights = bus.calls("on_weights")
         self._on_weights_changed = bus.calls("on_weights_changed")
@@ -288,12 +289,18 @@ class Session:
         return self.run.active_model(batch.inputs)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
-        assert self._compute_loss is not None
         if self._autocast is None:
-            return self._compute_loss(self.run, self.step_state, batch, self.outputs(batch))  # type: ignore[no-any-return]
+            return self._loss_of(batch)
         with torch.autocast(self.run.device.type, self._autocast):
-            outputs = self.outputs(batch)
-            return self._compute_loss(self.run, self.step_state, batch, outputs)  # type: ignore[no-any-return]
+            return self._loss_of(batch)
+
+    def _loss_of(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
+        assert self._compute_loss is not None
+        run, step = self.run, self.step_state
+        outputs = self.outputs(batch)
+        for listen in self._on_outputs:
+            listen(run, step, batch, outputs)
+        return self._compute_loss(run, step, batch, outputs)  # type: ignore[no-any-return]
 
     def accumulate(self, batch: Batch, *, last: bool = True) -> Tensor:
         """One micro-step: forward and backward.
@@ -721,8 +728,8 @@ class Session:
         run = self.run
         for meter in self._meters:
             meter.reset()
-        total = torch.zeros(2, dtype=torch.float64, device=run.device)
-        seen = False
+        # sum of weighted losses, sum of weights, batches: exact however they are shared out
+        total = torch.zeros(3, dtype=torch.float64, device=run.device)
         for item in run.data.validation():
             batch = item.to(run.device) if self._moves else item
             if self._autocast is None:
@@ -734,13 +741,14 @@ class Session:
                     loss, weight = self._need("compute_loss")(run, self.step_state, batch, outputs)
             total[0] += loss.double() * weight
             total[1] += weight
-            seen = True
+            total[2] += 1
             for meter in self._meters:
                 meter.update(batch, outputs, loss, weight)
+        # all ranks add up, also one whose share was empty: the others wait for it
+        losses, weights, seen = run.strategy.reduce(total).tolist()
         if not seen:
             return {}
-        sums = run.strategy.reduce(total).tolist()
-        figures = {"loss": sums[0] / sums[1]} if sums[1] else {}
+        figures = {"loss": losses / weights} if weights else {}
         for meter in self._meters:
             figures.update(meter.compute(run.strategy.reduce))
         return figures

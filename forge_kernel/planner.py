@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Final
 
 import pluggy
@@ -281,6 +282,17 @@ class _Planner:
                         f"{entry.info.key} cannot run beside {key}", entry.path, "keep one of them"
                     )
 
+    def check_packages(self) -> None:
+        """Optional modules are looked for, not imported."""
+        for entry in self.entries:
+            for module, remedy in entry.info.packages.items():
+                if find_spec(module) is None:
+                    self.fault(
+                        f"{entry.info.key} needs the package {module}, which is not installed",
+                        entry.path,
+                        f"install it with: {remedy}",
+                    )
+
     def _facts(self, entry: Planned, sense: str) -> tuple[str, ...]:
         """What a plugin provides or requires with its settings."""
         try:
@@ -379,6 +391,7 @@ def plan(
     planner.check_kinds()
     planner.check_single_answers()
     planner.check_facts()
+    planner.check_packages()
     entries = planner.ordered()
     if planner.faults:
         raise PlanError(planner.faults)

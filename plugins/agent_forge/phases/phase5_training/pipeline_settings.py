@@ -467,5 +467,5 @@ class Declaration:
 
 def face_names(figures: Mapping[str, float]) -> dict[str, float]:
     """Figures of the kernel's validators under the names of the face."""
-    own = {kernel: name for name, kernel in NAMES.items()}
+    own: dict[str, str] = {kernel: name for name, kernel in NAMES.items()}
     return {own.get(name, name): value for name, value in figures.items()}

@@ -24,6 +24,7 @@ from agent_forge.phases.phase5_training.measuring import Measuring
 from agent_forge.phases.phase5_training.pipeline.training_loop import MemoryMonitor, goal_of
 from forge_kernel.api import Batch, RunError
 from forge_kernel.durable import write_json
+from forge_plugins.mathematics import language_figures
 from forge_plugins.policies.improvement import Improvement
 from forge_plugins.validators.classification import AccuracyMeter, ClassMeter
 
@@ -183,10 +184,7 @@ class MetricCalculator:
     @staticmethod
     def perplexity(loss: float) -> float | None:
         """exp(loss) of a mean cross-entropy in nats; None where it is no finite number."""
-        try:
-            found = math.exp(loss)
-        except OverflowError:
-            return None
+        found = language_figures.perplexity(loss)
         return found if math.isfinite(found) else None
 
     @staticmethod
