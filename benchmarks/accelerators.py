@@ -121,7 +121,9 @@ class Book:
             figures = self.run(method, precision, settings, 100, TUNING_CAP)
             steps[settings] = _steps(figures, TUNING_CAP)
         best = min(steps.values())
-        near = sorted((count, order) for order, count in enumerate(steps.values()) if count <= 1.5 * best)
+        near = sorted(
+            (count, order) for order, count in enumerate(steps.values()) if count <= 1.5 * best
+        )
         finalists = [method.grid[order] for _, order in near[:3]]
         means = {}
         for settings in finalists:

@@ -26,7 +26,9 @@ def schema() -> dict[str, Any]:
 
 
 def faults(schema: dict[str, Any], document: dict[str, Any]) -> list[str]:
-    return [fault.message for fault in jsonschema.Draft202012Validator(schema).iter_errors(document)]
+    return [
+        fault.message for fault in jsonschema.Draft202012Validator(schema).iter_errors(document)
+    ]
 
 
 def test_a_whole_file_and_a_layer_are_both_fine(schema: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 
 class JoinedOptimizer(torch.optim.Optimizer):
-    """Steps its parts one after the other; their groups and their memories are one list and one map.
+    """Steps its parts one after the other; their groups are one list, their memories one map.
 
     Args:
         parts: optimizers over disjoint parameters.

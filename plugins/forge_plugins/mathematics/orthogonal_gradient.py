@@ -30,7 +30,9 @@ def remove_parallel_part(
     squares = [norm.square().clamp_min_(1e-30) for norm in torch._foreach_norm(values)]
     products = torch._foreach_mul(mine, values)
     shares = [-(each.sum() / square) for each, square in zip(products, squares, strict=True)]
-    torch._foreach_addcmul_(mine, values, [share.expand_as(w) for share, w in zip(shares, values, strict=True)])
+    torch._foreach_addcmul_(
+        mine, values, [share.expand_as(w) for share, w in zip(shares, values, strict=True)]
+    )
     if not keep_norm:
         return
     for gradient, norm in zip(mine, before, strict=True):

@@ -18,7 +18,8 @@ def polar_factor(matrix: Tensor, solver: Solver = "newton_schulz", iterations: i
 
     Args:
         matrix: shape (rows, columns).
-        solver: `svd` exactly, directions of no length (below 1e-7 of the longest) left out;
+        solver: `svd` exactly, directions that are rounding errors of the others left out (the
+            gradient of a softmax's layer has one);
             `newton_schulz` with a few products of matrices, singular values between about 0.7 and
             1.2 where they were above some hundredth of the matrix's norm.
         iterations: of Newton-Schulz.
@@ -28,8 +29,10 @@ def polar_factor(matrix: Tensor, solver: Solver = "newton_schulz", iterations: i
     """
     if solver == "svd":
         left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
-        kept = (values > values[:1] * 1e-7).to(left)
-        return ((left * kept) @ right).to(matrix.dtype)
+        noise = max(matrix.shape) * torch.finfo(torch.float32).eps
+        kept = (values > values[:1] * noise).to(left)
+        exact: Tensor = (left * kept) @ right
+        return exact.to(matrix.dtype)
     tall = matrix.shape[0] > matrix.shape[1]
     found = matrix.float().T if tall else matrix.float()
     found = found / torch.linalg.vector_norm(found).clamp_min(1e-30)
