@@ -193,6 +193,6 @@ def test_a_sink_without_its_package_is_refused_when_the_run_is_planned(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert f"x.yaml:2:13  observers[0]\n" in done.stderr
+    assert "x.yaml:2:13  observers[0]\n" in done.stderr
     assert f"observers.{observer} needs the package {package}, which is not" in done.stderr
     assert "pip install 'forge-kernel[sinks]'" in done.stderr
