@@ -13,7 +13,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "model.python_class": {
         "factory": "torch.nn:Linear",
         "arguments": {"in_features": 8, "out_features": 5},
-    }
+    },
 }
 
 
