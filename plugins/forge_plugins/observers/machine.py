@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.api import LazyModule
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 else:
     psutil = LazyModule("psutil")
     torch = LazyModule("torch")
+
+LEAST_SECONDS: Final = 0.2
+"""The operating system counts in hundredths of a second: in less than this there is nothing to tell
+but noise."""
 
 Readings = dict[str, float | None]
 
@@ -26,23 +31,31 @@ class Machine:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._process = psutil.Process()
-        self._process.cpu_percent()  # the first reading of each has nothing to compare with
-        psutil.cpu_percent()
         self._driver = Driver(device)
+        self._begin()
 
     def load(self) -> Readings:
         """How busy it has been since the last reading.
 
         Returns:
             `cpu_percent` of this process (100 is one core) and `system_cpu_percent` of the machine
-            (100 is all cores), as the operating system counts them; `device_percent`, the share of
-            the driver's last sampling period in which a kernel was running.
+            (100 is all cores), as the operating system counts them, None where it is too soon
+            since the last reading to tell; `device_percent`, the share of the driver's last
+            sampling period in which a kernel was running.
         """
-        return {
-            "cpu_percent": self._process.cpu_percent(),
-            "system_cpu_percent": psutil.cpu_percent(),
+        found: Readings = {
+            "cpu_percent": None,
+            "system_cpu_percent": None,
             "device_percent": self._driver.busy_percent(),
         }
+        if time.monotonic() - self._read >= LEAST_SECONDS:
+            found["cpu_percent"], found["system_cpu_percent"] = self._begin()
+        return found
+
+    def _begin(self) -> tuple[float, float]:
+        """Read the processor's counters since the last time, and begin anew."""
+        self._read = time.monotonic()
+        return self._process.cpu_percent(), psutil.cpu_percent()
 
     def memory(self) -> Readings:
         """Memory in use now.
