@@ -12,7 +12,8 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "model.python_class": {
         "factory": "torch.nn:Linear",
         "arguments": {"in_features": 8, "out_features": 5},
-    }
+    },
+    "loss.language_model": {"head": "4"},  # the last layer of the trial's model
 }
 
 
