@@ -47,7 +47,8 @@ def chunked_cross_entropy(
     total: float | Tensor = len(targets) if weights is None else weights.sum()
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     options = (piece, label_smoothing, _NEVER if ignored is None else ignored)
-    summed: Tensor = _Sum.apply(hidden, targets, weights, head, options, *parameters)  # type: ignore[no-untyped-call]
+    apply: Any = _Sum.apply
+    summed: Tensor = apply(hidden, targets, weights, head, options, *parameters)
     if isinstance(total, Tensor):
         return summed / torch.where(total > 0, total, 1.0), total
     return summed / (total or 1.0), total
@@ -57,7 +58,7 @@ class _Sum(torch.autograd.Function):
     """The sum over all rows; gradients of a piece are taken in the forward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         targets: Tensor,
@@ -82,7 +83,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found, (factor,) = ctx.found, gradients
         assert found is not None, "backward without a gradient to give"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,6 +14,8 @@ class DeferredLogits:
     """What stands before a model's head, and the head.
 
     A language model's logits are `tokens x vocabulary` numbers, often more than all else together.
+    Whoever knows of this class reads `pieces`; for all others (`outputs.argmax(-1)`, a function of
+    torch) it is the tensor of all logits, computed then.
 
     Args:
         hidden: shape (..., width).
@@ -29,9 +33,34 @@ class DeferredLogits:
         """Those of some positions of the sequence (dimension 1)."""
         return DeferredLogits(self.hidden[:, positions], self.head, self.piece)
 
+    def whole(self) -> Tensor:
+        """All logits, shape (..., vocabulary)."""
+        return self.head(self.hidden)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.whole(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        given: tuple[Any, ...] = (),
+        named: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        plain = [each.whole() if isinstance(each, cls) else each for each in given]
+        named = {
+            name: each.whole() if isinstance(each, cls) else each
+            for name, each in (named or {}).items()
+        }
+        return function(*plain, **named)
+
     def pieces(self) -> Iterator[Tensor]:
         """Logits, shape (at most `piece`, vocabulary), in the order of the rows."""
-        for rows in self.hidden.flatten(0, -2).split(self.piece):
+        for rows in torch.split(self.hidden.flatten(0, -2), self.piece):
             yield self.head(rows)
 
 

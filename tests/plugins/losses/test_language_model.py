@@ -18,7 +18,7 @@ from forge_kernel.data import DataSpec, TensorData
 from forge_kernel.errors import PluginError
 from forge_plugins.mathematics.bit_linear import BitLinear
 from forge_plugins.mathematics.chunked_cross_entropy import chunked_cross_entropy
-from forge_plugins.mathematics.deferred_logits import without_head
+from forge_plugins.mathematics.deferred_logits import DeferredLogits, without_head
 from forge_plugins.mathematics.scheme import Scheme
 
 
@@ -197,3 +197,13 @@ def test_the_head_is_back_after_a_forward_pass_that_fails() -> None:
         model(torch.tensor([[99]]))
     assert model.head is head
     assert copy.deepcopy(model).head is not head
+
+
+def test_to_those_who_do_not_know_of_pieces_it_is_the_tensor_of_all_logits() -> None:
+    head, hidden = nn.Linear(3, 5), torch.randn(2, 4, 3)
+    deferred: Any = DeferredLogits(hidden, head, 3)
+    whole = head(hidden)
+    assert torch.equal(deferred.argmax(-1), whole.argmax(-1))
+    assert deferred.shape == whole.shape
+    assert torch.equal(functional.log_softmax(deferred, -1), functional.log_softmax(whole, -1))
+    torch.testing.assert_close(torch.cat(list(deferred.pieces())), whole.flatten(0, 1))
