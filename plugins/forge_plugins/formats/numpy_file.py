@@ -13,7 +13,7 @@ import numpy as np
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column, Fields, check_numeric
+from forge_plugins.formats.table import Column, check_numeric
 
 MAX_EXPANSION: Final = 1000
 """Bytes that one stored byte may become; more is taken for a bomb."""
@@ -66,7 +66,7 @@ def map_npy(file: Path) -> dict[str, Column]:
     array = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
     if dtype.names is None:
         return {"input": array}
-    return Fields(array, dtype.names)
+    return {name: array[name] for name in dtype.names}
 
 
 def read_npz(file: Path, columns: ColumnFolder) -> None:

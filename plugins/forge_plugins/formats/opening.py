@@ -17,7 +17,7 @@ from forge_plugins.formats.numpy_file import map_npy, read_npz
 from forge_plugins.formats.pickle_file import read_pickle
 from forge_plugins.formats.record_file import MAGIC, map_records
 from forge_plugins.formats.safetensors_file import map_safetensors
-from forge_plugins.formats.table import PROBLEM, Column, Fields, Table
+from forge_plugins.formats.table import PROBLEM, Column, Table
 from forge_plugins.formats.token_file import map_tokens
 
 FORMATS: Final = (
@@ -150,5 +150,4 @@ def _converted(
 
 def _table(file: Path, found: str, columns: Mapping[str, Column], content: str = "") -> Table:
     plain = {name: column for name, column in columns.items() if name != PROBLEM}
-    records = columns.rows if isinstance(columns, Fields) else None
-    return Table(file, found, plain, columns.get(PROBLEM), content, records)
+    return Table(file, found, plain, columns.get(PROBLEM), content)

@@ -77,23 +77,20 @@ class BlockOrder:
         assert window >= 1
         self.count, self._block, self._window = count, block, window
         self._blocks = count // block  # the rest stays at the end of the permuted blocks
-        self._kept: tuple[tuple[int, int], Numbers] | None = None
+        self.width = block * window
 
     def samples(self, key: int, begin: int, end: int) -> Numbers:
         """The samples at the places `begin` to `end` of the epoch that the key names."""
-        end = min(end, self.count)
-        width = self._block * self._window
+        end, width = min(end, self.count), self.width
         parts = [
-            self._shuffled(key, window)[max(0, begin - window * width) : end - window * width]
-            for window in range(begin // width, -(-end // width))
+            self.window(key, number)[max(0, begin - number * width) : end - number * width]
+            for number in range(begin // width, -(-end // width))
         ]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    def _shuffled(self, key: int, window: int) -> Numbers:
-        """The samples of a window in their order; the last one is kept."""
-        if self._kept is not None and self._kept[0] == (key, window):
-            return self._kept[1]
-        first, last = window * self._window, (window + 1) * self._window
+    def window(self, key: int, number: int) -> Numbers:
+        """The samples of a window in their order, `width` of them but in the last one."""
+        first, last = number * self._window, (number + 1) * self._window
         numbers = np.arange(first, min(last, self._blocks), dtype=np.int64)
         blocks = permuted(numbers, self._blocks, key) if len(numbers) else numbers
         inside = np.arange(self._block, dtype=np.int64)
@@ -101,9 +98,8 @@ class BlockOrder:
         if last > self._blocks:
             rest = np.arange(self._blocks * self._block, self.count, dtype=np.int64)
             samples = np.concatenate([samples, rest])
-        order = np.argsort(mixed(samples.astype(np.uint64), key + _ROUNDS + 1), kind="stable")
-        self._kept = (key, window), samples[order]
-        return self._kept[1]
+        # mixing is one to one: there are no ties, so that any way of sorting gives this order
+        return samples[np.argsort(mixed(samples.astype(np.uint64), key + _ROUNDS + 1))]
 
 
 class HashSplit:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column, Fields, check_numeric
+from forge_plugins.formats.table import Column, check_numeric
 
 MAGIC: Final = b"FORGEREC"
 VERSION: Final = 1
@@ -103,4 +103,4 @@ def map_records(file: Path) -> dict[str, Column]:
     if not count:
         raise DataFault(file, "there are no records", hint="give at least one")
     rows = np.memmap(file, np.dtype(found), "r", offset, (count,))
-    return Fields(rows, [name for name, _, _ in found])
+    return {name: rows[name] for name, _, _ in found}

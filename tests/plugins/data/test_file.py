@@ -104,10 +104,8 @@ def test_a_resume_at_any_batch_goes_on_as_the_straight_run(
 def test_a_late_start_reads_nothing_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = numbered(1000, batch_size=10, validation_split=0.0)
     gathered: list[int] = []
-    gather = samples._gather
-    monkeypatch.setattr(
-        samples, "_gather", lambda index: gathered.append(len(index)) or gather(index)
-    )
+    read = samples.rows
+    monkeypatch.setattr(samples, "rows", lambda index: gathered.append(len(index)) or read(index))
     next(samples.batches(0, 99))
     assert gathered == [10]
 

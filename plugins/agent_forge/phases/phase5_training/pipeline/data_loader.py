@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
+from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig, deal, open_file
-from forge_plugins.data.samples import Epochs, FileData
+from forge_plugins.data.samples import FileData
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.quality import REASONS, assess
 from forge_plugins.formats.records import rows_of
