@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data.file import FileConfig
-    from forge_plugins.formats import block_cache, fault, gather, quality, survey
+    from forge_plugins.formats import block_cache, fault, gather, survey
     from forge_plugins.formats import table as tables
     from forge_plugins.formats.block_cache import BlockCache
 else:
@@ -27,7 +27,6 @@ else:
     block_cache = LazyModule("forge_plugins.formats.block_cache")
     fault = LazyModule("forge_plugins.formats.fault")
     gather = LazyModule("forge_plugins.formats.gather")
-    quality = LazyModule("forge_plugins.formats.quality")
     survey = LazyModule("forge_plugins.formats.survey")
     tables = LazyModule("forge_plugins.formats.table")
 
@@ -41,7 +40,7 @@ class FileData:
 
     Args:
         table: the columns.
-        assessment: of its samples.
+        found: in a look at its samples.
         config: how they are dealt out.
         seed: of the run.
         rank: of this process.
@@ -53,7 +52,7 @@ class FileData:
     def __init__(
         self,
         table: tables.Table,
-        assessment: quality.Assessment | survey.Survey,
+        found: survey.Survey,
         config: FileConfig,
         seed: int,
         *,
@@ -64,13 +63,9 @@ class FileData:
         assert 0 <= rank < world
         self.table, self.config, self.seed = table, config, seed
         self._rank, self._world = rank, world
-        self.left_out = assessment.left_out(config.quality_threshold)
-        self.deck: Deck
-        if isinstance(assessment, quality.Assessment):
-            self.deck = StoredDeck(assessment.kept(config.quality_threshold), config, seed)
-        else:
-            self.deck = ComputedDeck(assessment.kept_count, assessment.index, config, seed)
-        self.spec = self._spec(assessment)
+        self.left_out = found.left_out
+        self.deck = _deck(found, config, seed)
+        self.spec = self._spec(found)
         self._form = form or batch_form(config)
         self.cache: BlockCache[Any] = block_cache.BlockCache(
             config.cache_size, config.cache_bytes, evict=config.cache_policy == "lru"
@@ -82,7 +77,7 @@ class FileData:
         self.global_batch = config.batch_size * world
         self.batches_per_epoch: int | None = self.batches_from_place(0)
 
-    def _spec(self, found: Any) -> DataSpec:
+    def _spec(self, found: survey.Survey) -> DataSpec:
         config, shape = self.config, self.table.columns["input"].shape
         shifted = self._shifted()
         classes = config.classes
@@ -128,6 +123,14 @@ class FileData:
             index = self.deck.held_out_samples(begin, begin + size)[self._rank :: self._world]
             if len(index):
                 yield self._form(*self.rows(index))
+
+    def samples(self, index: Any) -> Any:
+        """The batch of samples by number.
+
+        Raises:
+            DataFault: the file cannot be read any more.
+        """
+        return self._form(*self.rows(index))
 
     def fetch(self, key: Key) -> Any:
         """This process's share of the global batch of (epoch, first place, place after the last).
@@ -187,6 +190,14 @@ class FileData:
         """Why the cache does not help, if it does not."""
         figures = self.get_cache_stats()
         return block_cache.advice(self.config.cache_size, figures)
+
+
+def _deck(found: survey.Survey, config: FileConfig, seed: int) -> Deck:
+    if config.streaming:
+        return ComputedDeck(found.kept_count, found.index, config, seed)
+    every = found.index is None
+    kept = np.arange(found.kept_count, dtype=np.int64) if every else np.asarray(found.index)
+    return StoredDeck(kept, config, seed)
 
 
 def _reader(table: tables.Table, *, answers: bool) -> Read:

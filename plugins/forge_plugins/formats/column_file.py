@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,10 +96,11 @@ class ColumnFolder:
     Args:
         file: the data file that is read, for messages.
         folder: an empty folder.
+        alive: called now and then while rows are written.
     """
 
-    def __init__(self, file: Path, folder: Path) -> None:
-        self._file, self._folder = file, folder
+    def __init__(self, file: Path, folder: Path, alive: Callable[[], None] = lambda: None) -> None:
+        self._file, self._folder, self._alive = file, folder, alive
         self._columns: dict[str, ColumnFile | None] = {}
 
     def path(self, name: str) -> Path:
@@ -108,6 +110,7 @@ class ColumnFolder:
 
     def append(self, name: str, rows: Column) -> None:
         """Write rows of a column."""
+        self._alive()
         column = self._columns.get(name)
         if column is None:
             column = self._columns[name] = ColumnFile(self._file, self.path(name), name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import orjson
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.json_text import BLOCK, MAX_RECORD, JsonText, cut, signs
 from forge_plugins.formats.records import RecordColumns, check_lengths, not_a_list
 from forge_plugins.formats.table import PROBLEM, Column
@@ -264,18 +265,23 @@ def _name(text: JsonText) -> str:
     return name
 
 
-def read_json(file: Path, columns: ColumnFolder, *, lenient: bool = False) -> None:
+def read_json(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
     """Write the columns of a JSON file; integers become int64, other numbers float32.
 
     Args:
         file: the file.
         columns: where they are written.
-        lenient: see `RecordColumns`.
+        reading: whether it is `lenient`, see `RecordColumns`.
+        names: all are written.
 
     Raises:
         DataFault: it is no JSON, holds NaN or Infinity, an object names a key twice, a record has
             more than `MAX_RECORD` bytes, or see `RecordColumns`.
     """
+    del names
+    lenient = reading.lenient
     with file.open("rb") as stream:
         text = JsonText(file, stream)
         start = text.next()
@@ -319,3 +325,17 @@ def _is_object(line: bytes) -> bool:
         return isinstance(orjson.loads(line), dict)
     except orjson.JSONDecodeError:
         return False
+
+
+def _begins(start: bytes) -> bool:
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+
+
+FORMAT: Final = Format(
+    name="json",
+    suffixes=(".json", ".jsonl", ".ndjson"),
+    begins=_begins,
+    read=read_json,
+    shaped_by=("lenient",),
+)
+"""Parsed by orjson."""

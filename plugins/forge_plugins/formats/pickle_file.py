@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.records import BLOCK, RecordColumns, records_of
 from forge_plugins.formats.table import Column, check_numeric
 
@@ -253,7 +254,7 @@ MAX_BYTES: Final = 2**28
 
 
 def read_pickle(
-    file: Path, columns: ColumnFolder, *, lenient: bool = False, trusted: bool = False
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
 ) -> None:
     """Write the columns of a pickle: a list of records, or an object or pair of columns.
 
@@ -262,13 +263,15 @@ def read_pickle(
             its size for arrays, up to twenty times for lists of numbers; so it may have at most
             `MAX_BYTES`.
         columns: where they are written.
-        lenient: see `RecordColumns`.
-        trusted: run the pickle as it is. It may do whatever its author likes.
+        reading: whether it is `lenient`, see `RecordColumns`, and whether the pickle is trusted.
+        names: all are written.
 
     Raises:
         DataFault: it is too large, broken, names what is not allowed, or holds no records of
             numbers.
     """
+    del names
+    lenient, trusted = reading.lenient, reading.trust_pickle
     if file.stat().st_size > MAX_BYTES:
         told = (
             f"{file.stat().st_size} bytes; a pickle is in memory as a whole, so {MAX_BYTES} may be"
@@ -315,3 +318,12 @@ def _plain(record: Any) -> Any:
 
 def _are_arrays(values: list[Any]) -> bool:
     return all(isinstance(value, np.ndarray) and value.ndim for value in values)
+
+
+FORMAT: Final = Format(
+    name="pickle",
+    suffixes=(".pkl", ".pickle"),
+    read=read_pickle,
+    shaped_by=("lenient", "trust_pickle"),  # what was read with trust must not be found without it
+)
+"""Read through an allow-list."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.gather import Column, Rows, take
+from forge_plugins.formats.source import Source
 
 __all__ = ["PROBLEM", "PROBLEMS", "Column", "Rows", "Table", "check_numeric", "take"]
 
@@ -30,6 +31,8 @@ class Table:
         columns: array by name, each of shape (records, ...); `input` is one of them.
         problems: defect by record, shape (records,), for a lenient reading; see `PROBLEMS`.
         content: hash of the file's content; empty for a table that was not read from one.
+        source: the file, to be watched while columns lie in it; None when none does.
+        settings: what else shaped the columns: format, version and settings of the reader.
     """
 
     file: Path
@@ -37,6 +40,8 @@ class Table:
     columns: Mapping[str, Column | Rows]
     problems: NDArray[np.uint8] | None = field(default=None)
     content: str = ""
+    source: Source | None = None
+    settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if "input" not in self.columns:

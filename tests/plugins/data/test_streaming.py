@@ -25,7 +25,7 @@ from forge_plugins.data.file import FileConfig
 from forge_plugins.data.samples import FileData
 from forge_plugins.formats.order import BlockOrder, HashSplit, permuted
 from forge_plugins.formats.quality import assess
-from forge_plugins.formats.survey import Survey, survey
+from forge_plugins.formats.survey import Question, Survey, survey, surveyed
 from forge_plugins.formats.table import Table
 
 
@@ -44,7 +44,7 @@ def streamed(
     config = FileConfig(streaming=streaming, **chosen)
     found: Any = Survey(0.0, count, None, {}, None, 2, None)
     if not streaming:
-        found = assess(table, target="class")
+        found = surveyed(assess(table, target="class"), 0.0)
     return FileData(table, found, config, seed, rank=rank, world=world)
 
 
@@ -263,16 +263,17 @@ def test_a_survey_in_parts_finds_what_a_look_at_the_whole_finds(
     whole = assess(table, target="class", classes=3, thorough=threshold > 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("forge_plugins.formats.survey.PART_BYTES", part)
-        found = survey(
-            table, inputs="features", target="class", classes=3, vocabulary=None,
-            threshold=threshold, folder=tmp_path_factory.mktemp("survey"),
+        asked = Question(
+            inputs="features", target="class", classes=3, vocabulary=None, threshold=threshold,
+            parts=True,
         )  # fmt: skip
+        found = survey(table, asked, tmp_path_factory.mktemp("survey"))
     kept = whole.kept(threshold)
     assert found.kept_count == len(kept)
     index = np.arange(len(rows)) if found.index is None else found.index
     assert np.array_equal(index, kept)
-    assert found.left_out(threshold) == whole.left_out(threshold)
-    assert found.unusable(threshold) == whole.unusable(threshold)
+    assert found.left_out == whole.left_out(threshold)
+    assert found.unusable == whole.unusable(threshold)
     assert (found.largest_label, found.largest_token) == (whole.largest_label, None)
 
 

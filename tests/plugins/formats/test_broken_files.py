@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Reading
 from forge_plugins.formats.opening import open_table
 from forge_plugins.formats.record_file import MAGIC, write_records
 
@@ -328,7 +329,8 @@ def test_the_same_pickle_runs_when_it_is_trusted(
     monkeypatch.chdir(tmp_path)
     (tmp_path / P).write_bytes(pickle.dumps(touch))
     with pytest.raises(DataFault, match="the whole is a int"):  # what the call returned
-        open_table(tmp_path / P, cache_dir=tmp_path / "cache", trust_pickle=True)
+        trusting = Reading(trust_pickle=True)
+        open_table(tmp_path / P, "auto", trusting, cache_dir=tmp_path / "cache")
     assert (tmp_path / MARK).exists()
 
 
@@ -341,9 +343,9 @@ def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None
 def test_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.bin").write_bytes(bytes(7))
     with pytest.raises(DataFault, match="byte 6.*no whole number of uint16"):
-        open_table(tmp_path / "t.bin", "tokens", length=2)
+        open_table(tmp_path / "t.bin", "tokens", Reading(length=2))
     with pytest.raises(DataFault, match="no window"):
-        open_table(tmp_path / "t.bin", "tokens", integers="uint8", length=7)
+        open_table(tmp_path / "t.bin", "tokens", Reading(integers="uint8", length=7))
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
