@@ -106,7 +106,12 @@ class FileData:
         return self.batches_from(epoch, start * self.global_batch)
 
     def batches_from(self, epoch: int, place: int) -> Iterator[Any]:
-        """The epoch's batches from a sample on, counted over all processes."""
+        """The epoch's batches from a sample on, counted over all processes.
+
+        Raises:
+            RunError: the file cannot be read any more.
+        """
+        self._unchanged()
         size, end = self.global_batch, self.deck.training
         begins = range(place, place + self.batches_from_place(place) * size, size)
         yield from self._fetched([(epoch, begin, min(begin + size, end)) for begin in begins])
@@ -117,20 +122,29 @@ class FileData:
         return left // self.global_batch if self.config.drop_last else -(-left // self.global_batch)
 
     def validation(self) -> Iterator[Any]:
-        """The held-out samples in the file's order; of several processes, each has its stride."""
+        """The held-out samples in the file's order; of several processes, each has its stride.
+
+        Raises:
+            RunError: the file cannot be read any more.
+        """
+        self._unchanged()
         size = self.config.validation_batch_size * self._world
         for begin in range(0, self.deck.held_out, size):
             index = self.deck.held_out_samples(begin, begin + size)[self._rank :: self._world]
             if len(index):
-                yield self._form(*self.rows(index))
+                yield self.samples(index)
 
     def samples(self, index: Any) -> Any:
         """The batch of samples by number.
 
         Raises:
-            DataFault: the file cannot be read any more.
+            RunError: the file cannot be read any more.
         """
-        return self._form(*self.rows(index))
+        try:
+            rows, answers = self.rows(index)
+        except fault.DataFault as error:
+            raise RunError(f"file: {error}") from error
+        return self._form(rows, answers)
 
     def fetch(self, key: Key) -> Any:
         """This process's share of the global batch of (epoch, first place, place after the last).
@@ -140,20 +154,24 @@ class FileData:
         Raises:
             RunError: the file cannot be read any more.
         """
-        epoch, begin, end = key
-        try:
-            index = self.deck.training_samples(epoch, begin, end)
-            if self._world == 1:
-                return self._form(*self.rows(index))
-            mine = index[self._rank :: self._world]
-            if len(mine):
-                return self._form(*self.rows(mine))
-            batch = self._form(*self.rows(index[:1]))
-        except fault.DataFault as error:
-            raise RunError(f"file: {error}") from error
+        index = self.deck.training_samples(*key)
+        if self._world == 1:
+            return self.samples(index)
+        mine = index[self._rank :: self._world]
+        if len(mine):
+            return self.samples(mine)
+        batch = self.samples(index[:1])
         if isinstance(batch, Batch):
             batch.weights = torch.zeros(1)
         return batch
+
+    def _unchanged(self) -> None:
+        if self.table.source is None:
+            return
+        try:
+            self.table.source.check()
+        except fault.DataFault as error:
+            raise RunError(f"file: {error}") from error
 
     def _fetched(self, keys: list[Key]) -> Iterator[Any]:
         if not self.config.workers:
@@ -203,7 +221,14 @@ def _deck(found: survey.Survey, config: FileConfig, seed: int) -> Deck:
 def _reader(table: tables.Table, *, answers: bool) -> Read:
     """The way to the inputs and targets of samples, one gather each."""
     inputs = gather.Gather(table.columns["input"])
-    if not answers or "target" not in table.columns:
-        return lambda index: (inputs(index), None)
-    targets = gather.Gather(table.columns["target"])
-    return lambda index: (inputs(index), targets(index))
+    answered = answers and "target" in table.columns
+    targets = gather.Gather(table.columns["target"]) if answered else None
+    # a mapped file that has become shorter ends the process that reads it
+    check = None if table.source is None else table.source.check_size
+
+    def read(index: Any) -> tuple[Any, Any]:
+        if check is not None:
+            check()
+        return inputs(index), None if targets is None else targets(index)
+
+    return read

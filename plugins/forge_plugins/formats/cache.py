@@ -113,6 +113,8 @@ def keep(
     key: str,
     fill: Callable[[Path], list[str]],
     check: Callable[[dict[str, Column]], object],
+    *,
+    verify: bool = False,
 ) -> dict[str, Column]:
     """Write columns under a key and map them, unless another process has done so.
 
@@ -125,6 +127,7 @@ def keep(
         key: from `content_key`.
         fill: writes the columns into an empty folder, as `0.npy` and so on; their names.
         check: looks at the written columns; what it refuses is not kept.
+        verify: columns that are there are kept only if their hashes are what they were.
 
     Raises:
         DataFault: the folder cannot be written, or what `fill` and `check` raise.
@@ -133,7 +136,7 @@ def keep(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, key):
-            found = _mapped(folder / key)
+            found = _mapped(folder / key, verify=verify)
             if found is None:
                 try:
                     _build(file, building, fill, check)

@@ -184,7 +184,7 @@ class _Opening:
         def check(columns: dict[str, Column]) -> None:
             self._as_table({**mapped, **columns}, None)  # what is refused is not kept
 
-        return cache.keep(self._file, self._folder, key, fill, check)
+        return cache.keep(self._file, self._folder, key, fill, check, verify=self._verify)
 
     def _as_table(self, columns: Mapping[str, Any], source: Source | None) -> Table:
         plain = {name: column for name, column in columns.items() if name != PROBLEM}
