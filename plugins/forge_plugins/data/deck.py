@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from forge_kernel.api import LazyModule, stream_seed
 
@@ -12,10 +13,13 @@ if TYPE_CHECKING:
 
     from forge_plugins.data.file import FileConfig
     from forge_plugins.formats import order
+    from forge_plugins.formats.order import BlockOrder, UnevenOrder
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
     order = LazyModule("forge_plugins.formats.order")
+
+_BOUNDS: Final = 2**14
 
 
 class Deck(Protocol):
@@ -31,6 +35,21 @@ class Deck(Protocol):
     def held_out_samples(self, begin: int, end: int) -> Any:
         """The held-out samples from `begin` to `end`, in the file's order."""
         ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a file is packed.
+
+    Args:
+        samples: in the file.
+        length: samples in a block; the last one may be shorter.
+        window: blocks that are in memory together.
+    """
+
+    samples: int
+    length: int
+    window: int
 
 
 class StoredDeck:
@@ -71,41 +90,60 @@ class ComputedDeck:
 
     Args:
         count: samples that are kept.
-        index: their numbers; None when all are.
+        index: their numbers, ascending; None when all are.
         config: shuffle, share and seed of the split.
         seed: of the run.
+        blocks: how the file is packed, so that each block is unpacked once an epoch; None: it is
+            not, and samples can be read by themselves.
     """
 
-    def __init__(self, count: int, index: Any, config: FileConfig, seed: int) -> None:
+    def __init__(
+        self, count: int, index: Any, config: FileConfig, seed: int, blocks: Blocks | None = None
+    ) -> None:
         own = seed if config.split_seed is None else config.split_seed
         self._split = order.HashSplit(count, config.validation_split, stream_seed(own, "split"))
         self.training, self.held_out = self._split.training, self._split.held_out
-        self._order = order.BlockOrder(self.training)
         self._index, self._shuffle, self._seed = index, config.shuffle, seed
+        self._order: BlockOrder | UnevenOrder = (
+            order.BlockOrder(self.training) if blocks is None else self._uneven(blocks)
+        )
+        self._key: tuple[int, int] | None = None
+        self._nothing = np.zeros(0, np.int64)
         self._kept: tuple[tuple[int, int], Any] | None = None
+
+    def _uneven(self, blocks: Blocks) -> UnevenOrder:
+        bounds = np.arange(0, blocks.samples + blocks.length, blocks.length, dtype=np.int64)
+        bounds = np.minimum(bounds, blocks.samples)
+        if self._index is not None:
+            bounds = np.searchsorted(self._index, bounds)
+        parts = [  # the split looks at 64 samples for each bound
+            self._split.training_before(bounds[begin : begin + _BOUNDS])
+            for begin in range(0, len(bounds), _BOUNDS)
+        ]
+        return order.UnevenOrder(np.concatenate(parts), blocks.window)
 
     def training_samples(self, epoch: int, begin: int, end: int) -> Any:
         """Rows of the window or two that the places lie in."""
-        end, width = min(end, self.training), self._order.width
-        number = begin // width
-        if end <= (number + 1) * width:
-            return self._window(epoch, number)[begin - number * width : end - number * width]
-        parts = [
-            self._window(epoch, at)[max(0, begin - at * width) : end - at * width]
-            for at in range(number, -(-end // width))
-        ]
-        return np.concatenate(parts)
+        end = min(end, self.training)
+        if not self._shuffle:
+            places = np.arange(begin, end, dtype=np.int64)
+            return self._numbers(self._split.training_samples(places))
+        if self._key is None or self._key[0] != epoch:
+            self._key = epoch, stream_seed(self._seed, "order", epoch)
+        key = self._key[1]
+        parts = []
+        for _ in range(end - begin):  # each gives one sample or more
+            number, first = self._order.at(key, begin)
+            parts.append(self._window(key, number)[begin - first : end - first])
+            begin += len(parts[-1])
+            if begin == end:
+                break
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, self._nothing])
 
-    def _window(self, epoch: int, number: int) -> Any:
-        if self._kept is not None and self._kept[0] == (epoch, number):
-            return self._kept[1]
-        if self._shuffle:
-            places = self._order.window(stream_seed(self._seed, "order", epoch), number)
-        else:
-            first = number * self._order.width
-            last = min(first + self._order.width, self.training)
-            places = np.arange(first, last, dtype=np.int64)
-        self._kept = (epoch, number), self._numbers(self._split.training_samples(places))
+    def _window(self, key: int, number: int) -> Any:
+        if self._kept is None or self._kept[0] != (key, number):
+            places = self._order.window(key, number)
+            self._kept = (key, number), self._numbers(self._split.training_samples(places))
         return self._kept[1]
 
     def held_out_samples(self, begin: int, end: int) -> Any:

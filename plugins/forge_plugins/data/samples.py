@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forge_kernel.api import Batch, DataSpec, LazyModule, RunError
 from forge_plugins.data.batch_form import BatchForm, batch_form
 from forge_plugins.data.cached_rows import CachedRows, Read
-from forge_plugins.data.deck import ComputedDeck, Deck, StoredDeck
+from forge_plugins.data.deck import Blocks, ComputedDeck, Deck, StoredDeck
 from forge_plugins.data.workers import Key, Workers
 
 if TYPE_CHECKING:
@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data.file import FileConfig
-    from forge_plugins.formats import block_cache, fault, gather, survey
+    from forge_plugins.formats import block_cache, chunked_rows, fault, gather, order, survey
     from forge_plugins.formats import table as tables
     from forge_plugins.formats.block_cache import BlockCache
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
     block_cache = LazyModule("forge_plugins.formats.block_cache")
+    chunked_rows = LazyModule("forge_plugins.formats.chunked_rows")
     fault = LazyModule("forge_plugins.formats.fault")
     gather = LazyModule("forge_plugins.formats.gather")
+    order = LazyModule("forge_plugins.formats.order")
     survey = LazyModule("forge_plugins.formats.survey")
     tables = LazyModule("forge_plugins.formats.table")
 
@@ -64,7 +66,7 @@ class FileData:
         self.table, self.config, self.seed = table, config, seed
         self._rank, self._world = rank, world
         self.left_out = found.left_out
-        self.deck = _deck(found, config, seed)
+        self.deck = _deck(table, found, config, seed)
         self.spec = self._spec(found)
         self._form = form or batch_form(config)
         self.cache: BlockCache[Any] = block_cache.BlockCache(
@@ -210,12 +212,27 @@ class FileData:
         return block_cache.advice(self.config.cache_size, figures)
 
 
-def _deck(found: survey.Survey, config: FileConfig, seed: int) -> Deck:
+def _deck(table: tables.Table, found: survey.Survey, config: FileConfig, seed: int) -> Deck:
     if config.streaming:
-        return ComputedDeck(found.kept_count, found.index, config, seed)
+        blocks = _blocks(table)
+        return ComputedDeck(found.kept_count, found.index, config, seed, blocks)
     every = found.index is None
     kept = np.arange(found.kept_count, dtype=np.int64) if every else np.asarray(found.index)
     return StoredDeck(kept, config, seed)
+
+
+def _blocks(table: tables.Table) -> Blocks | None:
+    """How the columns are packed, if one is; the longest chunks of all decide."""
+    packed = [
+        column
+        for name, column in table.columns.items()
+        if isinstance(column, chunked_rows.PackedChunks) and name in ("input", "target")
+    ]
+    if not packed:
+        return None
+    length = max(column.block for column in packed)
+    held = min(column.held_blocks(length) for column in packed)
+    return Blocks(len(table), length, min(order.WINDOW, held))
 
 
 def _reader(table: tables.Table, *, answers: bool) -> Read:

@@ -7,6 +7,7 @@ processes cannot be forked, readers run in this one.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import select
@@ -101,6 +102,7 @@ def _result(file: Path, text: bytes, status: int) -> Any:
 def _in_child(work: Work, write: int) -> NoReturn:
     """Do it and end, without the ends of the process that was forked."""
     try:
+        faulthandler.disable()  # a crash is told by the parent
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # last words of a library that gives up

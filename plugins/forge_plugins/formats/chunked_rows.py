@@ -88,6 +88,11 @@ class PackedChunks:
         """Rows that are unpacked together."""
         return self._layout.chunk
 
+    def held_blocks(self, length: int) -> int:
+        """Blocks of so many rows that can be held unpacked together."""
+        chunks = -(-length // self.block) + (length % self.block > 0)
+        return max(1, self.slots // chunks)
+
     def __len__(self) -> int:
         return self.shape[0]
 

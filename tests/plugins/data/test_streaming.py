@@ -23,7 +23,7 @@ from forge_kernel.testing.compare import differences
 from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig
 from forge_plugins.data.samples import FileData
-from forge_plugins.formats.order import BlockOrder, HashSplit, permuted
+from forge_plugins.formats.order import BlockOrder, HashSplit, UnevenOrder, permuted
 from forge_plugins.formats.quality import assess
 from forge_plugins.formats.survey import Question, Survey, survey, surveyed
 from forge_plugins.formats.table import Table
@@ -71,13 +71,58 @@ def test_an_order_by_blocks_is_a_permutation_of_which_any_part_is_known(
     count: int, block: int, window: int, key: int, data: st.DataObject
 ) -> None:
     order = BlockOrder(count, block, window)
-    whole = order.samples(key, 0, count)
+    check_windows(order, count, key, data)
+
+
+def check_windows(order: Any, count: int, key: int, data: st.DataObject) -> None:
+    """The windows that follow each other are a permutation, and any place tells its window."""
+    parts, place = [], 0
+    while place < count:
+        number, first = order.at(key, place)
+        assert number >= len(parts)
+        assert first == place
+        parts += [order.window(key, empty) for empty in range(len(parts), number)]
+        assert sum(map(len, parts)) == place
+        parts.append(order.window(key, number))
+        place += len(parts[-1])
+    whole = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     assert np.array_equal(np.sort(whole), np.arange(count))
-    begin = data.draw(st.integers(0, count))
-    end = data.draw(st.integers(begin, count + 9))
-    assert np.array_equal(
-        BlockOrder(count, block, window).samples(key, begin, end), whole[begin:end]
-    )
+    if count:
+        place = data.draw(st.integers(0, count - 1))
+        number, first = order.at(key, place)
+        assert order.window(key, number)[place - first] == whole[place]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 70), min_size=1, max_size=60),
+    window=st.integers(1, 9),
+    key=st.integers(0, 2**60),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_an_order_of_uneven_blocks_is_one_and_takes_each_block_in_one_window(
+    sizes: list[int], window: int, key: int, data: st.DataObject
+) -> None:
+    bounds = np.cumsum([0, *sizes])
+    order = UnevenOrder(bounds, window)
+    check_windows(order, int(bounds[-1]), key, data)
+    seen: set[int] = set()
+    for number in range(-(-len(sizes) // window)):
+        blocks = {int(np.searchsorted(bounds, s, "right")) for s in order.window(key, number)}
+        assert len(blocks) <= window
+        assert not blocks & seen
+        seen |= blocks
+
+
+@given(count=st.integers(1, 2000), share=st.floats(0, 0.99), key=st.integers(0, 2**60))
+@settings(max_examples=60, deadline=None)
+def test_the_samples_trained_on_before_a_sample_are_counted(
+    count: int, share: float, key: int
+) -> None:
+    split = HashSplit(count, share, key)
+    training = split.training_samples(np.arange(split.training))
+    numbers = np.arange(count + 1)
+    assert np.array_equal(split.training_before(numbers), np.searchsorted(training, numbers))
 
 
 @given(
