@@ -147,7 +147,9 @@ def runs(begins: Numbers, ends: Numbers) -> Numbers:
     """The numbers from each begin to before its end, one run after the other."""
     lengths = ends - begins
     offsets = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(begins - offsets, lengths)
+    inside = np.arange(int(lengths.sum()), dtype=np.int64)
+    found: Numbers = inside + np.repeat(begins - offsets, lengths)
+    return found
 
 
 class HashSplit:
