@@ -37,6 +37,11 @@ class ColumnFile:
         self._first: Column = np.zeros(0)
         self.count = 0
 
+    @property
+    def first(self) -> Column:
+        """No row, of the rows' shape and type."""
+        return self._first
+
     def append(self, rows: Column) -> None:
         """Write rows of the shape of the earlier ones.
 
@@ -116,10 +121,14 @@ class ColumnFolder:
             column = self._columns[name] = ColumnFile(self._file, self.path(name), name)
         column.append(rows)
 
-    def rows(self, name: str) -> int:
-        """Rows of a column so far."""
+    def names(self) -> list[str]:
+        """Of the columns so far."""
+        return list(self._columns)
+
+    def first(self, name: str) -> Column | None:
+        """No row of a column, of its shape and type; None when it has none so far."""
         column = self._columns.get(name)
-        return 0 if column is None else column.count
+        return None if column is None else column.first
 
     def close(self) -> list[str]:
         """Finish all files.
