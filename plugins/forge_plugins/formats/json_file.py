@@ -173,24 +173,56 @@ def _lines(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
     records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
     count = 0
     for piece in _line_blocks(text):
-        lines = piece.split(b"\n")
-        filled = [line for line in lines if line]
-        try:
-            values = list(map(orjson.loads, filled))
-        except orjson.JSONDecodeError:  # a blank line, or a fault, whose place is looked for
+        values = _values_of(piece)
+        if values is None:
+            lines = piece.split(b"\n")
             values = _parsed_lines(text, lines, count)
-
-        def place(at: int, lines: list[bytes] = lines) -> str:
-            numbers = [number for number, line in enumerate(lines) if line.strip()]
-            return f"line {text.line + numbers[at] + 1}"
-
+            filled = [number for number, line in enumerate(lines) if line.strip()]
+            places = _LinePlaces(text.line, filled)
+        else:
+            places = _LinePlaces(text.line, range(len(values)))
         if signs(piece, ":") != sum(len(value) for value in values if isinstance(value, dict)):
-            stripped = [line for line in lines if line.strip()]
+            stripped = [line for line in piece.split(b"\n") if line.strip()]
             for at, (line, value) in enumerate(zip(stripped, values, strict=True)):
-                _check_keys(text, line, value, count + at, place(at), counted=False)
-        records.take(values, place, signs(piece, "."))
+                _check_keys(text, line, value, count + at, places(at), counted=False)
+        records.take(values, places, signs(piece, "."))
         count += len(values)
     records.close()
+
+
+class _LinePlaces:
+    """Tells the lines of a block's records.
+
+    Args:
+        before: lines before the block.
+        lines: of the block, those with records.
+    """
+
+    def __init__(self, before: int, lines: Sequence[int]) -> None:
+        self._before, self._lines = before, lines
+
+    def __call__(self, at: int) -> str:
+        return f"line {self._before + self._lines[at] + 1}"
+
+
+def _values_of(piece: bytes) -> list[Any] | None:
+    """The objects of lines of which each holds one; None when one may not.
+
+    They are parsed at once, as an array. Each line begins with a brace, and there are as many
+    objects as lines: what would go on in a next line could only be a list of objects, which is
+    refused as no number.
+    """
+    body = piece.removesuffix(b"\n")
+    codes = np.frombuffer(body, np.uint8)
+    begins = np.flatnonzero(codes[:-1] == ord("\n")) + 1
+    if body[:1] != b"{" or not (codes[begins] == ord("{")).all():
+        return None
+    count = len(begins) + 1
+    try:
+        values: list[Any] = orjson.loads(b"[%b]" % body.replace(b"\n", b","))
+    except orjson.JSONDecodeError:
+        return None
+    return values if len(values) == count else None
 
 
 def _parsed_lines(text: JsonText, lines: Sequence[bytes], record: int) -> list[Any]:
