@@ -28,8 +28,9 @@ from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel.strategy import OneProcess
+from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import File, FileConfig
-from forge_plugins.data.samples import Epochs, FileData
+from forge_plugins.data.samples import FileData
 from forge_plugins.formats.record_file import write_records
 from forge_plugins.formats.survey import Survey
 from forge_plugins.formats.table import Table

@@ -61,11 +61,13 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.data.file import data_file
     from forge_plugins.formats.fault import DataFault
-    from forge_plugins.formats.opening import FORMATS, open_table
+    from forge_plugins.formats.format import Reading
+    from forge_plugins.formats.installed import names
+    from forge_plugins.formats.opening import open_table
     from forge_plugins.formats.quality import assess
     from forge_plugins.formats.token_file import TYPES
 
-    for word, known in ((form, ("auto", *FORMATS)), (integers, TYPES)):
+    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
         if word not in known:
             hint = f"there are: {', '.join(known)}"
             raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
@@ -73,11 +75,8 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         table = open_table(
             data_file(file),
             form,
+            Reading(lenient=True, trust_pickle=trust_pickle, integers=integers, length=length),
             cache_dir=cache_dir,
-            lenient=True,
-            trust_pickle=trust_pickle,
-            integers=integers,
-            length=length,
         )
         meant = _meant(table) if target is TargetForm.AUTO else target.value
         assessment = assess(
@@ -99,7 +98,11 @@ def _meant(table: Table) -> str:
     column = table.columns.get("target")
     if column is None:
         return "none"
-    return "class" if column.dtype.kind in "iub" and column.size == len(column) else "number"
+    return (
+        "class"
+        if column.dtype.kind in "iub" and all(size == 1 for size in column.shape[1:])
+        else "number"
+    )
 
 
 def _told(table: Table, found: Assessment, target: str, threshold: float) -> dict[str, Any]:
@@ -108,6 +111,7 @@ def _told(table: Table, found: Assessment, target: str, threshold: float) -> dic
     from forge_plugins.formats.quality import REASONS
 
     kept = found.kept(threshold)
+    shifted = target == "next" and "target" not in table.columns
     labels = {}
     if target == "class":
         answers = np.asarray(table.columns["target"]).reshape(len(table), -1)[kept]
@@ -138,7 +142,7 @@ def _told(table: Table, found: Assessment, target: str, threshold: float) -> dic
             round(float(q), 6) for q in np.quantile(found.scores, np.linspace(0, 1, 11))
         ],
         "labels": labels,
-        "length": int(np.prod(table.columns["input"].shape[1:])),
+        "length": int(np.prod(table.columns["input"].shape[1:])) - shifted,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.table import Column
 
 ROWS: Final = 2**13
@@ -30,7 +31,7 @@ def _pyarrow(file: Path) -> Any:
     return pyarrow
 
 
-def read_arrow(file: Path, columns: ColumnFolder, *, parquet: bool) -> None:
+def _read(file: Path, columns: ColumnFolder, *, parquet: bool) -> None:
     """Write the columns; each is of numbers, or of lists of numbers of one length.
 
     Args:
@@ -111,3 +112,27 @@ def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Col
         hint = "numbers are integers and floats of up to 64 bits"
         raise DataFault(file, f"holds {column.type}", field=name, hint=hint) from error
     return numbers.reshape(shape)
+
+
+def read_parquet(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
+    """Write the columns of a Parquet file; see `_read`."""
+    del reading, names
+    _read(file, columns, parquet=True)
+
+
+def read_arrow(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
+    """Write the columns of an Arrow file or stream; see `_read`."""
+    del reading, names
+    _read(file, columns, parquet=False)
+
+
+PARQUET: Final = Format(
+    name="parquet", suffixes=(".parquet", ".pq"), magic=(b"PAR1",), read=read_parquet, apart=True
+)
+ARROW: Final = Format(
+    name="arrow", suffixes=(".arrow", ".feather"), magic=(b"ARROW1",), read=read_arrow, apart=True
+)

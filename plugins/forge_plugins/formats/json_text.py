@@ -13,8 +13,8 @@ import orjson
 
 from forge_plugins.formats.fault import DataFault
 
-BLOCK: Final = 2**20
-"""Bytes that are read at a time."""
+BLOCK: Final = 2**18
+"""Bytes that are read at a time: what they become stays in the processor's cache for a while."""
 MAX_RECORD: Final = 2**21
 """Bytes of text that one record, or one element of a column, may have."""
 MAX_EXPANSION: Final = 1000
@@ -117,7 +117,7 @@ class JsonText:
     def drop(self, count: int) -> None:
         """Let go of the first bytes."""
         gone = self.held[:count]
-        lines = gone.count(b"\n")
+        lines = signs(gone, "\n")
         self.line += lines
         self._column = len(gone) - gone.rfind(b"\n") - 1 if lines else self._column + len(gone)
         self.held = self.held[count:]

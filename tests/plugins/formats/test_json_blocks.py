@@ -172,10 +172,3 @@ def test_what_is_wrong_in_a_long_text_is_told(text: str, told: str, tmp_path: Pa
     with pytest.raises(DataFault, match=f"(?s){told}"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "c")
     assert not list((tmp_path / "c").iterdir())
-
-
-def test_a_pickle_beyond_its_budget_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    with (tmp_path / "x.pkl").open("wb") as file:
-        file.truncate(2**28 + 1)  # a hole: no bytes on the disk
-    with pytest.raises(DataFault, match=r"in memory as a whole.*HDF5, \.npz"):
-        open_table(tmp_path / "x.pkl", cache_dir=tmp_path / "c")
