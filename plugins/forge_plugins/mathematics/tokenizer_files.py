@@ -104,6 +104,10 @@ def transformers_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         }  # fmt: skip
         content: dict[str, Any] = json.loads(tokenizer.content)
         return {"tokenizer.json": content, "tokenizer_config.json": about}
+    return _own_files(tokenizer)
+
+
+def _own_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     specials = _specials(tokenizer)
     added = [
         {
