@@ -97,7 +97,7 @@ def _check_keys(
         ) from error
 
 
-def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
+def elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
     """The elements of the array whose bracket was taken, as many at a time as a block holds.
 
     Yields:
@@ -134,26 +134,16 @@ def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
             text.more()
 
 
-def _end(text: JsonText) -> None:
-    """Nothing may follow.
-
-    Raises:
-        DataFault: something does.
-    """
-    if text.next():
-        raise text.fault("is not JSON: text follows the end")
-
-
 def _array(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
     text.expect(b"[", "an array")
     records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
-    for values, found in _elements(text):
+    for values, found in elements(text):
         records.take(values, dots=found)
-    _end(text)
+    text.end()
     records.close()
 
 
-def _line_blocks(text: JsonText) -> Iterator[bytes]:
+def line_blocks(text: JsonText) -> Iterator[bytes]:
     """Whole lines, about a block of them at a time; each is held until the next is asked for."""
     while text.held or not text.ended:
         end = text.held.rfind(b"\n", 0, BLOCK) + 1 or text.held.find(b"\n", BLOCK) + 1
@@ -172,11 +162,11 @@ def _line_blocks(text: JsonText) -> Iterator[bytes]:
 def _lines(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
     records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
     count = 0
-    for piece in _line_blocks(text):
+    for piece in line_blocks(text):
         values = _values_of(piece)
         if values is None:
             lines = piece.split(b"\n")
-            values = _parsed_lines(text, lines, count)
+            values = parsed_lines(text, lines, count)
             filled = [number for number, line in enumerate(lines) if line.strip()]
             places = _LinePlaces(text.line, filled)
         else:
@@ -225,7 +215,7 @@ def _values_of(piece: bytes) -> list[Any] | None:
     return values if len(values) == count else None
 
 
-def _parsed_lines(text: JsonText, lines: Sequence[bytes], record: int) -> list[Any]:
+def parsed_lines(text: JsonText, lines: Sequence[bytes], record: int) -> list[Any]:
     """Each line that is not blank.
 
     Raises:
@@ -264,13 +254,13 @@ def _columnar(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
         text.drop(1)
         noted: list[Column] = []
         records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient, note=noted.append)
-        for values, count in _elements(text):
+        for values, count in elements(text):
             records.take([{name: value} for value in values], dots=count)
         lengths[name] = records.count
         defects.append(np.concatenate(noted) if noted else np.zeros(0, np.uint8))
         if text.expect(b",}", "a comma or the object's end") == b"}":
             break
-    _end(text)
+    text.end()
     check_lengths(text.file, lengths)
     if not all(lengths.values()):
         raise DataFault(text.file, "there are no records", hint="give at least one")

@@ -82,7 +82,8 @@ class JsonText:
         self.line = 0  # of the first byte held, counted from 0
         self._column = 0
         self.fill(len(_BOM))
-        self.held = self.held.removeprefix(_BOM)
+        self.begin = len(_BOM) if self.held.startswith(_BOM) else 0  # in the text, in bytes
+        self.held = self.held[self.begin :]
 
     def more(self) -> bool:
         """Hold another block.
@@ -142,6 +143,15 @@ class JsonText:
             raise self.fault(f"is not JSON: {what} is expected, not {shown}")
         self.drop(1)
         return found
+
+    def end(self) -> None:
+        """Nothing may follow.
+
+        Raises:
+            DataFault: something does.
+        """
+        if self.next():
+            raise self.fault("is not JSON: text follows the end")
 
     def fault(self, message: str, record: int | None = None) -> DataFault:
         """What is wrong at the first byte held."""

@@ -82,7 +82,7 @@ def _trusted(file: Path, content: _Content) -> None:
         told = f"{size} bytes; a pickle that is run is in memory as a whole: {MAX_TRUSTED} may be"
         raise DataFault(file, told, hint="pickle arrays or lists of numbers, which need no trust")
     try:
-        value = _unwrapped(pickle.loads(file.read_bytes()))  # noqa: S301  asked for
+        value = pickle.loads(file.read_bytes())  # noqa: S301  asked for
     except Exception as error:
         told = f"{type(error).__name__}: {str(error)[:200]}"
         raise DataFault(file, f"cannot be unpickled: {told}", hint=_HINT) from error
@@ -90,20 +90,6 @@ def _trusted(file: Path, content: _Content) -> None:
         content.add(None, value, 0)
     except RefusedError as error:
         raise DataFault(file, f"is refused: {error}", hint=_HINT) from error
-
-
-def _unwrapped(value: Any, depth: int = 0) -> Any:
-    """Tensors and numpy's single numbers as arrays and numbers, within bounds of depth."""
-    if depth > 16:
-        return value
-    if isinstance(value, Mapping):
-        return {name: _unwrapped(part, depth + 1) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        numbers = set(map(type, value)) <= {int, float}
-        return list(value) if numbers else [_unwrapped(part, depth + 1) for part in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.detach().cpu().numpy() if type(value).__module__.startswith("torch") else value
 
 
 class _Content:
@@ -144,7 +130,7 @@ class _Content:
             assert machine is not None
             self._rest_of_columns(machine, value)
             return
-        found = plain(value) if machine is not None else value
+        found = plain(value)
         if isinstance(found, list) and len(found) in (2, 3) and _are_arrays(found):
             found = dict(zip(("input", "target", "weight"), found, strict=False))
         if isinstance(found, Mapping) and found and _are_arrays([*found.values()]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -112,32 +112,41 @@ def plain(value: Any, depth: int = 0) -> Any:
     Raises:
         RefusedError: it is deeper than any record, or something that is no data.
     """
+    if depth > 16:
+        raise RefusedError("containers inside themselves or nested too deeply")
+    found = _opened(value)
+    if isinstance(found, Mapping):
+        return {name: plain(part, depth + 1) for name, part in found.items()}
+    if not isinstance(found, list | tuple):
+        return found
+    if set(map(type, found)) <= {int, float}:
+        return list(found)
+    items = [plain(part, depth + 1) for part in found]
+    return _stacked(items) if depth > 1 else items  # below: rows of one record's field
+
+
+def _opened(value: Any) -> Any:
+    """What a shell holds; what the library has made of a trusted pickle, as arrays and numbers."""
     if isinstance(value, Array):
         if value.array is None:
             raise RefusedError("an array without values")
         return value.array
     if isinstance(value, Name | Dtype | Storage):
         raise RefusedError("a name that is no data")
-    if depth > 16:
-        raise RefusedError("containers inside themselves or nested too deeply")
-    if isinstance(value, dict):
-        return {name: plain(part, depth + 1) for name, part in value.items()}
     if isinstance(value, Growing):
         if value.handed:
             raise RefusedError("a list that is there twice")
-        value = value.whole()
-    if isinstance(value, list | tuple):
-        return _plain_items(value, depth)
-    return bytes(value) if isinstance(value, memoryview) else value
+        return value.whole()
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
 
 
-def _plain_items(value: list[Any] | tuple[Any, ...], depth: int) -> Any:
-    if set(map(type, value)) <= {int, float}:
-        return list(value)
-    items = [plain(part, depth + 1) for part in value]
-    if depth < 2 or not any(type(part) is np.ndarray for part in items):
+def _stacked(items: list[Any]) -> Any:
+    if not any(type(part) is np.ndarray for part in items):
         return items
-    # rows of one record's field
     arrays = all(type(part) is np.ndarray for part in items)
     if arrays and len({(part.shape, part.dtype) for part in items}) == 1:
         return np.stack(items)
