@@ -454,7 +454,7 @@ class Declaration:
                 found["penalties"] = (UsePenalty("quantization_distance", {"strength": strength}),)
         if config.grokfast_config is not None:
             found["phases"] = UsePhases("grokfast", config.grokfast_config.lengths())
-        wrappers = []
+        wrappers: list[Use[Any]] = []
         if config.grokfast_config is not None and config.grokfast_config.gradient_checkpointing:
             wrappers.append(UseWrapper("activation_checkpointing", {}))
         if config.training_config.compile_model:
