@@ -340,12 +340,57 @@ def bitnet_speed(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def monitors(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Monitors",
+        "",
+        "CPU time of a step with all monitors that the pipelines name (bar on a terminal, metrics",
+        "file, resources, report, status, log; loss, accuracy, norm, rate, figures of BitNet and",
+        "Grokfast; a log line every 20 steps), as a ratio to a session without any, interleaved:",
+        "median and middle half. Goal for the showcase: 1.02.",
+        "",
+        "| | CPU time of a step without | with monitors | middle half | none against none |",
+        "|---|---|---|---|---|",
+    ]
+    for title, row in found["cost"].items():
+        median, low, high = row["all default monitors"]
+        noise = row["none again (the noise)"][0]
+        lines.append(
+            f"| {title} | {row['step_us'] / 1000:.2f} ms | {median:.3f} | {low:.3f} - {high:.3f} | "
+            f"{noise:.3f} |"
+        )
+    lines += [
+        "",
+        "Seconds from the telling of an event until another process sees it (20 events; goal: 1):",
+        "",
+        "| seen in | median | longest |",
+        "|---|---|---|",
+    ]
+    for name, (median, longest) in found["latency"].items():
+        lines.append(f"| {name} | {median:.3f} | {longest:.3f} |")
+    return lines
+
+
+def utilization(found: dict[str, Any]) -> list[str]:
+    share = found["busy_share"]
+    told = "not known" if share is None else f"{share:.1%}"
+    return [
+        "## Utilisation of the GPU",
+        "",
+        f"{found['device']}, {found['workload']}: over {found['epochs']} whole epochs "
+        f"({found['seconds']:.0f} s) a kernel was running {told} of the wall time, by the driver's "
+        "counter.",
+    ]
+
+
 SECTIONS = {
     "grokking": grokking_section,
     "accelerators": accelerators_section,
     "training_time": training_time_section,
     "overhead": overhead,
     "dispatch": dispatch,
+    "monitors": monitors,
+    "utilization": utilization,
     "quality": low_bits,
     "startup": startup,
     "filter": filters,
@@ -398,6 +443,16 @@ def readme_table() -> str:
             f"| an event nobody listens to / ten listen to | 1/{found['0']['ratio']:.0f} / "
             f"1/{found['10']['ratio']:.0f} of a live pluggy call |"
         )
+    found = load("monitors")
+    if found is not None:
+        row = found["cost"]["the showcase"]
+        cost, noise = row["all default monitors"][0], row["none again (the noise)"][0]
+        lines.append(
+            f"| a step of the showcase with all its monitors | {cost:.3f} x without any (none "
+            f"against none: {noise:.3f}) |"
+        )
+        longest = found["latency"]["`forge watch`"][1]
+        lines.append(f"| until `forge watch` shows an event, longest of 20 | {longest:.2f} s |")
     found = load("startup")
     if found is not None:
         shares = " / ".join(f"1/{value:.0f}" for value in found.values())
