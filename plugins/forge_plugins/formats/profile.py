@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -96,7 +97,7 @@ def profile_of(table: Table, found: Assessment, target: str, threshold: float) -
     return Profile(
         str(table.file), table.format, len(table), len(kept), threshold, target,
         int(np.prod(inputs.shape[1:])) - shifted,
-        {name: _about(column) for name, column in table.columns.items()},
+        {name: _about(column, table.problems) for name, column in table.columns.items()},
         found.left_out(threshold),
         {
             reason: {
@@ -108,22 +109,26 @@ def profile_of(table: Table, found: Assessment, target: str, threshold: float) -
         },
         _labels(table.columns["target"], kept) if target == "class" else {},
         Bars(names, counts[there].tolist()),
-        _spread(inputs),
+        _spread(inputs, table.problems),
         [round(float(q), 6) for q in np.quantile(found.scores, np.linspace(0, 1, 11))],
     )  # fmt: skip
 
 
-def _blocks(column: Column | Rows) -> Any:
+def _blocks(column: Column | Rows, problems: Column | None) -> Iterator[Column]:
+    """The finite numbers of the records that could be read, a part of them at a time."""
     width = max(1, int(np.prod(column.shape[1:])))
     step = max(1, _BLOCK // width)
     for begin in range(0, len(column), step):
-        numbers = np.asarray(column[begin : begin + step]).reshape(-1)
+        rows = np.asarray(column[begin : begin + step])
+        if problems is not None:
+            rows = rows[np.asarray(problems[begin : begin + step]) == 0]
+        numbers = rows.reshape(-1)
         yield numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
 
 
-def _about(column: Column | Rows) -> dict[str, Any]:
+def _about(column: Column | Rows, problems: Column | None) -> dict[str, Any]:
     low, high, total, count = np.inf, -np.inf, 0.0, 0
-    for numbers in _blocks(column):
+    for numbers in _blocks(column, problems):
         if len(numbers):
             low, high = min(low, numbers.min().item()), max(high, numbers.max().item())
             total += float(numbers.sum(dtype=np.float64))
@@ -144,19 +149,19 @@ def _labels(column: Column | Rows, kept: NDArray[np.int64]) -> dict[str, int]:
     return {str(int(value)): count for value, count in pairs if value == int(value)}
 
 
-def _spread(column: Column | Rows) -> Bars | None:
+def _spread(column: Column | Rows, problems: Column | None) -> Bars | None:
     """Numbers of inputs in equal parts of where most of them lie; None when there is no range."""
-    about = _about(column)
+    about = _about(column, problems)
     low, high = about["smallest"], about["largest"]
     if low is None or not low < high:
         return None
     if column.dtype.kind != "f" and high - low < BINS:
         edges = np.arange(low - 0.5, high + 1)
         names = [f"{number}" for number in range(int(low), int(high) + 1)]
-        return Bars(names, _counted(column, edges).tolist())
-    first, last = _most(column)
+        return Bars(names, _counted(column, problems, edges).tolist())
+    first, last = _most(column, problems)
     inner = np.linspace(first, last, BINS + 1) if first < last else np.array([low, high])
-    counts = _counted(column, np.array([-np.inf, *inner, np.inf]))
+    counts = _counted(column, problems, np.array([-np.inf, *inner, np.inf]))
     names = [f"{a:.4g} to {b:.4g}" for a, b in itertools.pairwise(inner)]
     names = [f"below {inner[0]:.4g}", *names, f"above {inner[-1]:.4g}"]
     # nothing lies beyond a range that ends at the smallest or the largest number
@@ -165,21 +170,24 @@ def _spread(column: Column | Rows) -> Bars | None:
     return Bars([names[at] for at in kept], [int(counts[at]) for at in kept])
 
 
-def _most(column: Column | Rows) -> tuple[float, float]:
+def _most(column: Column | Rows, problems: Column | None) -> tuple[float, float]:
     """Between which two numbers 99 % lie, by a sample of rows."""
-    count = len(column)
-    drawn = np.arange(count)
-    if count > _SAMPLED:
+    drawn = (
+        np.arange(len(column)) if problems is None else np.flatnonzero(np.asarray(problems) == 0)
+    )
+    if len(drawn) > _SAMPLED:
         generator = np.random.Generator(np.random.PCG64(0))
-        drawn = np.sort(generator.choice(count, _SAMPLED, replace=False))
+        drawn = np.sort(generator.choice(drawn, _SAMPLED, replace=False))
     numbers = take(column, drawn).astype(np.float64).reshape(-1)
     low, high = np.quantile(numbers[np.isfinite(numbers)], (0.005, 0.995))
     return float(low), float(high)
 
 
-def _counted(column: Column | Rows, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+def _counted(
+    column: Column | Rows, problems: Column | None, edges: NDArray[np.float64]
+) -> NDArray[np.int64]:
     counts = np.zeros(len(edges) - 1, np.int64)
-    for numbers in _blocks(column):
+    for numbers in _blocks(column, problems):
         places = np.searchsorted(edges, numbers, "right") - 1
         places[numbers == edges[-2]] = len(edges) - 3  # the last inner edge ends its part
         counts += np.bincount(np.clip(places, 0, len(counts) - 1), minlength=len(counts))

@@ -59,7 +59,7 @@ def _fields(fields: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         (
             escaped(name),
             [
-                escaped(about["type"]), escaped(about["shape"] or ("one number" if "different" not in about["type"] else "a text")),
+                escaped(about["type"]), escaped(about["shape"] or "one"),
                 *(number_cell(about[key]) for key in ("smallest", "mean", "largest")),
             ],
         )
