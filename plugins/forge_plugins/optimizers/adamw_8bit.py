@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import (
+    AdamBetas,
+    DecayRule,
+    DecoupledDecay,
+    Epsilon,
+    LearningRate,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,22 +34,11 @@ else:
 class AdamW8BitConfig:
     """What torchao's AdamW8bit is told."""
 
-    lr: Annotated[float, Meta(ge=0, description="learning rate")] = 1e-3
-    betas: Annotated[
-        tuple[
-            Annotated[float, Meta(ge=0, lt=1)],
-            Annotated[float, Meta(ge=0, lt=1)],
-        ],
-        Meta(description="decay of the averages of gradient and of its square"),
-    ] = (0.9, 0.999)
-    eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor")] = 1e-8
-    weight_decay: Annotated[
-        float, Meta(ge=0, description="decoupled decay, times the learning rate")
-    ] = 0.01
-    decay: Annotated[
-        Literal["all", "matrices"],
-        Meta(description="which parameters decay; matrices leaves out biases and norms"),
-    ] = "all"
+    lr: LearningRate = 1e-3
+    betas: AdamBetas = (0.9, 0.999)
+    eps: Epsilon = 1e-8
+    weight_decay: DecoupledDecay = 0.01
+    decay: DecayRule = "all"
     block_size: Annotated[
         int,
         Meta(ge=2, description="elements that share a scale; tensors of fewer than 4096 elements, "

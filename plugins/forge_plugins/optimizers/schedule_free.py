@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import DecayRule
 
 if TYPE_CHECKING:
     import schedulefree
@@ -45,10 +46,7 @@ class ScheduleFreeConfig:
     ] = 0.999
     eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor (adamw)")] = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, description="decay, times the learning rate")] = 0.0
-    decay: Annotated[
-        Literal["all", "matrices"],
-        Meta(description="which parameters decay; matrices leaves out biases and norms"),
-    ] = "all"
+    decay: DecayRule = "all"
     warmup_steps: Annotated[int, Meta(ge=0, description="optimizer steps of a linear rise")] = 0
     average_power: Annotated[
         float, Meta(ge=0, description="later iterates weigh step ** this in the average")
