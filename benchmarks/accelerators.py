@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Book:
     def run(
         self, method: Method, precision: str, settings: tuple[str, ...], seed: int, cap: int, task: str = "mul"
     ) -> dict[str, Any]:  # fmt: skip
-        key = f"{method.name}/{precision}/{task}/{' '.join(settings)}/{seed}"
+        key = _key(method, precision, task, settings, seed)
         known = self.found.get(key)
         if known is not None and (known["reached"] or known["steps"] >= cap):
             return known
@@ -132,6 +133,24 @@ class Book:
         return min(finalists, key=means.__getitem__)
 
 
+def chosen(
+    grid: Sequence[tuple[str, ...]], steps: Callable[[tuple[str, ...], int], float]
+) -> tuple[str, ...]:
+    """The settings that the rule at the top of this file chooses.
+
+    Args:
+        grid: the settings that are tried.
+        steps: of settings and a seed.
+    """
+    first = {settings: steps(settings, 100) for settings in grid}
+    best = min(first.values())
+    near = sorted(
+        (count, order) for order, count in enumerate(first.values()) if count <= 1.5 * best
+    )
+    finalists = [grid[order] for _, order in near[:3]]
+    return min(finalists, key=lambda settings: first[settings] + steps(settings, 101))
+
+
 def _steps(figures: dict[str, Any], cap: int) -> float:
     return float(figures["steps"]) if figures["reached"] else float(cap)
 
@@ -141,6 +160,57 @@ def median_steps(figures: list[dict[str, Any]]) -> float:
     return statistics.median(
         float(each["steps"]) if each["reached"] else float("inf") for each in figures
     )
+
+
+def known_choice(
+    found: dict[str, dict[str, Any]], method: Method, precision: str
+) -> tuple[str, ...] | None:
+    """What was chosen, when all the tuning runs that it takes are there."""
+
+    def steps(settings: tuple[str, ...], seed: int) -> float:
+        return _steps(found[_key(method, precision, "mul", settings, seed)], TUNING_CAP)
+
+    try:
+        return chosen(method.grid, steps)
+    except KeyError:
+        return None
+
+
+def _key(method: Method, precision: str, task: str, settings: tuple[str, ...], seed: int) -> str:
+    return f"{method.name}/{precision}/{task}/{' '.join(settings)}/{seed}"
+
+
+def table(found: dict[str, dict[str, Any]], precision: str, task: str) -> list[str]:
+    """The table of one precision and task as Markdown; methods that were not run are left out."""
+    rows: list[tuple[float, str]] = []
+    for method in METHODS:
+        settings = known_choice(found, method, precision)
+        if settings is None:
+            continue
+        runs = [found.get(_key(method, precision, task, settings, seed)) for seed in SEEDS]
+        whole = [each for each in runs if each is not None]
+        if len(whole) < len(runs):
+            continue
+        shown = " / ".join(str(each["steps"]) if each["reached"] else "never" for each in whole)
+        median = median_steps(whole)
+        spent = [each["cpu_seconds"] for each in whole if each["reached"]]
+        seconds = f"{statistics.median(spent):.0f}" if len(spent) == len(whole) else "-"
+        words = ", ".join(_short(each) for each in settings)
+        steps = f"{median:.0f}" if median != float("inf") else "not in 4000"
+        rows.append((median, f"| {method.title} | {words} | {shown} | {steps} | {seconds} |"))
+    if not rows:
+        return []
+    head = "| method | settings found | steps to 95 %, seeds 0 - 4 | median | CPU s, median |"
+    return [
+        head,
+        "|---|---|---|---|---|",
+        *(row for _, row in sorted(rows, key=lambda row: row[0])),
+    ]
+
+
+def _short(setting: str) -> str:
+    name, _, value = setting.partition("=")
+    return f"{name.rpartition('.')[2]} {value}"
 
 
 def main() -> None:

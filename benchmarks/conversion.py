@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 
 from forge_plugins.formats.column_file import ColumnFolder
+from forge_plugins.formats.format import Reading
 from forge_plugins.formats.json_file import read_json
 from forge_plugins.formats.json_text import JsonText, cut
 
@@ -54,7 +55,7 @@ def by_line(path: Path) -> None:
 def converted(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         columns = ColumnFolder(path, Path(folder))
-        read_json(path, columns)
+        read_json(path, columns, Reading())
         columns.close()
 
 

@@ -885,7 +885,10 @@ class Session:
             notify(run)
 
     def restore_weights(self, tag: str) -> None:
-        """Put the weights of a pinned checkpoint into the model; nothing else changes.
+        """Put the weights of a pinned checkpoint into the model.
+
+        The plugin that names the evaluation model, if one does, takes up its memory too: what was
+        validated then is what is restored. Nothing else changes.
 
         Raises:
             RunError: nothing is pinned under the tag.
@@ -893,8 +896,12 @@ class Session:
         found = self.store.pinned(tag) if self.store is not None else None
         if self.store is None or found is None:
             raise RunError(f"there is no checkpoint pinned as '{tag}' to restore")
-        run = self.run
-        run.strategy.load_model_state(run, self.store.load(found).model)
+        run, snapshot = self.run, self.store.load(found)
+        run.strategy.load_model_state(run, snapshot.model)
+        namers = {entry.path for entry in self.plan.answering("compute_evaluation_model")}
+        for entry, plugin in self.bus.stateful():
+            if entry.path in namers:
+                plugin.load_state_dict(snapshot.trees["plugins"][entry.label])
         self._validated_at = -1
         for notify in self._on_weights_changed:
             notify(run)
@@ -976,18 +983,24 @@ def _forward_arguments(model: nn.Module) -> frozenset[str]:
         return frozenset()
 
 
-def _parameter_names(run: Run) -> dict[int, str]:
+def _parameter_order(run: Run) -> list[str]:
+    """The names of the optimizer's parameters, in the order of its state dict."""
     names = {id(parameter): name for name, parameter in run.named_parameters()}
-    for index, group in enumerate(run.optimizer.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            names.setdefault(id(parameter), f"optimizer.{index}.{place}")
-    return names
+    return [
+        names.get(id(parameter), f"optimizer.{index}.{place}")
+        for index, group in enumerate(run.optimizer.param_groups)
+        for place, parameter in enumerate(group["params"])
+    ]
 
 
 def optimizer_state(run: Run) -> dict[str, dict[str, Any]]:
-    """The optimizer's memory by parameter name; group settings come from the configuration."""
-    names = _parameter_names(run)
-    return {names[id(parameter)]: dict(state) for parameter, state in run.optimizer.state.items()}
+    """The optimizer's memory by parameter name; group settings come from the configuration.
+
+    It is what the optimizer's own `state_dict` gives, so that its hooks may bring it into plain
+    tensors.
+    """
+    order = _parameter_order(run)
+    return {order[place]: state for place, state in run.optimizer.state_dict()["state"].items()}
 
 
 def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -996,8 +1009,7 @@ def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> No
     Raises:
         RunError: the state is of other parameters.
     """
-    names = _parameter_names(run)
-    order = [names[id(p)] for group in run.optimizer.param_groups for p in group["params"]]
+    order = _parameter_order(run)
     foreign = sorted(state.keys() - set(order))
     if foreign:
         raise RunError(f"the checkpoint has optimizer state of unknown parameters {foreign[:5]}")

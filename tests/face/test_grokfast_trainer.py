@@ -276,3 +276,27 @@ def test_adaptive_parameters_move_by_the_recorded_loss_and_are_off_by_default(
     info = ours.get_training_summary()["grokfast_info"]
     assert info["lambda_reg"] == last["grokfast_lambda"]
     assert info["alpha"] == last["grokfast_alpha"]
+
+
+def test_gradient_checkpointing_keeps_less_and_trains_the_same() -> None:
+    """Spec: K6. Red when the setting is not handed on."""
+    kept: dict[bool, int] = {}
+    found = {}
+    for checkpointing in (False, True):
+        sizes: list[int] = []
+        model = nn.Sequential(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Tanh()), nn.Linear(6, 2))
+        torch.manual_seed(0)
+        for value in model.parameters():
+            nn.init.normal_(value)
+        ours = trainer(model, gradient_checkpointing=checkpointing)
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held):
+            for one in batches(3):
+                ours.train_step(one, functional.cross_entropy)
+        kept[checkpointing], found[checkpointing] = sum(sizes), weights(model)
+    assert kept[True] < kept[False]
+    assert torch.equal(found[True], found[False])

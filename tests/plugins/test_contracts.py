@@ -14,6 +14,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
         "factory": "torch.nn:Linear",
         "arguments": {"in_features": 8, "out_features": 5},
     },
+    "loss.language_model": {"head": "4"},  # the last layer of the trial's model
 }
 
 

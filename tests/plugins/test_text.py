@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from forge_kernel import load_pipeline, run
 from forge_kernel.errors import PluginError
 from forge_kernel.state import Batch
-from forge_plugins.data.text import TextConfig, WindowData
+from forge_plugins.data.text import TextConfig
+from forge_plugins.data.windows import WindowData, Windows
 from forge_plugins.mathematics.llama import Llama, LlamaShape
-from forge_plugins.mathematics.token_windows import split_row, window_starts
+from forge_plugins.mathematics.token_windows import cut, window_count
 from forge_plugins.mathematics.tokenizers import ByteTokenizer, CharacterTokenizer
 from forge_plugins.validators.language_model import PerplexityMeter
 
@@ -37,9 +39,9 @@ def test_an_unknown_character_is_shown_as_such() -> None:
 
 
 def data(length: int = 4, batch_size: int = 3, count: int = 50) -> WindowData:
-    row = torch.arange(count, dtype=torch.int32)
+    row, place = np.arange(count, dtype=np.int32), cut(count, 0.2)
     config = TextConfig(length=length, batch_size=batch_size)
-    return WindowData(*split_row(row, 0.2), config, 7, ByteTokenizer())
+    return WindowData(row[:place], row[place:], config, 7, ByteTokenizer())
 
 
 def windows(batches: Any) -> list[list[int]]:
@@ -78,9 +80,11 @@ def test_epochs_differ_in_offset_and_order() -> None:
 
 
 def test_every_token_but_the_first_is_a_target_once() -> None:
-    starts = window_starts(21, 5)
-    targets = [start + place + 1 for start in starts.tolist() for place in range(5)]
-    assert targets == list(range(1, 21))
+    row = Windows(np.arange(21, dtype=np.uint16), 5)
+    batch = row.batch(np.arange(window_count(21, 5)) * 5)
+    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+    assert batch.targets.reshape(-1).tolist() == list(range(1, 21))
+    assert batch.inputs.untyped_storage().data_ptr() == batch.targets.untyped_storage().data_ptr()
 
 
 SMALL = [
@@ -102,7 +106,7 @@ def test_a_file_of_ones_own_is_read_with_the_tokenizer_asked_for(tmp_path: Path)
         assert perplexity == pytest.approx(math.exp(loss or 0), rel=1e-3)
 
 
-@pytest.mark.parametrize(("text", "words"), [(None, "cannot read"), ("short", "too few")])
+@pytest.mark.parametrize(("text", "words"), [(None, "no such file"), ("short", "too few")])
 def test_a_text_that_cannot_serve_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     if text is not None:

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from forge_plugins.formats.quality import Assessment
+    from forge_plugins.formats.profile import Profile
     from forge_plugins.formats.table import Table
-
-SHOWN = 20  # record numbers told for each reason
 
 
 class InputForm(StrEnum):
@@ -21,6 +19,7 @@ class InputForm(StrEnum):
 
     FEATURES = "features"
     TOKENS = "tokens"
+    TEXT = "text"
 
 
 class TargetForm(StrEnum):
@@ -34,13 +33,15 @@ class TargetForm(StrEnum):
 
 
 def data(  # noqa: PLR0913, PLR0917  as many as the command has options
-    file: Annotated[str, typer.Argument(metavar="FILE", help="a data file, or shipped:NAME")],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="a data file, or shipped:NAME")
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="as data.with.format")
     ] = "auto",
-    inputs: Annotated[InputForm, typer.Option("--input", help="as data.with.input")] = (
-        InputForm.FEATURES
-    ),
+    inputs: Annotated[
+        InputForm, typer.Option("--input", help="as data.with.input; text: documents")
+    ] = (InputForm.FEATURES),
     target: Annotated[TargetForm, typer.Option(help="as data.with.target")] = TargetForm.AUTO,
     classes: Annotated[int | None, typer.Option(min=1, help="labels are below it")] = None,
     vocabulary: Annotated[int | None, typer.Option(min=1, help="tokens are below it")] = None,
@@ -49,113 +50,159 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     ] = 0.5,
     integers: Annotated[str, typer.Option(metavar="TYPE", help="as data.with.integers")] = "uint16",
     length: Annotated[int, typer.Option(min=1, help="as data.with.length")] = 128,
+    field: Annotated[str, typer.Option(help="of the texts in objects, with --input text")] = "text",
     cache_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="as data.with.cache_dir")
     ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="run a pickle as it is")
     ] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="draw it as an HTML page of its own")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as one JSON object")] = False,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="tell which formats are installed")
+    ] = False,
 ) -> None:
-    """Tell a data file's format, fields, counts, label balance, and samples of low quality."""
+    """Tell and draw what a data file holds: fields, counts, quality with reasons, label balance."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.data.file import data_file
     from forge_plugins.formats.fault import DataFault
-    from forge_plugins.formats.opening import FORMATS, open_table
-    from forge_plugins.formats.quality import assess
+    from forge_plugins.formats.format import Reading
+    from forge_plugins.formats.installed import names
     from forge_plugins.formats.token_file import TYPES
 
-    for word, known in ((form, ("auto", *FORMATS)), (integers, TYPES)):
+    if formats:
+        typer.echo("\n".join(_formats()))
+        return
+    if file is None:
+        raise ConfigError([Fault("no file is named", hints=("forge data FILE, or --formats",))])
+    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
         if word not in known:
             hint = f"there are: {', '.join(known)}"
             raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
+    reading = Reading(lenient=True, trust_pickle=trust_pickle, integers=integers, length=length)
+    meant = _Question(form, inputs, target, classes, vocabulary, threshold, field, cache_dir)
     try:
-        table = open_table(
-            data_file(file),
-            form,
-            cache_dir=cache_dir,
-            lenient=True,
-            trust_pickle=trust_pickle,
-            integers=integers,
-            length=length,
-        )
-        meant = _meant(table) if target is TargetForm.AUTO else target.value
-        assessment = assess(
-            table,
-            inputs=inputs.value,
-            target=meant,  # type: ignore[arg-type]  # checked by the enumeration
-            classes=classes,
-            vocabulary=vocabulary,
-        )
+        found = meant.asked_of(data_file(file), reading)
     except DataFault as fault:
         hints = (fault.hint,) if fault.hint else ()
         message = str(fault).removesuffix(f"; {fault.hint}")
         raise ConfigError([Fault(message, hints=hints)]) from fault
-    told = _told(table, assessment, meant, threshold)
-    typer.echo(json.dumps(told) if as_json else "\n".join(_lines(told)))
+    if page is not None:
+        _write(found, page)
+    typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
+
+
+class _Question:
+    """What is asked of a file."""
+
+    def __init__(
+        self,
+        form: str,
+        inputs: InputForm,
+        target: TargetForm,
+        classes: int | None,
+        vocabulary: int | None,
+        threshold: float,
+        field: str,
+        cache_dir: Path | None,
+    ) -> None:
+        self._form, self._inputs, self._target = form, inputs, target
+        self._classes, self._vocabulary, self._threshold = classes, vocabulary, threshold
+        self._field, self._cache_dir = field, cache_dir
+
+    def asked_of(self, file: Path, reading: Any) -> Profile:
+        """Look at every record.
+
+        Raises:
+            DataFault: the file cannot be read as asked.
+        """
+        from forge_plugins.formats.opening import open_table
+        from forge_plugins.formats.profile import profile_of, profile_of_texts
+        from forge_plugins.formats.quality import assess
+        from forge_plugins.formats.source import Source
+
+        if self._inputs is InputForm.TEXT:
+            Source(file).close()  # says what is wrong with the path itself
+            return profile_of_texts(file, self._field)
+        table = open_table(file, self._form, reading, cache_dir=self._cache_dir)
+        meant = _meant(table) if self._target is TargetForm.AUTO else self._target.value
+        assessment = assess(
+            table,
+            inputs=self._inputs.value,  # type: ignore[arg-type]  # checked by the enumeration
+            target=meant,  # type: ignore[arg-type]
+            classes=self._classes,
+            vocabulary=self._vocabulary,
+        )
+        return profile_of(table, assessment, meant, self._threshold)
 
 
 def _meant(table: Table) -> str:
     column = table.columns.get("target")
     if column is None:
         return "none"
-    return "class" if column.dtype.kind in "iub" and column.size == len(column) else "number"
+    labels = column.dtype.kind in "iub" and all(size == 1 for size in column.shape[1:])
+    return "class" if labels else "number"
 
 
-def _told(table: Table, found: Assessment, target: str, threshold: float) -> dict[str, Any]:
-    import numpy as np
+def _formats() -> list[str]:
+    """One line for each format, and what is wrong with those that cannot be used."""
+    from forge_plugins.formats import installed
 
-    from forge_plugins.formats.quality import REASONS
-
-    kept = found.kept(threshold)
-    labels = {}
-    if target == "class":
-        answers = np.asarray(table.columns["target"]).reshape(len(table), -1)[kept]
-        answers = answers[np.isfinite(answers)]
-        values, counts = np.unique(answers, return_counts=True)
-        labels = {str(int(v)): int(n) for v, n in zip(values, counts, strict=True) if v == int(v)}
-    return {
-        "file": str(table.file),
-        "format": table.format,
-        "records": len(table),
-        "fields": {
-            name: {"shape": list(column.shape[1:]), "type": str(column.dtype)}
-            for name, column in table.columns.items()
-        },
-        "target": target,
-        "threshold": threshold,
-        "kept": len(kept),
-        "left_out": found.left_out(threshold),
-        "reasons": {
-            reason: {
-                "records": int(found.found[reason].sum()),
-                "first": np.flatnonzero(found.found[reason])[:SHOWN].tolist(),
-            }
-            for reason in REASONS
-            if found.found[reason].any()
-        },
-        "quality_deciles": [
-            round(float(q), 6) for q in np.quantile(found.scores, np.linspace(0, 1, 11))
-        ],
-        "labels": labels,
-        "length": int(np.prod(table.columns["input"].shape[1:])),
-    }
+    known, wrong = installed.known()
+    lines = []
+    for one in known:
+        how = "in place" if one.read is None else "converted" if one.layouts is None else "in part"
+        names = ", ".join(one.suffixes) or "must be named"
+        lines.append(f"{one.name:<12} {names:<24} {how:<10} {installed.origin(one.name)}")
+    return [*lines, *wrong]
 
 
-def _lines(told: dict[str, Any]) -> list[str]:
-    lines = [f"{told['file']}: {told['format']}, {told['records']} records"]
-    for name, field in told["fields"].items():
-        lines.append(f"  {name}: {field['type']}, shape {field['shape']} in each record")
-    lines.append(f"  numbers in an input: {told['length']}")
-    lines.append(f"kept at quality {told['threshold']:g} and above: {told['kept']}")
-    for reason, count in told["left_out"].items():
-        lines.append(f"  left out, {reason}: {count}")
-    for reason, about in told["reasons"].items():
+def _write(found: Profile, page: Path) -> None:
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_plugins.reports.profile_page import profile_page
+
+    try:
+        page.write_text(profile_page(found.told()), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Fault(f"cannot write the page {page}: {error}")]) from error
+
+
+def _lines(found: Profile) -> list[str]:
+    from forge_plugins.reports.bars import text_bars
+
+    texts = found.format == "texts"
+    what = "documents" if texts else "records"
+    lines = [f"{found.file}: {found.format}, {found.records:,} {what}"]
+    for name, about in found.fields.items():
+        shape = f"shape {about['shape']} in each record, " if about["shape"] else ""
+        figures = "no finite number"
+        if about["mean"] is not None:
+            figures = f"{about['smallest']:.6g} to {about['largest']:.6g}, mean {about['mean']:.6g}"
+        unit = " characters" if texts else ""
+        lines.append(f"  {name}: {about['type']}, {shape}{figures}{unit}")
+    if texts:
+        lines += [f"  characters in all: {found.length:,}", f"kept: {found.kept:,}"]
+    else:
+        lines.append(f"  numbers in an input: {found.length}")
+        lines.append(f"kept at quality {found.threshold:g} and above: {found.kept:,}")
+    lines += [f"  left out, {reason}: {count:,}" for reason, count in found.left_out.items()]
+    for reason, about in found.reasons.items():
         first = ", ".join(map(str, about["first"]))
-        lines.append(f"found, {reason}: {about['records']} records: {first}")
-    if told["labels"]:
+        lines.append(f"found, {reason}: {about['records']:,} {what}: {first}")
+    if found.labels:
         lines.append("labels among the kept:")
-        lines += [f"  {label}: {count}" for label, count in told["labels"].items()]
-    deciles = " ".join(f"{value:g}" for value in told["quality_deciles"])
-    lines.append(f"quality, lowest to highest in tenths: {deciles}")
+        lines += _indented(text_bars([*found.labels], [*found.labels.values()]))
+    if found.spread is not None:
+        lines.append("documents by their characters:" if texts else "numbers of inputs by size:")
+        lines += _indented(text_bars(found.spread.names, found.spread.counts))
+    if found.scores is not None and found.reasons:
+        lines.append("records by quality:")
+        lines += _indented(text_bars(found.scores.names, found.scores.counts))
     return lines
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,17 @@ from forge_kernel.api import (
 )
 from forge_plugins.data.identity import Identity, OnChange
 from forge_plugins.data.samples import FileData
+from forge_plugins.formats import installed
 
 if TYPE_CHECKING:
-    from forge_plugins.formats import cache, fault, opening, quality, survey
+    from forge_plugins.formats import cache, fault, opening, survey
+    from forge_plugins.formats import format as formats
     from forge_plugins.formats import table as tables
 else:
     cache = LazyModule("forge_plugins.formats.cache")
     fault = LazyModule("forge_plugins.formats.fault")
+    formats = LazyModule("forge_plugins.formats.format")
     opening = LazyModule("forge_plugins.formats.opening")
-    quality = LazyModule("forge_plugins.formats.quality")
     survey = LazyModule("forge_plugins.formats.survey")
     tables = LazyModule("forge_plugins.formats.table")
 
@@ -50,20 +53,27 @@ class FileConfig:
         ),
     ] = None
     format: Annotated[
-        Literal[
-            "auto",
-            "json",
-            "hdf5",
-            "pickle",
-            "binary",
-            "npy",
-            "npz",
-            "safetensors",
-            "tokens",
-            "parquet",
-            "arrow",
-        ],
-        Meta(description="auto: by the first bytes, else by the suffix; tokens must be named"),
+        str,
+        Meta(
+            pattern="^[a-z0-9_]+$",
+            description="auto: by the first bytes, else by the suffix; or the name of an installed "
+            "format (see: forge data --formats); tokens must be named",
+            extra_json_schema={
+                "examples": [
+                    "auto",
+                    "json",
+                    "hdf5",
+                    "pickle",
+                    "binary",
+                    "npy",
+                    "npz",
+                    "safetensors",
+                    "tokens",
+                    "parquet",
+                    "arrow",
+                ]
+            },
+        ),
     ] = "auto"
     input: Annotated[
         Literal["features", "tokens"],
@@ -98,8 +108,9 @@ class FileConfig:
         bool,
         Meta(
             description="memory that does not grow with the file: samples are shuffled in blocks "
-            "of 64 within windows of 16384, a hash splits, repeats are found among neighbours "
-            "only; false: full shuffle, 16 bytes of memory for each sample"
+            "of 64 within windows of 256 blocks, a hash splits, repeats are found among neighbours "
+            "only, and gzip in HDF5 is read chunk by chunk without a copy; false: full shuffle, 16 "
+            "bytes of memory for each sample"
         ),
     ] = False
     workers: Annotated[
@@ -172,9 +183,17 @@ class FileConfig:
         bool,
         Meta(description="run pickles as they are: they may do whatever their authors like"),
     ] = False
+    verify: Annotated[
+        bool,
+        Meta(
+            description="read the whole file and its converted columns at each start to compare "
+            "their hashes; false: only when its inode, size or times are not what they were"
+        ),
+    ] = False
     on_change: OnChange = "refuse"
 
     def __post_init__(self) -> None:
+        _check_format(self.format)
         if self.target == "next" and self.input != "tokens":
             raise ValueError("target: next needs input: tokens")
         if self.format == "tokens" and (self.input, self.target) != ("tokens", "next"):
@@ -193,6 +212,14 @@ class FileConfig:
             raise ValueError(f"the shipped digits have {_CLASSES} classes, not {self.classes}")
         if self.vocabulary is not None and self.vocabulary < _PIXELS:
             raise ValueError(f"the shipped digits have {_PIXELS} tokens, not {self.vocabulary}")
+
+
+def _check_format(name: str) -> None:
+    known = ("auto", *installed.names())
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"format: {name} is not installed{meant} there are: {', '.join(known)}")
 
 
 def data_file(path: str | None) -> Path:
@@ -218,15 +245,17 @@ def open_file(config: FileConfig) -> tables.Table:
     Raises:
         PluginError: the file cannot be read as asked.
     """
+    reading = formats.Reading(
+        lenient=config.quality_threshold > 0, trust_pickle=config.trust_pickle,
+        integers=config.integers, length=config.length, streaming=config.streaming,
+    )  # fmt: skip
     try:
         return opening.open_table(
             data_file(config.path),
             config.format,
+            reading,
             cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
-            lenient=config.quality_threshold > 0,
-            trust_pickle=config.trust_pickle,
-            integers=config.integers,
-            length=config.length,
+            verify=config.verify,
         )
     except fault.DataFault as error:
         raise PluginError(f"file: {error}") from error
@@ -252,46 +281,26 @@ def deal(table: tables.Table, config: FileConfig, seed: int, **options: Any) -> 
     return FileData(table, found, config, seed, **options)
 
 
-def _looked_at(table: tables.Table, config: FileConfig) -> quality.Assessment | survey.Survey:
-    if not config.streaming:
-        return quality.assess(
-            table,
-            inputs=config.input,
-            target=config.target,
-            classes=config.classes,
-            vocabulary=config.vocabulary,
-            thorough=config.quality_threshold > 0,
-        )
-    return survey.survey(
-        table,
-        inputs=config.input,
-        target=config.target,
-        classes=config.classes,
-        vocabulary=config.vocabulary,
-        threshold=config.quality_threshold,
-        folder=cache.default_folder() if config.cache_dir is None else Path(config.cache_dir),
-    )
+def _looked_at(table: tables.Table, config: FileConfig) -> survey.Survey:
+    asked = survey.Question(
+        inputs=config.input, target=config.target, classes=config.classes,
+        vocabulary=config.vocabulary, threshold=config.quality_threshold, parts=config.streaming,
+    )  # fmt: skip
+    given = config.cache_dir
+    folder = cache.default_folder(table.file) if given is None else Path(given)
+    return survey.survey(table, asked, folder)
 
 
-def _check(
-    table: tables.Table, assessment: quality.Assessment | survey.Survey, config: FileConfig
-) -> None:
-    threshold = config.quality_threshold
-    unusable = assessment.unusable(threshold)
-    if unusable is not None:
-        record, reason = unusable
+def _check(table: tables.Table, found: survey.Survey, config: FileConfig) -> None:
+    if found.unusable is not None:
+        record, reason = found.unusable
         field = {"label out of range": "target", "token out of range": "input"}.get(reason)
         hint = "mend the record, or raise data.with.quality_threshold to leave such samples out"
         raise fault.DataFault(
             table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
         )
-    kept = (
-        len(assessment.kept(threshold))
-        if isinstance(assessment, quality.Assessment)
-        else assessment.kept_count
-    )
-    if kept < (2 if config.validation_split else 1):
-        told = f"{kept} of {len(table)} samples are left: {assessment.left_out(threshold)}"
+    if found.kept_count < (2 if config.validation_split else 1):
+        told = f"{found.kept_count} of {len(table)} samples are left: {found.left_out}"
         hint = "lower data.with.quality_threshold or data.with.validation_split"
         raise fault.DataFault(table.file, told, hint=hint)
     if config.target == "next" and table.columns["input"].shape[1] < 2:

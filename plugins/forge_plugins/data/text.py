@@ -1,38 +1,50 @@
-"""Plain text as windows of tokens, for language models."""
+"""Texts as windows of tokens, for language models."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
 from forge_kernel.api import (
-    Batch,
     Data,
-    DataSpec,
     Kind,
     LazyModule,
     PluginError,
     PluginInfo,
     Run,
     hookimpl,
-    stream_seed,
 )
 from forge_plugins.data.identity import Identity, OnChange
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    import numpy as np
 
-    from forge_plugins.mathematics import token_windows, tokenizers
+    from forge_plugins.data import windows
+    from forge_plugins.formats import cache, documents, fault, memo, source
+    from forge_plugins.formats.column_file import ColumnFolder
+    from forge_plugins.mathematics import token_windows, tokenizer_library, tokenizers
 else:
-    torch = LazyModule("torch")
+    np = LazyModule("numpy")
+    windows = LazyModule("forge_plugins.data.windows")
+    cache = LazyModule("forge_plugins.formats.cache")
+    documents = LazyModule("forge_plugins.formats.documents")
+    fault = LazyModule("forge_plugins.formats.fault")
+    memo = LazyModule("forge_plugins.formats.memo")
+    source = LazyModule("forge_plugins.formats.source")
     token_windows = LazyModule("forge_plugins.mathematics.token_windows")
+    tokenizer_library = LazyModule("forge_plugins.mathematics.tokenizer_library")
     tokenizers = LazyModule("forge_plugins.mathematics.tokenizers")
+
+_VERSION: Final = "1"
+"""Of what texts become: a change needs another one."""
+_TOGETHER: Final = 2**18  # characters that are encoded at a time
+_SHIPPED: Final = "the shipped text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +54,30 @@ class TextConfig:
     path: Annotated[
         str | None,
         Meta(
-            description="a UTF-8 text file; null: the help texts about the language that every "
-            "Python carries (pydoc_data.topics, English, half a megabyte)"
+            description="a UTF-8 text, or JSON Lines or an array of objects with a text each "
+            "(.json, .jsonl, .ndjson), plain or .gz; null: the help texts about the language that "
+            "every Python carries (pydoc_data.topics, English, half a megabyte)"
         ),
     ] = None
+    field: Annotated[str, Meta(min_length=1, description="the text's field in an object")] = "text"
     tokenizer: Annotated[
-        Literal["bytes", "characters"],
-        Meta(description="one token for each byte of UTF-8, or for each character of the text"),
+        Literal["bytes", "characters", "library"],
+        Meta(
+            description="one token for each byte of UTF-8, for each character of the text, or as "
+            "tokenizer_file says"
+        ),
     ] = "bytes"
+    tokenizer_file: Annotated[
+        str | None,
+        Meta(description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)"),
+    ] = None
+    end_token: Annotated[
+        str | None,
+        Meta(
+            description="the token of tokenizer_file that stands after each document; null: the "
+            "usual one, such as <|endoftext|> or </s>"
+        ),
+    ] = None
     length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a window")] = 128
     batch_size: Annotated[int, Meta(ge=1, description="windows in a training batch")] = 16
     validation_share: Annotated[
@@ -58,75 +86,203 @@ class TextConfig:
     validation_batch_size: Annotated[
         int, Meta(ge=1, description="windows in a validation batch")
     ] = 64
+    shortest: Annotated[
+        int,
+        Meta(ge=1, description="characters of a document; shorter ones are left out and counted"),
+    ] = 1
+    repeats: Annotated[
+        Literal["keep", "leave_out"],
+        Meta(description="documents that are an earlier one again; 16 bytes are held of each"),
+    ] = "keep"
+    unreadable: Annotated[
+        Literal["refuse", "leave_out"],
+        Meta(description="objects without a text: the first is an error, or they are counted"),
+    ] = "refuse"
+    cache_dir: Annotated[
+        str | None,
+        Meta(
+            description="where the tokens are kept, mapped from there; null: forge-kernel/data "
+            "below the user's cache folder"
+        ),
+    ] = None
     on_change: OnChange = "refuse"
 
+    def __post_init__(self) -> None:
+        if (self.tokenizer == "library") != (self.tokenizer_file is not None):
+            raise ValueError("tokenizer: library and tokenizer_file go together")
+        if self.end_token is not None and self.tokenizer_file is None:
+            raise ValueError("end_token is one of tokenizer_file, which is not given")
 
-class WindowData:
-    """Windows over one row of tokens; `tokenizer` tells what the tokens mean.
 
-    Each epoch cuts the row at another offset and takes the windows in another order, both
-    functions of (seed, epoch), so that any position can be taken up without drawing the earlier
-    ones.
+@dataclass(frozen=True)
+class Row:
+    """A text as one row of tokens.
 
     Args:
-        training: tokens, shape (n,).
-        held_out: tokens for validation, cut from offset 0 and in their own order.
-        config: sizes.
-        seed: of offsets and orders.
+        tokens: shape (n,), each document followed by the end token.
         tokenizer: of the tokens.
+        content: hash of what they were read from.
+        left_out: documents that are not in it, by reason.
     """
 
-    def __init__(
-        self,
-        training: Tensor,
-        held_out: Tensor,
-        config: TextConfig,
-        seed: int,
-        tokenizer: tokenizers.Tokenizer,
-    ) -> None:
-        vocabulary = tokenizer.vocabulary
-        self.tokenizer = tokenizer
-        self._training, self._held_out = training, held_out
-        self._config, self._seed = config, seed
-        # whatever the offset is, an epoch has as many windows
-        self._windows = (len(training) - config.length) // config.length
-        self.spec = DataSpec(
-            vocabulary=vocabulary,
-            sequence=config.length,
-            classes=vocabulary,
-            samples=self._windows,
-        )
-        self.batches_per_epoch: int | None = -(-self._windows // config.batch_size)
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from `start` on."""
-        length, size = self._config.length, self._config.batch_size
-        generator = torch.Generator().manual_seed(stream_seed(self._seed, "windows", epoch))
-        offset = int(torch.randint(length, (1,), generator=generator))
-        order = torch.randperm(self._windows, generator=generator)
-        starts = token_windows.window_starts(len(self._training), length, offset)[order]
-        for begin in range(start * size, self._windows, size):
-            chosen = starts[begin : begin + size]
-            yield Batch(*token_windows.cut_windows(self._training, chosen, length))
-
-    def validation(self) -> Iterator[Batch]:
-        """The held-out text from its beginning."""
-        length, size = self._config.length, self._config.validation_batch_size
-        starts = token_windows.window_starts(len(self._held_out), length)
-        for begin in range(0, len(starts), size):
-            chosen = starts[begin : begin + size]
-            yield Batch(*token_windows.cut_windows(self._held_out, chosen, length))
+    tokens: Any
+    tokenizer: tokenizers.Tokenizer
+    content: str
+    left_out: dict[str, int]
 
 
-def _documents(path: str | None) -> list[str]:
-    if path is None:
-        from pydoc_data.topics import topics
+def _shipped(config: TextConfig) -> Row:
+    """The text that Python carries, in memory."""
+    from pydoc_data.topics import topics
 
-        return [topics[name] for name in sorted(topics)]
+    texts = [topics[name] for name in sorted(topics)]
+    tokenizer = _library(config) or (
+        tokenizers.ByteTokenizer()
+        if config.tokenizer == "bytes"
+        else tokenizers.CharacterTokenizer.of("".join(texts))
+    )
+    row = token_windows.encode_documents(map(tokenizer.encode, texts), tokenizer.end)
+    content = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return Row(row.numpy(), tokenizer, content, {})
+
+
+def _library(config: TextConfig) -> tokenizers.Tokenizer | None:
+    """The tokenizer of a file, if one is asked for.
+
+    Raises:
+        PluginError: it cannot be read, or its library is not installed.
+    """
+    if config.tokenizer_file is None:
+        return None
     try:
-        return [Path(path).read_text(encoding="utf-8")]
+        content = Path(config.tokenizer_file).read_text(encoding="utf-8")
+        return tokenizer_library.LibraryTokenizer(content, config.end_token)
+    except ImportError as error:
+        told = "tokenizer.json is read by tokenizers, which is not installed"
+        raise PluginError(f"text: {told}; pip install 'forge-kernel[tokenizers]'") from error
     except (OSError, ValueError) as error:
-        raise PluginError(f"text: cannot read {path}: {error}") from error
+        raise PluginError(f"text: {config.tokenizer_file}: {error}") from error
+
+
+class _Encoding:
+    """One file on its way to a row of tokens, which is kept in the cache."""
+
+    def __init__(self, config: TextConfig, path: Path) -> None:
+        self._config, self._path = config, path
+        given = config.cache_dir
+        self._folder = cache.default_folder(path) if given is None else Path(given)
+        self._source = source.Source(path)
+        self._content = self._source.content(memo.Memos(self._folder))
+        self._library = _library(config)
+        self._texts = documents.Documents(
+            file=path, key=config.field, least=config.shortest,
+            once=config.repeats == "leave_out", lenient=config.unreadable == "leave_out",
+        )  # fmt: skip
+
+    def row(self) -> Row:
+        """Mapped from the cache, written now if it is not there.
+
+        Raises:
+            DataFault: the file is broken, or no document is left.
+        """
+        config, library = self._config, self._library
+        named = hashlib.sha256(getattr(library, "content", config.tokenizer).encode()).hexdigest()
+        settings = (
+            "text", _VERSION, config.tokenizer, named, str(config.end_token), config.field,
+            str(config.shortest), config.repeats, config.unreadable,
+        )  # fmt: skip
+        key = cache.content_key(self._content, *settings)
+        found = cache.cached(self._folder, key)
+        if found is None:
+            found = cache.keep(self._path, self._folder, key, self._fill, lambda columns: columns)
+        counts = dict(zip(documents.REASONS, found["left_out"].tolist(), strict=True))
+        left_out = {reason: count for reason, count in counts.items() if count}
+        tokenizer = self._tokenizer(found.get("alphabet"))
+        return Row(found["tokens"], tokenizer, self._content, left_out)
+
+    def _tokenizer(self, alphabet: Any) -> tokenizers.Tokenizer:
+        if self._library is not None:
+            return self._library
+        if alphabet is None:
+            return tokenizers.ByteTokenizer()
+        return tokenizers.CharacterTokenizer([chr(one) for one in alphabet.tolist()])
+
+    def _fill(self, folder: Path) -> list[str]:
+        from forge_plugins.formats.column_file import ColumnFolder
+
+        columns = ColumnFolder(self._path, folder)
+        try:
+            self._write(columns)
+            names = columns.close()
+        finally:
+            columns.abandon()
+        self._source.check_whole()
+        return names
+
+    def _write(self, columns: ColumnFolder) -> None:
+        tokenizer = self._tokenizer(self._alphabet(columns))
+        kind = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
+        account = documents.Account()
+        for texts, ends in _together(self._texts.parts(account)):
+            for tokens, ended in zip(_encoded(tokenizer, texts), ends, strict=True):
+                columns.append("tokens", np.asarray(tokens).astype(kind))
+                if ended:
+                    columns.append("tokens", np.array([tokenizer.end], kind))
+        if not account.documents:
+            told = f"no document is left: {account.left_out or 'there is none'}"
+            raise fault.DataFault(self._path, told, hint="look at it: forge data FILE --input text")
+        left_out = [account.left_out.get(reason, 0) for reason in documents.REASONS]
+        columns.append("left_out", np.array(left_out, np.int64))
+
+    def _alphabet(self, columns: ColumnFolder) -> Any:
+        """The characters of the text, for a tokenizer that counts them; None for others."""
+        if self._config.tokenizer != "characters":
+            return None
+        seen: set[str] = set()
+        for text, _ in self._texts.parts(documents.Account()):
+            seen.update(text)
+        found = np.array([ord(one) for one in sorted(seen)], np.int64)
+        if len(found):
+            columns.append("alphabet", found)
+        return found
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Iterator[Any]:
+    if isinstance(tokenizer, tokenizer_library.LibraryTokenizer):
+        yield from tokenizer.encode_all(texts)
+        return
+    for text in texts:
+        yield tokenizer.encode(text).numpy()
+
+
+def _together(parts: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
+    """As many texts as are encoded at a time."""
+    texts: list[str] = []
+    ends: list[bool] = []
+    held = 0
+    for text, ended in parts:
+        texts.append(text)
+        ends.append(ended)
+        held += len(text)
+        if held >= _TOGETHER:
+            yield texts, ends
+            texts, ends, held = [], [], 0
+    if texts:
+        yield texts, ends
+
+
+def read_row(config: TextConfig) -> Row:
+    """The row of tokens that settings name.
+
+    Raises:
+        PluginError: the file or the tokenizer cannot be read.
+    """
+    if config.path is None:
+        return _shipped(config)
+    try:
+        return _Encoding(config, Path(config.path)).row()
+    except (fault.DataFault, OSError) as error:
+        raise PluginError(f"text: {error}") from error
 
 
 class Text:
@@ -153,26 +309,25 @@ class Text:
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
-        """The whole text in memory.
+        """The text's windows; of a file, its tokens are mapped.
 
         Raises:
             PluginError: the file cannot be read, or is too short for the windows.
         """
         config = self.config
-        documents = _documents(config.path)
-        tokenizer: tokenizers.Tokenizer = (
-            tokenizers.ByteTokenizer()
-            if config.tokenizer == "bytes"
-            else tokenizers.CharacterTokenizer.of("".join(documents))
-        )
-        row = token_windows.encode_documents(map(tokenizer.encode, documents), tokenizer.end)
-        training, held_out = token_windows.split_row(row, config.validation_share)
+        row = read_row(config)
+        place = token_windows.cut(len(row.tokens), config.validation_share)
+        training, held_out = row.tokens[:place], row.tokens[place:]
         if len(training) < 2 * config.length or len(held_out) <= config.length:
             raise PluginError(
-                f"text: {len(row)} tokens are too few for windows of {config.length}: "
+                f"text: {len(row.tokens)} tokens are too few for windows of {config.length}: "
                 f"{len(training)} are left to train on and {len(held_out)} to validate; shorten "
                 "data.with.length, change data.with.validation_share, or give a longer text"
             )
-        content = hashlib.sha256("\0".join(documents).encode()).hexdigest()
-        self._identity.set(config.path or "the shipped text", content, len(row))
-        return WindowData(training, held_out, config, run.seed, tokenizer)
+        if row.left_out:
+            run.tell("documents_left_out", f"data.text: {json.dumps(row.left_out)}")
+        self._identity.set(config.path or _SHIPPED, row.content, len(row.tokens))
+        return windows.WindowData(
+            training, held_out, config, run.seed, row.tokenizer,
+            rank=run.strategy.rank, world=run.strategy.world_size,
+        )  # fmt: skip

@@ -78,9 +78,9 @@ class Gguf:
             tensors = gguf_llama.gguf_tensors(
                 model, config.type, scale_tensors=config.scale == "tensor", other=config.other
             )
+            entries = gguf_llama.gguf_entries(model, config.type, tokenizer, run.settings.name)
         except ValueError as error:
             raise PluginError(f"gguf: {error}") from error
-        entries = gguf_llama.gguf_entries(model, config.type, tokenizer, run.settings.name)
         file = folder / "model.gguf"
         gguf_file.write_gguf(file, entries, tensors)
         return {

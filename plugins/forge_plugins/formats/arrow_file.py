@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.table import Column
 
-ROWS: Final = 2**13
-"""Rows of a Parquet file that are read at a time."""
-MAX_GROUP: Final = 2**25
-"""Bytes of numbers in one row group or record batch, which is read as a whole."""
+PART: Final = 2**20
+"""Bytes that are brought to numbers at a time, as the file tells them."""
+_ROWS: Final = 2**13
 
 
 def _pyarrow(file: Path) -> Any:
@@ -24,13 +24,18 @@ def _pyarrow(file: Path) -> Any:
         import pyarrow.compute
         import pyarrow.ipc
         import pyarrow.parquet
+
+        # the default one reserves a gigabyte of addresses, more than a bounded process may have
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+        pyarrow.set_cpu_count(1)
+        pyarrow.set_io_thread_count(1)
     except ImportError as error:
         told = "Parquet and Arrow files are read by pyarrow, which is not installed"
         raise DataFault(file, told, hint="pip install 'forge-kernel[parquet]'") from error
     return pyarrow
 
 
-def read_arrow(file: Path, columns: ColumnFolder, *, parquet: bool) -> None:
+def _read(file: Path, columns: ColumnFolder, *, parquet: bool) -> None:
     """Write the columns; each is of numbers, or of lists of numbers of one length.
 
     Args:
@@ -57,15 +62,15 @@ def read_arrow(file: Path, columns: ColumnFolder, *, parquet: bool) -> None:
 
 
 def _parquet(arrow: Any, file: Path) -> Iterator[Any]:
+    """Some rows at a time; of a row group, one page of each column is unpacked."""
     with arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened:
-        for number in range(opened.num_row_groups):
-            size = opened.metadata.row_group(number).total_byte_size
-            if size > MAX_GROUP:
-                raise _too_large(file, f"the row group {number}", size)
-        yield from opened.iter_batches(batch_size=ROWS, use_threads=False)
+        groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+        rows = _rows(sum(group.total_byte_size for group in groups), opened.metadata.num_rows)
+        yield from opened.iter_batches(batch_size=rows, use_threads=False)
 
 
 def _batches(arrow: Any, file: Path) -> Iterator[Any]:
+    """Some rows at a time; a record batch that is not packed lies mapped."""
     with arrow.memory_map(str(file)) as source:
         try:
             reader = arrow.ipc.open_file(source)
@@ -76,14 +81,14 @@ def _batches(arrow: Any, file: Path) -> Iterator[Any]:
         else:
             parts = map(reader.get_batch, range(reader.num_record_batches))
         for batch in parts:
-            if batch.nbytes > MAX_GROUP:
-                raise _too_large(file, "a record batch", batch.nbytes)
-            yield batch
+            rows = _rows(batch.nbytes, len(batch))
+            for begin in range(0, len(batch), rows):
+                yield batch.slice(begin, rows)
 
 
-def _too_large(file: Path, what: str, size: int) -> DataFault:
-    told = f"{what} has {size} bytes; at most {MAX_GROUP} are read at a time"
-    return DataFault(file, told, hint="write it with fewer rows in each")
+def _rows(size: int, count: int) -> int:
+    """Rows of `PART` bytes, where `count` have `size`."""
+    return max(1, min(_ROWS, PART * count // max(1, size)))
 
 
 def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Column:
@@ -111,3 +116,27 @@ def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Col
         hint = "numbers are integers and floats of up to 64 bits"
         raise DataFault(file, f"holds {column.type}", field=name, hint=hint) from error
     return numbers.reshape(shape)
+
+
+def read_parquet(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
+    """Write the columns of a Parquet file; see `_read`."""
+    del reading, names
+    _read(file, columns, parquet=True)
+
+
+def read_arrow(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
+    """Write the columns of an Arrow file or stream; see `_read`."""
+    del reading, names
+    _read(file, columns, parquet=False)
+
+
+PARQUET: Final = Format(
+    name="parquet", suffixes=(".parquet", ".pq"), magic=(b"PAR1",), read=read_parquet, apart=True
+)
+ARROW: Final = Format(
+    name="arrow", suffixes=(".arrow", ".feather"), magic=(b"ARROW1",), read=read_arrow, apart=True
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,11 @@ class ColumnFile:
         self._stream: BinaryIO | None = None
         self._first: Column = np.zeros(0)
         self.count = 0
+
+    @property
+    def first(self) -> Column:
+        """No row, of the rows' shape and type."""
+        return self._first
 
     def append(self, rows: Column) -> None:
         """Write rows of the shape of the earlier ones.
@@ -95,10 +101,11 @@ class ColumnFolder:
     Args:
         file: the data file that is read, for messages.
         folder: an empty folder.
+        alive: called now and then while rows are written.
     """
 
-    def __init__(self, file: Path, folder: Path) -> None:
-        self._file, self._folder = file, folder
+    def __init__(self, file: Path, folder: Path, alive: Callable[[], None] = lambda: None) -> None:
+        self._file, self._folder, self._alive = file, folder, alive
         self._columns: dict[str, ColumnFile | None] = {}
 
     def path(self, name: str) -> Path:
@@ -108,15 +115,20 @@ class ColumnFolder:
 
     def append(self, name: str, rows: Column) -> None:
         """Write rows of a column."""
+        self._alive()
         column = self._columns.get(name)
         if column is None:
             column = self._columns[name] = ColumnFile(self._file, self.path(name), name)
         column.append(rows)
 
-    def rows(self, name: str) -> int:
-        """Rows of a column so far."""
+    def names(self) -> list[str]:
+        """Of the columns so far."""
+        return list(self._columns)
+
+    def first(self, name: str) -> Column | None:
+        """No row of a column, of its shape and type; None when it has none so far."""
         column = self._columns.get(name)
-        return 0 if column is None else column.count
+        return None if column is None else column.first
 
     def close(self) -> list[str]:
         """Finish all files.

@@ -37,3 +37,10 @@ class DataFault(Exception):  # noqa: N818  it is a fault of the file, not an err
         if field is not None:
             where.append(f"field '{field[:80]}'")
         super().__init__(f"{', '.join(where)}: {message}" + (f"; {hint}" if hint else ""))
+
+    def told(self) -> dict[str, str | int | None]:
+        """All but the file, for JSON; named as the arguments are."""
+        return {
+            "message": self.message, "record": self.record, "field": self.field,
+            "place": self.place, "hint": self.hint,
+        }  # fmt: skip

@@ -1,28 +1,43 @@
-"""HDF5: one data set for each column, at the top of the file."""
+"""HDF5: one data set for each column, at the top of the file.
+
+The library is asked where the numbers lie, and copies what must be copied, in a process apart:
+files made for it crash it. What lies in the file as an array or in whole-row chunks is mapped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import h5py
 import numpy as np
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column, check_numeric
+from forge_plugins.formats.format import Format, Reading
+from forge_plugins.formats.gather import Column
+from forge_plugins.formats.layout import Layout
+from forge_plugins.formats.table import check_numeric
 
 MAX_EXPANSION: Final = 1000
 """Numbers' bytes for one stored byte; more is taken for a bomb."""
 MAX_CHUNK: Final = 2**24
 """Bytes of a chunk, which HDF5 reads as a whole."""
+NARROW: Final = 64
+"""Bytes of a row up to which packed rows are copied in streaming too: many fit into a chunk, so
+that a block of samples would unpack far more than it needs."""
 _BLOCK: Final = 2**22
 """Bytes that are read at a time."""
-_FILTERS: Final = {"gzip", "lzf", None}
+_FILTERS: Final = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
+"""Those that are undone without the library, by their numbers in HDF5."""
+_BUILT_IN: Final = {*_FILTERS, 4, 5, 6, 32000}
+"""Those of the library and of h5py: szip, n-bit, scale and offset, lzf."""
 
 
 def _checked(file: Path, group: Any, name: str) -> Any:
+    import h5py
+
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         kind = type(link).__name__
@@ -41,9 +56,14 @@ def _checked(file: Path, group: Any, name: str) -> Any:
         hint = "write numbers of one length for each record"
         raise DataFault(file, f"holds objects ({found.dtype})", field=name, hint=hint)
     check_numeric(file, name, found.dtype)
-    if found.compression not in _FILTERS:
+    if not found.ndim:
+        told = "is a single number, not one for each record"
+        hint = "give an array whose first dimension counts the records"
+        raise DataFault(file, told, field=name, hint=hint)
+    foreign = [number for number in _filters(found) if number not in _BUILT_IN]
+    if foreign:
         hint = "compress with gzip or lzf"
-        raise DataFault(file, f"uses the filter {found.compression}", field=name, hint=hint)
+        raise DataFault(file, f"uses the filter {foreign[0]}", field=name, hint=hint)
     stored, wanted = found.id.get_storage_size(), found.size * found.dtype.itemsize
     if wanted > MAX_EXPANSION * stored:
         raise DataFault(
@@ -55,49 +75,86 @@ def _checked(file: Path, group: Any, name: str) -> Any:
     return found
 
 
-def _in_one_piece(found: Any) -> int | None:
-    """Where the numbers lie in the file, if they lie as an array does."""
-    if found.chunks is not None or found.compression is not None or found.size == 0:
-        return None
-    offset: int | None = found.id.get_offset()
-    return offset
+def _filters(found: Any) -> list[int]:
+    plan = found.id.get_create_plist()
+    return [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
 
 
-def map_hdf5(file: Path) -> dict[str, Column] | None:
-    """The columns mapped in place; None when one is in chunks and must be copied.
+def layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
+    """Where the columns lie; None for one that must be copied.
 
     Raises:
         DataFault: the file is broken or a data set is refused.
     """
-    columns: dict[str, Column] = {}
-    size = file.stat().st_size
-    for name, found in _data_sets(file):
-        offset = _in_one_piece(found)
-        if offset is None or not found.ndim:
-            return None
-        if offset + found.size * found.dtype.itemsize > size:
-            raise DataFault(file, "ends within the numbers", field=name, hint="copy it anew")
-        columns[name] = np.memmap(file, found.dtype, "r", offset, found.shape)
-    return columns
+    return {
+        name: _layout(found, packed=reading.streaming) if plain else None
+        for name, found, plain in _data_sets(file)
+    }
 
 
-def read_hdf5(file: Path, columns: ColumnFolder) -> None:
+def _layout(found: Any, *, packed: bool) -> Layout | None:
+    import h5py
+
+    if not found.size or not found.id.get_type().equal(h5py.h5t.py_create(found.dtype)):
+        return None  # numbers of a width or form of their own are converted by the library
+    if found.chunks is None:
+        offset = found.id.get_offset()
+        contiguous = found.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+        whole = contiguous and offset is not None
+        return Layout(dtype=found.dtype.str, shape=found.shape, offset=offset) if whole else None
+    filters = _filters(found)
+    row = math.prod(found.shape[1:]) * found.dtype.itemsize
+    if found.chunks[1:] != found.shape[1:] or found.chunks[0] * row > MAX_CHUNK:
+        return None
+    if filters and not (packed and row > NARROW and set(filters) <= set(_FILTERS)):
+        return None
+    return _chunks(found, filters)
+
+
+def _chunks(found: Any, filters: list[int]) -> Layout | None:
+    """The places of the chunks; None when some are not written."""
+    count = -(-found.shape[0] // found.chunks[0])
+    places = np.full((3, count), -1, np.int64)
+
+    def note(info: Any) -> None:
+        number = info.chunk_offset[0] // found.chunks[0]
+        if 0 <= number < count and info.byte_offset is not None:
+            places[:, number] = info.byte_offset, info.size, info.filter_mask
+
+    found.id.chunk_iter(note)
+    if (places[0] < 0).any():
+        return None
+    packed = {"sizes": places[1], "skipped": places[2]} if filters else {}
+    return Layout(
+        dtype=found.dtype.str, shape=found.shape, chunk=found.chunks[0], starts=places[0],
+        filters=tuple(_FILTERS[number] for number in filters), **packed,
+    )  # fmt: skip
+
+
+def read_hdf5(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
     """Write the columns, some chunks at a time.
 
+    Args:
+        file: the file.
+        columns: where they are written.
+        reading: not asked.
+        names: of the columns that are copied; None: all.
+
     Raises:
         DataFault: the file is broken or a data set is refused.
     """
-    for name, found in _data_sets(file):
-        if not found.ndim:
-            told = "is a single number, not one for each record"
-            hint = "give an array whose first dimension counts the records"
-            raise DataFault(file, told, field=name, hint=hint)
-        step = block_rows(file, name, found)
+    del reading
+    for name, found, _ in _data_sets(file):
+        if names is not None and name not in names:
+            continue
+        step = _block_rows(file, name, found)
         for begin in range(0, max(1, len(found)), step):
-            columns.append(name, read_rows(file, name, found, begin, begin + step))
+            columns.append(name, _rows(file, name, found, begin, begin + step))
 
 
-def block_rows(file: Path, name: str, found: Any) -> int:
+def _block_rows(file: Path, name: str, found: Any) -> int:
     """Rows that are read at a time: whole chunks, about `_BLOCK` bytes.
 
     Raises:
@@ -111,12 +168,7 @@ def block_rows(file: Path, name: str, found: Any) -> int:
     return int(max(chunk, _BLOCK // row // chunk * chunk))
 
 
-def read_rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column:
-    """Some rows of a data set.
-
-    Raises:
-        DataFault: a chunk is broken.
-    """
+def _rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column:
     try:
         rows: Column = found[begin:end]
     except (OSError, ValueError, RuntimeError) as error:
@@ -130,7 +182,10 @@ def read_rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column
     return rows
 
 
-def _data_sets(file: Path) -> Iterator[tuple[str, Any]]:
+def _data_sets(file: Path) -> Iterator[tuple[str, Any, bool]]:
+    """Name, data set, and whether places in it are places in the file."""
+    import h5py
+
     try:
         opened = h5py.File(file, "r")
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -148,4 +203,16 @@ def _data_sets(file: Path) -> Iterator[tuple[str, Any]]:
             except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
                 told = f"cannot be opened: {str(error)[:120]}"
                 raise DataFault(file, told, field=name, hint="write it anew") from error
-            yield name, found
+            yield name, found, not opened.userblock_size
+
+
+FORMAT: Final = Format(
+    name="hdf5",
+    suffixes=(".h5", ".hdf5"),
+    magic=(b"\x89HDF\r\n\x1a\n",),
+    layouts=layouts,
+    read=read_hdf5,
+    apart=True,
+    shaped_by=("streaming",),
+)
+"""Read by h5py."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import orjson
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.json_text import BLOCK, MAX_RECORD, JsonText, cut, signs
 from forge_plugins.formats.records import RecordColumns, check_lengths, not_a_list
 from forge_plugins.formats.table import PROBLEM, Column
@@ -96,7 +97,7 @@ def _check_keys(
         ) from error
 
 
-def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
+def elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
     """The elements of the array whose bracket was taken, as many at a time as a block holds.
 
     Yields:
@@ -133,26 +134,16 @@ def _elements(text: JsonText) -> Iterator[tuple[list[Any], int]]:
             text.more()
 
 
-def _end(text: JsonText) -> None:
-    """Nothing may follow.
-
-    Raises:
-        DataFault: something does.
-    """
-    if text.next():
-        raise text.fault("is not JSON: text follows the end")
-
-
 def _array(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
     text.expect(b"[", "an array")
     records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
-    for values, found in _elements(text):
+    for values, found in elements(text):
         records.take(values, dots=found)
-    _end(text)
+    text.end()
     records.close()
 
 
-def _line_blocks(text: JsonText) -> Iterator[bytes]:
+def line_blocks(text: JsonText) -> Iterator[bytes]:
     """Whole lines, about a block of them at a time; each is held until the next is asked for."""
     while text.held or not text.ended:
         end = text.held.rfind(b"\n", 0, BLOCK) + 1 or text.held.find(b"\n", BLOCK) + 1
@@ -171,28 +162,60 @@ def _line_blocks(text: JsonText) -> Iterator[bytes]:
 def _lines(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
     records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient)
     count = 0
-    for piece in _line_blocks(text):
-        lines = piece.split(b"\n")
-        filled = [line for line in lines if line]
-        try:
-            values = list(map(orjson.loads, filled))
-        except orjson.JSONDecodeError:  # a blank line, or a fault, whose place is looked for
-            values = _parsed_lines(text, lines, count)
-
-        def place(at: int, lines: list[bytes] = lines) -> str:
-            numbers = [number for number, line in enumerate(lines) if line.strip()]
-            return f"line {text.line + numbers[at] + 1}"
-
+    for piece in line_blocks(text):
+        values = _values_of(piece)
+        if values is None:
+            lines = piece.split(b"\n")
+            values = parsed_lines(text, lines, count)
+            filled = [number for number, line in enumerate(lines) if line.strip()]
+            places = _LinePlaces(text.line, filled)
+        else:
+            places = _LinePlaces(text.line, range(len(values)))
         if signs(piece, ":") != sum(len(value) for value in values if isinstance(value, dict)):
-            stripped = [line for line in lines if line.strip()]
+            stripped = [line for line in piece.split(b"\n") if line.strip()]
             for at, (line, value) in enumerate(zip(stripped, values, strict=True)):
-                _check_keys(text, line, value, count + at, place(at), counted=False)
-        records.take(values, place, signs(piece, "."))
+                _check_keys(text, line, value, count + at, places(at), counted=False)
+        records.take(values, places, signs(piece, "."))
         count += len(values)
     records.close()
 
 
-def _parsed_lines(text: JsonText, lines: Sequence[bytes], record: int) -> list[Any]:
+class _LinePlaces:
+    """Tells the lines of a block's records.
+
+    Args:
+        before: lines before the block.
+        lines: of the block, those with records.
+    """
+
+    def __init__(self, before: int, lines: Sequence[int]) -> None:
+        self._before, self._lines = before, lines
+
+    def __call__(self, at: int) -> str:
+        return f"line {self._before + self._lines[at] + 1}"
+
+
+def _values_of(piece: bytes) -> list[Any] | None:
+    """The objects of lines of which each holds one; None when one may not.
+
+    They are parsed at once, as an array. Each line begins with a brace, and there are as many
+    objects as lines: what would go on in a next line could only be a list of objects, which is
+    refused as no number.
+    """
+    body = piece.removesuffix(b"\n")
+    codes = np.frombuffer(body, np.uint8)
+    begins = np.flatnonzero(codes[:-1] == ord("\n")) + 1
+    if body[:1] != b"{" or not (codes[begins] == ord("{")).all():
+        return None
+    count = len(begins) + 1
+    try:
+        values: list[Any] = orjson.loads(b"[%b]" % body.replace(b"\n", b","))
+    except orjson.JSONDecodeError:
+        return None
+    return values if len(values) == count else None
+
+
+def parsed_lines(text: JsonText, lines: Sequence[bytes], record: int) -> list[Any]:
     """Each line that is not blank.
 
     Raises:
@@ -231,13 +254,13 @@ def _columnar(text: JsonText, columns: ColumnFolder, *, lenient: bool) -> None:
         text.drop(1)
         noted: list[Column] = []
         records = RecordColumns(text.file, columns, MAX_RECORD, lenient=lenient, note=noted.append)
-        for values, count in _elements(text):
+        for values, count in elements(text):
             records.take([{name: value} for value in values], dots=count)
         lengths[name] = records.count
         defects.append(np.concatenate(noted) if noted else np.zeros(0, np.uint8))
         if text.expect(b",}", "a comma or the object's end") == b"}":
             break
-    _end(text)
+    text.end()
     check_lengths(text.file, lengths)
     if not all(lengths.values()):
         raise DataFault(text.file, "there are no records", hint="give at least one")
@@ -264,18 +287,23 @@ def _name(text: JsonText) -> str:
     return name
 
 
-def read_json(file: Path, columns: ColumnFolder, *, lenient: bool = False) -> None:
+def read_json(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
     """Write the columns of a JSON file; integers become int64, other numbers float32.
 
     Args:
         file: the file.
         columns: where they are written.
-        lenient: see `RecordColumns`.
+        reading: whether it is `lenient`, see `RecordColumns`.
+        names: all are written.
 
     Raises:
         DataFault: it is no JSON, holds NaN or Infinity, an object names a key twice, a record has
             more than `MAX_RECORD` bytes, or see `RecordColumns`.
     """
+    del names
+    lenient = reading.lenient
     with file.open("rb") as stream:
         text = JsonText(file, stream)
         start = text.next()
@@ -319,3 +347,17 @@ def _is_object(line: bytes) -> bool:
         return isinstance(orjson.loads(line), dict)
     except orjson.JSONDecodeError:
         return False
+
+
+def _begins(start: bytes) -> bool:
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+
+
+FORMAT: Final = Format(
+    name="json",
+    suffixes=(".json", ".jsonl", ".ndjson"),
+    begins=_begins,
+    read=read_json,
+    shaped_by=("lenient",),
+)
+"""Parsed by orjson."""

@@ -13,8 +13,8 @@ import orjson
 
 from forge_plugins.formats.fault import DataFault
 
-BLOCK: Final = 2**20
-"""Bytes that are read at a time."""
+BLOCK: Final = 2**18
+"""Bytes that are read at a time: what they become stays in the processor's cache for a while."""
 MAX_RECORD: Final = 2**21
 """Bytes of text that one record, or one element of a column, may have."""
 MAX_EXPANSION: Final = 1000
@@ -82,7 +82,8 @@ class JsonText:
         self.line = 0  # of the first byte held, counted from 0
         self._column = 0
         self.fill(len(_BOM))
-        self.held = self.held.removeprefix(_BOM)
+        self.begin = len(_BOM) if self.held.startswith(_BOM) else 0  # in the text, in bytes
+        self.held = self.held[self.begin :]
 
     def more(self) -> bool:
         """Hold another block.
@@ -117,7 +118,7 @@ class JsonText:
     def drop(self, count: int) -> None:
         """Let go of the first bytes."""
         gone = self.held[:count]
-        lines = gone.count(b"\n")
+        lines = signs(gone, "\n")
         self.line += lines
         self._column = len(gone) - gone.rfind(b"\n") - 1 if lines else self._column + len(gone)
         self.held = self.held[count:]
@@ -142,6 +143,15 @@ class JsonText:
             raise self.fault(f"is not JSON: {what} is expected, not {shown}")
         self.drop(1)
         return found
+
+    def end(self) -> None:
+        """Nothing may follow.
+
+        Raises:
+            DataFault: something does.
+        """
+        if self.next():
+            raise self.fault("is not JSON: text follows the end")
 
     def fault(self, message: str, record: int | None = None) -> DataFault:
         """What is wrong at the first byte held."""

@@ -6,6 +6,7 @@ import math
 import shutil
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column, Fields, check_numeric
+from forge_plugins.formats.format import Format, Reading
+from forge_plugins.formats.layout import Layout, field_layout, strides_of
+from forge_plugins.formats.table import check_numeric
 
 MAX_EXPANSION: Final = 1000
 """Bytes that one stored byte may become; more is taken for a bomb."""
@@ -46,12 +49,13 @@ def _header(
     return shape, fortran, dtype, offset
 
 
-def map_npy(file: Path) -> dict[str, Column]:
-    """The column `input` mapped in place, or one column for each field of a structured array.
+def npy_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
+    """The column `input` in place, or one column for each field of a structured array.
 
     Raises:
         DataFault: the header is broken, or the file is not as long as it says.
     """
+    del reading
     with file.open("rb") as stream:
         shape, fortran, dtype, offset = _header(file, stream, file.stat().st_size, None)
     for name in dtype.names or ():
@@ -63,18 +67,27 @@ def map_npy(file: Path) -> dict[str, Column]:
         raise DataFault(file, told, field="input", hint=_HINT)
     if not math.prod(shape):
         raise DataFault(file, "there are no records", hint="give at least one")
-    array = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
     if dtype.names is None:
-        return {"input": array}
-    return Fields(array, dtype.names)
+        strides = strides_of(shape, dtype.itemsize, fortran=True) if fortran else None
+        return {"input": Layout(dtype=dtype.str, shape=shape, offset=offset, strides=strides)}
+    return {name: field_layout(dtype, name, shape, offset, fortran=fortran) for name in dtype.names}
 
 
-def read_npz(file: Path, columns: ColumnFolder) -> None:
+def read_npz(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+) -> None:
     """Write the columns, each copied out of the archive as it is.
+
+    Args:
+        file: the archive.
+        columns: where they are written.
+        reading: not asked.
+        names: all are written.
 
     Raises:
         DataFault: the archive is broken or expands beyond bounds, or a header is broken.
     """
+    del reading, names
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -105,3 +118,9 @@ def _copy(
     check_numeric(file, name, dtype)
     with archive.open(member) as stream, columns.path(name).open("wb") as target:
         shutil.copyfileobj(stream, target, 2**20)  # the archive's checksum is looked at on the way
+
+
+NPY: Final = Format(name="npy", suffixes=(".npy",), magic=(b"\x93NUMPY",), layouts=npy_layouts)
+NPZ: Final = Format(
+    name="npz", suffixes=(".npz",), magic=(b"PK\x03\x04", b"PK\x05\x06"), read=read_npz
+)

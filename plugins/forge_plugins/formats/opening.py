@@ -2,153 +2,193 @@
 
 from __future__ import annotations
 
-import zipfile
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any
 
-from forge_plugins.formats import cache
-from forge_plugins.formats.arrow_file import read_arrow
+from forge_plugins.formats import cache, installed
+from forge_plugins.formats.apart import apart
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.hdf5_file import map_hdf5, read_hdf5
-from forge_plugins.formats.json_file import read_json
-from forge_plugins.formats.numpy_file import map_npy, read_npz
-from forge_plugins.formats.pickle_file import read_pickle
-from forge_plugins.formats.record_file import MAGIC, map_records
-from forge_plugins.formats.safetensors_file import map_safetensors
-from forge_plugins.formats.table import PROBLEM, Column, Fields, Table
-from forge_plugins.formats.token_file import map_tokens
+from forge_plugins.formats.format import Format, Reading
+from forge_plugins.formats.gather import Column, Rows
+from forge_plugins.formats.layout import Layout, map_layout
+from forge_plugins.formats.memo import Memos
+from forge_plugins.formats.source import Source
+from forge_plugins.formats.table import PROBLEM, Table
 
-FORMATS: Final = (
-    "json", "hdf5", "pickle", "binary", "npy", "npz", "safetensors", "tokens", "parquet", "arrow",
-)  # fmt: skip
-_SUFFIXES: Final = {
-    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".h5": "hdf5", ".hdf5": "hdf5",
-    ".pkl": "pickle", ".pickle": "pickle", ".frec": "binary", ".npy": "npy", ".npz": "npz",
-    ".safetensors": "safetensors", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow",
-    ".feather": "arrow",
-}  # fmt: skip
+_START = 4096
 
 
-def sniff(file: Path) -> str:
+def sniff(file: Path) -> Format:
     """The format of a file, by its first bytes and else by its suffix.
 
     Raises:
         DataFault: neither tells.
     """
     with file.open("rb") as stream:
-        start = stream.read(16)
-    for magic, found in (
-        (MAGIC, "binary"), (b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"),
-        (b"PAR1", "parquet"), (b"ARROW1", "arrow"),
-    ):  # fmt: skip
-        if start.startswith(magic):
-            return found
-    if start.startswith(b"PK") and zipfile.is_zipfile(file):
-        return "npz"
-    suffixes = [suffix for suffix in reversed(file.suffixes) if suffix != ".gz"]
-    if suffixes and suffixes[0].lower() in _SUFFIXES:
-        return _SUFFIXES[suffixes[0].lower()]
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        return "json"
+        start = stream.read(_START)
+    formats, wrong = installed.known()
+    for one in formats:
+        if any(start.startswith(magic) for magic in one.magic):
+            return one
+    suffixes = [suffix.lower() for suffix in reversed(file.suffixes) if suffix.lower() != ".gz"]
+    for one in formats:
+        if suffixes and suffixes[0] in one.suffixes:
+            return one
+    for one in formats:
+        if one.begins is not None and one.begins(start):
+            return one
+    names = ", ".join(installed.names())
     raise DataFault(
         file,
         "neither its first bytes nor its name tell the format",
-        hint=f"name it with format, one of {', '.join(FORMATS)}",
+        hint="; ".join([f"name it with format, one of {names}", *wrong]),
     )
+
+
+def format_of(file: Path, name: str) -> Format:
+    """A format by its name, or that of a file (`auto`).
+
+    Raises:
+        DataFault: it cannot be used, or the file does not tell its format.
+    """
+    if name == "auto":
+        return sniff(file)
+    try:
+        return installed.load(name)
+    except installed.FormatError as error:
+        raise DataFault(file, str(error), hint="see: forge data --formats") from error
 
 
 def open_table(
     file: Path,
     format: str = "auto",
+    reading: Reading = Reading(),  # noqa: B008  frozen
     *,
     cache_dir: Path | None = None,
-    lenient: bool = False,
-    trust_pickle: bool = False,
-    integers: str = "uint16",
-    length: int = 128,
+    verify: bool = False,
 ) -> Table:
     """Open a data file; nothing of it is loaded that can be mapped.
 
-    JSON, pickles, archives, Parquet and HDF5 in chunks are converted once, into a cache under the
-    hash of their content, and mapped from there.
+    What cannot be mapped (JSON, pickles, archives, Parquet, packed HDF5) is converted once, into a
+    cache under the hash of the file's content, and mapped from there.
 
     Args:
         file: the file.
-        format: one of `FORMATS`, or `auto`.
+        format: one of `installed.names()`, or `auto`.
+        reading: what is asked of the reader.
         cache_dir: where converted columns are kept; None: below the user's cache folder.
-        lenient: JSON and pickles: note records with a defect instead of refusing the file.
-        trust_pickle: run pickles as they are. They may do whatever their authors like.
-        integers: type of the tokens of the format `tokens`.
-        length: tokens in a window of the format `tokens`.
+        verify: hash the file and its cache again instead of trusting sizes and times.
 
     Raises:
         DataFault: the file cannot be read as asked.
     """
     try:
-        if not file.is_file():
-            raise DataFault(
-                file, "there is no such file", hint="paths are relative to where you are"
-            )
-        if not file.stat().st_size:
-            raise DataFault(file, "the file is empty", hint="write it anew")
-        found = sniff(file) if format == "auto" else format
-        content = cache.content_hash(file)
-        columns: Mapping[str, Column] | None = None
-        if found == "tokens":
-            columns = map_tokens(file, integers, length)
-        elif found in _MAPPED:
-            columns = _MAPPED[found](file)
-        if columns is None:
-            columns = _converted(
-                file,
-                found,
-                content,
-                cache_dir or cache.default_folder(),
-                lenient=lenient,
-                trust=trust_pickle,
-            )
-    except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        source = Source(file)
+        found = format_of(file, format)
+        folder = cache_dir or cache.default_folder(file)
+        opening = _Opening(source, found, reading, folder, verify=verify)
+        return opening.table()
+    except (OSError, MemoryError) as error:
         told = f"cannot be read: {error}"
         raise DataFault(file, told, hint="look at its rights and size") from error
-    return _table(file, found, columns, content)
 
 
-_MAPPED: Final = {
-    "hdf5": map_hdf5,
-    "binary": map_records,
-    "npy": map_npy,
-    "safetensors": map_safetensors,
-}
+class _Opening:
+    """One file on its way to a table."""
 
+    def __init__(
+        self, source: Source, format: Format, reading: Reading, folder: Path, *, verify: bool
+    ) -> None:
+        self._source, self._file = source, source.file
+        self._format, self._reading, self._folder = format, reading, folder
+        self._verify, self._memos = verify, Memos(folder)
+        self._content = source.content(self._memos, again=verify)
+        shaped = [f"{name}={getattr(reading, name)}" for name in sorted(format.shaped_by)]
+        self._settings = (format.name, str(format.version), *shaped)
+        self._layouts_key = ("layouts", *self._settings, self._content)
+        self._fresh: dict[str, Any] | None = None
 
-def _converted(
-    file: Path, found: str, content: str, folder: Path, *, lenient: bool, trust: bool
-) -> dict[str, Column]:
-    # what was read with trust must not be found without it
-    key = cache.content_key(content, found, f"lenient={lenient}", f"trust={trust}")
-    kept = cache.cached(folder, key)
-    if kept is not None:
-        return kept
+    def table(self) -> Table:
+        """All columns, mapped or converted."""
+        found = self._layouts()
+        mapped: dict[str, Column | Rows] = {
+            name: map_layout(self._file, name, layout)
+            for name, layout in found.items()
+            if layout is not None
+        }
+        columns = {**dict.fromkeys(found), **mapped}
+        if len(mapped) < len(columns) or not found:
+            columns |= self._converted(mapped, [*found] or None)
+        table = self._as_table(columns, self._source if mapped else None)
+        if self._fresh is not None:  # nothing is kept of a file that is refused
+            self._memos.keep(*self._layouts_key, value=self._fresh)
+        return table
 
-    def fill(columns: ColumnFolder) -> None:
-        if found == "json":
-            read_json(file, columns, lenient=lenient)
-        elif found == "pickle":
-            read_pickle(file, columns, lenient=lenient, trusted=trust)
-        elif found == "npz":
-            read_npz(file, columns)
-        elif found in ("parquet", "arrow"):
-            read_arrow(file, columns, parquet=found == "parquet")
-        else:
-            read_hdf5(file, columns)
+    def _layouts(self) -> Mapping[str, Layout | None]:
+        """Where the columns lie; nothing for a format that only reads."""
+        find = self._format.layouts
+        if find is None:
+            return {}
+        if not self._format.apart:
+            return find(self._file, self._reading)
+        known = None if self._verify else self._memos.find(*self._layouts_key)
+        if known is None:
+            known = self._fresh = apart(
+                self._file,
+                lambda _: {
+                    name: None if layout is None else layout.told()
+                    for name, layout in find(self._file, self._reading).items()
+                },
+            )
+            self._source.check_whole()
+        return {name: None if told is None else Layout.of(told) for name, told in known.items()}
 
-    # what is refused is not kept
-    return cache.keep(file, folder, key, fill, lambda columns: _table(file, found, columns))
+    def _converted(
+        self, mapped: Mapping[str, Column | Rows], every: list[str] | None
+    ) -> dict[str, Column]:
+        """Columns from the cache, written now if they are not there.
 
+        Args:
+            mapped: the columns that are in place.
+            every: names of all columns; None: they are not known, and none is in place.
+        """
+        names = None if every is None else [name for name in every if name not in mapped]
+        read = self._format.read
+        assert read is not None, "a format without a reader has all its columns in place"
+        chosen = () if names is None else (json.dumps(sorted(names)),)
+        key = cache.content_key(self._content, *self._settings, *chosen)
+        kept = cache.cached(self._folder, key, verify=self._verify)
+        if kept is not None:
+            return kept
 
-def _table(file: Path, found: str, columns: Mapping[str, Column], content: str = "") -> Table:
-    plain = {name: column for name, column in columns.items() if name != PROBLEM}
-    records = columns.rows if isinstance(columns, Fields) else None
-    return Table(file, found, plain, columns.get(PROBLEM), content, records)
+        def write(building: Path, alive: Any = lambda: None) -> list[str]:
+            columns = ColumnFolder(self._file, building, alive)
+            try:
+                read(self._file, columns, self._reading, names)
+                return columns.close()
+            finally:
+                columns.abandon()
+
+        def fill(building: Path) -> list[str]:
+            found: list[str] = (
+                apart(self._file, lambda alive: write(building, alive))
+                if self._format.apart
+                else write(building)
+            )
+            self._source.check_whole()
+            return found
+
+        def check(columns: dict[str, Column]) -> None:
+            self._as_table({**mapped, **columns}, None)  # what is refused is not kept
+
+        return cache.keep(self._file, self._folder, key, fill, check, verify=self._verify)
+
+    def _as_table(self, columns: Mapping[str, Any], source: Source | None) -> Table:
+        plain = {name: column for name, column in columns.items() if name != PROBLEM}
+        problems = columns.get(PROBLEM)
+        return Table(
+            self._file, self._format.name, plain, problems, self._content, source, self._settings
+        )

@@ -77,23 +77,17 @@ class BlockOrder:
         assert window >= 1
         self.count, self._block, self._window = count, block, window
         self._blocks = count // block  # the rest stays at the end of the permuted blocks
-        self._kept: tuple[tuple[int, int], Numbers] | None = None
+        self.width = block * window
 
-    def samples(self, key: int, begin: int, end: int) -> Numbers:
-        """The samples at the places `begin` to `end` of the epoch that the key names."""
-        end = min(end, self.count)
-        width = self._block * self._window
-        parts = [
-            self._shuffled(key, window)[max(0, begin - window * width) : end - window * width]
-            for window in range(begin // width, -(-end // width))
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    def at(self, key: int, place: int) -> tuple[int, int]:
+        """The window that a place of the epoch lies in, and the window's first place."""
+        del key  # all windows but the last are as long
+        number = place // self.width
+        return number, number * self.width
 
-    def _shuffled(self, key: int, window: int) -> Numbers:
-        """The samples of a window in their order; the last one is kept."""
-        if self._kept is not None and self._kept[0] == (key, window):
-            return self._kept[1]
-        first, last = window * self._window, (window + 1) * self._window
+    def window(self, key: int, number: int) -> Numbers:
+        """The samples of a window in their order."""
+        first, last = number * self._window, (number + 1) * self._window
         numbers = np.arange(first, min(last, self._blocks), dtype=np.int64)
         blocks = permuted(numbers, self._blocks, key) if len(numbers) else numbers
         inside = np.arange(self._block, dtype=np.int64)
@@ -101,9 +95,61 @@ class BlockOrder:
         if last > self._blocks:
             rest = np.arange(self._blocks * self._block, self.count, dtype=np.int64)
             samples = np.concatenate([samples, rest])
-        order = np.argsort(mixed(samples.astype(np.uint64), key + _ROUNDS + 1), kind="stable")
-        self._kept = (key, window), samples[order]
+        return _mixed_up(samples, key)
+
+
+def _mixed_up(samples: Numbers, key: int) -> Numbers:
+    # mixing is one to one: there are no ties, so that any way of sorting gives this order
+    return samples[np.argsort(mixed(samples.astype(np.uint64), key + _ROUNDS + 1))]
+
+
+class UnevenOrder:
+    """As `BlockOrder`, of blocks that differ in length: those that a file is packed in.
+
+    Args:
+        bounds: the first sample of each block, and their number at the end; ascending.
+        window: blocks in a window.
+    """
+
+    def __init__(self, bounds: Numbers, window: int) -> None:
+        assert window >= 1
+        self.count = int(bounds[-1])
+        self._bounds, self._window = bounds, window
+        self._kept: tuple[int, Numbers] | None = None
+
+    def _firsts(self, key: int) -> Numbers:
+        """The first place of each window, and the number of places at the end."""
+        if self._kept is None or self._kept[0] != key:
+            blocks = len(self._bounds) - 1
+            order = permuted(np.arange(blocks, dtype=np.int64), blocks, key)
+            sizes = np.diff(self._bounds)[order]
+            ends = np.add.reduceat(sizes, np.arange(0, blocks, self._window))
+            self._kept = key, np.concatenate([[0], np.cumsum(ends)])
         return self._kept[1]
+
+    def at(self, key: int, place: int) -> tuple[int, int]:
+        """The window that a place of the epoch lies in, and the window's first place."""
+        firsts = self._firsts(key)
+        number = int(np.searchsorted(firsts, place, "right")) - 1
+        return number, int(firsts[number])
+
+    def window(self, key: int, number: int) -> Numbers:
+        """The samples of a window in their order."""
+        count = len(self._bounds) - 1
+        first = number * self._window
+        places = np.arange(first, min(first + self._window, count), dtype=np.int64)
+        blocks = permuted(places, count, key)
+        begins, ends = self._bounds[blocks], self._bounds[blocks + 1]
+        return _mixed_up(runs(begins, ends), key)
+
+
+def runs(begins: Numbers, ends: Numbers) -> Numbers:
+    """The numbers from each begin to before its end, one run after the other."""
+    lengths = ends - begins
+    offsets = np.cumsum(lengths) - lengths
+    inside = np.arange(int(lengths.sum()), dtype=np.int64)
+    found: Numbers = inside + np.repeat(begins - offsets, lengths)
+    return found
 
 
 class HashSplit:
@@ -135,6 +181,19 @@ class HashSplit:
         order = np.argsort(hashes, axis=1, kind="stable")
         ranked: Numbers = np.take_along_axis(samples, order, axis=1)
         return ranked
+
+    def training_before(self, samples: Numbers) -> Numbers:
+        """How many of the samples before each of these numbers are trained on."""
+        if not self.held_out:
+            return samples
+        strata = np.minimum(samples // STRATUM, max(0, -(-self._count // STRATUM) - 1))
+        known, back = np.unique(strata, return_inverse=True)
+        before = self._before(known)
+        number = self._before(known + 1) - before
+        earlier = self._ranked(known)[back] < samples[:, None]
+        mine = (np.arange(STRATUM) < number[back, None]) & earlier
+        trained: Numbers = samples - before[back] - mine.sum(1)
+        return trained
 
     def held_out_samples(self, places: Numbers) -> Numbers:
         """The samples at places of the held-out part."""

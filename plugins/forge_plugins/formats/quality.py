@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import PROBLEMS, Column, Table, take
+from forge_plugins.formats.table import PROBLEMS, Column, Rows, Table, take
 
 Inputs = Literal["features", "tokens"]
 Target = Literal["class", "number", "next", "none"]
@@ -188,7 +188,7 @@ def assess(
 
 
 def _blocks(
-    column: Column, dtype: Any = np.float32, numbers: int = _BLOCK
+    column: Column | Rows, dtype: Any = np.float32, numbers: int = _BLOCK
 ) -> Iterator[tuple[slice, Column]]:
     """Rows of a column as (rows, numbers), a few megabytes at a time."""
     width = int(np.prod(column.shape[1:]))
@@ -199,7 +199,7 @@ def _blocks(
             yield rows, np.asarray(column[rows]).astype(dtype, copy=False).reshape(-1, width)
 
 
-def _outside(column: Column, limit: int | None) -> NDArray[np.bool_]:
+def _outside(column: Column | Rows, limit: int | None) -> NDArray[np.bool_]:
     """Which rows hold anything but integers in 0 .. limit - 1."""
     outside = np.zeros(len(column), np.bool_)
     for rows, block in _blocks(column, column.dtype):
@@ -237,11 +237,13 @@ def outlier_limits(table: Table) -> Limits | None:
     return _limits(table.columns["input"], table.problems)
 
 
-def _own_limits(column: Column, broken: NDArray[np.bool_], given: Limits | None) -> Limits | None:
+def _own_limits(
+    column: Column | Rows, broken: NDArray[np.bool_], given: Limits | None
+) -> Limits | None:
     return _limits(column, broken if broken.any() else None) if given is None else given
 
 
-def _limits(column: Column, broken: Column | None) -> Limits | None:
+def _limits(column: Column | Rows, broken: Column | None) -> Limits | None:
     """Median and median distance of every number of each column of the whole file.
 
     Of the whole file: a part may be in another order of size than the rest (files are sorted), and
@@ -305,7 +307,7 @@ def _median(sample: Column, blocks: Callable[[], Iterator[Column]]) -> Column:
     return middles
 
 
-def _duplicates(columns: list[Column]) -> NDArray[np.bool_]:
+def _duplicates(columns: list[Column | Rows]) -> NDArray[np.bool_]:
     """Which rows repeat an earlier one, all columns together; equal numbers are confirmed."""
     sums = np.zeros(len(columns[0]), np.uint64)
     generator = np.random.Generator(np.random.PCG64(0))

@@ -16,7 +16,9 @@ from typing import Any, Final
 import numpy as np
 
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column, Fields, check_numeric
+from forge_plugins.formats.format import Format, Reading
+from forge_plugins.formats.layout import Layout, field_layout
+from forge_plugins.formats.table import Column, check_numeric
 
 MAGIC: Final = b"FORGEREC"
 VERSION: Final = 1
@@ -78,12 +80,13 @@ def _field(file: Path, field: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]
     return name, dtype, tuple(shape)
 
 
-def map_records(file: Path) -> dict[str, Column]:
-    """The columns mapped in place.
+def record_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
+    """The columns in place.
 
     Raises:
         DataFault: the header is broken, or the file is not as long as it says.
     """
+    del reading
     header, offset = _header(file)
     fields, count = header.get("fields"), header.get("records")
     if not isinstance(fields, list) or not fields or type(count) is not int or count < 0:
@@ -102,5 +105,9 @@ def map_records(file: Path) -> dict[str, Column]:
         )
     if not count:
         raise DataFault(file, "there are no records", hint="give at least one")
-    rows = np.memmap(file, np.dtype(found), "r", offset, (count,))
-    return Fields(rows, [name for name, _, _ in found])
+    record = np.dtype(found)
+    return {name: field_layout(record, name, (count,), offset) for name, _, _ in found}
+
+
+FORMAT: Final = Format(name="binary", suffixes=(".frec",), magic=(MAGIC,), layouts=record_layouts)
+"""Records of this project."""

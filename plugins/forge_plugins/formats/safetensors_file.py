@@ -10,7 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column
+from forge_plugins.formats.format import Format, Reading
+from forge_plugins.formats.layout import Layout
 
 TYPES: Final = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -20,12 +21,13 @@ _MAX_HEADER: Final = 2**24
 _HINT: Final = "write it with safetensors.numpy.save_file"
 
 
-def map_safetensors(file: Path) -> dict[str, Column]:
-    """The columns mapped in place.
+def safetensors_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
+    """The columns in place.
 
     Raises:
         DataFault: the header is broken, or a tensor does not lie in the file.
     """
+    del reading
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -42,10 +44,10 @@ def map_safetensors(file: Path) -> dict[str, Column]:
     if not isinstance(header, dict):
         raise DataFault(file, "the header is no object", place="byte 8", hint=_HINT)
     header.pop("__metadata__", None)
-    return {name: _map(file, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {name: _layout(file, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
-def _map(file: Path, name: str, entry: Any, base: int, size: int) -> Column:
+def _layout(file: Path, name: str, entry: Any, base: int, size: int) -> Layout:
     def refused(message: str) -> DataFault:
         return DataFault(file, message, field=name, hint=_HINT)
 
@@ -64,6 +66,8 @@ def _map(file: Path, name: str, entry: Any, base: int, size: int) -> Column:
     begin, end = place
     if not 0 <= begin <= end <= size - base or end - begin != wanted:
         raise refused(f"the bytes {begin} to {end} are not {wanted} bytes of this file")
-    if not wanted:
-        return np.zeros(shape, dtype)
-    return np.memmap(file, dtype, "r", base + begin, tuple(shape))
+    return Layout(dtype=dtype.str, shape=tuple(shape), offset=base + begin)
+
+
+FORMAT: Final = Format(name="safetensors", suffixes=(".safetensors",), layouts=safetensors_layouts)
+"""Read without the library: the header is JSON, the rest are numbers."""

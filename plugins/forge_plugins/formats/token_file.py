@@ -8,30 +8,37 @@ from typing import Final
 import numpy as np
 
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import Column
+from forge_plugins.formats.format import Format, Reading
+from forge_plugins.formats.layout import Layout
 
 TYPES: Final = ("uint8", "uint16", "uint32", "int32")
 """What a token may be."""
 
 
-def map_tokens(file: Path, dtype: str, length: int) -> dict[str, Column]:
-    """Windows of tokens and the tokens that follow each, mapped in place.
+def token_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
+    """Windows of tokens, each with the token that follows it, in place.
+
+    A window is one row of `length` + 1 tokens: the inputs, and, one place on, their targets. It
+    shares its last token with the next window; a rest at the end is left out.
 
     Args:
         file: the tokens, little-endian.
-        dtype: one of `TYPES`.
-        length: tokens in a window; windows do not overlap, a rest at the end is left out.
+        reading: their type and the length of a window.
 
     Raises:
         DataFault: the file's size is no whole number of tokens, or it has no whole window.
     """
-    kind = np.dtype(dtype).newbyteorder("<")
-    size = file.stat().st_size
+    if reading.integers not in TYPES:
+        hint = f"there are: {', '.join(TYPES)}"
+        raise DataFault(file, f"tokens of the type {reading.integers} are unknown", hint=hint)
+    kind = np.dtype(reading.integers).newbyteorder("<")
+    size, length = file.stat().st_size, reading.length
     if size % kind.itemsize:
         hint = "give integers the type that the file was written with"
         raise DataFault(
             file,
-            f"{size} bytes are no whole number of {dtype} ({size % kind.itemsize} left over)",
+            f"{size} bytes are no whole number of {reading.integers} "
+            f"({size % kind.itemsize} left over)",
             place=f"byte {size - size % kind.itemsize}",
             hint=hint,
         )
@@ -40,8 +47,9 @@ def map_tokens(file: Path, dtype: str, length: int) -> dict[str, Column]:
         hint = "shorten the windows or give a longer file"
         tokens = size // kind.itemsize
         raise DataFault(file, f"{tokens} tokens hold no window of {length} + 1", hint=hint)
-    row = np.memmap(file, kind, "r", 0, (count * length + 1,))
-    return {
-        "input": row[:-1].reshape(count, length),
-        "target": row[1:].reshape(count, length),
-    }
+    strides = (length * kind.itemsize, kind.itemsize)
+    return {"input": Layout(dtype=kind.str, shape=(count, length + 1), strides=strides)}
+
+
+FORMAT: Final = Format(name="tokens", layouts=token_layouts, shaped_by=("integers", "length"))
+"""It has no sign of its own and must be named."""

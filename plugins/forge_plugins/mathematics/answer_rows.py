@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
+
+from forge_plugins.mathematics.deferred_logits import DeferredLogits
+
+
+def answer_pieces(
+    outputs: Any, targets: Tensor, positions: Any = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of logits with their targets, all at once or, where they are deferred, in pieces.
+
+    Args and Raises: as `answer_rows`; `outputs` may be `DeferredLogits` too.
+    """
+    if not isinstance(outputs, DeferredLogits):
+        yield answer_rows(outputs, targets, positions)
+        return
+    wanted, begin = targets.reshape(-1), 0
+    for rows in outputs.pieces():
+        yield rows, wanted[begin : begin + len(rows)]
+        begin += len(rows)
+    if begin != len(wanted):
+        raise ValueError(f"{begin} answers for {len(wanted)} targets")
 
 
 def answer_rows(outputs: Any, targets: Tensor, positions: Any = None) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
+from forge_plugins.mathematics.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.tokenizers import END, UNKNOWN, CharacterTokenizer, Tokenizer
 
 _PLAIN: Final = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -36,7 +38,12 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
     Args:
         tokenizer: None when the data has none; the tokens then get names that no text has.
         count: tokens of the model.
+
+    Raises:
+        ValueError: the tokenizer is of a kind that such files do not know.
     """
+    if isinstance(tokenizer, LibraryTokenizer):
+        return _library_vocabulary(tokenizer)
     if tokenizer is None:
         return {
             "model": "gpt2",
@@ -68,8 +75,39 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
     }
 
 
+def _library_vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
+    found = tokenizer.byte_level()
+    if found is None:
+        raise ValueError(
+            "the tokenizer.json is no byte-level BPE, which is all that this exporter writes for "
+            "llama.cpp; the exporter transformers takes any"
+        )
+    special = {*found["special"], tokenizer.end}
+    return {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": found["tokens"],
+        "token_type": [3 if number in special else 1 for number in range(tokenizer.vocabulary)],
+        "merges": found["merges"],
+        "bos_token_id": tokenizer.end,
+        "eos_token_id": tokenizer.end,
+        "add_bos_token": False,
+    }
+
+
 def transformers_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     """`tokenizer.json` and `tokenizer_config.json` as data, by file name."""
+    if isinstance(tokenizer, LibraryTokenizer):
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_name,
+            "bos_token": tokenizer.end_name, "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        content: dict[str, Any] = json.loads(tokenizer.content)
+        return {"tokenizer.json": content, "tokenizer_config.json": about}
+    return _own_files(tokenizer)
+
+
+def _own_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     specials = _specials(tokenizer)
     added = [
         {

@@ -12,7 +12,7 @@ from typing import Final, Literal, Protocol
 import torch
 from torch import Tensor
 
-TokenizerName = Literal["bytes", "characters"]
+TokenizerName = Literal["bytes", "characters", "library"]
 END: Final = "<|end|>"
 """Stands after each document."""
 UNKNOWN: Final = "<|unknown|>"
@@ -79,7 +79,8 @@ class CharacterTokenizer:
         self.unknown = len(self.alphabet)
         self.end = self.unknown + 1
         self.vocabulary = self.unknown + 2
-        self._places = {character: index for index, character in enumerate(self.alphabet)}
+        codes = torch.tensor([ord(character) for character in self.alphabet], dtype=torch.int32)
+        self._codes, self._numbers = codes.sort()
 
     @classmethod
     def of(cls, text: str) -> CharacterTokenizer:
@@ -88,8 +89,13 @@ class CharacterTokenizer:
 
     def encode(self, text: str) -> Tensor:
         """One token for each character."""
-        unknown = self.unknown
-        return torch.tensor([self._places.get(one, unknown) for one in text], dtype=torch.int64)
+        raw = bytearray(text.encode("utf-32-le", "surrogatepass"))
+        if not raw or not len(self._codes):
+            return torch.full((len(text),), self.unknown, dtype=torch.int64)
+        codes = torch.frombuffer(raw, dtype=torch.int32)
+        places = torch.searchsorted(self._codes, codes).clamp_(max=len(self._codes) - 1)
+        known = self._codes[places] == codes
+        return torch.where(known, self._numbers[places], self.unknown)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The unknown token is shown as U+FFFD."""

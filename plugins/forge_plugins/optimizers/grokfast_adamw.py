@@ -11,6 +11,13 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.mathematics.filter_settings import swapped
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import (
+    DecayRule,
+    DecoupledDecay,
+    Epsilon,
+    LearningRate,
+    Share,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,22 +34,14 @@ else:
 class GrokfastAdamWConfig:
     """What AdamW is told, and the filter."""
 
-    lr: Annotated[float, Meta(ge=0, description="learning rate")] = 1e-3
+    lr: LearningRate = 1e-3
     betas: Annotated[
-        tuple[
-            Annotated[float, Meta(ge=0, lt=1)],
-            Annotated[float, Meta(ge=0, lt=1)],
-        ],
+        tuple[Share, Share],
         Meta(description="decay of the averages of the filtered gradient and of its square"),
     ] = (0.9, 0.98)
-    eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor")] = 1e-8
-    weight_decay: Annotated[
-        float, Meta(ge=0, description="decoupled decay, times the learning rate")
-    ] = 0.01
-    decay: Annotated[
-        Literal["all", "matrices"],
-        Meta(description="which parameters decay; matrices leaves out biases and norms"),
-    ] = "all"
+    eps: Epsilon = 1e-8
+    weight_decay: DecoupledDecay = 0.01
+    decay: DecayRule = "all"
     alpha: Annotated[float, Meta(ge=0, lt=1, description="decay of the slow gradient")] = 0.98
     lambda_reg: Annotated[
         float, Meta(ge=0, description="how much of the slow gradient is added")

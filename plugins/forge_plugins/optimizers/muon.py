@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import Share
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +47,7 @@ class MuonConfig:
     ] = ("*embedding*", "*embed*", "*head*")
     adamw_lr: Annotated[float, Meta(ge=0, description="learning rate of AdamW")] = 1e-3
     adamw_betas: Annotated[
-        tuple[
-            Annotated[float, Meta(ge=0, lt=1)],
-            Annotated[float, Meta(ge=0, lt=1)],
-        ],
+        tuple[Share, Share],
         Meta(description="decay of AdamW's averages of gradient and of its square"),
     ] = (0.9, 0.98)
     adamw_weight_decay: Annotated[

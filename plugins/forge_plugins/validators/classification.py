@@ -88,9 +88,9 @@ class ClassMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count."""
         del loss, weight
-        logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
-        found = class_figures.class_counts(logits, targets, self._ignored)
-        self._counts = found if self._counts is None else self._counts + found
+        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
+            found = class_figures.class_counts(logits, targets, self._ignored)
+            self._counts = found if self._counts is None else self._counts + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Shares in [0, 1]; nothing when no target was seen.
@@ -135,9 +135,9 @@ class AccuracyMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count targets found; outputs (..., classes) against integer targets (...)."""
         del loss, weight
-        logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
-        found = class_figures.hit_counts(logits, targets, self._ranks, self._ignored)
-        self._counts = found if self._counts is None else self._counts + found
+        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
+            found = class_figures.hit_counts(logits, targets, self._ranks, self._ignored)
+            self._counts = found if self._counts is None else self._counts + found
 
     def counts(self) -> Tensor:
         """Targets found for each k, then all targets; zeros before the first batch."""

@@ -51,9 +51,9 @@ class PerplexityMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Take in outputs (..., classes) and integer targets (...)."""
         del loss, weight
-        logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
-        found = language_figures.cross_entropy_sums(logits, targets, self._ignored)
-        self._sums = found if self._sums is None else self._sums + found
+        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
+            found = language_figures.cross_entropy_sums(logits, targets, self._ignored)
+            self._sums = found if self._sums is None else self._sums + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """`exp` of the mean cross-entropy, and the mean in bits; nothing without a target.

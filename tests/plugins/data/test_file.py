@@ -23,6 +23,7 @@ from forge_kernel.testing.compare import differences
 from forge_plugins.data.file import File, FileConfig, FileData
 from forge_plugins.formats.opening import open_table
 from forge_plugins.formats.quality import assess, outlier_limits
+from forge_plugins.formats.survey import surveyed
 from forge_plugins.formats.table import Table
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +47,7 @@ def numbered(count: int, seed: int = 0, **chosen: Any) -> FileData:
     column = np.arange(count, dtype=np.float32)[:, None]
     table = Table(Path("memory"), "npy", {"input": column, "target": np.arange(count) % 3})
     config = FileConfig(**chosen)
-    return FileData(table, assess(table, target="class"), config, seed)
+    return FileData(table, surveyed(assess(table, target="class"), 0.0), config, seed)
 
 
 def ids(batches: Any) -> list[int]:
@@ -104,10 +105,8 @@ def test_a_resume_at_any_batch_goes_on_as_the_straight_run(
 def test_a_late_start_reads_nothing_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = numbered(1000, batch_size=10, validation_split=0.0)
     gathered: list[int] = []
-    gather = samples._gather
-    monkeypatch.setattr(
-        samples, "_gather", lambda index: gathered.append(len(index)) or gather(index)
-    )
+    read = samples.rows
+    monkeypatch.setattr(samples, "rows", lambda index: gathered.append(len(index)) or read(index))
     next(samples.batches(0, 99))
     assert gathered == [10]
 

@@ -20,11 +20,12 @@ from kernel_parts import StopAfter
 from forge_kernel import load_pipeline, resume, run
 from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.testing.compare import differences
+from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig
-from forge_plugins.data.samples import Epochs, FileData
-from forge_plugins.formats.order import BlockOrder, HashSplit, permuted
+from forge_plugins.data.samples import FileData
+from forge_plugins.formats.order import BlockOrder, HashSplit, UnevenOrder, permuted
 from forge_plugins.formats.quality import assess
-from forge_plugins.formats.survey import Survey, survey
+from forge_plugins.formats.survey import Question, Survey, survey, surveyed
 from forge_plugins.formats.table import Table
 
 
@@ -43,7 +44,7 @@ def streamed(
     config = FileConfig(streaming=streaming, **chosen)
     found: Any = Survey(0.0, count, None, {}, None, 2, None)
     if not streaming:
-        found = assess(table, target="class")
+        found = surveyed(assess(table, target="class"), 0.0)
     return FileData(table, found, config, seed, rank=rank, world=world)
 
 
@@ -70,13 +71,58 @@ def test_an_order_by_blocks_is_a_permutation_of_which_any_part_is_known(
     count: int, block: int, window: int, key: int, data: st.DataObject
 ) -> None:
     order = BlockOrder(count, block, window)
-    whole = order.samples(key, 0, count)
+    check_windows(order, count, key, data)
+
+
+def check_windows(order: Any, count: int, key: int, data: st.DataObject) -> None:
+    """The windows that follow each other are a permutation, and any place tells its window."""
+    parts, place = [], 0
+    while place < count:
+        number, first = order.at(key, place)
+        assert number >= len(parts)
+        assert first == place
+        parts += [order.window(key, empty) for empty in range(len(parts), number)]
+        assert sum(map(len, parts)) == place
+        parts.append(order.window(key, number))
+        place += len(parts[-1])
+    whole = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     assert np.array_equal(np.sort(whole), np.arange(count))
-    begin = data.draw(st.integers(0, count))
-    end = data.draw(st.integers(begin, count + 9))
-    assert np.array_equal(
-        BlockOrder(count, block, window).samples(key, begin, end), whole[begin:end]
-    )
+    if count:
+        place = data.draw(st.integers(0, count - 1))
+        number, first = order.at(key, place)
+        assert order.window(key, number)[place - first] == whole[place]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 70), min_size=1, max_size=60),
+    window=st.integers(1, 9),
+    key=st.integers(0, 2**60),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_an_order_of_uneven_blocks_is_one_and_takes_each_block_in_one_window(
+    sizes: list[int], window: int, key: int, data: st.DataObject
+) -> None:
+    bounds = np.cumsum([0, *sizes])
+    order = UnevenOrder(bounds, window)
+    check_windows(order, int(bounds[-1]), key, data)
+    seen: set[int] = set()
+    for number in range(-(-len(sizes) // window)):
+        blocks = {int(np.searchsorted(bounds, s, "right")) for s in order.window(key, number)}
+        assert len(blocks) <= window
+        assert not blocks & seen
+        seen |= blocks
+
+
+@given(count=st.integers(1, 2000), share=st.floats(0, 0.99), key=st.integers(0, 2**60))
+@settings(max_examples=60, deadline=None)
+def test_the_samples_trained_on_before_a_sample_are_counted(
+    count: int, share: float, key: int
+) -> None:
+    split = HashSplit(count, share, key)
+    training = split.training_samples(np.arange(split.training))
+    numbers = np.arange(count + 1)
+    assert np.array_equal(split.training_before(numbers), np.searchsorted(training, numbers))
 
 
 @given(
@@ -223,7 +269,7 @@ def test_a_position_in_ten_million_samples_is_taken_up_at_once() -> None:
     split.training_samples = lambda places: asked.append(len(places)) or plain(places)
     begin = time.process_time()
     next(data.batches(3, 70_000))
-    assert asked == [64]
+    assert sum(asked) <= 2 * 64 * 256
     print(f"{time.process_time() - begin:.4f} s to the first batch")
 
 
@@ -262,16 +308,17 @@ def test_a_survey_in_parts_finds_what_a_look_at_the_whole_finds(
     whole = assess(table, target="class", classes=3, thorough=threshold > 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("forge_plugins.formats.survey.PART_BYTES", part)
-        found = survey(
-            table, inputs="features", target="class", classes=3, vocabulary=None,
-            threshold=threshold, folder=tmp_path_factory.mktemp("survey"),
+        asked = Question(
+            inputs="features", target="class", classes=3, vocabulary=None, threshold=threshold,
+            parts=True,
         )  # fmt: skip
+        found = survey(table, asked, tmp_path_factory.mktemp("survey"))
     kept = whole.kept(threshold)
     assert found.kept_count == len(kept)
     index = np.arange(len(rows)) if found.index is None else found.index
     assert np.array_equal(index, kept)
-    assert found.left_out(threshold) == whole.left_out(threshold)
-    assert found.unusable(threshold) == whole.unusable(threshold)
+    assert found.left_out == whole.left_out(threshold)
+    assert found.unusable == whole.unusable(threshold)
     assert (found.largest_label, found.largest_token) == (whole.largest_label, None)
 
 

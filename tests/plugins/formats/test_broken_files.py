@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.format import Reading
 from forge_plugins.formats.opening import open_table
 from forge_plugins.formats.record_file import MAGIC, write_records
 
@@ -112,7 +113,7 @@ PICKLES: list[tuple[str, str, bytes, str]] = [
     ("own class", P, pickle.dumps([{"input": Odd()}]), "names .*Odd"),
     ("copyreg", P, b"ccopyreg\n_reconstructor\n.", "copyreg"),
     ("persistent id", P, b"\x80\x02X\x01\x00\x00\x00aQ.", "outside the file"),
-    ("extension", P, b"\x80\x02\x82\x01.", "cannot be unpickled"),
+    ("extension", P, b"\x80\x02\x82\x01.", "by its number in a registry"),
     ("state on a name", P, b"cnumpy\nndarray\n}S'a'\nI1\nsb.", "given a state"),
     ("direct array", P, NDARRAY, "is called as|called directly"),
     ("array without values", P, b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nI0\nS'b'\ntR.", "without values"),
@@ -120,18 +121,18 @@ PICKLES: list[tuple[str, str, bytes, str]] = [
     ("object dtype", P, pickle.dumps({"input": np.array(["a", None], object)}), "not of numbers"),
     ("text array", P, pickle.dumps({"input": np.array(["a"])}), "not of numbers"),
     ("complex", P, pickle.dumps([{"input": 1j}]), "names builtins.complex"),
-    ("short buffer", P, REAL.replace(b"K\x03K\x02", b"K\x63K\x02"), "cannot be unpickled|called"),
-    ("cut short", P, REAL[:-20], "after byte"),
-    ("no stop", P, REAL[:-1], "after byte"),
-    ("trailing bytes", P, REAL + b"x", r"1 bytes follow"),
-    ("two objects", P, REAL + REAL, "bytes follow"),
-    ("1 TiB of bytes", P, b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", "after byte"),
-    ("huge memo", P, b"\x80\x02Nr\xff\xff\xff\x7f.", "memo number"),
-    ("no pickle", P, b"hello, this is text", "after byte|unpickled"),
-    ("empty stack", P, b"\x80\x020.", "unpickled"),
-    ("append to a name", P, b"cnumpy\nndarray\nI1\na.", "unpickled"),
+    ("short buffer", P, REAL.replace(b"K\x03K\x02", b"K\x63K\x02"), r"an array of the shape \(99, 2\) in 48 bytes"),
+    ("cut short", P, REAL[:-20], r"byte \d+: is broken"),
+    ("no stop", P, REAL[:-1], r"byte \d+: is broken: it has no end"),
+    ("trailing bytes", P, REAL + b"x", rf"byte {len(REAL)}: is broken"),
+    ("two objects of two shapes", P, REAL + pickle.dumps({"input": np.ones((3, 3))}), r"record 3, field 'input': has the shape \[3\], not \[2\]"),
+    ("1 TiB of bytes", P, b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", r"byte 2: is broken: \d+ bytes are missing"),
+    ("huge memo", P, b"\x80\x02Nr\xff\xff\xff\x7f.", "NoneType"),
+    ("no pickle", P, b"hello, this is text", r"byte \d+: is broken"),
+    ("empty stack", P, b"\x80\x020.", "byte 2: is broken: its opcodes"),
+    ("append to a name", P, b"cnumpy\nndarray\nI1\na.", "a list that is none"),
     ("a number", P, pickle.dumps(3), "the whole is a int"),
-    ("a set", P, pickle.dumps([{"input": {1, 2}}]), "record 0.*'input'.*set"),
+    ("a set", P, pickle.dumps([{"input": {1, 2}}]), "is refused: a set"),
     ("text records", P, pickle.dumps([{"input": "abc"}]), "record 0.*'input'.*str"),
     ("ragged arrays", P, pickle.dumps([{"input": np.ones(2)}, {"input": np.ones(3)}]), "record 1.*'input'"),
     ("numbers as names", P, pickle.dumps([{1: 2}]), "record 0.*name"),
@@ -328,7 +329,8 @@ def test_the_same_pickle_runs_when_it_is_trusted(
     monkeypatch.chdir(tmp_path)
     (tmp_path / P).write_bytes(pickle.dumps(touch))
     with pytest.raises(DataFault, match="the whole is a int"):  # what the call returned
-        open_table(tmp_path / P, cache_dir=tmp_path / "cache", trust_pickle=True)
+        trusting = Reading(trust_pickle=True)
+        open_table(tmp_path / P, "auto", trusting, cache_dir=tmp_path / "cache")
     assert (tmp_path / MARK).exists()
 
 
@@ -341,9 +343,9 @@ def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None
 def test_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.bin").write_bytes(bytes(7))
     with pytest.raises(DataFault, match="byte 6.*no whole number of uint16"):
-        open_table(tmp_path / "t.bin", "tokens", length=2)
+        open_table(tmp_path / "t.bin", "tokens", Reading(length=2))
     with pytest.raises(DataFault, match="no window"):
-        open_table(tmp_path / "t.bin", "tokens", integers="uint8", length=7)
+        open_table(tmp_path / "t.bin", "tokens", Reading(integers="uint8", length=7))
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:

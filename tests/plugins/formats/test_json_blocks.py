@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from forge_plugins.formats import json_text
@@ -174,8 +174,40 @@ def test_what_is_wrong_in_a_long_text_is_told(text: str, told: str, tmp_path: Pa
     assert not list((tmp_path / "c").iterdir())
 
 
-def test_a_pickle_beyond_its_budget_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    with (tmp_path / "x.pkl").open("wb") as file:
-        file.truncate(2**28 + 1)  # a hole: no bytes on the disk
-    with pytest.raises(DataFault, match=r"in memory as a whole.*HDF5, \.npz"):
-        open_table(tmp_path / "x.pkl", cache_dir=tmp_path / "c")
+PIECES = [
+    '{"input": [1, 0], "target": 2}', '{"input": [3, 0], "target": 4},{"input": [5, 0], "target": 6}',
+    '{"input": [7', '8], "target": 9}', '{"input": [{}', '{}], "target": 0}', "", "  ", ",",
+    '{"in', 'put": [1, 0], "target": 2}', '{"te', '{xt": 1}', "[1]", "7", '{"input": [1, 0], "target": 2},',
+]  # fmt: skip
+
+
+@example(lines=PIECES[1:4], end="\n")
+@example(lines=[PIECES[1], PIECES[4], PIECES[5]], end="\n")
+@given(
+    lines=st.lists(st.sampled_from(PIECES), min_size=1, max_size=5),
+    end=st.sampled_from(["", "\n", "\r\n"]),
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_lines_that_are_no_objects_by_themselves_are_refused(
+    lines: list[str], end: str, tmp_path: Path
+) -> None:
+    """Planted fault: without the look at the lines' beginnings `[7` and `8]` became `[7,8]`."""
+    (tmp_path / "x.jsonl").write_text('{"input": [1, 0], "target": 2}\n' + "\n".join(lines) + end)
+    wanted: list[Any] = []
+    try:
+        wanted = [json.loads(line) for line in lines if line.strip()]
+        fine = all(
+            isinstance(value, dict) and value.keys() == {"input", "target"} for value in wanted
+        )
+        fine = fine and all(
+            type(value["input"][0]) is int and len(value["input"]) == 2 for value in wanted
+        )
+    except ValueError:
+        fine = False
+    if not fine:
+        with pytest.raises(DataFault):
+            open_table(tmp_path / "x.jsonl", cache_dir=tmp_path / "c")
+        return
+    found = open_table(tmp_path / "x.jsonl", cache_dir=tmp_path / "c").columns
+    assert found["target"].tolist() == [2, *(value["target"] for value in wanted)]
+    assert found["input"].tolist() == [[1, 0], *(value["input"] for value in wanted)]

@@ -454,8 +454,12 @@ class Declaration:
                 found["penalties"] = (UsePenalty("quantization_distance", {"strength": strength}),)
         if config.grokfast_config is not None:
             found["phases"] = UsePhases("grokfast", config.grokfast_config.lengths())
+        wrappers: list[Use[Any]] = []
+        if config.grokfast_config is not None and config.grokfast_config.gradient_checkpointing:
+            wrappers.append(UseWrapper("activation_checkpointing", {}))
         if config.training_config.compile_model:
-            found["wrappers"] = (UseWrapper("compile", {}),)
+            wrappers.append(UseWrapper("compile", {}))
+        found["wrappers"] = tuple(wrappers)
         return KernelPipeline(**found)
 
     def _observers(self) -> tuple[Use[Any], ...]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
+from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig, deal, open_file
-from forge_plugins.data.samples import Epochs, FileData
+from forge_plugins.data.samples import FileData
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.quality import REASONS, assess
 from forge_plugins.formats.records import rows_of
@@ -153,9 +154,16 @@ def _data(path: str | Path, config: DataConfig, **chosen: Any) -> FileData:
     inputs, target = _answers(table, asked)
     settings = _file_settings(path, config, **{**chosen, "input": inputs, "target": target})
     length = config.max_sequence_length
-    return deal(
-        table, settings, config.seed, form=lambda rows, answers: _sample(rows, answers, length)
-    )
+    shifted = target == "next" and "target" not in table.columns
+
+    def form(rows: Any, answers: Any) -> Sample:
+        return (
+            _sample(rows[:, :-1], rows[:, 1:], length)
+            if shifted
+            else _sample(rows, answers, length)
+        )
+
+    return deal(table, settings, config.seed, form=form)
 
 
 def _sample(rows: Any, answers: Any, length: int) -> Sample:
@@ -365,7 +373,6 @@ class CachedDataset(Dataset[Sample]):
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
         self._data = _data(path, config, streaming=False, shuffle=False, cache_policy=_lru(config))
-        self._length = config.max_sequence_length
 
     def __len__(self) -> int:
         return self._data.deck.training
@@ -382,8 +389,7 @@ class CachedDataset(Dataset[Sample]):
         places = np.array([n % count for n in numbers], np.int64)
         known, back = np.unique(places, return_inverse=True)
         index = self._data.deck.training_samples(0, 0, count)[known]
-        rows, answers = self._data.rows(index)
-        whole = _sample(rows, answers, self._length)
+        whole: Sample = self._data.samples(index)
         return [{name: value[at] for name, value in whole.items()} for at in back.tolist()]
 
     def get_cache_stats(self) -> dict[str, float]:
@@ -412,7 +418,6 @@ class StreamingDataset(IterableDataset[Sample]):
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
         self._data = _data(path, config, streaming=True)
-        self._length = config.max_sequence_length
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -429,8 +434,7 @@ class StreamingDataset(IterableDataset[Sample]):
         size = self._data.config.batch_size * step
         for begin in range(0, len(self), size):
             index = self._data.deck.training_samples(epoch, begin, begin + size)[first::step]
-            rows, answers = self._data.rows(index)
-            whole = _sample(rows, answers, self._length)
+            whole: Sample = self._data.samples(index)
             for at in range(len(index)):
                 yield {name: value[at] for name, value in whole.items()}
 

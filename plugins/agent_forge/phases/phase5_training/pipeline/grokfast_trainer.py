@@ -29,7 +29,7 @@ from agent_forge.phases.phase5_training.pipeline.training_loop import TrainingMe
 from forge_kernel.api import Kind, PluginInfo, Run, RunError, Step, hookimpl
 from forge_kernel.checkpoint import Snapshot
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import Use, UseGradients, UsePhases, UseSchedule
+from forge_kernel.config.use import Use, UseGradients, UsePhases, UseSchedule, UseWrapper
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
 from forge_kernel.loop import Session
 from forge_plugins.mathematics.grokfast import SlowGradient, filter_ema
@@ -71,6 +71,8 @@ class GrokfastConfig(Configuration):
     judged. When it has stalled, the memory `1 / (1 - alpha)` and `lambda_reg` grow by a quarter;
     when it has become worse they shrink, within the bounds of the kernel's filter. Each change is
     told.
+
+    `gradient_checkpointing`: layers keep their inputs only and are computed again for backward.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {
@@ -82,7 +84,6 @@ class GrokfastConfig(Configuration):
         "consolidation_threshold": "weights drawn together are kept when the validated figure is "
         "not worse, and there is no other threshold",
         "transfer_learning_enabled": "transfer is a call: KnowledgeConsolidation.transfer_to",
-        "gradient_checkpointing": "the model decides that: torch.utils.checkpoint in its forward",
         "memory_efficient_attention": "the model decides that, in its forward",
     }
 
@@ -471,6 +472,8 @@ class GrokfastTrainer:
             UsePhases("grokfast", config.lengths()),
             UseSchedule("grokfast", rates),
         ]
+        if config.gradient_checkpointing:
+            uses.append(UseWrapper("activation_checkpointing"))
         if config.enable_grokfast:
             uses.append(UseGradients("grokfast", config.filter_settings()))
         parts = [

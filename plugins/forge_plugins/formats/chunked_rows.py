@@ -1,0 +1,219 @@
+"""Columns whose rows lie in chunks of a file, read in place."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.gather import Column, Numbers, opaque, overlapping
+from forge_plugins.formats.layout import Layout
+
+BUDGET: Final = 2**25 + 2**23
+"""Bytes of unpacked chunks that one column holds."""
+
+
+class MappedChunks:
+    """Rows in chunks that are not packed: one gather from the mapped file.
+
+    Args:
+        memory: the file's bytes.
+        layout: of the column, with `starts` and without `sizes`.
+    """
+
+    def __init__(self, memory: NDArray[np.uint8], layout: Layout) -> None:
+        assert layout.starts is not None
+        assert layout.sizes is None
+        self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
+        self.ndim = len(self.shape)
+        self._chunk, row = layout.chunk, layout.row
+        # all rows are multiples of this many bytes from the first one
+        first = int(layout.starts.min(initial=0))
+        step = math.gcd(row, int(np.gcd.reduce(layout.starts - first)))
+        self._elements = overlapping(memory[first:], row, step)
+        self._starts, self._step = (layout.starts - first) // step, row // step
+        self._native = self.dtype.newbyteorder("=")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Column:
+        return self.take(np.arange(*rows.indices(len(self)), dtype=np.int64))
+
+    def take(self, index: Numbers) -> Column:
+        """Rows by number, as a fresh array in native byte order."""
+        chunks = index // self._chunk
+        places = self._starts[chunks] + (index - chunks * self._chunk) * self._step
+        found = self._elements[places].view(self.dtype).reshape((len(index), *self.shape[1:]))
+        return found.astype(self._native, copy=False)
+
+
+class PackedChunks:
+    """Rows in chunks that are packed: some chunks are held unpacked, the oldest makes room.
+
+    Args:
+        file: the file.
+        name: of the column, for messages.
+        layout: of the column, with `starts` and `sizes`.
+        budget: bytes of unpacked chunks.
+    """
+
+    def __init__(self, file: Path, name: str, layout: Layout, budget: int = BUDGET) -> None:
+        assert layout.starts is not None
+        self._file, self._name, self._layout = file, name, layout
+        self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
+        self.ndim = len(self.shape)
+        self._native = self.dtype.newbyteorder("=")
+        self._bytes = layout.chunk * layout.row
+        self.slots = min(len(layout.starts), max(2, budget // self._bytes))
+        self._process = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is held; a forked process opens the file for itself."""
+        self._slab: Column = np.zeros((0, 0), np.uint8)
+        self._elements: Column = self._slab
+        self._held: OrderedDict[int, int] = OrderedDict()
+        self._descriptor: int | None = None
+
+    @property
+    def block(self) -> int:
+        """Rows that are unpacked together."""
+        return self._layout.chunk
+
+    def held_blocks(self, length: int) -> int:
+        """Blocks of so many rows that can be held unpacked together."""
+        chunks = -(-length // self.block) + (length % self.block > 0)
+        return max(1, self.slots // chunks)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Column:
+        return self.take(np.arange(*rows.indices(len(self)), dtype=np.int64))
+
+    def __del__(self) -> None:
+        if self._descriptor is not None and self._process == os.getpid():
+            os.close(self._descriptor)
+
+    def take(self, index: Numbers) -> Column:
+        """Rows by number, as a fresh array in native byte order.
+
+        Raises:
+            DataFault: a chunk is broken.
+        """
+        if self._process != os.getpid():
+            self._forget()
+            self._open()
+        chunks = index // self._layout.chunk
+        known, back = np.unique(chunks, return_inverse=True)
+        inside = index - chunks * self._layout.chunk
+        whole = np.empty(len(index), self._elements.dtype)
+        for begin in range(0, len(known), self.slots):
+            some = known[begin : begin + self.slots].tolist()
+            slots = np.array(self._slots(some), np.int64)
+            mine = (back >= begin) & (back < begin + self.slots)
+            places = slots[back[mine] - begin] * self._layout.chunk + inside[mine]
+            if len(known) <= self.slots:
+                whole = self._elements.take(places)
+            else:
+                whole[mine] = self._elements.take(places)
+        found = whole.view(self.dtype).reshape((len(index), *self.shape[1:]))
+        return found.astype(self._native, copy=False)
+
+    def _open(self) -> None:
+        self._process = os.getpid()
+        self._descriptor = os.open(self._file, os.O_RDONLY)
+        self._slab = np.empty((self.slots, self._bytes), np.uint8)
+        rows = self._slab.reshape(self.slots * self._layout.chunk, self._layout.row)
+        elements = opaque(rows)
+        assert elements is not None, "a fresh array lies in one piece"
+        self._elements = elements
+
+    def _slots(self, chunks: list[int]) -> list[int]:
+        """Where chunks are, unpacked now if they were not; as many as there are slots at most."""
+        held = self._held
+        absent = [chunk for chunk in chunks if chunk not in held]
+        for chunk in chunks:
+            if chunk in held:
+                held.move_to_end(chunk)
+        for chunk in absent:
+            if len(held) < self.slots:
+                slot = len(held)
+            else:
+                _, slot = held.popitem(last=False)
+            self._slab[slot] = self._unpacked(chunk)
+            held[chunk] = slot
+        return [held[chunk] for chunk in chunks]
+
+    def _unpacked(self, chunk: int) -> NDArray[np.uint8]:
+        layout = self._layout
+        assert layout.starts is not None
+        assert layout.sizes is not None
+        assert layout.skipped is not None
+        assert self._descriptor is not None
+        size = int(layout.sizes[chunk])
+        raw = os.pread(self._descriptor, size, int(layout.starts[chunk]))
+        if len(raw) != size:
+            raise self._fault(chunk, "is cut short")
+        skipped = int(layout.skipped[chunk])
+        for number in reversed(range(len(layout.filters))):
+            if not skipped >> number & 1:
+                raw = self._undone(chunk, layout.filters[number], raw)
+        if len(raw) != self._bytes:
+            raise self._fault(chunk, f"has {len(raw)} bytes, not {self._bytes}")
+        return np.frombuffer(raw, np.uint8)
+
+    def _undone(self, chunk: int, name: str, raw: Any) -> Any:
+        """What one filter was given."""
+        if name == "deflate":
+            packed = zlib.decompressobj()
+            try:
+                found = packed.decompress(raw, self._bytes + 1)
+            except zlib.error as error:
+                raise self._fault(chunk, f"cannot be unpacked: {error}") from error
+            if not packed.eof and len(found) <= self._bytes:
+                raise self._fault(chunk, "is cut short")
+            return found
+        if name == "shuffle":
+            item = self.dtype.itemsize
+            planes = np.frombuffer(raw, np.uint8)
+            if len(planes) % item:
+                raise self._fault(chunk, f"has {len(planes)} bytes, not {self._bytes}")
+            return np.ascontiguousarray(planes.reshape(item, -1).T).reshape(-1)
+        assert name == "fletcher32", "readers name no other filters"
+        body = bytes(raw)[:-4]
+        if len(raw) < 4 or int.from_bytes(bytes(raw)[-4:], "little") != fletcher32(body):
+            raise self._fault(chunk, "is not what its checksum says")
+        return body
+
+    def _fault(self, chunk: int, told: str) -> DataFault:
+        record = chunk * self._layout.chunk
+        return DataFault(
+            self._file, f"a chunk {told}", field=self._name, record=record, hint="copy it anew"
+        )
+
+
+def fletcher32(raw: bytes) -> int:
+    """HDF5's checksum of a chunk: two sums modulo 65535 over big-endian 16-bit words.
+
+    Source: H5_checksum_fletcher32 of HDF5, which swaps nothing on any machine.
+    """
+    words = np.frombuffer(raw[: len(raw) // 2 * 2], ">u2").astype(np.uint64)
+    if len(raw) % 2:
+        words = np.append(words, np.uint64(raw[-1] << 8))
+    count = len(words)
+    weights = np.arange(count, 0, -1, dtype=np.uint64) % 65535
+    if not words.any():
+        return 0
+    # sums in ones' complement: a multiple of 65535 is 65535, not 0
+    low = int(words.sum()) % 65535 or 65535
+    high = int((words * weights % 65535).sum()) % 65535 or 65535
+    return (high << 16) | low

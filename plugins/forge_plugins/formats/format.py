@@ -1,0 +1,68 @@
+"""A format of data files: how it is known, and how its columns are found or read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forge_plugins.formats.column_file import ColumnFolder
+    from forge_plugins.formats.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a user asks of a reader.
+
+    Args:
+        lenient: note records with a defect instead of refusing the file, where records are read.
+        trust_pickle: run pickles as they are. They may do whatever their authors like.
+        integers: type of a raw token.
+        length: raw tokens in a window.
+        streaming: leave packed columns as they are where they can be read in blocks.
+    """
+
+    lenient: bool = False
+    trust_pickle: bool = False
+    integers: str = "uint16"
+    length: int = 128
+    streaming: bool = False
+
+
+Find = Callable[[Path, Reading], "Mapping[str, Layout | None]"]
+Read = Callable[[Path, "ColumnFolder", Reading, "Collection[str] | None"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format, offered by an entry point of the group `forge_kernel.formats`.
+
+    Both functions raise `DataFault` for what is wrong with a file, and leave files alone that they
+    do not name.
+
+    Args:
+        name: the word in a pipeline file.
+        suffixes: of file names, each with its dot; `.gz` behind them is looked through.
+        magic: what files begin with, one of them; stronger than a name.
+        begins: whether the first bytes of a file may be this format; weaker than a name.
+        layouts: tells where each column lies, to be mapped; None for those that must be read.
+        read: writes columns (those named; None: all) that are then mapped from the cache.
+        shaped_by: settings of `Reading` that change the columns.
+        version: of the reader: a change of what it makes of a file needs another one.
+        apart: in a process of its own, since its library crashes of files made for it.
+    """
+
+    name: str
+    suffixes: tuple[str, ...] = ()
+    magic: tuple[bytes, ...] = ()
+    begins: Callable[[bytes], bool] | None = None
+    layouts: Find | None = None
+    read: Read | None = None
+    shaped_by: tuple[str, ...] = field(default=())
+    version: int = 1
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.layouts is not None or self.read is not None, "a format is found or read"

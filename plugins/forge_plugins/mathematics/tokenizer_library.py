@@ -1,0 +1,85 @@
+"""Tokenizers from `tokenizer.json`, the file of the library `tokenizers` and of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from forge_plugins.mathematics.tokenizers import TokenizerName
+
+ENDS: Final = (
+    "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>", "<|end|>",
+    "[SEP]", "[EOS]",
+)  # fmt: skip
+"""What the usual families call the token that ends a document; the first that is there is taken."""
+
+
+class LibraryTokenizer:
+    """A tokenizer as its file says; no special tokens are added but the end of documents.
+
+    Args:
+        content: of the file.
+        end: the token that ends a document; None: the first of `ENDS` that it has.
+
+    Raises:
+        ValueError: it is no tokenizer, or has no such token.
+        ImportError: the library is not installed.
+    """
+
+    kind: TokenizerName = "library"
+
+    def __init__(self, content: str, end: str | None = None) -> None:
+        import tokenizers
+
+        self.content = content
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:
+            raise ValueError(f"it is no tokenizer.json: {str(error)[:200]}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        names = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocabulary = max(names.values(), default=-1) + 1
+        known = [name for name in (ENDS if end is None else (end,)) if name in names]
+        if not known:
+            usual = ", ".join(ENDS)
+            told = f"it has no token {end}" if end else f"it has none of {usual}"
+            raise ValueError(f"{told}: name the one that ends a document")
+        self.end_name = known[0]
+        self.end = int(names[self.end_name])
+
+    def encode(self, text: str) -> Tensor:
+        """Tokens of a text, int64, shape (n,)."""
+        return torch.tensor(self.encode_all([text])[0], dtype=torch.int64)
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of several texts, by all cores."""
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [one.ids for one in found]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; special ones give nothing."""
+        text: str = self._tokenizer.decode([int(token) for token in tokens])
+        return text
+
+    def pieces(self) -> list[bytes | None]:
+        """The bytes of each token; None for all: what a token is depends on its neighbours."""
+        return [None] * self.vocabulary
+
+    def byte_level(self) -> dict[str, Any] | None:
+        """Tokens, merges and special tokens of a byte-level BPE; None when it is another kind."""
+        about = json.loads(self.content)
+        model = about.get("model") or {}
+        before = json.dumps(about.get("pre_tokenizer"))
+        if model.get("type") != "BPE" or '"ByteLevel"' not in before:
+            return None
+        names = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = {token["id"] for token in about.get("added_tokens", []) if token.get("special")}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        by_number = {number: name for name, number in names.items()}
+        tokens = [by_number.get(n, f"<|unused {n}|>") for n in range(self.vocabulary)]
+        return {"tokens": tokens, "merges": merges, "special": sorted(added)}

@@ -1,0 +1,99 @@
+"""The profile of a data file as a page of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from forge_plugins.reports.bars import svg_bars
+from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.notation import number_text
+from forge_plugins.reports.page import whole_page
+from forge_plugins.reports.run_sections import card
+from forge_plugins.reports.tables import number_cell, table
+
+_FIELDS: Final = ("field", "type", "shape of a record", "smallest", "mean", "largest")
+
+
+def profile_page(told: Mapping[str, Any]) -> str:
+    """A whole HTML document.
+
+    Args:
+        told: of `formats.profile.Profile.told`.
+    """
+    parts = [
+        element("header", element("h1", escaped(told["file"]))),
+        _tiles(told),
+        element("h2", "Fields"),
+        element("section", table(_FIELDS, _fields(told["fields"]), "number"), class_="card"),
+        element("h2", "Quality"),
+        _reasons(told),
+        element("h2", "Spread"),
+        element("div", _charts(told), class_="charts"),
+    ]
+    return whole_page(f"Data: {told['file']}", "\n".join(parts))
+
+
+def _tiles(told: Mapping[str, Any]) -> str:
+    texts = told["format"] == "texts"
+    what, unit = ("documents", "characters") if texts else ("records", "numbers in an input")
+    below = "of those that serve" if texts else f"at quality {told['threshold']:g} and above"
+    tiles = [
+        ("format", escaped(told["format"]), f"targets: {told['target']}"),
+        (what, number_text(told["records"]), ""),
+        ("kept", number_text(told["kept"]), below),
+        (unit, number_text(told["length"]), ""),
+    ]
+    return element("dl", "".join(_tile(*one) for one in tiles), class_="tiles")
+
+
+def _tile(name: str, value: str, under: str) -> str:
+    below = element("span", escaped(under), class_="under")
+    return element(
+        "div", element("dt", escaped(name)) + element("dd", value + below), class_="card"
+    )
+
+
+def _fields(fields: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    return [
+        (
+            escaped(name),
+            [
+                escaped(about["type"]), escaped(about["shape"] or "one"),
+                *(number_cell(about[key]) for key in ("smallest", "mean", "largest")),
+            ],
+        )
+        for name, about in fields.items()
+    ]  # fmt: skip
+
+
+def _reasons(told: Mapping[str, Any]) -> str:
+    if not told["reasons"]:
+        return card("Nothing is wrong with any record", "")
+    rows = [
+        (
+            escaped(reason),
+            [
+                f"{about['records']:,}", f"{told['left_out'].get(reason, 0):,}",
+                escaped(", ".join(map(str, about["first"]))),
+            ],
+        )
+        for reason, about in told["reasons"].items()
+    ]  # fmt: skip
+    heads = ("reason", "records", "left out for it first", "first record numbers, from 0")
+    return element("section", table(heads, rows, "plain"), class_="card")
+
+
+def _charts(told: Mapping[str, Any]) -> str:
+    charts = []
+    if told["labels"]:
+        labels = told["labels"]
+        charts.append(svg_bars("Labels of the kept records", [*labels], [*labels.values()], 0))
+    if told["scores"]:
+        scores = told["scores"]
+        charts.append(svg_bars("Records by quality", scores["names"], scores["counts"], 2))
+    if told["spread"]:
+        texts = told["format"] == "texts"
+        title = "Documents by their characters" if texts else "Numbers of inputs by their size"
+        charts.append(svg_bars(title, told["spread"]["names"], told["spread"]["counts"], 1))
+    return "".join(charts)

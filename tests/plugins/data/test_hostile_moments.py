@@ -1,0 +1,136 @@
+"""What may happen to a file, its cache and its readers while a run is under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forge_kernel.errors import RunError
+from forge_kernel.strategy import OneProcess
+from forge_plugins.data.file import File, FileConfig
+
+
+class Run:
+    seed, strategy = 0, OneProcess()
+
+
+def made(path: Path, **chosen: Any) -> Any:
+    config = FileConfig(path=str(path), cache_dir=str(path.parent / "cache"), **chosen)
+    return File(config).make_data(Run())  # type: ignore[arg-type]
+
+
+def write(path: Path, count: int = 2000) -> None:
+    columns = np.zeros(count, [("input", "<f4", (256,)), ("target", "<i8")])
+    columns["input"] = np.arange(count)[:, None]
+    columns["target"] = np.arange(count) % 3
+    np.save(path, columns)
+
+
+def settle(path: Path) -> None:
+    """As if it had been written a while ago, for clocks of a coarse grain."""
+    os.utime(path, (time.time() - 60, time.time() - 60))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_cut_while_it_is_read_ends_the_epoch_not_the_process(
+    workers: int, tmp_path: Path
+) -> None:
+    """Planted fault: without the look at the size the process ended with SIGBUS."""
+    path = tmp_path / "x.npy"
+    write(path)
+    data = made(path, batch_size=16, workers=workers, prefetch=1 if workers else None)
+    batches = data.batches(0, 0)
+    next(batches)
+    os.truncate(path, 4096)
+    with pytest.raises(RunError, match=r"x\.npy: changed while it was read: it had \d+ bytes and"):
+        list(batches)
+
+
+def test_a_file_that_is_written_to_is_noticed_at_the_next_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    write(path)
+    settle(path)
+    data = made(path, batch_size=500)
+    list(data.batches(0, 0))
+    with path.open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"another")
+    with pytest.raises(RunError, match="it was written to"):
+        next(data.batches(1, 0))
+    with pytest.raises(RunError, match="it was written to"):
+        next(iter(data.validation()))
+
+
+def test_a_file_that_is_replaced_is_read_on_as_it_was(tmp_path: Path) -> None:
+    path, other = tmp_path / "x.npy", tmp_path / "y.npy"
+    write(path)
+    write(other, 3)
+    data = made(path, batch_size=500, validation_split=0.0)
+    before = [batch.inputs.sum().item() for batch in data.batches(0, 0)]
+    other.replace(path)
+    assert [batch.inputs.sum().item() for batch in data.batches(0, 0)] == before
+
+
+PIPELINE = """
+forge: 1
+run: {name: cut, seed: 0, device: cpu, max_epochs: 50, log_every: 5}
+data: {use: file, with: {path: x.npy, batch_size: 64, cache_dir: cache}}
+model: {use: mlp}
+optimizer: {use: adamw, with: {lr: 1e-3}}
+loss: {use: cross_entropy}
+"""
+
+
+def forge(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "forge_kernel", *words], cwd=cwd, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_whose_file_is_cut_ends_with_3_and_says_why_in_its_folder(tmp_path: Path) -> None:
+    write(tmp_path / "x.npy", 20_000)
+    (tmp_path / "p.yaml").write_text(PIPELINE)
+    command = [sys.executable, "-m", "forge_kernel", "run", "p.yaml", "--output-dir", "out"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (tmp_path / "out" / "status.json").exists():
+            told = json.loads((tmp_path / "out" / "status.json").read_text())
+            if told.get("step", 0) > 5 or told.get("progress", {}).get("step", 0) > 5:
+                break
+        time.sleep(0.05)
+    os.truncate(tmp_path / "x.npy", 4096)
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 3, told
+    assert "changed while it was read" in told
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert "changed while it was read" in json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.json", b'[{"input": [1], "target": 0}, {"input": [1'), ("x.npy", b"\x93NUMPY\x01")],
+)
+def test_a_broken_file_ends_a_run_with_2_and_leaves_nothing_half_written(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "p.yaml").write_text(PIPELINE.replace("x.npy", name))
+    done = forge("run", "p.yaml", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (told["outcome"], told["steps"]) == ("failed", 0)
+    assert name in told["error"]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert all(path.parent.name == "memos" for path in left)  # hashes at most
