@@ -29,6 +29,8 @@ TRIED = {
     Kind.PHASES, Kind.SCHEDULE, Kind.POLICIES, Kind.VALIDATORS,
 }  # fmt: skip
 """Kinds whose settings show in a short run."""
+LISTED = {Kind.OBSERVERS}
+"""Kinds whose settings show in what others read: each is in ELSEWHERE."""
 
 Settings = dict[str, Any]
 CONSTANT: Settings = {"use": "constant", "with": {"factor": 0.5}}
@@ -162,6 +164,27 @@ ELSEWHERE: dict[str, str] = {
         f"policies.consolidation.{name}": "tests/plugins/test_capabilities_and_consolidation.py"
         for name in ("share", "every", "phase", "metric", "mode")
     },
+    **{  # by a clock of the test's own: time itself differs from run to run
+        f"policies.real_time_validation.{name}":
+            "tests/plugins/policies/test_real_time_validation.py"
+        for name in ("every_steps", "every_seconds", "time_share")
+    },
+    **{
+        f"observers.mlflow.{name}": "tests/plugins/observers/test_mlflow.py"
+        for name in ("tracking_uri", "experiment", "flush_seconds")
+    },
+    **{
+        f"observers.resources.{name}": "tests/plugins/observers/test_resources.py"
+        for name in ("flops_per_sample", "peak_flops")
+    },
+    **{
+        f"observers.memory_profile.{name}": "tests/plugins/observers/test_memory_profile.py"
+        for name in ("step", "depth")
+    },
+    "observers.progress_bar.refresh_seconds": "tests/plugins/observers/test_progress_bar.py",
+    "observers.prometheus.port": "tests/plugins/test_sinks.py",
+    "observers.prometheus.host": "tests/plugins/test_sinks.py",
+    "observers.tensorboard.flush_seconds": "tests/plugins/test_sinks.py",
     "policies.early_stopping.metric": "tests/plugins/test_policies.py",
     "policies.early_stopping.not_before": "tests/plugins/test_policies.py",
 }  # fmt: skip
@@ -246,6 +269,16 @@ def test_a_setting_changes_what_a_run_does(place: str, tmp_path: Path) -> None:
     without = seen(key, base, tmp_path / "default")
     with_it = seen(key, {**base, field: value}, tmp_path / "changed")
     assert without != with_it, f"{place} = {value!r} changes nothing"
+
+
+def test_every_setting_of_the_listed_kinds_is_shown_elsewhere() -> None:
+    found = {
+        f"{offer.key}.{field}"
+        for offer in OFFERS
+        if offer.kind in LISTED
+        for field in fields(offer.key)
+    }
+    assert found <= ELSEWHERE.keys(), found - ELSEWHERE.keys()
 
 
 def test_what_is_shown_elsewhere_is_a_setting_and_named_there() -> None:
