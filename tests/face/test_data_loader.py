@@ -195,7 +195,7 @@ def test_bad_rows_are_left_out_and_counted_and_good_ones_untouched(tmp_path: Pat
     assert firsts(loader) == [*INPUTS[:, 0].tolist(), -1.0]
     assert loader.get_quality_stats() == {
         "total_samples": COUNT + 4, "kept_samples": COUNT + 1, "filtered_samples": 3,
-        "reasons": {"missing field": 1, "wrong shape": 1, "not finite": 1}, "threshold": 0.8,
+        "reasons": {"missing field": 1, "wrong length": 1, "not finite": 1}, "threshold": 0.8,
     }  # fmt: skip
     with pytest.raises(PluginError, match="record 50, field 'input'"):
         DataLoaderFactory.create_loader(file, config(tmp_path, quality_threshold=0.0))

@@ -237,9 +237,9 @@ def _blocks(table: tables.Table) -> Blocks | None:
 
 def _reader(table: tables.Table, *, answers: bool) -> Read:
     """The way to the inputs and targets of samples, one gather each."""
-    inputs = gather.Gather(table.columns["input"])
+    inputs = gather.gatherer(table.columns["input"])
     answered = answers and "target" in table.columns
-    targets = gather.Gather(table.columns["target"]) if answered else None
+    targets = gather.gatherer(table.columns["target"]) if answered else None
     # a mapped file that has become shorter ends the process that reads it
     check = None if table.source is None else table.source.check_size
 

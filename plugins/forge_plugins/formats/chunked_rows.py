@@ -81,6 +81,7 @@ class PackedChunks:
         self._slab: Column = np.zeros((0, 0), np.uint8)
         self._elements: Column = self._slab
         self._held: OrderedDict[int, int] = OrderedDict()
+        self._free = list(range(self.slots))
         self._descriptor: int | None = None
 
     @property
@@ -112,18 +113,19 @@ class PackedChunks:
         if self._process != os.getpid():
             self._forget()
             self._open()
-        chunks = index // self._layout.chunk
+        length = self._layout.chunk
+        chunks = index // length
+        inside = index - chunks * length
         known, back = np.unique(chunks, return_inverse=True)
-        inside = index - chunks * self._layout.chunk
-        whole = np.empty(len(index), self._elements.dtype)
-        for begin in range(0, len(known), self.slots):
-            some = known[begin : begin + self.slots].tolist()
-            slots = np.array(self._slots(some), np.int64)
-            mine = (back >= begin) & (back < begin + self.slots)
-            places = slots[back[mine] - begin] * self._layout.chunk + inside[mine]
-            if len(known) <= self.slots:
-                whole = self._elements.take(places)
-            else:
+        if len(known) <= self.slots:
+            slots = np.array(self._slots(known.tolist()), np.int64)
+            whole = self._elements.take(slots[back] * length + inside)
+        else:
+            whole = np.empty(len(index), self._elements.dtype)
+            for begin in range(0, len(known), self.slots):
+                slots = np.array(self._slots(known[begin : begin + self.slots].tolist()), np.int64)
+                mine = (back >= begin) & (back < begin + self.slots)
+                places = slots[back[mine] - begin] * length + inside[mine]
                 whole[mine] = self._elements.take(places)
         found = whole.view(self.dtype).reshape((len(index), *self.shape[1:]))
         return found.astype(self._native, copy=False)
@@ -145,52 +147,62 @@ class PackedChunks:
             if chunk in held:
                 held.move_to_end(chunk)
         for chunk in absent:
-            if len(held) < self.slots:
-                slot = len(held)
-            else:
+            if not self._free:
                 _, slot = held.popitem(last=False)
-            self._slab[slot] = self._unpacked(chunk)
-            held[chunk] = slot
+                self._free.append(slot)
+            self._unpack(chunk, self._slab[self._free[-1]])  # which may find it broken
+            held[chunk] = self._free.pop()
         return [held[chunk] for chunk in chunks]
 
-    def _unpacked(self, chunk: int) -> NDArray[np.uint8]:
+    def _unpack(self, chunk: int, target: NDArray[np.uint8]) -> None:
+        """Write a chunk's numbers where they are wanted."""
         layout = self._layout
         assert layout.starts is not None
         assert layout.sizes is not None
         assert layout.skipped is not None
         assert self._descriptor is not None
-        size = int(layout.sizes[chunk])
-        raw = os.pread(self._descriptor, size, int(layout.starts[chunk]))
+        size, skipped = int(layout.sizes[chunk]), int(layout.skipped[chunk])
+        raw: Any = os.pread(self._descriptor, size, int(layout.starts[chunk]))
         if len(raw) != size:
             raise self._fault(chunk, "is cut short")
-        skipped = int(layout.skipped[chunk])
+        shuffled = False
         for number in reversed(range(len(layout.filters))):
-            if not skipped >> number & 1:
-                raw = self._undone(chunk, layout.filters[number], raw)
+            name = layout.filters[number]
+            if skipped >> number & 1:
+                continue
+            if name == "deflate":
+                raw = self._inflated(chunk, raw)
+            elif name == "fletcher32":
+                raw = self._summed(chunk, raw)
+            else:
+                assert name == "shuffle", "readers name no other filters"
+                assert number == 0, "what is shuffled is numbers"
+                shuffled = True
         if len(raw) != self._bytes:
             raise self._fault(chunk, f"has {len(raw)} bytes, not {self._bytes}")
-        return np.frombuffer(raw, np.uint8)
+        numbers = np.frombuffer(raw, np.uint8)
+        if not shuffled:
+            target[:] = numbers
+            return
+        item = self.dtype.itemsize
+        planes, places = numbers.reshape(item, -1), target.reshape(-1, item)
+        for plane in range(item):  # faster than a transposition
+            places[:, plane] = planes[plane]
 
-    def _undone(self, chunk: int, name: str, raw: Any) -> Any:
-        """What one filter was given."""
-        if name == "deflate":
-            packed = zlib.decompressobj()
-            try:
-                found = packed.decompress(raw, self._bytes + 1)
-            except zlib.error as error:
-                raise self._fault(chunk, f"cannot be unpacked: {error}") from error
-            if not packed.eof and len(found) <= self._bytes:
-                raise self._fault(chunk, "is cut short")
-            return found
-        if name == "shuffle":
-            item = self.dtype.itemsize
-            planes = np.frombuffer(raw, np.uint8)
-            if len(planes) % item:
-                raise self._fault(chunk, f"has {len(planes)} bytes, not {self._bytes}")
-            return np.ascontiguousarray(planes.reshape(item, -1).T).reshape(-1)
-        assert name == "fletcher32", "readers name no other filters"
-        body = bytes(raw)[:-4]
-        if len(raw) < 4 or int.from_bytes(bytes(raw)[-4:], "little") != fletcher32(body):
+    def _inflated(self, chunk: int, raw: bytes) -> bytes:
+        packed = zlib.decompressobj()
+        try:
+            found = packed.decompress(raw, self._bytes + 64)
+        except zlib.error as error:
+            raise self._fault(chunk, f"cannot be unpacked: {error}") from error
+        if not packed.eof and len(found) <= self._bytes:
+            raise self._fault(chunk, "is cut short")
+        return found
+
+    def _summed(self, chunk: int, raw: bytes) -> bytes:
+        """What stands before the checksum, which must be that of it."""
+        body = raw[:-4]
+        if len(raw) < 4 or int.from_bytes(raw[-4:], "little") != fletcher32(body):
             raise self._fault(chunk, "is not what its checksum says")
         return body
 

@@ -6,6 +6,7 @@ between them (records) are gathered as fast as those of a plain array, and nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -79,52 +80,35 @@ def overlapping(memory: NDArray[np.uint8], size: int, step: int) -> Column:
     return np.asarray(_View(memory, np.dtype((np.void, size)), (count,), step))
 
 
-class Gather:
-    """Reads rows of one column; made once, called for each batch.
+def gatherer(column: Column | Rows) -> Callable[[Numbers], Column]:
+    """What reads rows of one column by number; made once, called for each batch.
 
     Args:
         column: shape (rows, ...).
+
+    Returns:
+        A function of numbers, shape (n,), that gives a fresh array of shape (n, ...), in native
+        byte order.
     """
-
-    def __init__(self, column: Column | Rows) -> None:
-        self._column = column
-        self._shape, self._kind = column.shape[1:], column.dtype
-        self._native = self._kind.newbyteorder("=")
-        self._elements = None
-        if isinstance(column, np.ndarray):
-            self._elements = opaque(np.asarray(column))
-        # a strided array would be copied as a whole by `take`
-        self._dense = self._elements is not None and self._elements.flags.c_contiguous
-        plain = (
-            column.ndim == 1 and self._native == self._kind and column.flags.aligned
-            if isinstance(column, np.ndarray)
-            else False
-        )
-        self._numbers = np.asarray(column) if plain and self._dense else None
-
-    def __call__(self, index: Numbers) -> Column:
-        """Rows by number, as a fresh array in native byte order.
-
-        Args:
-            index: shape (n,).
-
-        Returns:
-            Shape (n, ...).
-        """
-        if self._numbers is not None:
-            return self._numbers.take(index)
-        elements = self._elements
-        if elements is None:
-            column = self._column
-            if not isinstance(column, np.ndarray):
-                return column.take(index)
-            return np.asarray(column)[index].astype(self._native, copy=False)
-        found = elements.take(index) if self._dense else elements[index]
-        rows = found.view(self._kind)
-        rows = rows.reshape((len(index), *self._shape)) if self._shape else rows
-        return rows if self._native is self._kind else rows.astype(self._native, copy=False)
+    if not isinstance(column, np.ndarray):
+        return column.take
+    plain = np.asarray(column)  # a memmap's own indexing is slower
+    kind, shape = plain.dtype, plain.shape[1:]
+    native = kind.newbyteorder("=")
+    elements = opaque(plain)
+    if elements is None:
+        return lambda index: plain[index].astype(native, copy=False)
+    if not shape and plain.flags.c_contiguous and plain.flags.aligned and kind.isnative:
+        return plain.take
+    # a strided array would be copied as a whole by `take`
+    rows = elements.take if elements.flags.c_contiguous else elements.__getitem__
+    if not kind.isnative:
+        return lambda index: rows(index).view(kind).reshape(len(index), *shape).astype(native)
+    if not shape:
+        return lambda index: rows(index).view(kind)
+    return lambda index: rows(index).view(kind).reshape(len(index), *shape)
 
 
 def take(column: Column | Rows, index: Numbers) -> Column:
-    """Rows of a column by number; see `Gather`, which is faster when called again and again."""
-    return Gather(column)(index)
+    """Rows of a column by number; `gatherer` is faster when asked again and again."""
+    return gatherer(column)(index)

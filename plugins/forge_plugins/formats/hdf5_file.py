@@ -31,6 +31,7 @@ _BLOCK: Final = 2**22
 """Bytes that are read at a time."""
 _FILTERS: Final = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 """Those that are undone without the library, by their numbers in HDF5."""
+_SHUFFLE: Final = 2
 _BUILT_IN: Final = {*_FILTERS, 4, 5, 6, 32000}
 """Those of the library and of h5py: szip, n-bit, scale and offset, lzf."""
 
@@ -107,6 +108,8 @@ def _layout(found: Any, *, packed: bool) -> Layout | None:
     if found.chunks[1:] != found.shape[1:] or found.chunks[0] * row > MAX_CHUNK:
         return None
     if filters and not (packed and row > NARROW and set(filters) <= set(_FILTERS)):
+        return None
+    if _SHUFFLE in filters[1:]:
         return None
     return _chunks(found, filters)
 

@@ -355,6 +355,7 @@ def _begins(start: bytes) -> bool:
 
 FORMAT: Final = Format(
     name="json",
+    version=2,
     suffixes=(".json", ".jsonl", ".ndjson"),
     begins=_begins,
     read=read_json,

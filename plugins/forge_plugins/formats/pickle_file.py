@@ -255,7 +255,7 @@ FORMAT: Final = Format(
     name="pickle",
     suffixes=(".pkl", ".pickle"),
     read=read_pickle,
-    version=2,
+    version=3,
     shaped_by=("lenient", "trust_pickle"),  # what was read with trust must not be found without it
 )
 """Read by a machine of our own."""

@@ -3,7 +3,9 @@
 A sample's quality is the share of its numbers that pass, and 0 when the sample as a whole is no
 use. It says nothing of wrong labels: a label inside the range counts as right.
 
-    missing field, wrong type, wrong shape   0   noted by a lenient reading
+    missing field, wrong type,
+    wrong shape, wrong length                0   noted by a lenient reading; a length is that of a
+                                                 plain list
     label out of range                       0   not an integer in 0 .. classes - 1
     token out of range                       0   not an integer in 0 .. vocabulary - 1
     duplicate                                0   the same numbers as an earlier sample
@@ -36,6 +38,7 @@ REASONS: Final = (
     *PROBLEMS, "label out of range", "token out of range", "duplicate", "not finite", "outlier",
 )  # fmt: skip
 """In the order in which a sample that has several is counted."""
+_LABELS: Final = ("label out of range", "token out of range")
 MAX_CLASSES: Final = 2**20
 """Classes or tokens that are counted from the data; more must be asked for."""
 _DEVIATIONS: Final = 10.0
@@ -80,7 +83,7 @@ class Assessment:
         """The first kept sample that cannot be trained on, and why."""
         kept = self.scores >= threshold
         first: tuple[int, str] | None = None
-        for reason in (*REASONS[:5], "not finite"):
+        for reason in (*PROBLEMS, *_LABELS, "not finite"):
             hits = np.flatnonzero(self.found[reason] & kept)
             if len(hits) and (first is None or int(hits[0]) < first[0]):
                 first = int(hits[0]), reason
@@ -154,7 +157,7 @@ def assess(
             found[problem] = np.asarray(table.problems) == number + 1
     names = ["input"] if target == "none" or "target" not in table.columns else ["input", "target"]
     bad, all_values = np.zeros(count, np.int64), 0
-    broken = found[PROBLEMS[0]] | found[PROBLEMS[1]] | found[PROBLEMS[2]]
+    broken = np.logical_or.reduce([found[problem] for problem in PROBLEMS])
     for name in names:
         column = table.columns[name]
         all_values += int(np.prod(column.shape[1:]))
@@ -175,7 +178,7 @@ def assess(
                 bad[rows] += (infinite | strange).sum(1)
     if thorough:
         found["duplicate"] = _duplicates([table.columns[name] for name in names]) & ~broken
-    hard = np.logical_or.reduce([found[reason] for reason in REASONS[:6]])
+    hard = np.logical_or.reduce([found[reason] for reason in (*PROBLEMS, *_LABELS, "duplicate")])
     scores = np.where(hard, 0.0, 1.0 - bad / all_values).astype(np.float32)
     usable = ~(broken | found["label out of range"] | found["token out of range"])
     labels = "target" in names and target in ("class", "next")

@@ -40,6 +40,10 @@ def _wrong_shape(message: str) -> _DefectError:
     return _DefectError(2, message, "give every record as many numbers")
 
 
+def _wrong_length(message: str) -> _DefectError:
+    return _DefectError(3, message, "give every record a list of one length, or cut and fill them")
+
+
 def _leaves(value: Any, found: list[Any], budget: int, depth: int = 0) -> tuple[int, ...]:
     """Append the leaves of nested lists; their shape."""
     if not isinstance(value, list | tuple):
@@ -356,7 +360,8 @@ class RecordColumns:
                     wrong = name, _missing("the first records do not have this field")
                 elif row[name].shape != self._shapes[name]:
                     found, expected = list(row[name].shape), list(self._shapes[name])
-                    wrong = name, _wrong_shape(f"has the shape {found}, not {expected}")
+                    kind = _wrong_length if len(found) == len(expected) == 1 else _wrong_shape
+                    wrong = name, kind(f"has the shape {found}, not {expected}")
                 if wrong:
                     break
             if wrong is None:
@@ -421,4 +426,4 @@ def check_lengths(file: Path, lengths: Mapping[str, int]) -> None:
             )
 
 
-assert len(PROBLEMS) == 3, "the kinds of _DefectError are places in PROBLEMS"
+assert len(PROBLEMS) == 4, "the kinds of _DefectError are places in PROBLEMS"

@@ -18,7 +18,7 @@ __all__ = ["PROBLEM", "PROBLEMS", "Column", "Rows", "Table", "check_numeric", "t
 
 PROBLEM: Final = "problem"
 """Column of the lenient readers: 0, or the place of a record's defect in `PROBLEMS`, plus 1."""
-PROBLEMS: Final = ("missing field", "wrong type", "wrong shape")
+PROBLEMS: Final = ("missing field", "wrong type", "wrong shape", "wrong length")
 
 
 @dataclass(frozen=True)

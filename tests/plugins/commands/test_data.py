@@ -27,7 +27,7 @@ def test_it_tells_counts_reasons_and_labels(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     told = json.loads(forge_data("x.jsonl", "--json", cwd=tmp_path).stdout)
     assert (told["format"], told["records"], told["kept"], told["length"]) == ("json", 8, 6, 2)
-    assert told["left_out"] == {"duplicate": 1, "wrong shape": 1}
+    assert told["left_out"] == {"duplicate": 1, "wrong length": 1}
     assert told["reasons"]["duplicate"]["first"] == [6]
     assert told["labels"] == {"0": 3, "1": 3}
     assert told["fields"]["input"] == {

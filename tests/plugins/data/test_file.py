@@ -201,6 +201,7 @@ BAD = [
     {"input": [1.0, 1.0]},
     {"input": "x", "target": 0},
     {"input": [1.0], "target": 0},
+    {"input": [[1.0, 2.0]], "target": 0},
     {"input": [1.0, 2.0], "target": 9},
     {"input": [None, 2.0], "target": 1},
 ]
@@ -213,13 +214,13 @@ def test_samples_of_low_quality_are_left_out_and_counted(tmp_path: Path) -> None
     chosen = {"path": path, "classes": 3, "cache_dir": str(tmp_path / "c"), "shuffle": False}
     data = made(**chosen, quality_threshold=0.9, validation_split=0.0)
     assert data.left_out == {
-        "missing field": 1, "wrong type": 1, "wrong shape": 1, "label out of range": 1,
+        "missing field": 1, "wrong type": 1, "wrong length": 1, "wrong shape": 1, "label out of range": 1,
         "duplicate": 1, "not finite": 1,
     }  # fmt: skip
     [batch] = data.batches(0, 0)
     assert batch.inputs.tolist() == [row["input"] for row in good]
     assert batch.targets.tolist() == [row["target"] for row in good]
-    with pytest.raises(PluginError, match="record 24.*not finite"):  # half of it is a number
+    with pytest.raises(PluginError, match="record 25.*not finite"):  # half of it is a number
         made(**chosen, quality_threshold=0.5)
     with pytest.raises(PluginError, match="record 20, field 'target'.*missing"):
         made(**chosen)

@@ -148,9 +148,9 @@ def test_each_chunk_is_unpacked_once_an_epoch(
     """Planted fault: with blocks of 64 places each chunk was unpacked five times."""
     write(tmp_path / "x.h5", compression="gzip")
     unpacked: list[int] = []
-    plain = PackedChunks._unpacked
+    plain = PackedChunks._unpack
     monkeypatch.setattr(
-        PackedChunks, "_unpacked", lambda self, n: (unpacked.append(n), plain(self, n))[1]
+        PackedChunks, "_unpack", lambda self, n, to: (unpacked.append(n), plain(self, n, to))[1]
     )
     small(monkeypatch)
     data = made(tmp_path / "x.h5", streaming=True, batch_size=10, validation_split=0.3)

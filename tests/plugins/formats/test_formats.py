@@ -298,7 +298,7 @@ def test_a_lenient_reading_notes_what_a_strict_one_refuses(tmp_path: Path) -> No
         open_table(file, cache_dir=tmp_path / "c")
     table = open_table(file, "auto", Reading(lenient=True), cache_dir=tmp_path / "c")
     assert table.problems is not None
-    assert table.problems.tolist() == [0, 0, 0, 0, 3, 1, 2, 2]
+    assert table.problems.tolist() == [0, 0, 0, 0, 4, 1, 2, 2]
     assert np.isnan(table.columns["input"][3, 1])
 
 
