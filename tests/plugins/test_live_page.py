@@ -113,6 +113,34 @@ def test_the_stream_tells_each_change_and_ends_with_the_run(page: LivePage, fold
     assert list(stream) == []
 
 
+def test_each_change_is_told_at_once_and_a_new_picture_asked_for_when_one_can_be_drawn(
+    page: LivePage, folder: Path
+) -> None:
+    """Red when a page that takes long to draw is asked for at each change."""
+    stream = events(page.server_port)
+    assert next(stream)["renew"] is True
+    page.draw_seconds = 1e9
+    for step in (8, 9, 10):
+        write(folder, step=step)
+        told = next(stream)
+        assert (told["renew"], told["line"]) == (
+            False, f"training · step {step} of 9, epoch 1, phase warmup",
+        )  # fmt: skip
+    page.draw_seconds = 0.0
+    told = next(stream)  # nothing has changed since, but the picture is old
+    assert (told["renew"], told["status"]["step"]) == (True, 10)
+    page.draw_seconds = 1e9
+    write(folder, state="completed")
+    told = next(stream)
+    assert (told["renew"], told["over"]) == (True, True)
+
+
+def test_that_a_run_has_not_ended_is_no_news_on_its_live_page(page: LivePage, folder: Path) -> None:
+    assert "result.json is absent" not in get(page.server_port, "/body")[1]
+    write(folder, pid=1, host=platform.node(), heartbeat=1.0)
+    assert "result.json is absent" in get(page.server_port, "/body")[1]
+
+
 def test_serving_ends_when_the_process_of_the_run_is_gone(folder: Path) -> None:
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     write(folder, pid=sleeper.pid)

@@ -96,14 +96,16 @@ def product_peak(device: torch.device, dtype: torch.dtype, threads: int) -> floa
     """
     assert threads == torch.get_num_threads(), "the peak is of another number of threads"
     widest = _WIDEST.get(device.type, _SMALLEST)
-    width, best = _SMALLEST, 0.0
-    while True:
+    best = 0.0
+    for doublings in range(widest // _SMALLEST):
+        width = _SMALLEST << doublings
+        if width > widest:
+            break
         took = _fastest(device, dtype, width, _SECONDS / 8)
         best = max(best, 2.0 * width**3 / took)
-        slow = took > _SECONDS / 6  # one twice as wide takes eight times as long
-        if width >= widest or (slow and width > _SMALLEST):
-            return best
-        width *= 2
+        if doublings and took > _SECONDS / 6:  # one twice as wide takes eight times as long
+            break
+    return best
 
 
 def _fastest(device: torch.device, dtype: torch.dtype, width: int, seconds: float) -> float:

@@ -108,6 +108,7 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
     Returns:
         One `svg` element, coloured by the classes of the page's style sheet.
     """
+    assert most_points >= 2, f"{most_points} points make no line"
     if log_y:
         series = [_above_zero(one) for one in series]
     width, height = size
