@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -344,8 +345,9 @@ def test_a_pickle_runs_only_when_it_is_trusted(
 
 @pytest.mark.spec("B10", "B11", "B12", "B13")
 def test_digits_of_every_format_give_the_same_weights(tmp_path: Path) -> None:
-    assert len(DIGITS) == 7
-    for name in DIGITS:
+    assert len(DIGITS) == 9
+    extra = () if importlib.util.find_spec("pyarrow") else ("parquet", "arrow")
+    for name in (name for name in DIGITS if not name.endswith(extra or "-")):
         cache = f"data.with.cache_dir={tmp_path / 'cache'}"
         pipeline = load_pipeline(
             ROOT / f"pipelines/{name}.yaml", [cache, "run.device=cpu", "run.name=digits"]
