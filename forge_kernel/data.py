@@ -116,7 +116,11 @@ class TensorData:
         seed: start of the order; None keeps the samples' own order.
         held_out: validation inputs and targets.
         positions: positions of the sequence that the loss reads (see `Batch`).
+
+    Data that a tokenizer made may offer it as `tokenizer`.
     """
+
+    tokenizer: Any  # set by whoever has one
 
     def __init__(
         self,

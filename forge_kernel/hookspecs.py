@@ -16,7 +16,7 @@ that.
       -> make_optimizer -> make_meters* -> on_run_start*
     per step:
       compute_phase / on_phase_change*
-      on_batch* -> compute_outputs -> compute_loss -> backward            (once per micro-batch)
+      on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch)
       -> penalize* -> unscale -> finite? -> on_gradients* -> compute_rates -> optimizer.step
       -> on_weights* -> on_weights_changed* -> on_step_end*
     when due:  validate -> on_validation*; measure* -> on_log*; on_checkpoint*   (in this order)
@@ -120,6 +120,14 @@ def compute_outputs(run: Run, step: Step, batch: Batch) -> Any:
     """Run the model on the batch; without an answer, `model(batch.inputs)`. May write: nothing.
 
     Used in training and in validation.
+    """
+
+
+@hookspec
+def on_outputs(run: Run, step: Step, batch: Batch, outputs: Any) -> None:
+    """The forward pass of a micro-batch of training is done; not called in validation.
+
+    `outputs` is None where the loss runs the model itself. May write: itself, metrics.
     """
 
 

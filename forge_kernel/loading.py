@@ -36,14 +36,15 @@ MAX_NESTING: Final = 8
 
 
 def shipped_pipelines() -> dict[str, FilePath]:
-    """The pipelines that installed distributions ship, by name."""
+    """The pipelines that installed distributions ship, by name; in folders, as `folder/name`."""
     found: dict[str, FilePath] = {}
     for entry in entry_points(group=PIPELINES):
         package, _, folder = entry.value.partition(":")[0].rpartition(".")
         spec = find_spec(package) if package else None
         for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-            for file in sorted((FilePath(place) / folder).glob("*.yaml")):
-                found.setdefault(file.stem, file)
+            top = FilePath(place) / folder
+            for file in sorted(top.rglob("*.yaml")):
+                found.setdefault(file.relative_to(top).with_suffix("").as_posix(), file)
     return found
 
 
@@ -54,12 +55,13 @@ def find_pipeline(name: str) -> FilePath:
         ConfigError: neither.
     """
     file = FilePath(name)
-    looks_like_a_path = file.suffix in (".yaml", ".yml") or "/" in name
-    if "\0" not in name and (looks_like_a_path or os.path.exists(name)):
+    if "\0" not in name and (file.suffix in (".yaml", ".yml") or os.path.exists(name)):
         return file
     shipped = shipped_pipelines()
     if name in shipped:
         return shipped[name]
+    if "\0" not in name and "/" in name:
+        return file
     hints = (*did_you_mean(name, shipped), f"shipped pipelines: {', '.join(sorted(shipped))}")
     message = f"there is no file '{show_word(name)}' and no shipped pipeline of that name"
     raise ConfigError([Fault(message, hints=hints)])

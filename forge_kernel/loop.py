@@ -166,6 +166,7 @@ class Session:
         """Local names for the hot path: one attribute each, no look-ups by name in the step."""
         bus = self.bus
         self._on_batch = bus.calls("on_batch")
+        self._on_outputs = bus.calls("on_outputs")
         self._on_gradients = bus.calls("on_gradients")
         self._on_weights = bus.calls("on_weights")
         self._on_weights_changed = bus.calls("on_weights_changed")
@@ -288,12 +289,18 @@ class Session:
         return self.run.active_model(batch.inputs)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
-        assert self._compute_loss is not None
         if self._autocast is None:
-            return self._compute_loss(self.run, self.step_state, batch, self.outputs(batch))  # type: ignore[no-any-return]
+            return self._loss_of(batch)
         with torch.autocast(self.run.device.type, self._autocast):
-            outputs = self.outputs(batch)
-            return self._compute_loss(self.run, self.step_state, batch, outputs)  # type: ignore[no-any-return]
+            return self._loss_of(batch)
+
+    def _loss_of(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
+        assert self._compute_loss is not None
+        run, step = self.run, self.step_state
+        outputs = self.outputs(batch)
+        for listen in self._on_outputs:
+            listen(run, step, batch, outputs)
+        return self._compute_loss(run, step, batch, outputs)  # type: ignore[no-any-return]
 
     def accumulate(self, batch: Batch, *, last: bool = True) -> Tensor:
         """One micro-step: forward and backward.
@@ -721,8 +728,8 @@ class Session:
         run = self.run
         for meter in self._meters:
             meter.reset()
-        total = torch.zeros(2, dtype=torch.float64, device=run.device)
-        seen = False
+        # sum of weighted losses, sum of weights, batches: exact however they are shared out
+        total = torch.zeros(3, dtype=torch.float64, device=run.device)
         for item in run.data.validation():
             batch = item.to(run.device) if self._moves else item
             if self._autocast is None:
@@ -734,13 +741,14 @@ class Session:
                     loss, weight = self._need("compute_loss")(run, self.step_state, batch, outputs)
             total[0] += loss.double() * weight
             total[1] += weight
-            seen = True
+            total[2] += 1
             for meter in self._meters:
                 meter.update(batch, outputs, loss, weight)
+        # all ranks add up, also one whose share was empty: the others wait for it
+        losses, weights, seen = run.strategy.reduce(total).tolist()
         if not seen:
             return {}
-        sums = run.strategy.reduce(total).tolist()
-        figures = {"loss": sums[0] / sums[1]} if sums[1] else {}
+        figures = {"loss": losses / weights} if weights else {}
         for meter in self._meters:
             figures.update(meter.compute(run.strategy.reduce))
         return figures
@@ -877,7 +885,10 @@ class Session:
             notify(run)
 
     def restore_weights(self, tag: str) -> None:
-        """Put the weights of a pinned checkpoint into the model; nothing else changes.
+        """Put the weights of a pinned checkpoint into the model.
+
+        The plugin that names the evaluation model, if one does, takes up its memory too: what was
+        validated then is what is restored. Nothing else changes.
 
         Raises:
             RunError: nothing is pinned under the tag.
@@ -885,8 +896,12 @@ class Session:
         found = self.store.pinned(tag) if self.store is not None else None
         if self.store is None or found is None:
             raise RunError(f"there is no checkpoint pinned as '{tag}' to restore")
-        run = self.run
-        run.strategy.load_model_state(run, self.store.load(found).model)
+        run, snapshot = self.run, self.store.load(found)
+        run.strategy.load_model_state(run, snapshot.model)
+        namers = {entry.path for entry in self.plan.answering("compute_evaluation_model")}
+        for entry, plugin in self.bus.stateful():
+            if entry.path in namers:
+                plugin.load_state_dict(snapshot.trees["plugins"][entry.label])
         self._validated_at = -1
         for notify in self._on_weights_changed:
             notify(run)
@@ -968,18 +983,24 @@ def _forward_arguments(model: nn.Module) -> frozenset[str]:
         return frozenset()
 
 
-def _parameter_names(run: Run) -> dict[int, str]:
+def _parameter_order(run: Run) -> list[str]:
+    """The names of the optimizer's parameters, in the order of its state dict."""
     names = {id(parameter): name for name, parameter in run.named_parameters()}
-    for index, group in enumerate(run.optimizer.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            names.setdefault(id(parameter), f"optimizer.{index}.{place}")
-    return names
+    return [
+        names.get(id(parameter), f"optimizer.{index}.{place}")
+        for index, group in enumerate(run.optimizer.param_groups)
+        for place, parameter in enumerate(group["params"])
+    ]
 
 
 def optimizer_state(run: Run) -> dict[str, dict[str, Any]]:
-    """The optimizer's memory by parameter name; group settings come from the configuration."""
-    names = _parameter_names(run)
-    return {names[id(parameter)]: dict(state) for parameter, state in run.optimizer.state.items()}
+    """The optimizer's memory by parameter name; group settings come from the configuration.
+
+    It is what the optimizer's own `state_dict` gives, so that its hooks may bring it into plain
+    tensors.
+    """
+    order = _parameter_order(run)
+    return {order[place]: state for place, state in run.optimizer.state_dict()["state"].items()}
 
 
 def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -988,8 +1009,7 @@ def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> No
     Raises:
         RunError: the state is of other parameters.
     """
-    names = _parameter_names(run)
-    order = [names[id(p)] for group in run.optimizer.param_groups for p in group["params"]]
+    order = _parameter_order(run)
     foreign = sorted(state.keys() - set(order))
     if foreign:
         raise RunError(f"the checkpoint has optimizer state of unknown parameters {foreign[:5]}")

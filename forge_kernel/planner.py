@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Final
 
 import pluggy
@@ -161,9 +162,14 @@ class _Planner:
     """Collects entries and faults; `finish` decides."""
 
     def __init__(
-        self, pipeline: PipelineConfig, catalog: Catalog, document: Document | None
+        self,
+        pipeline: PipelineConfig,
+        catalog: Catalog,
+        document: Document | None,
+        given: Iterable[str],
     ) -> None:
         self.pipeline = pipeline
+        self.given = ("figure:loss", *given)  # the loss is the kernel's own
         self.catalog = catalog
         self.document = document
         self.entries: list[Planned] = []
@@ -259,7 +265,7 @@ class _Planner:
 
     def check_facts(self) -> None:
         """What plugins require, provide and cannot stand beside."""
-        provided: dict[str, list[Path]] = {"figure:loss": [()]}  # by the kernel itself
+        provided: dict[str, list[Path]] = {fact: [()] for fact in self.given}
         for entry in self.entries:
             for fact in self._facts(entry, "provides"):
                 provided.setdefault(fact, []).append(entry.path)
@@ -279,6 +285,17 @@ class _Planner:
                 if key in others:
                     self.fault(
                         f"{entry.info.key} cannot run beside {key}", entry.path, "keep one of them"
+                    )
+
+    def check_packages(self) -> None:
+        """Optional modules are looked for, not imported."""
+        for entry in self.entries:
+            for module, remedy in entry.info.packages.items():
+                if find_spec(module) is None:
+                    self.fault(
+                        f"{entry.info.key} needs the package {module}, which is not installed",
+                        entry.path,
+                        f"install it with: {remedy}",
                     )
 
     def _facts(self, entry: Planned, sense: str) -> tuple[str, ...]:
@@ -355,6 +372,7 @@ def plan(
     *,
     plugins: Sequence[Any] = (),
     document: Document | None = None,
+    given: Iterable[str] = (),
 ) -> Plan:
     """Decide a run.
 
@@ -363,6 +381,7 @@ def plan(
         catalog: plugins to choose from; the installed ones otherwise.
         plugins: plugin objects handed in, beside those that the pipeline names.
         document: where the pipeline was read from, for the places of faults.
+        given: facts that plugins may require and that are so already.
 
     Raises:
         ConfigError: the pipeline was built by a program, and its settings are wrong.
@@ -373,12 +392,13 @@ def plan(
     if any(isinstance(use.config, Mapping) for _, _, use in pipeline.entries()):
         live = {plugin.info.kind for plugin in plugins if hasattr(plugin, "info")}
         pipeline = check_pipeline(pipeline, catalog, live)
-    planner = _Planner(pipeline, catalog, document)
+    planner = _Planner(pipeline, catalog, document, given)
     planner.add_named()
     planner.add_live(plugins)
     planner.check_kinds()
     planner.check_single_answers()
     planner.check_facts()
+    planner.check_packages()
     entries = planner.ordered()
     if planner.faults:
         raise PlanError(planner.faults)

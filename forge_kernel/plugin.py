@@ -93,6 +93,8 @@ class PluginInfo:
         conflicts: plugins (`"<kind>.<name>"`) that it cannot run beside.
         api: first and last version of the plugin interface that it is written for.
         records: JSON Schema of each JSON file that it writes, by the file's name without suffix.
+        packages: optional modules that it cannot work without, each with what installs it; a run
+            without one of them is refused when it is planned.
     """
 
     name: str
@@ -104,6 +106,7 @@ class PluginInfo:
     conflicts: tuple[str, ...] = ()
     api: tuple[int, int] = (API_VERSION, API_VERSION)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

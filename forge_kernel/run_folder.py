@@ -32,6 +32,8 @@ RESULT: Final = "result.json"
 STATUS: Final = "status.json"
 LOG: Final = "forge.log"
 HEARTBEAT_SECONDS: Final = 1.0  # between signs of life while steps are taken
+GATHER_SECONDS: Final = 0.25  # figures of log lines that come faster are written together
+FAST_STEP_SECONDS: Final = 0.05  # only where the next step's end is near
 EVENTS_KEPT: Final = 20  # in `status.json`; `forge.log` has them all
 _PACKAGES: Final = ("forge-kernel", "torch", "numpy", "pluggy", "safetensors")
 
@@ -139,6 +141,8 @@ class RunRecord:
             "heartbeat": None,
         }
         self._due = 0.0
+        self._written = self._stepped = -math.inf
+        self._step_seconds = math.inf  # until a second step's end is known
 
     def open(self, folder: Path) -> None:
         """Begin to write into a run folder."""
@@ -164,7 +168,8 @@ class RunRecord:
         """Replace `status.json`."""
         self._status["state"] = state
         self._status["heartbeat"] = time.time()
-        self._due = time.monotonic() + HEARTBEAT_SECONDS
+        self._written = time.monotonic()
+        self._due = self._written + HEARTBEAT_SECONDS
         if run is not None:
             self._status.update(
                 step=run.progress.step, epoch=run.progress.epoch, total_steps=run.total_steps
@@ -197,7 +202,9 @@ class RunRecord:
     @hookimpl
     def on_step_end(self, run: Run, step: Step) -> None:
         """A sign of life when one is due."""
-        if time.monotonic() >= self._due:
+        now = time.monotonic()
+        self._step_seconds, self._stepped = now - self._stepped, now
+        if now >= self._due:
             self._status["phase"] = step.phase  # a resumed run hears of no change
             self.state("training", run)
 
@@ -206,7 +213,11 @@ class RunRecord:
         """Latest figures."""
         self._status["figures"].update(record.figures)
         self._status["figures_step"] = record.step
-        self.state("training", run)
+        soon = self._written + GATHER_SECONDS
+        if self._step_seconds < FAST_STEP_SECONDS and time.monotonic() < soon:
+            self._due = min(self._due, soon)
+        else:
+            self.state("training", run)
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:

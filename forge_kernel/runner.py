@@ -178,7 +178,8 @@ def export(
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
     chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
     pipeline = recorded_pipeline(folder, chosen, live, catalog, set(live) | {Kind.OBSERVERS})
-    decided = plan(pipeline, catalog, plugins=list(live.values()))
+    written_then = [f"file:{file.name}" for file in folder.iterdir() if file.is_file()]
+    decided = plan(pipeline, catalog, plugins=list(live.values()), given=written_then)
     session = opened_session(decided, folder, None, None, quiet=True)
     with process_state_kept():
         try:

@@ -7,8 +7,10 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from forge_kernel.catalog import Catalog
+from forge_kernel.config.pipeline import takes_many
 from forge_kernel.config.schema import DIALECT, Schema, config_schema, pipeline_schema
 from forge_kernel.errors import PluginError
+from forge_kernel.plugin import Kind
 
 GROUP: Final = "forge_kernel.schemas"
 """Entry points of programs over the kernel: schemas of the files that they write, by name."""
@@ -157,11 +159,41 @@ def all_schemas(catalog: Catalog) -> dict[str, Schema]:
         for name, record in info.records.items():
             found[f"{offer.kind}/{offer.name}.{name}.json"] = dict(record)
     names = {kind: catalog.names(kind) for kind, _ in configs}
-    found["pipeline.schema.json"] = pipeline_schema(names, configs)
+    found["pipeline.schema.json"] = file_schema(pipeline_schema(names, configs))
     for entry in entry_points(group=GROUP):
         for name, record in entry.load().items():
             found[f"{entry.name}/{name}.json"] = dict(record)
     return found
+
+
+def file_schema(pipeline: Schema) -> Schema:
+    """The schema of a pipeline as it stands in a file, which may hold a part of it.
+
+    The kernel checks the file together with what it `extends`. An editor sees the file alone: with
+    `extends` nothing is required, and a plugin's `use` may stand in the file below.
+
+    Args:
+        pipeline: the schema of a whole pipeline.
+    """
+    definitions, properties = dict(pipeline["$defs"]), dict(pipeline["properties"])
+    layers: Schema = {}
+    for kind in (kind for kind in Kind if not takes_many(kind)):
+        use = definitions[f"use.{kind}"]
+        definitions[f"layer.{kind}"] = {
+            key: value for key, value in use.items() if key != "required"
+        }
+        layers[kind.value] = {"$ref": f"#/$defs/layer.{kind}"}
+        properties[kind.value] = {"description": use["description"]}
+    whole = {name: pipeline["properties"][name] for name in layers}
+    shared = {key: value for key, value in pipeline.items() if key != "required"}
+    return {
+        **shared,
+        "properties": properties,
+        "if": {"required": ["extends"]},
+        "then": {"properties": layers},
+        "else": {"properties": whole, "required": pipeline["required"]},
+        "$defs": definitions,
+    }
 
 
 def schema_text(schema: Schema) -> str:

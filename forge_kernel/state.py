@@ -148,9 +148,14 @@ class Metrics:
         self._pending[name] = value
 
     def read(self) -> dict[str, float | None]:
-        """Bring the figures to the host in one transfer per device; not finite becomes None."""
+        """Bring what was put since the last reading to the host; not finite becomes None.
+
+        One transfer per device. What was not put anew is not in the answer, since it is of an
+        earlier step; `latest` keeps it.
+        """
         import torch
 
+        found: dict[str, float | None] = {}
         tensors = {
             name: value for name, value in self._pending.items() if isinstance(value, torch.Tensor)
         }
@@ -161,9 +166,10 @@ class Metrics:
             self._pending.update(zip(names, stacked.tolist(), strict=True))
         for name, value in self._pending.items():
             number = None if value is None else float(value)
-            self.latest[name] = number if number is not None and math.isfinite(number) else None
+            found[name] = number if number is not None and math.isfinite(number) else None
         self._pending.clear()
-        return dict(self.latest)
+        self.latest.update(found)
+        return found
 
     def record_validation(self, figures: Mapping[str, float]) -> None:
         """Take in a validation's figures and keep the best of each."""

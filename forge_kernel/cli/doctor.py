@@ -17,6 +17,7 @@ from forge_kernel.cli.options import AsJson
 
 OPTIONAL: Final = (
     "h5py", "transformers", "gguf", "onnxruntime", "tensorboard", "mlflow", "prometheus_client",
+    "sacrebleu",
 )  # fmt: skip
 
 

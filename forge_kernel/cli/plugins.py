@@ -98,6 +98,7 @@ def _page(catalog: Catalog, kind: Kind, name: str) -> dict[str, Any]:
         "hooks": {hook: list(arguments) for hook, arguments in hook_table(plugin).items()},
         "order": {"before": list(info.order.before), "after": list(info.order.after)},
         "conflicts": list(info.conflicts),
+        "packages": dict(info.packages),
         "api": list(info.api),
     }
 
@@ -137,3 +138,5 @@ def _show_page(page: dict[str, Any]) -> None:
             print(f"\n  stands {sense} {', '.join(page['order'][sense])}")
     if page["conflicts"]:
         print(f"\n  cannot run beside {', '.join(page['conflicts'])}")
+    for module, remedy in page["packages"].items():
+        print(f"\n  needs the package {module}: {remedy}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,35 @@ from forge_kernel.state import Batch, Goal, Meter, Run, Step
 SAMPLES, FEATURES, SEQUENCE, VOCABULARY, CLASSES = 22, 8, 4, 7, 5
 
 
+class TrialWords:
+    """A tokenizer whose texts are words with numbers."""
+
+    @staticmethod
+    def decode(tokens: Iterable[int]) -> str:
+        """One word for each token."""
+        return " ".join(f"word{token}" for token in tokens)
+
+
 class TrialData:
     """Random samples of features, or of tokens with the answer at the last position.
 
     Args:
         tokens: whether inputs are tokens.
         numbers: whether targets are numbers, as many as there are classes otherwise.
+        text: whether the tokens stand for words, which the data's `tokenizer` knows.
     """
 
-    def __init__(self, *, tokens: bool, numbers: bool = False) -> None:
-        form = "data:tokens" if tokens else "data:features"
+    def __init__(self, *, tokens: bool, numbers: bool = False, text: bool = False) -> None:
+        form = ("data:tokens",) if tokens or text else ("data:features",)
         answers = "data:numbers" if numbers else "data:classes"
+        meaning = ("data:text",) if text else ()
         self.info = PluginInfo(
-            name="trial_data", kind=Kind.DATA, config=NoConfig, provides=(form, answers)
+            name="trial_data", kind=Kind.DATA, config=NoConfig, provides=(*form, answers, *meaning)
         )
         self.config = NoConfig()
-        self._tokens = tokens
+        self._tokens = tokens or text
         self._numbers = numbers
+        self._text = text
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
@@ -56,7 +68,7 @@ class TrialData:
             spec = DataSpec(features=FEATURES, classes=CLASSES)
         if self._numbers:
             targets = torch.randn((SAMPLES, CLASSES), generator=generator)
-        return TensorData(
+        data = TensorData(
             inputs,
             targets,
             batch_size=4,
@@ -65,6 +77,9 @@ class TrialData:
             held_out=(inputs[:9], targets[:9]),
             positions=slice(-1, None) if self._tokens else None,
         )
+        if self._text:
+            data.tokenizer = TrialWords()
+        return data
 
 
 class TrialModel:
@@ -213,7 +228,11 @@ class Trial:
     def _small_parts(self) -> list[Any]:
         numbers = "data:numbers" in self._needs
         parts: dict[Kind, Any] = {
-            Kind.DATA: TrialData(tokens="data:tokens" in self._needs, numbers=numbers),
+            Kind.DATA: TrialData(
+                tokens="data:tokens" in self._needs,
+                numbers=numbers,
+                text="data:text" in self._needs,
+            ),
             Kind.MODEL: TrialModel(),
             Kind.OPTIMIZER: TrialOptimizer(),
             Kind.LOSS: TrialLoss(),

@@ -251,8 +251,52 @@ def test_a_pipelines_trainer_says_why_it_cannot_step_yet() -> None:
     assert ours.get_training_summary()["global_step"] == 0
 
 
-def test_adaptive_parameters_are_off_and_say_so() -> None:
-    """Spec: E12"""
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, set()),
+        ({"adaptive_lambda": True}, {"grokfast_lambda"}),
+        ({"adaptive_alpha": True}, {"grokfast_alpha"}),
+        ({"adaptive_alpha": True, "adaptive_lambda": True}, {"grokfast_alpha", "grokfast_lambda"}),
+    ],
+)
+def test_adaptive_parameters_move_by_the_recorded_loss_and_are_off_by_default(
+    options: dict[str, Any], changed: set[str]
+) -> None:
+    """Spec: E12. Red when the loss is not handed to the rule."""
+    ours = trainer(performance_window=2, alpha=0.9, lambda_reg=1.0, **options)
     assert GrokfastConfig().adaptive_alpha is GrokfastConfig().adaptive_lambda is False
-    with pytest.raises(ValueError, match="not built"):
-        GrokfastConfig(adaptive_alpha=True)
+    for group in ours.optimizer.param_groups:  # type: ignore[union-attr]
+        group["lr"] = 0.0  # nothing is learned: the loss stalls or scatters
+    told = [ours.train_step(one, functional.cross_entropy) for one in batches(1) * 12]
+    first, last = told[0], told[-1]
+    assert (first["grokfast_alpha"], first["grokfast_lambda"]) == (0.9, 1.0)
+    moved = {name for name in ("grokfast_alpha", "grokfast_lambda") if last[name] > first[name]}
+    assert moved == changed
+    info = ours.get_training_summary()["grokfast_info"]
+    assert info["lambda_reg"] == last["grokfast_lambda"]
+    assert info["alpha"] == last["grokfast_alpha"]
+
+
+def test_gradient_checkpointing_keeps_less_and_trains_the_same() -> None:
+    """Spec: K6. Red when the setting is not handed on."""
+    kept: dict[bool, int] = {}
+    found = {}
+    for checkpointing in (False, True):
+        sizes: list[int] = []
+        model = nn.Sequential(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Tanh()), nn.Linear(6, 2))
+        torch.manual_seed(0)
+        for value in model.parameters():
+            nn.init.normal_(value)
+        ours = trainer(model, gradient_checkpointing=checkpointing)
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held):
+            for one in batches(3):
+                ours.train_step(one, functional.cross_entropy)
+        kept[checkpointing], found[checkpointing] = sum(sizes), weights(model)
+    assert kept[True] < kept[False]
+    assert torch.equal(found[True], found[False])

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_parts import SgdPart, StopAfter, make_plugin, make_session
+from ranks import Ranks
 from torch import nn
 
 from forge_kernel.data import DataSpec, LiveData
@@ -22,6 +23,7 @@ from forge_kernel.live import NoConfig
 from forge_kernel.planner import HOOKS
 from forge_kernel.plugin import Kind, PluginInfo
 from forge_kernel.state import Batch, Rates
+from forge_kernel.strategy import OneProcess
 
 
 def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
@@ -389,7 +391,7 @@ def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: 
         linear, data, plugins=recorder(events), accumulate=2, max_epochs=1, max_steps=None,
         validate_every=1, log_every=1, save_every=2, folder=tmp_path,
     )  # fmt: skip
-    micro = ["on_batch", "compute_outputs"]
+    micro = ["on_batch", "compute_outputs", "on_outputs"]
     end = [
         "penalize", "on_gradients", "compute_rates", "on_weights", "on_weights_changed",
         "on_step_end",
@@ -483,7 +485,7 @@ def test_a_step_calls_each_listener_once_and_nobody_else(linear: nn.Module) -> N
     assert not modules & {"pluggy", "logging", "structlog", "json", "rich"}
     calls, reads, modules = counted_step(loud, batch)
     per_step = {
-        "on_batch", "compute_outputs", "compute_loss", "penalize", "on_gradients",
+        "on_batch", "compute_outputs", "on_outputs", "compute_loss", "penalize", "on_gradients",
         "compute_rates", "on_weights", "on_weights_changed", "on_step_end", "compute_phase",
         "on_phase_change",
     }  # fmt: skip
@@ -604,3 +606,28 @@ def test_a_parameter_unfrozen_later_is_trained(linear: nn.Module) -> None:
     linear.bias.requires_grad_(True)
     session.step(batches(1)[0])
     assert not torch.equal(before, linear.bias)
+
+
+def test_validation_figures_are_over_all_ranks_also_where_a_share_is_empty(
+    linear: nn.Module,
+) -> None:
+    """Red when a rank without a batch does not add up: the other one waits for ever."""
+    whole = batches(3)
+    models = [copy.deepcopy(linear) for _ in range(2)]
+
+    def rank_with(model: nn.Module, share: list[Batch]) -> Any:
+        def call(add: Any) -> dict[str, float]:
+            strategy = OneProcess()
+            strategy.reduce = add  # type: ignore[method-assign]
+            session = make_session(model, LiveData(batches(1), share), optimizer=SgdPart())
+            object.__setattr__(session.run, "strategy", strategy)
+            return session.validate()
+
+        return call
+
+    alone = make_session(linear, LiveData(batches(1), whole)).validate()
+    for shares in ([whole[:1], whole[1:]], [[], whole], [whole, []]):
+        calls = [rank_with(model, share) for model, share in zip(models, shares, strict=True)]
+        for found in Ranks(2).run(calls):
+            assert found["loss"] == pytest.approx(alone["loss"])
+    assert Ranks(2).run([rank_with(model, []) for model in models]) == [{}, {}]

@@ -703,3 +703,12 @@ def test_several_threads_may_plan_at_once() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert errors == []
+
+
+def test_a_package_that_is_not_installed_is_refused_with_what_installs_it() -> None:
+    """Red when it is found out only when the plugin is used."""
+    lacking = {"no_such_package_at_all": "pip install 'acme[sink]'", "json": "it is there"}
+    message = refusal(part(Kind.OBSERVERS, "sink", packages=lacking))
+    assert "observers.sink needs the package no_such_package_at_all, which is not" in message
+    assert "install it with: pip install 'acme[sink]'" in message
+    assert "json" not in message

@@ -217,6 +217,35 @@ def test_an_event_and_a_phase_are_in_the_status_at_once_without_a_log_line(
         jsonschema.validate(found, RECORDS["status"])
 
 
+def test_figures_of_fast_steps_are_written_together_and_of_slow_ones_at_once(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Red when each log line replaces the file, or a slow run's figures wait for its next step."""
+
+    def written(folder: Path, fast: float) -> list[int | None]:
+        monkeypatch.setattr(run_folder, "FAST_STEP_SECONDS", fast)
+        seen: list[int | None] = []
+
+        def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
+            status = json.loads((run.folder / "status.json").read_text())
+            seen.append(status["figures_step"])
+
+        settings = [
+            "run.max_steps=5", "run.log_every=1", "run.validate_every=null",
+            "run.save_every=null", "quantizer=null", "penalties=null", "exporters=[]",
+        ]  # fmt: skip
+        watch = make_plugin("watch", Kind.POLICIES, on_batch=on_batch)
+        pipeline = load_pipeline("smoke", settings)
+        result = run(pipeline, output_dir=folder, plugins=[watch], quiet=True)
+        assert read_status(folder).data["figures"]["loss"] == result.final["loss"]
+        return seen
+
+    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 1e9)
+    monkeypatch.setattr(run_folder, "GATHER_SECONDS", 1e9)
+    assert written(tmp_path / "slow", 0.0) == [None, 1, 2, 3, 4]
+    assert written(tmp_path / "fast", 1e9) == [None, 1, 1, 1, 1]  # the first step has no pace yet
+
+
 def test_signs_of_life_carry_the_step_when_they_are_due(tmp_path: Path, monkeypatch: Any) -> None:
     seen, _ = traced(tmp_path / "run", monkeypatch, 0.0)
     assert [(number, status["step"]) for number, status in seen[1:]] == [
@@ -264,6 +293,59 @@ def test_watch_prints_what_another_process_tells_and_ends_with_the_run(tmp_path:
     finally:
         process.kill()
         process.wait()
+
+
+HELD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, PARTS)
+from kernel_parts import make_plugin
+from forge_kernel import load_pipeline
+from forge_kernel.api import Kind
+from forge_kernel.runner import run
+
+def on_step_end(self, run, step):
+    if step.number == 3:
+        run.tell("test_event", "The third step is done.")
+
+def on_batch(self, run, step, batch):
+    while step.number == 4 and not Path("seen").exists():
+        time.sleep(0.01)  # nothing more is written before the other process has seen it
+
+run(load_pipeline("smoke", ["run.max_steps=5", "run.log_every=1000", "run.save_every=null"]),
+    output_dir="run", quiet=True,
+    plugins=[make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end, on_batch=on_batch)])
+"""
+
+
+@pytest.mark.spec("K4")
+def test_an_event_is_seen_by_another_process_before_the_run_does_anything_more(
+    tmp_path: Path,
+) -> None:
+    """The run stands still until it was seen, in the status, the log and the figures' file alike.
+
+    Red when events are written with the next sign of life, or stay in a buffer. How long it takes
+    is measured by benchmarks/monitors.py.
+    """
+    code = HELD.replace("PARTS", repr(str(Path(__file__).resolve().parents[1])))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    try:
+        told: list[Any] = []  # by us: other plugins tell things too
+        deadline = time.monotonic() + 90
+        while not told and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+            if (tmp_path / "run/config.yaml").is_file():
+                events = read_status(tmp_path / "run").data.get("events", [])
+                told = [event for event in events if event["event"] == "test_event"]
+        assert [event["step"] for event in told] == [3]
+        shown = json.loads(forge("status", "run", "--json", cwd=tmp_path).stdout)
+        assert shown["condition"] == "running"
+        assert shown["status"]["events"][-1]["message"] == "The third step is done."
+        for name in ("forge.log", "metrics.jsonl"):
+            assert '"test_event"' in (tmp_path / "run" / name).read_text(), name
+    finally:
+        (tmp_path / "seen").touch()
+        assert process.wait(60) == 0
 
 
 def test_watch_says_that_the_process_was_killed(tmp_path: Path) -> None:

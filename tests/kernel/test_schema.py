@@ -143,12 +143,15 @@ ODD: st.SearchStrategy[Any] = st.sampled_from(
 )  # fmt: skip
 
 
+ONE_OF = {"schedule": "constant", "loss": "cross_entropy", "data": "modular_arithmetic"}
+
+
 def allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     """Values that a schema of the forms used here allows."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
         if name.startswith("use."):
-            return st.just({"use": "constant"})
+            return st.just({"use": ONE_OF[name.removeprefix("use.")]})
         return st.deferred(lambda: allowed(definitions[name], definitions))
     if "anyOf" in schema:
         return st.one_of(*(allowed(branch, definitions) for branch in schema["anyOf"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,24 @@ def test_a_name_that_no_layer_has_is_refused(tmp_path: Path) -> None:
     named = WRAPPED.replace("}]", ", with: {layers: ['encoder.*']}}]")
     with pytest.raises(PluginError, match=r"no layer of .* is named \['encoder"):
         train(tmp_path / "run", named)
+
+
+def test_an_averaged_copy_computes_with_its_own_weights(tmp_path: Path) -> None:
+    """Planted fault: a closure over the layer, which a copy of the model shares."""
+    average = "policies=[{use: weight_average, with: {decay: 0.9, warm: false}}]"
+    plain = train(tmp_path / "plain", average)
+    wrapped = train(tmp_path / "wrapped", average, WRAPPED)
+    assert wrapped.final["validation_loss"] == plain.final["validation_loss"]
+
+
+def test_a_wrapped_model_can_be_copied_and_pickled(tmp_path: Path) -> None:
+    model = train(tmp_path / "wrapped", "quantizer=null", WRAPPED).model
+    assert model is not None
+    torch.save(model.eval(), tmp_path / "model.pt")
+    tokens = torch.arange(8).view(2, 4)
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    for one in (copy.deepcopy(model), again):
+        with torch.no_grad():
+            assert torch.equal(one(tokens), model(tokens))
+            one.blocks[0].expand.weight.zero_()
+            assert not torch.equal(one(tokens), model(tokens))

@@ -10,7 +10,10 @@ import torch
 from kernel_parts import make_session
 from torch import nn
 
-from forge_kernel.config.use import UsePolicy, UseQuantizer
+from forge_kernel import run
+from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseQuantizer, UseValidator
+from forge_kernel.data import DataSpec, TensorData
 from forge_kernel.errors import PluginError
 from forge_kernel.state import Batch
 from forge_plugins.mathematics.lion import Lion
@@ -146,3 +149,26 @@ def test_the_averaged_copy_follows_the_quantizers_warmup() -> None:
     used = session.bus.call("compute_evaluation_model")(session.run).eval()
     assert len(used.applied_weight().unique()) <= 3
     assert used.weight is not session.run.model.weight
+
+
+def test_a_restore_of_the_best_brings_the_average_back_too(tmp_path: Path) -> None:
+    """Planted fault: only the weights in training are restored, and the average stays."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(24, 4, generator=generator)
+    targets = inputs[:, :3].argmax(1)
+    data = TensorData(
+        inputs, targets, batch_size=8, seed=3, spec=DataSpec(features=4, classes=3),
+        held_out=(inputs, targets),
+    )  # fmt: skip
+    best = {"metric": "loss", "patience": 2, "restore_best": True}
+    pipeline = PipelineConfig(
+        run=RunConfig(max_steps=80, device="cpu", validate_every=1),
+        optimizer=UseOptimizer("sgd", {"lr": 9.0}),
+        loss=UseLoss("cross_entropy"),
+        validators=(UseValidator("classification"),),
+        policies=(UsePolicy("weight_average", {"decay": 0.5}), UsePolicy("early_stopping", best)),
+    )
+    result = run(pipeline, model=nn.Linear(4, 3), data=data, output_dir=tmp_path / "r", quiet=True)
+    assert result.steps < 80, "the example must stop early"
+    assert result.final["validation_loss"] == pytest.approx(result.best["loss"], rel=1e-6)

@@ -9,10 +9,12 @@ import pytest
 from forge_kernel.testing.contracts import *  # noqa: F403  pytest collects what is imported
 
 CHOSEN: dict[str, dict[str, Any]] = {
+    "validators.bleu": {"prompt": 1, "tokens": 2},  # windows of the trial are short
     "model.python_class": {
         "factory": "torch.nn:Linear",
         "arguments": {"in_features": 8, "out_features": 5},
-    }
+    },
+    "loss.language_model": {"head": "4"},  # the last layer of the trial's model
 }
 
 

@@ -61,6 +61,8 @@ def test_linear_warmup_has_its_closed_form_at_ten_points() -> None:
     rates = trace(UseSchedule("linear_warmup", {"warmup_steps": 8}), 10)
     assert rates == pytest.approx([0.5 * min(step / 8, 1) for step in range(1, 11)])
     assert trace(UseSchedule("linear_warmup", {"warmup_steps": 0}), 2) == [0.5, 0.5]
+    late = trace(UseSchedule("linear_warmup", {"warmup_steps": 4, "from_zero": True}), 6)
+    assert late == pytest.approx([0.0, 0.125, 0.25, 0.375, 0.5, 0.5])
 
 
 def test_warmup_cosine_has_its_closed_form_and_stays_at_the_floor() -> None:

@@ -173,20 +173,26 @@ def test_prometheus_listens_where_it_is_told_and_refuses_a_taken_port(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("observer", "package"), [("tensorboard", "tensorboard"), ("prometheus", "prometheus_client")]
-)
-def test_a_sink_without_its_package_says_how_to_get_it(
+    ("observer", "package"),
+    [
+        ("tensorboard", "tensorboard"), ("prometheus", "prometheus_client"), ("mlflow", "mlflow"),
+        ("mlflow", "sqlalchemy"),
+    ],
+)  # fmt: skip
+def test_a_sink_without_its_package_is_refused_when_the_run_is_planned(
     tmp_path: Path, observer: str, package: str
 ) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"extends: {Path.cwd()}/pipelines/smoke.yaml\nobservers: [{{use: {observer}}}]\n"
+    )
     code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "from forge_kernel import load_pipeline, run\n"
-        f"run(load_pipeline('smoke', ['run.max_steps=1', 'observers=[{{use: {observer}}}]']), "
-        "output_dir='run', quiet=True)"
+        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['forge', 'plan', 'x.yaml']\n"
+        "from forge_kernel.cli import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert "PluginError" in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "x.yaml:2:13  observers[0]\n" in done.stderr
+    assert f"observers.{observer} needs the package {package}, which is not" in done.stderr
     assert "pip install 'forge-kernel[sinks]'" in done.stderr

@@ -28,7 +28,7 @@ _LATEST: Final[Schema] = {
 }
 _READING: Final[Schema] = {
     **_FIGURES,
-    "required": ["cpu_percent", "device_memory_bytes", "memory_bytes", "time"],
+    "required": ["cpu_percent", "device_memory_bytes", "device_percent", "memory_bytes", "time"],
 }
 
 SCHEMAS: Final[dict[str, Schema]] = {

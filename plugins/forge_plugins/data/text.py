@@ -289,7 +289,10 @@ class Text:
     """Encodes a text once and cuts it into windows."""
 
     info = PluginInfo(
-        name="text", kind=Kind.DATA, config=TextConfig, provides=("data:tokens", "data:classes")
+        name="text",
+        kind=Kind.DATA,
+        config=TextConfig,
+        provides=("data:tokens", "data:classes", "data:text"),
     )
 
     def __init__(self, config: TextConfig) -> None:

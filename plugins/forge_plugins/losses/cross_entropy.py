@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from forge_plugins.mathematics import classification_loss as mathematics
+    from forge_plugins.mathematics import stablemax
 else:
     torch = LazyModule("torch")
+    stablemax = LazyModule("forge_plugins.mathematics.stablemax")
     mathematics = LazyModule("forge_plugins.mathematics.classification_loss")
 
 
@@ -36,6 +38,12 @@ class CrossEntropyConfig:
     ignore: Annotated[
         int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
     ] = None
+
+    link: Annotated[
+        Literal["softmax", "stablemax"],
+        Meta(description="how outputs become probabilities; stablemax grows linearly where softmax "
+             "grows exponentially, so that the loss does not round to zero (arXiv 2501.04697)"),
+    ] = "softmax"  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.class_weights is not None and not any(self.class_weights):
@@ -84,6 +92,8 @@ class CrossEntropy:
                 f"cross_entropy: {len(outputs)} outputs for {len(flat)} targets; the model must "
                 "give one row of logits for each target"
             )
+        if self.config.link == "stablemax":
+            outputs = stablemax.stablemax_logits(outputs)
         weights = None
         if batch.weights is not None:
             weights = batch.weights.reshape(len(batch.weights), -1)

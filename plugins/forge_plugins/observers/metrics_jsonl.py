@@ -34,7 +34,12 @@ class MetricsJsonl:
     that the file is that of an uninterrupted run.
     """
 
-    info = PluginInfo(name="metrics_jsonl", kind=Kind.OBSERVERS, config=MetricsJsonlConfig)
+    info = PluginInfo(
+        name="metrics_jsonl",
+        kind=Kind.OBSERVERS,
+        config=MetricsJsonlConfig,
+        provides=("file:metrics.jsonl",),
+    )
 
     def __init__(self, config: MetricsJsonlConfig) -> None:
         self.config = config

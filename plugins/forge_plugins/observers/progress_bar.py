@@ -25,7 +25,7 @@ class ProgressBarConfig:
 
     refresh_seconds: Annotated[
         float, Meta(ge=0.05, description="seconds between drawings of the bar")
-    ] = 0.25
+    ] = 0.5
 
 
 class ProgressBar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
@@ -19,6 +19,8 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
+
+INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,12 @@ class Prometheus:
     `forge_events_total{run, event}` counts what plugins told since the process began.
     """
 
-    info = PluginInfo(name="prometheus", kind=Kind.OBSERVERS, config=PrometheusConfig)
+    info = PluginInfo(
+        name="prometheus",
+        kind=Kind.OBSERVERS,
+        config=PrometheusConfig,
+        packages={"prometheus_client": INSTALL},
+    )
 
     def __init__(self, config: PrometheusConfig) -> None:
         self.config = config
@@ -57,13 +64,8 @@ class Prometheus:
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Begin to listen, or say why that cannot be."""
-        try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
-        except ImportError as error:
-            raise PluginError(
-                f"the observer prometheus cannot work: {error}; "
-                "install it with: pip install 'forge-kernel[sinks]'"
-            ) from error
+        from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
         config = self.config
         registry = CollectorRegistry()  # its own: several runs fit in one process
         self._figure = Gauge(

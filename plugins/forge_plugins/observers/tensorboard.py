@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
@@ -13,12 +13,13 @@ from forge_kernel.api import (
     Event,
     Kind,
     LogRecord,
-    PluginError,
     PluginInfo,
     Run,
     RunResult,
     hookimpl,
 )
+
+INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,12 @@ class TensorBoard:
     measured has no point.
     """
 
-    info = PluginInfo(name="tensorboard", kind=Kind.OBSERVERS, config=TensorBoardConfig)
+    info = PluginInfo(
+        name="tensorboard",
+        kind=Kind.OBSERVERS,
+        config=TensorBoardConfig,
+        packages={"tensorboard": INSTALL},
+    )
 
     def __init__(self, config: TensorBoardConfig) -> None:
         self.config = config
@@ -45,16 +51,11 @@ class TensorBoard:
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
-        """Begin a file of events, or say what is missing."""
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError as error:
-            raise PluginError(
-                f"the observer tensorboard cannot work: {error}; "
-                "install it with: pip install 'forge-kernel[sinks]'"
-            ) from error
+        """Begin a file of events."""
         if run.folder is None:
             return
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         step = run.progress.step
         self._writer = SummaryWriter(
             str(run.folder / "tensorboard"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import AdamBetas, DecayRule, Epsilon, Fused, LearningRate
 
 if TYPE_CHECKING:
     import torch
@@ -22,22 +23,13 @@ else:
 class AdamConfig:
     """What torch's Adam is told."""
 
-    lr: Annotated[float, Meta(ge=0, description="learning rate")] = 1e-3
-    betas: Annotated[
-        tuple[
-            Annotated[float, Meta(ge=0, lt=1)],
-            Annotated[float, Meta(ge=0, lt=1)],
-        ],
-        Meta(description="decay of the averages of gradient and of its square"),
-    ] = (0.9, 0.999)
-    eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor")] = 1e-8
+    lr: LearningRate = 1e-3
+    betas: AdamBetas = (0.9, 0.999)
+    eps: Epsilon = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, description="L2 decay, added to the gradient")] = 0.0
-    decay: Annotated[
-        Literal["all", "matrices"],
-        Meta(description="which parameters decay; matrices leaves out biases and norms"),
-    ] = "all"
+    decay: DecayRule = "all"
     amsgrad: Annotated[bool, Meta(description="keep the largest second average")] = False
-    fused: Annotated[bool, Meta(description="one pass over all parameters")] = True
+    fused: Fused = True
 
 
 class Adam:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import DecayRule, DecoupledDecay, Share
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +27,11 @@ class LionConfig:
 
     lr: Annotated[float, Meta(ge=0, description="learning rate; about a tenth of Adam's")] = 1e-4
     betas: Annotated[
-        tuple[
-            Annotated[float, Meta(ge=0, lt=1)],
-            Annotated[float, Meta(ge=0, lt=1)],
-        ],
+        tuple[Share, Share],
         Meta(description="blend of the step, and decay of the momentum"),
     ] = (0.9, 0.99)
-    weight_decay: Annotated[
-        float, Meta(ge=0, description="decoupled decay, times the learning rate")
-    ] = 0.0
-    decay: Annotated[
-        Literal["all", "matrices"],
-        Meta(description="which parameters decay; matrices leaves out biases and norms"),
-    ] = "all"
+    weight_decay: DecoupledDecay = 0.0
+    decay: DecayRule = "all"
 
 
 class Lion:

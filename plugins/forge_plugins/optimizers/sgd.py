@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import DecayRule, Fused, L2Decay, LearningRate
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +23,13 @@ else:
 class SgdConfig:
     """What torch's SGD is told."""
 
-    lr: Annotated[float, Meta(ge=0, description="learning rate")] = 1e-2
+    lr: LearningRate = 1e-2
     momentum: Annotated[float, Meta(ge=0, lt=1, description="share of the last update")] = 0.0
     dampening: Annotated[float, Meta(ge=0, lt=1, description="damps what joins momentum")] = 0.0
     nesterov: Annotated[bool, Meta(description="look ahead along the momentum")] = False
-    weight_decay: Annotated[float, Meta(ge=0, description="L2 decay")] = 0.0
-    decay: Annotated[
-        Literal["all", "matrices"],
-        Meta(description="which parameters decay; matrices leaves out biases and norms"),
-    ] = "all"
-    fused: Annotated[bool, Meta(description="one pass over all parameters")] = True
+    weight_decay: L2Decay = 0.0
+    decay: DecayRule = "all"
+    fused: Fused = True
 
     def __post_init__(self) -> None:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):

@@ -52,12 +52,14 @@ class EarlyStopping:
         self.config = config
         self._best = Improvement(config.mode, config.min_delta)
         self._waited = 0
+        self._over = False  # the validation of the restored weights decides nothing more
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Keep the best, or lose patience."""
         config = self.config
-        if config.metric not in figures or run.progress.step < config.not_before:
+        early = run.progress.step < config.not_before
+        if self._over or early or config.metric not in figures:
             return
         if self._best.better(figures[config.metric]):
             self._waited = 0
@@ -69,6 +71,7 @@ class EarlyStopping:
             return
         reason = f"{config.metric} not better for {self._waited} validations"
         run.request("stop", reason=reason)
+        self._over = True
         if config.restore_best and self._best.best is not None:
             run.request("restore", tag=TAG)
 

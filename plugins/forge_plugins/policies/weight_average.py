@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +11,13 @@ from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
+
+    from forge_plugins.mathematics import shadow_model
+    from forge_plugins.mathematics.shadow_model import ShadowModel
 else:
     torch = LazyModule("torch")
+    shadow_model = LazyModule("forge_plugins.mathematics.shadow_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,70 +41,53 @@ class WeightAverage:
 
     def __init__(self, config: WeightAverageConfig) -> None:
         self.config = config
-        self._model: nn.Module | None = None
+        self._shadow: ShadowModel | None = None
         self._loaded: dict[str, Any] | None = None
         self._count = 0
+
+    def _ready(self) -> ShadowModel:
+        assert self._shadow is not None, "the run has started"
+        return self._shadow
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Begin with the weights as they are, or with those of the checkpoint."""
-        self._model = copy.deepcopy(run.model)
-        self._model.requires_grad_(False)
-        for own, other in zip(self._model.modules(), run.model.modules(), strict=True):
-            for name in getattr(other, "follows", ()):  # state that goes on with the training
-                setattr(own, name, getattr(other, name))
+        self._shadow = shadow_model.ShadowModel(run.model)
         if self._loaded is not None:
-            self._put(self._loaded)
+            self._shadow.put(self._loaded)
             self._loaded = None
-
-    def _pairs(self, run: Run) -> tuple[list[Tensor], list[Tensor]]:
-        assert self._model is not None
-        mine = [parameter.detach() for parameter in self._model.parameters()]
-        return mine, [parameter.detach() for parameter in run.model.parameters()]
 
     @hookimpl
     def on_step_end(self, run: Run, step: Step) -> None:
         """One step of the average."""
-        mine, theirs = self._pairs(run)
+        shadow = self._ready()
+        mine = shadow.weights()
+        theirs = [parameter.detach() for parameter in run.model.parameters()]
         if step.number <= self.config.start_step:
             torch._foreach_copy_(mine, theirs)
-            return
-        decay = self.config.decay
-        if self.config.warm:
-            decay = min(decay, (1.0 + self._count) / (10.0 + self._count))
-        self._count += 1
-        torch._foreach_lerp_(mine, theirs, 1.0 - decay)
-        assert self._model is not None
-        for own, other in zip(self._model.buffers(), run.model.buffers(), strict=True):
-            own.copy_(other)
-        for module in self._model.modules():  # what a layer keeps of its old weights is void
-            forget = getattr(module, "forget", None)
-            if callable(forget):
-                forget()
+        else:
+            decay = self.config.decay
+            if self.config.warm:
+                decay = min(decay, (1.0 + self._count) / (10.0 + self._count))
+            self._count += 1
+            torch._foreach_lerp_(mine, theirs, 1.0 - decay)
+        shadow.follow()
 
     @hookimpl
     def compute_evaluation_model(self, run: Run) -> nn.Module:
         """The averaged model."""
         del run
-        assert self._model is not None, "the run has started"
-        return self._model
+        return self._ready().model
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights and the steps that went into them."""
-        if self._model is None:
-            return {"count": 0, "weights": {}}
-        weights = {name: value.detach() for name, value in self._model.named_parameters()}
+        weights = {} if self._shadow is None else self._shadow.named_weights()
         return {"count": self._count, "weights": weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the average."""
         self._count = int(state["count"])
-        if self._model is None:
+        if self._shadow is None:
             self._loaded = dict(state["weights"])
         else:
-            self._put(state["weights"])
-
-    def _put(self, weights: dict[str, Any]) -> None:
-        assert self._model is not None
-        for name, value in self._model.named_parameters():
-            value.detach().copy_(weights[name])
+            self._shadow.put(state["weights"])

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Line = Literal["solid", "thin"]
 Point = tuple[int, float | None]
+Spread = tuple[int, float, float]
+"""A step with the lowest and the highest value there."""
 
 COLOURS: Final = 8
 """Colours of the style sheet (`--series-0` and so on); further series begin again, dotted."""
@@ -23,6 +25,8 @@ _LEGEND: Final = 19
 _BELOW: Final = 44
 _RIGHT: Final = 18
 _CHARACTER: Final = 6.7  # width of a digit at the size of the labels
+_TITLE_CHARACTER: Final = 9.2  # and at that of titles
+_SWITCH: Final = 125
 _LONGEST: Final = 40
 _FEW: Final = 30
 _ALIGNED: Final = 6  # labels up to this length leave all charts the same left edge
@@ -38,6 +42,7 @@ class Series:
         colour: its number in the palette.
         line: `solid`, or `thin` for what stands behind.
         variant: what the kind of line means, told once in the legend; empty: nothing.
+        spread: the range that the line is the middle of; empty: there is none.
     """
 
     label: str
@@ -45,6 +50,7 @@ class Series:
     colour: int = 0
     line: Line = "solid"
     variant: str = ""
+    spread: Sequence[Spread] = ()
 
     @property
     def known(self) -> list[tuple[int, float]]:
@@ -81,6 +87,7 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
     size: tuple[int, int] = (620, 290),
     most_points: int = 600,
     background: Background | None = None,
+    switch: bool = False,
 ) -> str:
     """Draw series over their steps.
 
@@ -96,6 +103,7 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
             may be scaled when shown.
         most_points: about how many points of each series are drawn; lowest and highest stay.
         background: bands and marks behind the lines.
+        switch: leave room for one in the upper right corner.
 
     Returns:
         One `svg` element, coloured by the classes of the page's style sheet.
@@ -106,6 +114,8 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
     legend, rows = _legend(series, width)
     height += rows * _LEGEND
     values = [value for one in series for _, value in one.known]
+    ends = [end for one in series for _, *both in one.spread for end in both]
+    values += [end for end in ends if end > 0 or not log_y]
     top, bottom = _TITLE + rows * _LEGEND + 14, height - _BELOW
     vertical = _vertical(values, bottom, top, log=log_y)
     left = 34 + _CHARACTER * max(_ALIGNED, *map(len, vertical.labels))
@@ -113,12 +123,13 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
     horizontal = step_axis(held, left, width - _RIGHT, count=max(2, int(width - left) // 90))
     parts = [
         element("title", escaped(title)),
-        _text(0, 15, title, "chart-title"),
+        _text(0, 15, shortened(title, _title_room(width, switch=switch)), "chart-title"),
         legend,
         _bands(background, horizontal, vertical) if background else "",
         _grid(horizontal, vertical),
         _axis_names(horizontal, vertical, x_label, f"{y_label} (log)" if log_y else y_label),
         _event_marks(background, horizontal, vertical) if background else "",
+        *(_spread(one, horizontal, vertical, most_points) for one in series),
         *(_drawn(one, horizontal, vertical, most_points) for one in series),
     ]
     if not values:
@@ -156,6 +167,25 @@ def decimated(points: Sequence[Point], most: int) -> list[Point]:
     return [points[index] for index in sorted(kept)]
 
 
+def thinned(spread: Sequence[Spread], most: int) -> list[Spread]:
+    """A range at fewer steps with the same outline: of each stretch the lowest and the highest.
+
+    Args:
+        spread: (step, lowest, highest).
+        most: about how many to keep; fewer than that are left as they are.
+    """
+    count = len(spread)
+    if count <= most:
+        return list(spread)
+    stretches = max(1, (most - 2) // 2)
+    kept = {0, count - 1}
+    for stretch in range(stretches):
+        part = range(stretch * count // stretches, (stretch + 1) * count // stretches)
+        kept.add(min(part, key=lambda index: spread[index][1]))
+        kept.add(max(part, key=lambda index: spread[index][2]))
+    return [spread[index] for index in sorted(kept)]
+
+
 def _above_zero(series: Series) -> Series:
     """The series with gaps where a logarithm does not exist."""
     return replace(
@@ -174,10 +204,14 @@ def _summary(title: str, series: Sequence[Series], background: Background | None
         known = one.known
         if known:
             (first, start), (last, end) = known[0], known[-1]
-            told.append(
+            words = (
                 f"{one.name}: from {number_text(start)} at step {first:,} to {number_text(end)} "
                 f"at step {last:,}"
             )
+            if one.spread:
+                _, low, high = one.spread[-1]
+                words += f" (there from {number_text(low)} to {number_text(high)})"
+            told.append(words)
         else:
             told.append(f"{one.name}: not measured")
     for name, begun, over in background.bands if background else ():
@@ -223,6 +257,7 @@ def _grid(horizontal: Axis, vertical: Axis) -> str:
 
 def _axis_names(horizontal: Axis, vertical: Axis, x_label: str, y_label: str) -> str:
     x, y = (horizontal.start + horizontal.end) / 2, (vertical.start + vertical.end) / 2
+    y_label = shortened(y_label, int(abs(vertical.end - vertical.start) / _CHARACTER))
     return _text(x, vertical.start + 37, x_label, "name middle") + _text(
         12, y, y_label, "name middle", transform=f"rotate(-90 12 {y:.5g})"
     )
@@ -293,11 +328,17 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, int]:
     return "".join(parts), row + 1 if entries else 0
 
 
-def shortened(label: str) -> str:
-    """A label that fits into a legend: its start and its end."""
-    if len(label) <= _LONGEST:
+def shortened(label: str, most: int = _LONGEST) -> str:
+    """A label of at most so many characters: its start and its end."""
+    if len(label) <= most:
         return label
-    return f"{label[: _LONGEST - 16]}…{label[-15:]}"
+    end = max(1, 3 * most // 8)
+    return f"{label[: most - end - 1]}…{label[-end:]}"
+
+
+def _title_room(width: int, *, switch: bool) -> int:
+    """Characters that a title has room for, beside the switch between the scales."""
+    return int((width - (_SWITCH if switch else 0)) / _TITLE_CHARACTER)
 
 
 def _line_class(colour: int, line: Line) -> str:
@@ -306,6 +347,17 @@ def _line_class(colour: int, line: Line) -> str:
 
 
 # -- lines --------------------------------------------------------------------------------------
+
+
+def _spread(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:
+    """The range of a series as a shade; below a logarithmic axis it ends at its edge."""
+    found = thinned(series.spread, most // 2)
+    if not found:
+        return ""
+    upper = [f"{horizontal.place(step):.1f} {vertical.place(high):.1f}" for step, _, high in found]
+    lower = [f"{horizontal.place(step):.1f} {vertical.place(low):.1f}" for step, low, _ in found]
+    path = f"M{'L'.join([*upper, *reversed(lower)])}Z"
+    return _stroke(path, f"spread {series.line} s{series.colour % COLOURS}")
 
 
 def _drawn(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:

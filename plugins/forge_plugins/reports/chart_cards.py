@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from forge_plugins.reports.chart import Background, Line, Series, line_chart
+from forge_plugins.reports.figure_names import MAIN, figure_title, in_order, section_of
+from forge_plugins.reports.levels import LEVEL, levels_card
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData
+from forge_plugins.reports.seeds import Group, median_and_spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-Value = TypeVar("Value")
-
-MAIN: Final = ("loss", "accuracy", "learning_rate", "grad_norm")
-"""Figures with large charts, which come first."""
-
-_TITLES: Final = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm"}
 _BOTH_SCALES: Final = frozenset({"loss", "learning_rate", "grad_norm"})
 _MOST_POINTS: Final = 600
-_POINTS_OF_PAGE: Final = 18_000  # at some 12 bytes each
-_FEWEST_POINTS: Final = 60
+_POINTS_OF_PAGE: Final = 16_000  # at some 12 bytes each
+_FEWEST_POINTS: Final = 30
+_MOST_CHARTS: Final = 90  # at some 2 kB each without their points
+_MOST_LINES: Final = 24  # in one chart: three times round the colours
 _MOST_MARKS: Final = 40
+_MARKS_OF_PAGE: Final = 600  # at some 150 bytes each
 _WIDE_RANGE: Final = 50.0  # from this ratio on, a logarithmic axis shows more
 
 
@@ -36,86 +36,104 @@ class _Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scales:
-    """The scales that a chart is drawn in; `log` is the one shown at first."""
+class _Plot:
+    """A chart to be drawn: its figure (a name that ends with a slash: all its parts) and lines."""
 
-    both: bool
-    log: bool
+    figure: str
+    series: Sequence[Series]
+    both_scales: bool
+    log: bool  # the scale shown at first
+    more: int = 0  # lines that are left out
+
+    @property
+    def paths(self) -> int:
+        """How many lines are drawn, ranges counted as one each."""
+        lines = sum(2 if one.spread else 1 for one in self.series)
+        return lines * (1 + self.both_scales)
 
 
-def chart_cards(runs: Sequence[RunData], names: Sequence[str]) -> str:
-    """The charts of all figures that were measured: main ones, then further ones by name.
+def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
+    """The charts of all figures that were measured: main ones, then further ones by section.
 
     Args:
-        runs: what to draw; one run has a colour for each kind of line, several have one each.
-        names: the name of each run in the legends.
+        groups: what to draw; one run has a colour for each kind of line, several groups have one
+            each, and one of several runs is drawn as their median and range.
+        detail: share of the charts, points and marks that there is usually room for.
     """
-    figures = measured_figures(runs)
-    if not figures:
+    alone = groups[0].runs[0] if len(groups) == 1 and not groups[0].several else None
+    plots = _plots_of_run(alone) if alone is not None else _plots_of_groups(groups)
+    left_out = len(plots) - round(detail * _MOST_CHARTS)
+    plots = plots[: round(detail * _MOST_CHARTS)]
+    runs = [run for group in groups for run in group.runs]
+    steps = [step for run in runs for curve in run.curves for step in _ends(curve)]
+    if not steps:
         return element("p", "There are no curves: no figure was logged.", class_="quiet")
-    lines = {figure: _series(figure, runs, names) for figure in figures}
-    scales = {figure: _scales(figure, series) for figure, series in lines.items()}
-    drawn = sum(len(series) * (1 + scales[figure].both) for figure, series in lines.items())
-    points = max(_FEWEST_POINTS, min(_MOST_POINTS, _POINTS_OF_PAGE // drawn))
-    steps = [step for all_ in lines.values() for one in all_ for step, _ in one.points]
-    behind = _background(runs[0]) if len(runs) == 1 else None
+    paths = max(1, sum(plot.paths for plot in plots))
+    points = max(_FEWEST_POINTS, min(_MOST_POINTS, round(detail * _POINTS_OF_PAGE) // paths))
+    marks = round(detail * _MARKS_OF_PAGE) // max(1, len(plots))
+    behind = _background(alone, marks) if alone is not None else None
     frame = _Frame((min(steps), max(steps)), points, behind)
-    cards = {
-        figure: _card(number, figure, series, scales[figure], frame)
-        for number, (figure, series) in enumerate(lines.items())
-    }
-    large = "".join(card for figure, card in cards.items() if figure in MAIN)
-    small = "".join(card for figure, card in cards.items() if figure not in MAIN)
+    cards = [(plot, _card(plot, frame)) for plot in plots]
+    large = "".join(card for plot, card in cards if plot.figure in MAIN)
     parts = [element("div", large, class_="charts")] if large else []
-    if small:
-        heading = element("h2", "Further figures")
-        parts.append(heading + element("div", small, class_="charts small"))
+    sections: dict[str, str] = {}
+    for plot, card in cards:
+        if plot.figure not in MAIN:
+            heading = section_of(plot.figure)
+            sections[heading] = sections.get(heading, "") + card
+    levels = levels_card(alone, frame.steps) if alone is not None else ""
+    if levels:
+        sections = {section_of("level_0"): "", **sections}
+    for heading, body in sections.items():
+        first = levels if heading == section_of("level_0") else ""
+        small = element("div", body, class_="charts small") if body else ""
+        parts.append(element("h2", escaped(heading)) + first + small)
+    if left_out > 0:
+        told = f"{left_out:,} further figures are not drawn: metrics.jsonl has them."
+        parts.append(element("p", told, class_="quiet missing"))
     return "".join(parts)
 
 
-def _background(run: RunData) -> Background:
+def _ends(curve: Curve) -> tuple[int, ...]:
+    """First and last step of a curve that has a value."""
+    return (curve.points[0][0], curve.points[-1][0]) if curve.measured else ()
+
+
+def _background(run: RunData, marks: int) -> Background:
     """Phases as bands and the newest events as marks; several runs would cover each other."""
+    most = max(3, min(_MOST_MARKS, marks))
     told = [(event.step, event.message) for event in run.events if event.name != PHASE]
     bands = [(phase.name, phase.start, phase.end) for phase in run.phases]
-    return Background(bands, told[-_MOST_MARKS:])
+    return Background(bands, told[-most:])
 
 
 def measured_figures(runs: Sequence[RunData]) -> list[str]:
-    """Names of the figures with a value anywhere: main ones, then the others by name."""
-    found = {curve.figure for run in runs for curve in run.curves if curve.measured}
-    return [name for name in MAIN if name in found] + sorted(found.difference(MAIN))
+    """Names of the figures with a value anywhere: main ones, then the others."""
+    return in_order({curve.figure for run in runs for curve in run.curves if curve.measured})
 
 
-def main_first(figures: Mapping[str, Value]) -> list[tuple[str, Value]]:
-    """Figures with what belongs to them, main ones first, the others in their order."""
-    names = [name for name in MAIN if name in figures]
-    names += [name for name in figures if name not in MAIN]
-    return [(name, figures[name]) for name in names]
+# -- one run ------------------------------------------------------------------------------------
 
 
-def figure_title(figure: str) -> str:
-    """A figure's name as a heading."""
-    text = figure.replace("_", " ")
-    return _TITLES.get(figure, text[:1].upper() + text[1:])
-
-
-def _series(figure: str, runs: Sequence[RunData], names: Sequence[str]) -> list[Series]:
-    """The lines of a figure: training first, so that validation lies above it."""
-    kinds = _kinds(runs)
-    curves = [
-        (number, curve)
-        for number, run in enumerate(runs)
-        for curve in run.curves
-        if curve.figure == figure
-    ]
-    curves.sort(key=lambda found: kinds.index(found[1].kind))
-    if len(runs) == 1:
-        return [
-            Series(label=curve.kind, points=curve.points, colour=kinds.index(curve.kind))
-            for _, curve in curves
-        ]
-    mixed = len({curve.kind for _, curve in curves}) > 1
-    return [_line_of_run(curve, number, names[number], mixed=mixed) for number, curve in curves]
+def _plots_of_run(run: RunData) -> list[_Plot]:
+    """A chart for each figure; the parts of one (`retention/add`) stand together in one."""
+    kinds = _kinds([run])
+    found: dict[str, list[Series]] = {}
+    curves = [one for one in run.curves if one.measured and not LEVEL.match(one.figure)]
+    for curve in sorted(curves, key=lambda one: kinds.index(one.kind)):
+        whole, slash, part = curve.figure.partition("/")
+        series = found.setdefault(whole + slash, [])
+        if not slash:
+            colour = kinds.index(curve.kind)
+            series.append(Series(label=curve.kind, points=curve.points, colour=colour))
+            continue
+        labels = [one.label for one in series]
+        colour = labels.index(part) if part in labels else len(set(labels))
+        line: Line = "thin" if curve.kind != "training" else "solid"
+        series.append(
+            Series(label=part, points=curve.points, colour=colour, line=line, variant=curve.kind)
+        )
+    return [_plot(figure, found[figure]) for figure in in_order(found)]
 
 
 def _kinds(runs: Sequence[RunData]) -> list[str]:
@@ -124,56 +142,113 @@ def _kinds(runs: Sequence[RunData]) -> list[str]:
     return ["training", VALIDATION, *sorted(others - {"training", VALIDATION})]
 
 
-def _line_of_run(curve: Curve, number: int, name: str, *, mixed: bool) -> Series:
-    """A run's line in its colour; beside validation's, training's is thin."""
-    line: Line = "thin" if mixed and curve.kind != VALIDATION else "solid"
-    variant = curve.kind if mixed else ""
-    return Series(label=name, points=curve.points, colour=number, line=line, variant=variant)
+# -- several ------------------------------------------------------------------------------------
 
 
-def _scales(figure: str, series: Sequence[Series]) -> _Scales:
+def _plots_of_groups(groups: Sequence[Group]) -> list[_Plot]:
+    """A chart for each figure, with a line for each group and kind."""
+    runs = [run for group in groups for run in group.runs]
+    kinds = _kinds(runs)
+    plots = []
+    for figure in measured_figures(runs):
+        if "/" in figure and _owners(figure, groups) < 2:
+            continue  # a layer of one network, say: its own report draws it
+        there = [kind for kind in kinds if any(_measured(run, figure, kind) for run in runs)]
+        series = [
+            line
+            for kind in there  # training first, so that validation lies above it
+            for number, group in enumerate(groups)
+            for line in _line_of_group(group, number, figure, kind, mixed=len(there) > 1)
+        ]
+        plots.append(_plot(figure, series))
+    return plots
+
+
+def _owners(figure: str, groups: Sequence[Group]) -> int:
+    """How many groups have measured a figure."""
+    return sum(figure in measured_figures(group.runs) for group in groups)
+
+
+def _measured(run: RunData, figure: str, kind: str) -> bool:
+    curve = run.curve(figure, kind)
+    return curve is not None and curve.measured
+
+
+def _line_of_group(
+    group: Group, number: int, figure: str, kind: str, *, mixed: bool
+) -> list[Series]:
+    """A group's line in its colour, or none; beside validation's, training's is thin."""
+    curves = [curve for run in group.runs if (curve := run.curve(figure, kind)) is not None]
+    if not any(curve.measured for curve in curves):
+        return []
+    line: Line = "thin" if mixed and kind != VALIDATION else "solid"
+    variant = kind if mixed else ""
+    if not group.several:
+        points = curves[0].points
+        return [Series(label=group.name, points=points, colour=number, line=line, variant=variant)]
+    median, spread = median_and_spread([curve.points for curve in curves])
+    return [
+        Series(
+            label=group.name, points=median, colour=number, line=line, variant=variant,
+            spread=spread,
+        )
+    ]  # fmt: skip
+
+
+# -- drawing ------------------------------------------------------------------------------------
+
+
+def _plot(figure: str, series: Sequence[Series]) -> _Plot:
     """Both scales for figures that may range over powers of ten.
 
     A schedule keeps its usual shape at first, which is linear.
     """
-    above = [value for one in series for _, value in one.known if value > 0]
-    if figure not in _BOTH_SCALES or not above:
-        return _Scales(both=False, log=False)
-    wide = max(above) / _WIDE_RANGE >= min(above)
-    return _Scales(both=True, log=wide and figure != "learning_rate")
+    shown = series[:_MOST_LINES]
+    above = [value for one in shown for _, value in one.known if value > 0]
+    both = figure in _BOTH_SCALES and bool(above)
+    wide = both and max(above) / _WIDE_RANGE >= min(above)
+    log = wide and figure != "learning_rate"
+    return _Plot(figure, shown, both, log, len(series) - len(shown))
 
 
-def _card(
-    number: int, figure: str, series: Sequence[Series], scales: _Scales, frame: _Frame
-) -> str:
-    large = figure in MAIN
+def _card(plot: _Plot, frame: _Frame) -> str:
+    name = plot.figure.removesuffix("/")
+    large = plot.figure in MAIN
+    title = figure_title(name) + (", parts" if plot.figure.endswith("/") else "")
     drawn = {
-        name: line_chart(
-            series,
-            title=figure_title(figure),
-            y_label=figure.replace("_", " "),
-            log_y=name == "log",
+        scale: line_chart(
+            plot.series,
+            title=title,
+            y_label=name.replace("_", " "),
+            log_y=scale == "log",
             steps=frame.steps,
             size=(620, 290) if large else (410, 220),
             most_points=frame.most_points,
             background=frame.background,
+            switch=plot.both_scales,
         )
-        for name in (("linear", "log") if scales.both else ("linear",))
+        for scale in (("linear", "log") if plot.both_scales else ("linear",))
     }
-    if not scales.both:
-        return element("figure", drawn["linear"], class_="card")
-    switch = "".join(_choice(number, name, checked=(name == "log") == scales.log) for name in drawn)
+    more = ""
+    if plot.more:
+        more = element("p", f"{plot.more:,} further lines are not drawn.", class_="left-out")
+    if not plot.both_scales:
+        return element("figure", drawn["linear"] + more, class_="card")
+    switch = "".join(
+        _choice(plot.figure, scale, checked=(scale == "log") == plot.log) for scale in drawn
+    )
     charts = "".join(
-        element("div", chart + _left_out(series) * (name == "log"), class_=f"on-{name}")
-        for name, chart in drawn.items()
+        element("div", chart + _left_out(plot.series) * (scale == "log"), class_=f"on-{scale}")
+        for scale, chart in drawn.items()
     )
     body = element("div", switch + charts, class_="scales")
-    return element("figure", body, class_="card")
+    return element("figure", body + more, class_="card")
 
 
-def _choice(number: int, scale: str, *, checked: bool) -> str:
+def _choice(figure: str, scale: str, *, checked: bool) -> str:
     """One half of the switch between the scales; it works without a script."""
-    name = f"scale-{number}"
+    assert figure in _BOTH_SCALES, figure  # a plain word, which ids are made of
+    name = f"scale-{figure}"
     mark = " checked" if checked else ""
     return (
         f'<input type="radio" class="pick {scale}" name="{name}" id="{name}-{scale}"{mark}>'

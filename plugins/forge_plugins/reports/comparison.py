@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from forge_plugins.reports.chart import COLOURS
-from forge_plugins.reports.chart_cards import figure_title, main_first
+from forge_plugins.reports.figure_names import figure_title, main_first
 from forge_plugins.reports.markup import element, escaped
-from forge_plugins.reports.notation import ABSENT
+from forge_plugins.reports.notation import ABSENT, duration_text, number_text, size_text
 from forge_plugins.reports.run_data import Figures, RunData
-from forge_plugins.reports.run_sections import badge, card, settings
-from forge_plugins.reports.tables import duration_cell, number_cell, table
+from forge_plugins.reports.run_sections import badge, card, folded_table, settings
+from forge_plugins.reports.seeds import Group
+from forge_plugins.reports.tables import duration_cell, figure_cell, number_cell, table
 
 Row = tuple[str, Sequence[str]]
+_MOST_CELLS = 1200  # of figures that stand open, at some 100 bytes each
+_FEWEST_ROWS = 12
+Cell = Callable[[float | None], str]
 
 _FIGURE_ROWS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
     ("training", lambda figures: figures.training),
@@ -31,51 +38,130 @@ def run_names(runs: Sequence[RunData]) -> list[str]:
     return names
 
 
-def comparison_table(runs: Sequence[RunData], names: Sequence[str]) -> str:
-    """Outcome, length and figures, one column for each run in its colour."""
+def comparison_table(groups: Sequence[Group]) -> str:
+    """Outcome, length and figures, one column for each group in its colour.
+
+    Of several seeds the median is shown, with the range below it. Figures of parts are folded away.
+    """
+    heads = ["", *_heads(groups)]
+    figures = _figure_rows(groups)
     rows: list[Row] = [
-        ("Outcome", [badge(run) for run in runs]),
-        ("Ended", [escaped(run.stop_reason or ABSENT) for run in runs]),
-        ("Steps", [number_cell(run.steps) for run in runs]),
-        ("Epochs", [number_cell(run.epochs) for run in runs]),
-        ("Duration", [duration_cell(run.seconds) for run in runs]),
-        *_figure_rows(runs),
-    ]
-    return element("div", table(["", *_heads(names)], rows, "number"), class_="card")
+        ("Outcome", [_outcomes(group) for group in groups]),
+        ("Ended", [_endings(group) for group in groups]),
+        ("Steps", [_spread(group, lambda run: run.steps) for group in groups]),
+        ("Epochs", [_spread(group, lambda run: run.epochs) for group in groups]),
+        ("Duration", [_spread(group, lambda run: run.seconds, duration_cell, duration_text)
+                      for group in groups]),
+    ]  # fmt: skip
+    shown = [row for name, row in figures if "/" not in name]
+    room = max(_FEWEST_ROWS, _MOST_CELLS // len(heads))
+    folded = shown[room:] + [row for name, row in figures if "/" in name]
+    body = table(heads, rows + shown[:room], "number")
+    body += folded_table("Further figures", heads, folded, "number")
+    return element("div", body, class_="card")
 
 
-def differing_settings(runs: Sequence[RunData], names: Sequence[str]) -> str:
-    """The settings that are not the same in all runs."""
-    found = [settings(run.config) for run in runs]
-    keys = dict.fromkeys(key for one in found for key in one)
-    rows: list[Row] = [
-        (escaped(key), [escaped(one.get(key, ABSENT)) for one in found])
-        for key in keys
-        if len({one.get(key) for one in found}) > 1 and key != "run.name"
-    ]
+def differing_settings(groups: Sequence[Group]) -> str:
+    """The settings that are not the same in all runs; those of several seeds in one column."""
+    found = [[settings(run.config) for run in group.runs] for group in groups]
+    keys = dict.fromkeys(key for part in found for one in part for key in one)
+    rows: list[Row] = []
+    for key in keys:
+        values = [list(dict.fromkeys(one.get(key, ABSENT) for one in part)) for part in found]
+        if len({value for part in values for value in part}) > 1 and key != "run.name":
+            rows.append((escaped(key), [escaped(", ".join(part)) for part in values]))
     if not rows:
         told = element("p", "None: the configurations are the same.", class_="quiet")
         return card("Settings that differ", told)
-    return card("Settings that differ", table(["Setting", *_heads(names)], rows, "plain"))
+    return card("Settings that differ", table(["Setting", *_heads(groups)], rows, "plain"))
 
 
-def _heads(names: Sequence[str]) -> list[str]:
-    """Names of the runs, each behind a sample of its colour."""
+def seeds_table(group: Group, names: Sequence[str]) -> str:
+    """The runs of a group, one below the other."""
+    rows: list[Row] = []
+    for run, name in zip(group.runs, names, strict=True):
+        figures = run.figures()
+        loss, accuracy = figures.get("loss", Figures()), figures.get("accuracy", Figures())
+        rows.append(
+            (
+                escaped(name),
+                [
+                    escaped(settings(run.config).get("run.seed", ABSENT)),
+                    badge(run),
+                    number_cell(run.steps),
+                    duration_cell(run.seconds),
+                    number_cell(loss.best),
+                    number_cell(accuracy.best),
+                ],
+            )
+        )
+    heads = ["Run", "Seed", "Outcome", "Steps", "Duration", "Loss, best", "Accuracy, best"]
+    return element("div", table(heads, rows, "number"), class_="card")
+
+
+def _heads(groups: Sequence[Group]) -> list[str]:
+    """Names of the groups, each behind a sample of its colour."""
     return [
         element("span", "", class_=f"swatch s{number % COLOURS}")
-        + element("span", escaped(name), class_="run-name")
-        for number, name in enumerate(names)
+        + element("span", escaped(group.name), class_="run-name")
+        for number, group in enumerate(groups)
     ]
 
 
-def _figure_rows(runs: Sequence[RunData]) -> list[Row]:
-    """The figures that any of the runs has."""
-    found = [run.figures() for run in runs]
-    rows: list[Row] = []
-    for name, _ in main_first({name: None for figures in found for name in figures}):
+def _outcomes(group: Group) -> str:
+    """The outcome, or how many runs had each."""
+    if not group.several:
+        return badge(group.runs[0])
+    counts = Counter(run.state for run in group.runs)
+    shown = {run.state: badge(run) for run in group.runs}
+    return " ".join(f"{shown[state]} × {count}" for state, count in counts.items())
+
+
+def _endings(group: Group) -> str:
+    return escaped(", ".join(dict.fromkeys(run.stop_reason or ABSENT for run in group.runs)))
+
+
+def _spread(
+    group: Group,
+    pick: Callable[[RunData], float | None],
+    cell: Cell = number_cell,
+    text: Callable[[float | None], str] = number_text,
+) -> str:
+    """A group's value; of several seeds the median, and the range where there is one."""
+    if not group.several:
+        return cell(pick(group.runs[0]))
+    values = [value for run in group.runs if (value := pick(run)) is not None]
+    if not values:
+        return cell(None)
+    low, high = min(values), max(values)
+    shown = cell(statistics.median(values))
+    missing = len(group.runs) - len(values)
+    told = f"{text(low)} to {text(high)}" if low < high else ""
+    told += f"{', ' if told else ''}{missing} without" if missing else ""
+    return shown + (element("span", escaped(told), class_="range") if told else "")
+
+
+def _figure_rows(groups: Sequence[Group]) -> list[tuple[str, Row]]:
+    """The figures that any of the runs has, by name."""
+    found = {id(run): run.figures() for group in groups for run in group.runs}
+    names = {name: None for figures in found.values() for name in figures}
+    rows: list[tuple[str, Row]] = []
+    for name, _ in main_first(names):
         for told, pick in _FIGURE_ROWS:
-            values = [pick(figures.get(name, Figures())) for figures in found]
-            if any(value is not None for value in values):
+
+            def of_run(
+                run: RunData, name: str = name, pick: Callable[[Figures], float | None] = pick
+            ) -> float | None:
+                return pick(found[id(run)].get(name, Figures()))
+
+            if any(of_run(run) is not None for group in groups for run in group.runs):
                 heading = escaped(f"{figure_title(name)}, {told}")
-                rows.append((heading, [number_cell(value) for value in values]))
+                cell = partial(figure_cell, name)
+                text = _size_text if name.endswith("_bytes") else number_text
+                cells = [_spread(group, of_run, cell, text) for group in groups]
+                rows.append((name, (heading, cells)))
     return rows
+
+
+def _size_text(value: float | None) -> str:
+    return size_text(None if value is None else round(value))

@@ -6,12 +6,13 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.run_folder import STATUS
+from forge_kernel.run_folder import RESULT, STATUS
 from forge_kernel.run_notice import place_text
 from forge_kernel.run_status import RunStatus, read_status
 from forge_plugins.reports.markup import element, escaped
@@ -25,7 +26,8 @@ LOOPBACK: Final = "127.0.0.1"
 POLL_SECONDS: Final = 0.25
 _IDLE_SECONDS: Final = 10.0  # after so long a client hears something, so that a lost one is noticed
 _FAREWELL_SECONDS: Final = 30.0  # what a client is given to fetch the last picture
-_WATCHED: Final = (STATUS, "metrics.jsonl", "result.json")
+_DRAWING_SHARE: Final = 4.0  # a picture is drawn anew after four times what the last one took
+_WATCHED: Final = (STATUS, "metrics.jsonl", RESULT)
 
 _POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'"
@@ -33,11 +35,11 @@ _POLICY: Final = (
 _SCRIPT: Final = """\
 "use strict";
 const main = document.querySelector("main");
-const key = (part, at) => part.id || part.tagName + at;
+const key = (part) => part.dataset.key || part.id;
 function opened() {
   const found = {};
-  main.querySelectorAll("details,input").forEach((part, at) => {
-    found[key(part, at)] = part.open || part.checked;
+  main.querySelectorAll("details,input").forEach((part) => {
+    found[key(part)] = part.open || part.checked;
   });
   return found;
 }
@@ -45,19 +47,24 @@ async function renew() {
   const answer = await fetch("/body");
   if (!answer.ok) return;
   const before = opened();
+  const focused = document.activeElement && document.activeElement.id;
   main.innerHTML = await answer.text();
-  main.querySelectorAll("details,input").forEach((part, at) => {
-    if (!(key(part, at) in before)) return;
-    if (part.tagName === "DETAILS") part.open = before[key(part, at)];
-    else part.checked = before[key(part, at)];
+  main.querySelectorAll("details,input").forEach((part) => {
+    if (!(key(part) in before)) return;
+    if (part.tagName === "DETAILS") part.open = before[key(part)];
+    else part.checked = before[key(part)];
   });
+  const again = focused && document.getElementById(focused);
+  if (again) again.focus({preventScroll: true});
 }
 let due = Promise.resolve();
 const source = new EventSource("/events");
 source.addEventListener("status", (event) => {
   const told = JSON.parse(event.data);
   document.title = told.title;
-  due = due.then(renew, renew);
+  const line = document.getElementById("live");
+  if (line) line.textContent = told.line;
+  if (told.renew) due = due.then(renew, renew);
   if (told.over) source.close();
 });
 source.onerror = () => {
@@ -84,6 +91,7 @@ class LivePage(ThreadingHTTPServer):
         self.folder = folder
         self.streams: set[int] = set()  # threads of the event streams that are open
         self.closing = threading.Event()
+        self.draw_seconds = 0.0  # of the last picture
         super().__init__((LOOPBACK, port), _Answer)
 
     @property
@@ -119,18 +127,25 @@ class _Answer(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in self.server.hosts():
             self._send(HTTPStatus.FORBIDDEN, "text/plain", "This page is for this machine only.\n")
         elif self.path == "/":
-            title, body = _body(self.server.folder)
+            title, body = self._drawn()
             script = '<script src="/live.js"></script>'
             page = whole_page(title, body, policy=_POLICY, script=script)
             self._send(HTTPStatus.OK, "text/html", page)
         elif self.path == "/live.js":
             self._send(HTTPStatus.OK, "text/javascript", _SCRIPT)
         elif self.path == "/body":
-            self._send(HTTPStatus.OK, "text/html", _body(self.server.folder)[1])
+            self._send(HTTPStatus.OK, "text/html", self._drawn()[1])
         elif self.path == "/events":
             self._stream()
         else:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", "There is no such page.\n")
+
+    def _drawn(self) -> tuple[str, str]:
+        """The picture of the run as it stands, and how long it took."""
+        begun = time.perf_counter()
+        found = _body(self.server.folder)
+        self.server.draw_seconds = time.perf_counter() - begun
+        return found
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
         content = text.encode()
@@ -158,34 +173,50 @@ class _Answer(BaseHTTPRequestHandler):
             self.server.streams.discard(threading.get_ident())
 
     def _follow(self) -> None:
+        """Tell each change at once; ask for a new picture no more often than it can be drawn."""
         seen: Any = None
-        told = 0.0
+        told = drawn = 0.0
+        stale = False
         while not self.server.closing.is_set():
             found = read_status(self.server.folder)
-            mark = (self.server.mark(), found.condition)
-            if mark != seen:
-                seen, told = mark, time.monotonic()
-                self._event(found)
+            mark, now = (self.server.mark(), found.condition), time.monotonic()
+            stale = stale or mark != seen
+            renew = stale and (
+                found.over or now - drawn >= _DRAWING_SHARE * self.server.draw_seconds
+            )
+            if mark != seen or renew:
+                seen, told = mark, now
+                drawn, stale = (now, False) if renew else (drawn, stale)
+                self._event(found, renew=renew)
                 if found.over:
                     return
-            elif time.monotonic() - told >= _IDLE_SECONDS:
-                told = time.monotonic()
+            elif now - told >= _IDLE_SECONDS:
+                told = now
                 self.wfile.write(b": nothing new\n\n")
             time.sleep(POLL_SECONDS)
 
-    def _event(self, found: RunStatus) -> None:
+    def _event(self, found: RunStatus, *, renew: bool) -> None:
         title = f"{found.condition}: {found.folder.resolve().name}"
-        data = json.dumps({"title": title, "over": found.over, **found.to_data()})
+        about = {"title": title, "line": _line(found), "over": found.over, "renew": renew}
+        data = json.dumps({**about, **found.to_data()})
         self.wfile.write(f"event: status\ndata: {data}\n\n".encode())
         self.wfile.flush()
+
+
+def _line(found: RunStatus) -> str:
+    """How the run stands, in one line."""
+    return f"{found.said} · {place_text(found.data)}" if found.data else found.said
 
 
 def _body(folder: Path) -> tuple[str, str]:
     """Title and body as the run stands now, with a line that says how it stands."""
     found = read_status(folder)
-    title, body = one_run(read_run(folder))
-    told = f"{found.said} · {place_text(found.data)}" if found.data else found.said
-    return title, element("p", escaped(told), class_="quiet", id="live") + body
+    run = read_run(folder)
+    if not found.over:  # that it has not ended is no news
+        open_ = tuple(note for note in run.notes if not note.startswith(RESULT))
+        run = replace(run, notes=open_)
+    title, body = one_run(run)
+    return title, element("p", escaped(_line(found)), class_="quiet", id="live") + body
 
 
 def serve(folder: Path, port: int) -> RunStatus:

@@ -20,6 +20,8 @@ def number_text(value: float | None) -> str:
         return ABSENT
     if value == math.floor(value) and abs(value) < 1e15:
         return f"{int(value):,}"
+    if 1e5 <= abs(value) < 1e15:  # whole numbers have more digits than that already
+        return f"{value:,.0f}"
     return _plain_exponent(f"{value:,.5g}")
 
 

@@ -6,7 +6,12 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from forge_plugins.reports.chart_cards import chart_cards, measured_figures
-from forge_plugins.reports.comparison import comparison_table, differing_settings, run_names
+from forge_plugins.reports.comparison import (
+    comparison_table,
+    differing_settings,
+    run_names,
+    seeds_table,
+)
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.run_sections import (
     badge,
@@ -18,6 +23,7 @@ from forge_plugins.reports.run_sections import (
     notes,
     tiles,
 )
+from forge_plugins.reports.seeds import Group, groups_of
 from forge_plugins.reports.style import STYLE
 from forge_plugins.reports.timeline import timeline
 
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from forge_plugins.reports.run_data import RunData
 
 FILE_NAME: Final = "report.html"
+LARGEST: Final = 490_000  # bytes: a page is to be sent by mail and opened at once
+_DETAILS: Final = (1.0, 0.6, 0.35, 0.2)  # tried one after the other until the page is small enough
 
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -42,8 +50,13 @@ def report_page(runs: Sequence[RunData]) -> str:
         A whole HTML document.
     """
     assert runs, "a report without a run"
-    title, body = one_run(runs[0]) if len(runs) == 1 else _several(runs)
-    return whole_page(title, body)
+    page = ""
+    for detail in _DETAILS:
+        title, body = one_run(runs[0], detail) if len(runs) == 1 else _several(runs, detail)
+        page = whole_page(title, body)
+        if len(page.encode()) < LARGEST:
+            break
+    return page
 
 
 def whole_page(title: str, body: str, *, policy: str = _POLICY, script: str = "") -> str:
@@ -82,15 +95,15 @@ def write_report(runs: Sequence[RunData], file: Path) -> None:
         raise
 
 
-def one_run(run: RunData) -> tuple[str, str]:
-    """Title and body of the page of one run."""
+def one_run(run: RunData, detail: float = 1.0) -> tuple[str, str]:
+    """Title and body of the page of one run; `detail` as for `chart_cards`."""
     tables = element("div", figures_table(run) + exports_table(run), class_="tables")
     parts = [
         header(run),
         notes(run),
         tiles(run),
         element("h2", "Curves"),
-        chart_cards([run], [run.name]),
+        chart_cards([Group(run.name, (run,))], detail),
         _never_measured([run]),
         timeline(run),
         element("h2", "Figures and exports"),
@@ -100,25 +113,56 @@ def one_run(run: RunData) -> tuple[str, str]:
     return run.name, "\n".join(parts)
 
 
-def _several(runs: Sequence[RunData]) -> tuple[str, str]:
+def _several(runs: Sequence[RunData], detail: float) -> tuple[str, str]:
     names = run_names(runs)
+    groups = groups_of(runs, names)
     title = f"{len(runs)} runs compared"
     parts = [
         element("header", element("h1", title)),
         element("h2", "Figures"),
-        comparison_table(runs, names),
+        comparison_table(groups),
         element("h2", "Curves"),
-        chart_cards(runs, names),
+        _about_seeds(groups),
+        chart_cards(groups, detail),
         _never_measured(runs),
         element("h2", "Configuration"),
-        differing_settings(runs, names),
-        *(_run_apart(run, name) for run, name in zip(runs, names, strict=True)),
+        differing_settings(groups),
+        *(_group_apart(group, runs, names) for group in groups),
     ]
-    return f"{title}: {', '.join(names)}", "\n".join(parts)
+    return f"{title}: {', '.join(group.name for group in groups)}", "\n".join(parts)
+
+
+def _about_seeds(groups: Sequence[Group]) -> str:
+    """Says what is drawn for runs that differ in their seed alone."""
+    if not any(group.several for group in groups):
+        return ""
+    told = (
+        "Runs that differ in nothing but the seed are drawn as their median, in a shade from the "
+        "lowest to the highest, at each step that at least half of those still running have."
+    )
+    return element("p", told, class_="quiet")
+
+
+def _group_apart(group: Group, runs: Sequence[RunData], names: Sequence[str]) -> str:
+    """What is told of each group below the comparison."""
+    if not group.several:
+        return _run_apart(group.runs[0], group.name)
+    of_run = {id(run): name for run, name in zip(runs, names, strict=True)}
+    about = "".join(
+        failure(run) + element("p", escaped(f"{of_run[id(run)]}:"), class_="quiet") + notes(run)
+        for run in group.runs
+        if run.error is not None or run.notes
+    )
+    return (
+        element("h2", escaped(group.name))
+        + seeds_table(group, [of_run[id(run)] for run in group.runs])
+        + about
+        + documents(group.runs[0])
+    )
 
 
 def _run_apart(run: RunData, name: str) -> str:
-    """What is told of each run below the comparison."""
+    """What is told of a run below the comparison."""
     heading = element("h2", escaped(name))
     folder = element("p", escaped(run.folder), class_="quiet") if run.folder != name else ""
     return (

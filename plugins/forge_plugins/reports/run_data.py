@@ -90,6 +90,7 @@ class RunData:
         name: the run's name in its configuration; the folder's where that is silent.
         config_text: `config.yaml` as written; `config` is its content.
         environment: `environment.json`.
+        resources: `resources.json`, which only runs with that observer have.
         state: `completed`, `stopped` or `failed`; for a run without an end the state that it last
             wrote; None where nothing says.
         steps: finished optimizer steps, `total_steps` those planned.
@@ -107,6 +108,7 @@ class RunData:
     config_text: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] | None = None
+    resources: Mapping[str, Any] | None = None
     state: str | None = None
     steps: int | None = None
     total_steps: int | None = None
@@ -188,6 +190,7 @@ def read_run(folder: Path) -> RunData:
         config_text=config_text,
         config=config,
         environment=_read_json(folder / "environment.json", notes),
+        resources=_read_optional(folder / "resources.json", notes),
         state=_text(about.get("outcome")) or _text(about.get("state")),
         steps=_count(about.get("steps", about.get("step"))),
         total_steps=_count((status or {}).get("total_steps")),
@@ -237,6 +240,11 @@ def _read_json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     if data is None:
         notes.append(f"{file.name} could not be read as a JSON object.")
     return data
+
+
+def _read_optional(file: Path, notes: list[str]) -> dict[str, Any] | None:
+    """A JSON object that need not be there."""
+    return _read_json(file, notes) if file.is_file() else None
 
 
 def _current_result(

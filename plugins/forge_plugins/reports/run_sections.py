@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from forge_plugins.reports.chart_cards import figure_title, main_first
+from forge_plugins.reports.figure_names import figure_title, main_first
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.notation import number_text, time_text
 from forge_plugins.reports.run_data import Figures, RunData
-from forge_plugins.reports.tables import duration_cell, number_cell, size_cell, table
+from forge_plugins.reports.tables import (
+    duration_cell,
+    figure_cell,
+    number_cell,
+    size_cell,
+    table,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _LONGEST_TEXT: Final = 40_000
 _MOST_NODES: Final = 5_000
+_MOST_CELLS: Final = 700  # of a folded table, at some 100 bytes each
 
 
 def badge(run: RunData) -> str:
@@ -61,7 +68,7 @@ def tiles(run: RunData) -> str:
         _tile("Steps", number_cell(run.steps), planned),
         _tile("Epochs", number_cell(run.epochs), ""),
         _tile("Duration", duration_cell(run.seconds), ""),
-        _tile("Training loss", number_cell(loss.training), last_or_final(run)),
+        _tile("Training loss", number_cell(loss.training), _latest(loss.training, run)),
         _tile("Validation loss", number_cell(loss.validation), _best(loss, run)),
         _tile("Validation accuracy", number_cell(accuracy.validation), _best(accuracy, run)),
     ]
@@ -74,24 +81,38 @@ def last_or_final(run: RunData) -> str:
 
 
 def figures_table(run: RunData) -> str:
-    """All figures: last ones of training and validation, best ones and where."""
-    rows = [
-        (
-            escaped(figure_title(name)),
-            [
-                number_cell(figures.training),
-                number_cell(figures.validation),
-                number_cell(figures.best),
-                number_cell(figures.best_step),
-            ],
-        )
-        for name, figures in main_first(run.figures())
-    ]
+    """All figures: last ones of training and validation, best ones and where.
+
+    Those of parts (`retention/add`, figures of each layer) are folded away.
+    """
     last = last_or_final(run)
     heads = ["Figure", f"Training, {last}", f"Validation, {last}", "Validation, best", "at step"]
-    if not rows:
+    rows: dict[bool, list[tuple[str, list[str]]]] = {False: [], True: []}
+    for name, figures in main_first(run.figures()):
+        cells = [
+            figure_cell(name, figures.training),
+            figure_cell(name, figures.validation),
+            figure_cell(name, figures.best),
+            number_cell(figures.best_step),
+        ]
+        rows["/" in name].append((escaped(figure_title(name)), cells))
+    if not rows[False] and not rows[True]:
         return card("Figures", element("p", "No figure was measured.", class_="quiet"))
-    return card("Figures", table(heads, rows, "number"))
+    parts = folded_table("Figures of parts", heads, rows[True], "number")
+    return card("Figures", table(heads, rows[False], "number") + parts)
+
+
+def folded_table(
+    heading: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], class_: str
+) -> str:
+    """A table that opens on a click, not longer than a page holds; nothing without rows."""
+    if not rows:
+        return ""
+    summary = element("summary", escaped(f"{heading} ({len(rows):,})"))
+    shown = rows[: max(1, _MOST_CELLS // len(heads))]
+    more = len(rows) - len(shown)
+    told = element("p", f"{more:,} more: result.json has them.", class_="quiet") if more else ""
+    return element("details", summary + table(heads, shown, class_) + told, data_key=heading)
 
 
 def exports_table(run: RunData) -> str:
@@ -106,11 +127,19 @@ def exports_table(run: RunData) -> str:
 
 
 def documents(run: RunData) -> str:
-    """Configuration and environment, folded."""
-    environment = None
-    if run.environment is not None:
-        environment = json.dumps(run.environment, indent=2, ensure_ascii=False)
-    return _folded("Configuration", run.config_text) + _folded("Environment", environment)
+    """Configuration and environment, folded, and what MFU was taken from where it was measured."""
+    parts = [
+        _folded("Configuration", run.config_text),
+        _folded("Environment", _json_text(run.environment)),
+    ]
+    if run.resources is not None:
+        parts.append(_folded("Operations and peak that MFU was taken from",
+                             _json_text(run.resources)))  # fmt: skip
+    return "".join(parts)
+
+
+def _json_text(data: Mapping[str, Any] | None) -> str | None:
+    return None if data is None else json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def settings(data: Mapping[str, Any]) -> dict[str, str]:
@@ -148,10 +177,14 @@ def _tile(name: str, value: str, under: str) -> str:
                    class_="card")  # fmt: skip
 
 
+def _latest(value: float | None, run: RunData) -> str:
+    return last_or_final(run) if value is not None else ""
+
+
 def _best(figures: Figures, run: RunData) -> str:
     """The line below a validation figure."""
     if figures.best is None:
-        return last_or_final(run) if figures.validation is not None else ""
+        return _latest(figures.validation, run)
     place = f" at step {figures.best_step:,}" if figures.best_step is not None else ""
     return f"best {number_text(figures.best)}{place}"
 
@@ -168,4 +201,5 @@ def _folded(heading: str, text: str | None) -> str:
         cut = len(text) - _LONGEST_TEXT
         shown = text if cut <= 0 else f"{text[:_LONGEST_TEXT]}\n… {cut:,} characters more"
         body = element("pre", escaped(shown))
-    return element("details", element("summary", escaped(heading)) + body, class_="card")
+    summary = element("summary", escaped(heading))
+    return element("details", summary + body, class_="card", data_key=heading)

@@ -72,10 +72,15 @@ figure{margin:0;position:relative;overflow-x:auto}
 figure>.scales{position:relative}
 figure svg{display:block;width:100%;height:auto;min-width:440px;max-width:860px}
 .small svg{min-width:280px;max-width:540px}
+.levels figure:nth-child(3){grid-column:1/-1}
+.levels figure:nth-child(3) svg{max-width:none;min-width:900px}
+.over-steps svg{min-width:760px;max-width:none}
+.levels+.small{margin-top:16px}
+h2+figure.card+.card{margin-top:16px}
 .left-out{font-size:12.5px;color:var(--quiet);margin:4px 0 0}
 .missing{margin-top:14px}
-.tables{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));
-align-items:start}
+.tables{display:grid;gap:16px;align-items:start;grid-template-columns:minmax(0,1fr)}
+@media (min-width:1000px){.tables{grid-template-columns:minmax(0,7fr) minmax(0,4fr)}}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:6px 14px 6px 0;text-align:left;vertical-align:baseline;
@@ -83,13 +88,15 @@ border-bottom:1px solid var(--edge)}
 tbody tr:last-child>*{border-bottom:0}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-size:13px;font-weight:500;color:var(--quiet);vertical-align:bottom}
-tbody th{font-weight:500;white-space:nowrap}
+tbody th{font-weight:500;overflow-wrap:break-word}
+.wide.number tbody th{min-width:150px}
 th:first-child{position:sticky;left:0;background:var(--card)}
 td.number{white-space:nowrap}
-.number{text-align:right}
+th.number,td.number{text-align:right}
 .run-name{overflow-wrap:anywhere;color:var(--text);font-weight:600}
 td.plain{overflow-wrap:anywhere}
 details{margin-top:12px}
+details .wide{margin-top:8px}
 summary{cursor:pointer;font-weight:500}
 summary:focus-visible,.pick:focus-visible+label{outline:2px solid var(--series-0);
 outline-offset:2px;border-radius:4px}
@@ -121,10 +128,19 @@ svg .empty{font-size:14px}
 .marks{fill:none;stroke:currentColor;stroke-width:5;stroke-linecap:round}
 .small .marks{stroke-width:4}
 .band{fill:currentColor;fill-opacity:.08}
+.spread{fill:currentColor;fill-opacity:.16;stroke:none}
+.spread.thin{fill-opacity:.09}
+.level.negative{fill:var(--series-0)}
+.level.zero{fill:var(--series-7)}
+.level.positive{fill:var(--series-1)}
+.before{stroke:var(--text);stroke-width:1.6;fill:none}
+.range{display:block;font-size:12.5px;color:var(--quiet)}
 .held{fill:currentColor;fill-opacity:.75}
 .event{stroke:var(--quiet);stroke-dasharray:2 3;fill:none}
 svg .phase{font-size:11px;text-anchor:middle}
 .dot{fill:currentColor;stroke:var(--card);stroke-width:1.5}
+@media (max-width:640px){main{padding:24px 14px 36px}
+.wide.number tbody th{min-width:34vw;max-width:44vw}}
 @media print{.card,figure{break-inside:avoid}body{background:none}}
 """
     + "".join(f".s{number}{{color:var(--series-{number})}}" for number in range(len(_LIGHT)))

@@ -26,6 +26,13 @@ def size_cell(count: int | None) -> str:
     return _exact(count, size_text(count), " bytes")
 
 
+def figure_cell(figure: str, value: float | None) -> str:
+    """A figure's value; what is called bytes in the unit that it fills."""
+    if figure.endswith("_bytes") and value is not None:
+        return size_cell(round(value))
+    return number_cell(value)
+
+
 def table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], class_: str) -> str:
     """A table with a heading for each row and column.
 
@@ -45,7 +52,7 @@ def table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], class_
     ]
     thead = element("thead", element("tr", columns))
     tbody = element("tbody", "".join(element("tr", row) for row in rows))
-    return element("div", element("table", thead + tbody), class_="wide")
+    return element("div", element("table", thead + tbody), class_=f"wide {class_}")
 
 
 def _exact(value: float | None, text: str, unit: str = "") -> str:

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from forge_plugins.reports.run_data import RunData, Told
 
 _MOST_ROWS: Final = 200
-_WIDTH: Final = 860
+_WIDTH: Final = 1180
 _ROW: Final = 26
-_LEFT: Final = 190
+_LEFT: Final = 90
+_CHARACTER: Final = 6.9  # width at the size of the labels
 _HEADS: Final = ("Step", "Event", "What was told")
 
 Span = tuple[int, int | None]
@@ -51,12 +52,14 @@ def _capability_card(run: RunData) -> str:
         return ""
     ends = [curve.points[-1][0] for curve in run.curves]
     last = max([1, run.steps or 0, *ends, *(event.step for event in run.events)])
-    axis = step_axis([0, last], _LEFT, _WIDTH - 40, count=8)
+    longest = max(len(shortened(name)) for name in found)
+    left = max(_LEFT, 24 + _CHARACTER * longest)
+    axis = step_axis([0, last], left, _WIDTH - 40, count=8)
     bottom = 8 + _ROW * len(found)
     told, parts = [], []
     for row, (name, spans) in enumerate(found.items()):
         y = 8 + _ROW * row
-        parts.append(_text(_LEFT - 10, y + 16, shortened(name), "entry end"))
+        parts.append(_text(left - 10, y + 16, shortened(name), "entry end"))
         for start, end in spans:
             until = f"step {end:,}" if end is not None else "the end"
             words = f"{name}: from step {start:,} to {until}"
@@ -81,7 +84,8 @@ def _capability_card(run: RunData) -> str:
         role="img",
         aria_label=f"Capabilities held; {'; '.join(told)}",
     )
-    return element("figure", element("h3", "Capabilities held") + svg, class_="card")
+    heading = element("h3", "Capabilities held")
+    return element("figure", heading + svg, class_="card over-steps")
 
 
 def _events_card(events: tuple[Told, ...]) -> str:

@@ -20,10 +20,15 @@ class LinearWarmupConfig:
     """How long the rise takes."""
 
     warmup_steps: Annotated[int, Meta(ge=0, description="optimizer steps of the rise")] = 10
+    from_zero: Annotated[
+        bool,
+        Meta(description="the first step has the rate 0 (as torch's LambdaLR gives it), and the "
+             "full rate comes a step later"),
+    ] = False  # fmt: skip
 
 
 class LinearWarmup:
-    """`min(step / warmup_steps, 1)`."""
+    """`min(step / warmup_steps, 1)`; `from_zero`: `min((step - 1) / warmup_steps, 1)`."""
 
     info = PluginInfo(name="linear_warmup", kind=Kind.SCHEDULE, config=LinearWarmupConfig)
 
@@ -34,4 +39,5 @@ class LinearWarmup:
     def compute_rates(self, run: Run, step: Step) -> Rates:
         """The factor of this step."""
         del run
-        return Rates(rates.linear_warmup(step.number, self.config.warmup_steps))
+        number = step.number - 1 if self.config.from_zero else step.number
+        return Rates(rates.linear_warmup(number, self.config.warmup_steps))

@@ -1,4 +1,4 @@
-"""Accuracy over a whole validation set."""
+"""How many answers are right, over a whole validation set and in each line of the log."""
 
 from __future__ import annotations
 
@@ -8,30 +8,55 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
+from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from forge_plugins.mathematics import answer_rows, class_figures
+    from forge_plugins.mathematics.class_figures import ByClass
 else:
     torch = LazyModule("torch")
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
+    class_figures = LazyModule("forge_plugins.mathematics.class_figures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """Which further figures."""
+    """Which further figures, and of what."""
 
     top_k: Annotated[
         tuple[Annotated[int, Meta(ge=2)], ...],
         Meta(description="also the share of targets among the k likeliest classes, for these k"),
     ] = ()
     by_class: Annotated[
-        tuple[Literal["f1", "precision", "recall", "f1_micro"], ...],
+        tuple[
+            Literal[
+                "f1", "precision", "recall", "f1_micro", "precision_micro", "recall_micro",
+                "f1_weighted",
+            ],
+            ...,
+        ],
         Meta(
             description="also these: means over the classes that occur in targets or answers "
-            "(macro), or over all answers alike (micro)"
+            "(macro), weighted by their targets, or over all answers alike (micro)"
         ),
-    ] = ()
+    ] = ()  # fmt: skip
+    ignore: Annotated[
+        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
+    ] = None
+    in_training: Annotated[
+        bool,
+        Meta(description="also the accuracy of the training batches of a step that ends a log "
+             "interval, as the model was before the update"),
+    ] = True  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "by_class"):
+            asked = getattr(self, name)
+            if len(set(asked)) < len(asked):
+                raise ValueError(f"{name} {list(asked)} names one twice")
 
 
 def figures(config: ClassificationConfig) -> tuple[str, ...]:
@@ -39,22 +64,20 @@ def figures(config: ClassificationConfig) -> tuple[str, ...]:
     return ("accuracy", *(f"top_{k}_accuracy" for k in config.top_k), *config.by_class)
 
 
-def rows_of(batch: Batch, outputs: Any) -> tuple[Tensor, Tensor]:
-    """Logits of shape (n, classes) and targets of shape (n,), whatever the model answers."""
-    answers_everywhere = outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]
-    if answers_everywhere and batch.positions is not None:
-        outputs = outputs[:, batch.positions]
-    return outputs.reshape(-1, outputs.shape[-1]), batch.targets.reshape(-1)
-
-
 class ClassMeter:
     """Counts hits, answers and targets of each class over the whole set.
 
-    Precision and recall of a class without an answer or a target are 0, as in scikit-learn.
+    Args:
+        names: of figures by class.
+        ignored: a target that counts as nothing.
+        device: where the counts of a process without a batch stand.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(
+        self, names: Sequence[ByClass], ignored: int | None = None, device: Any = "cpu"
+    ) -> None:
         self._names = tuple(names)
+        self._ignored, self._device = ignored, device
         self.goals: Mapping[str, Goal] = dict.fromkeys(self._names, "max")
         self._counts: Tensor | None = None
 
@@ -65,33 +88,24 @@ class ClassMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count."""
         del loss, weight
-        logits, targets = rows_of(batch, outputs)
-        answers, classes = logits.argmax(-1), logits.shape[-1]
-        hits = torch.where(answers == targets, targets, classes)
-        found = torch.stack(
-            [
-                torch.bincount(hits, minlength=classes + 1)[:classes],
-                torch.bincount(answers, minlength=classes),
-                torch.bincount(targets, minlength=classes),
-            ]
-        )
-        self._counts = found if self._counts is None else self._counts + found
+        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
+            found = class_figures.class_counts(logits, targets, self._ignored)
+            self._counts = found if self._counts is None else self._counts + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        """Shares in [0, 1]; nothing when no target was seen."""
-        if self._counts is None:
+        """Shares in [0, 1]; nothing when no target was seen.
+
+        A process without a batch learns from the others how many classes there are, so that all
+        add up alike.
+        """
+        own = self._counts
+        about = [0, 0] if own is None else [own.shape[1], 1]
+        classes, having = add(torch.tensor(about, device=self._device)).tolist()
+        if not having:
             return {}
-        hits, answers, targets = add(self._counts).double()
-        if not float(targets.sum()):
-            return {}
-        occurs = (answers + targets) > 0
-        all_figures = {
-            "f1": (2 * hits / (answers + targets).clamp_min(1))[occurs].mean(),
-            "precision": (hits / answers.clamp_min(1))[occurs].mean(),
-            "recall": (hits / targets.clamp_min(1))[occurs].mean(),
-            "f1_micro": 2 * hits.sum() / (answers + targets).sum(),
-        }
-        return {name: float(all_figures[name]) for name in self._names}
+        if own is None:
+            own = torch.zeros((3, classes // having), dtype=torch.int64, device=self._device)
+        return class_figures.class_figures(add(own), self._names)
 
 
 class AccuracyMeter:
@@ -99,10 +113,15 @@ class AccuracyMeter:
 
     Args:
         top_k: numbers of classes among which the target may be.
+        ignored: a target that counts as nothing.
+        device: where the counts stand.
     """
 
-    def __init__(self, top_k: Sequence[int] = ()) -> None:
+    def __init__(
+        self, top_k: Sequence[int] = (), ignored: int | None = None, device: Any = "cpu"
+    ) -> None:
         self._ranks = (1, *top_k)
+        self._ignored, self._device = ignored, device
         self.goals: Mapping[str, Goal] = dict.fromkeys(self._names(), "max")
         self._counts: Tensor | None = None
 
@@ -116,26 +135,53 @@ class AccuracyMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count targets found; outputs (..., classes) against integer targets (...)."""
         del loss, weight
-        logits, targets = rows_of(batch, outputs)
-        hits = [(logits.argmax(-1) == targets).sum()]
-        for k in self._ranks[1:]:
-            likely = logits.topk(min(k, logits.shape[-1])).indices
-            hits.append((likely == targets.unsqueeze(1)).any(1).sum())
-        found = torch.stack([*hits, torch.full_like(hits[0], targets.numel())])
-        self._counts = found if self._counts is None else self._counts + found
+        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
+            found = class_figures.hit_counts(logits, targets, self._ranks, self._ignored)
+            self._counts = found if self._counts is None else self._counts + found
+
+    def counts(self) -> Tensor:
+        """Targets found for each k, then all targets; zeros before the first batch."""
+        if self._counts is not None:
+            return self._counts
+        return torch.zeros(len(self._ranks) + 1, dtype=torch.int64, device=self._device)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Shares in [0, 1]; nothing when no target was seen."""
-        if self._counts is None:
-            return {}
-        *hits, total = add(self._counts).tolist()
+        *hits, total = add(self.counts()).tolist()
         if not total:
             return {}
         return {name: hit / total for name, hit in zip(self._names(), hits, strict=True)}
 
 
+class TrainingAccuracy:
+    """The accuracy of the window of a step that ends a log interval; no other step costs anything.
+
+    Args:
+        meter: takes in the window's batches.
+    """
+
+    def __init__(self, meter: AccuracyMeter) -> None:
+        self._meter = meter
+        self._step = 0  # the step that was counted
+
+    def take(self, step: Step, batch: Batch, outputs: Any) -> None:
+        """Count a micro-batch, without a read to the host."""
+        if step.number != self._step:
+            self._step = step.number
+            self._meter.reset()
+        with torch.no_grad():
+            self._meter.update(batch, outputs, outputs, 1.0)
+
+    def figures(self, run: Run) -> Mapping[str, Tensor | None]:
+        """`accuracy` (0-d) over all processes; None for another step than the one counted."""
+        if run.progress.step != self._step:
+            return {"accuracy": None}
+        hits, total = run.strategy.reduce(self._meter.counts()).double()
+        return {"accuracy": hits / total}  # without a target: 0 / 0, which is "not measured"
+
+
 class Classification:
-    """Gives the accuracy meter to each validation pass."""
+    """Gives the meters to each validation pass, and the accuracy of training to the log."""
 
     info = PluginInfo(
         name="classification",
@@ -147,11 +193,28 @@ class Classification:
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
+        self._training: TrainingAccuracy | None = None
 
     @hookimpl
     def make_meters(self, run: Run) -> Sequence[Meter]:
         """One meter for shares of hits, one for figures by class."""
+        config, device = self.config, run.device
+        if config.in_training:
+            self._training = TrainingAccuracy(AccuracyMeter((), config.ignore, device))
+        meters: list[Meter] = [AccuracyMeter(config.top_k, config.ignore, device)]
+        if config.by_class:
+            meters.append(ClassMeter(config.by_class, config.ignore, device))
+        return meters
+
+    @hookimpl
+    def on_outputs(self, run: Run, step: Step, batch: Batch, outputs: Any) -> None:
+        """Count the answers when a log line is due."""
         del run
-        config = self.config
-        meters: list[Meter] = [AccuracyMeter(config.top_k)]
-        return [*meters, ClassMeter(config.by_class)] if config.by_class else meters
+        if step.logs and self._training is not None:
+            self._training.take(step, batch, outputs)
+
+    @hookimpl
+    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+        """The accuracy of the step that the line is of."""
+        del step
+        return {} if self._training is None else self._training.figures(run)

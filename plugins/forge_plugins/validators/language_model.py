@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.nn import functional
+
+    from forge_plugins.mathematics import answer_rows, language_figures
 else:
     torch = LazyModule("torch")
-    functional = LazyModule("torch.nn.functional")
-
-LONGEST = 700.0  # nats: exp of more is no finite number
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
+    language_figures = LazyModule("forge_plugins.mathematics.language_figures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
-    """No settings: both figures are of all targets."""
+    """Which targets count."""
+
+    ignore: Annotated[
+        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
+    ] = None
 
 
 class PerplexityMeter:
-    """Sums the plain cross-entropy, whatever the training loss adds to it (smoothing, terms)."""
+    """Sums the plain cross-entropy, whatever the training loss adds to it (smoothing, terms).
+
+    Args:
+        ignored: a target that counts as nothing.
+        device: where the sums of a process without a batch stand.
+    """
 
     goals: Mapping[str, Goal] = {"perplexity": "min", "bits_per_token": "min"}
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: int | None = None, device: Any = "cpu") -> None:
+        self._ignored, self._device = ignored, device
         self._sums: Tensor | None = None
 
     def reset(self) -> None:
@@ -39,26 +51,25 @@ class PerplexityMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Take in outputs (..., classes) and integer targets (...)."""
         del loss, weight
-        targets = batch.targets.reshape(-1)
-        answers_everywhere = outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]
-        if answers_everywhere and batch.positions is not None:
-            outputs = outputs[:, batch.positions]
-        logits = outputs.reshape(-1, outputs.shape[-1]).float()
-        total = functional.cross_entropy(logits, targets, reduction="sum").double()
-        found = torch.stack([total, torch.full_like(total, targets.numel())])
-        self._sums = found if self._sums is None else self._sums + found
+        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
+            found = language_figures.cross_entropy_sums(logits, targets, self._ignored)
+            self._sums = found if self._sums is None else self._sums + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        """`exp` of the mean cross-entropy, and the mean in bits; nothing without a target."""
-        if self._sums is None:
-            return {}
-        total, count = add(self._sums).tolist()
+        """`exp` of the mean cross-entropy, and the mean in bits; nothing without a target.
+
+        A perplexity beyond all numbers is infinite, which a record shows as not measured.
+        """
+        own = self._sums
+        if own is None:
+            own = language_figures.no_sums(self._device)
+        total, count = add(own).tolist()
         if not count:
             return {}
-        mean = torch.tensor(total / count, dtype=torch.float64)
+        mean = total / count
         return {
-            "perplexity": float(mean.clamp(max=LONGEST).exp()),
-            "bits_per_token": float(mean / torch.log(torch.tensor(2.0, dtype=torch.float64))),
+            "perplexity": language_figures.perplexity(mean),
+            "bits_per_token": language_figures.bits(mean),
         }
 
 
@@ -79,5 +90,4 @@ class LanguageModel:
     @hookimpl
     def make_meters(self, run: Run) -> Sequence[Meter]:
         """One meter."""
-        del run
-        return [PerplexityMeter()]
+        return [PerplexityMeter(self.config.ignore, run.device)]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from forge_plugins.mathematics import regression_figures
 else:
-    torch = LazyModule("torch")
+    regression_figures = LazyModule("forge_plugins.mathematics.regression_figures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,16 @@ class RegressionFiguresConfig:
 
 
 class RegressionMeter:
-    """Sums in double precision; `r2` is 1 - residual / total over all numbers together."""
+    """Sums in double precision; `r2` is 1 - residual / total over all numbers together.
+
+    Args:
+        device: where the sums of a process without a batch stand.
+    """
 
     goals: Mapping[str, Goal] = {"mse": "min", "mae": "min", "r2": "max"}
 
-    def __init__(self) -> None:
+    def __init__(self, device: Any = "cpu") -> None:
+        self._device = device
         self._sums: Tensor | None = None
 
     def reset(self) -> None:
@@ -35,31 +41,16 @@ class RegressionMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Take in outputs and targets with the same number of entries."""
         del loss, weight
-        targets = batch.targets.double().reshape(-1)
-        differences = outputs.double().reshape(-1) - targets
-        found = torch.stack(
-            [
-                differences.square().sum(),
-                differences.abs().sum(),
-                targets.sum(),
-                targets.square().sum(),
-                torch.full_like(targets[:1].sum(), targets.numel()),
-            ]
-        )
-        self._sums = found if self._sums is None else self._sums + found
+        found = regression_figures.regression_sums(outputs, batch.targets)
+        known = self._sums
+        self._sums = found if known is None else regression_figures.merged(known, found)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """The figures; `r2` is left out when all targets are equal."""
-        if self._sums is None:
-            return {}
-        squares, distances, total, total_squares, count = add(self._sums).tolist()
-        if not count:
-            return {}
-        spread = total_squares - total * total / count
-        found = {"mse": squares / count, "mae": distances / count}
-        if spread > 1e-12 * max(1.0, total_squares):
-            found["r2"] = 1.0 - squares / spread
-        return found
+        own = self._sums
+        if own is None:
+            own = regression_figures.no_sums(self._device)
+        return regression_figures.regression_figures(own, add)
 
 
 class RegressionFigures:
@@ -79,5 +70,4 @@ class RegressionFigures:
     @hookimpl
     def make_meters(self, run: Run) -> Sequence[Meter]:
         """One meter."""
-        del run
-        return [RegressionMeter()]
+        return [RegressionMeter(run.device)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +66,7 @@ class ActivationCheckpointing:
                 f"{', '.join(name for name, _ in model.named_children()) or 'none'}"
             )
         for layer in found[:: self.config.every]:
-            layer.forward = _recomputing(layer.forward)
+            layer.forward = _Recomputed(layer)
         return model
 
     def _chosen(self, model: nn.Module) -> list[nn.Module]:
@@ -80,8 +80,16 @@ class ActivationCheckpointing:
         return members or list(model.children()) or [model]
 
 
-def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def recomputed(*arguments: Any, **named: Any) -> Any:
-        return checkpointing.checkpoint(forward, *arguments, use_reentrant=False, **named)
+class _Recomputed:
+    """The forward pass of a layer whose inputs alone are kept.
 
-    return recomputed
+    An object that knows its layer, not a closure: a copy of the model has copies that know theirs.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.own = vars(layer).get("forward")  # another wrapper's, if there is one
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        forward = self.own or functools.partial(type(self.layer).forward, self.layer)
+        return checkpointing.checkpoint(forward, *arguments, use_reentrant=False, **named)

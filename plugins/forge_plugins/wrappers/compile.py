@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from forge_plugins.mathematics import compiler
+else:
+    compiler = LazyModule("forge_plugins.mathematics.compiler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,10 @@ class Compile:
 
     @hookimpl
     def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
-        """Compile in place; torch itself says which compiler is missing, if one is."""
-        del run
+        """Compile in place; where no compiler works, say so and leave the model as it is."""
+        fault = compiler.compiler_fault(run.device.type)
+        if fault is not None:
+            run.tell("not_compiled", f"The model is not compiled: {fault}", plugin="compile")
+            return model
         model.compile(mode=self.config.mode, dynamic=self.config.dynamic)
         return model

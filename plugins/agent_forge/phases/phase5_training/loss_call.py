@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from forge_kernel.api import Batch, DataSpec, Kind, PluginInfo, Run, RunError, Step, hookimpl
 from forge_kernel.data import batch_from
 from forge_kernel.live import NoConfig
+from forge_plugins.mathematics.samples import samples_in
 
 Form = Literal["predictions_targets", "batch", "model_batch"]
 """What a loss function is called with."""
@@ -73,19 +74,6 @@ def moved(value: Any, device: torch.device) -> Any:
 
 def _part_moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if hasattr(value, "to") else value
-
-
-def samples_in(value: Any) -> int:
-    """The first dimension of the first tensor of a batch; 1 where there is none."""
-    parts: Iterable[Any] = (value,)
-    if isinstance(value, Mapping):
-        parts = value.values()
-    elif isinstance(value, list | tuple):
-        parts = value
-    for part in parts:
-        if isinstance(part, Tensor) and part.ndim:
-            return len(part)
-    return 1
 
 
 @dataclass(slots=True)

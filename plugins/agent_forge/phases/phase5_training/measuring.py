@@ -10,16 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_call import CallersData, CallersLoss, LossFunction
-from forge_kernel.api import Batch, Goal, Kind, Meter, PluginInfo, Run, hookimpl
+from forge_kernel.api import Batch, Goal, Kind, Meter, PluginInfo, Run, Step, hookimpl
 from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
 from forge_kernel.loop import Session
-from forge_plugins.validators.classification import AccuracyMeter, ClassMeter
+from forge_plugins.mathematics.class_figures import ByClass
+from forge_plugins.validators.classification import (
+    AccuracyMeter,
+    ClassMeter,
+    TrainingAccuracy,
+)
 
-NAMES: Final[Mapping[str, str]] = {
+NAMES: Final[Mapping[str, ByClass]] = {
     "f1_score": "f1", "precision": "precision", "recall": "recall",
 }  # fmt: skip
 """The figures by class: the name here, the name in the kernel's validator."""
+
+
+def of_classes(batch: Batch, outputs: Any) -> bool:
+    """Whether the outputs are rows of logits, one for each whole number of the targets."""
+    targets = batch.targets
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point()
+    return whole and isinstance(outputs, Tensor) and outputs.ndim == targets.ndim + 1
 
 
 class AnswerMeter:
@@ -44,9 +56,7 @@ class AnswerMeter:
 
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Take in a batch of classes."""
-        targets = batch.targets
-        whole = isinstance(targets, Tensor) and not targets.is_floating_point()
-        if whole and isinstance(outputs, Tensor) and outputs.ndim == targets.ndim + 1:
+        if of_classes(batch, outputs):
             self._inner.update(batch, outputs, loss, weight)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
@@ -67,15 +77,29 @@ class Figures:
     def __init__(self, top_k: Sequence[int] = ()) -> None:
         self.config = NoConfig()
         self._top_k = tuple(top_k)
+        self._training: TrainingAccuracy | None = None
 
     @hookimpl
     def make_meters(self, run: Run) -> Sequence[Meter]:
         """Shares of hits, and figures by class."""
-        del run
+        self._training = TrainingAccuracy(AccuracyMeter(device=run.device))
         return [
-            AnswerMeter(AccuracyMeter(self._top_k), {}),
-            AnswerMeter(ClassMeter(tuple(NAMES.values())), NAMES),
+            AnswerMeter(AccuracyMeter(self._top_k, device=run.device), {}),
+            AnswerMeter(ClassMeter(tuple(NAMES.values()), device=run.device), NAMES),
         ]
+
+    @hookimpl
+    def on_outputs(self, run: Run, step: Step, batch: Batch, outputs: Any) -> None:
+        """Count the answers when a log line is due; a loss that runs the model shows none."""
+        del run
+        if step.logs and self._training is not None and of_classes(batch, outputs):
+            self._training.take(step, batch, outputs)
+
+    @hookimpl
+    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+        """The accuracy of the step that the line is of."""
+        del step
+        return {} if self._training is None else self._training.figures(run)
 
 
 class _NothingSteps:

@@ -311,14 +311,18 @@ class Declaration:
             settings["class_weights"] = given
         return UseLoss("cross_entropy", settings)
 
-    def gradients(self) -> tuple[Use[Any], ...]:
-        """Filter, scale, clip."""
+    def gradients(self, total: int) -> tuple[Use[Any], ...]:
+        """Filter, scale, clip.
+
+        Args:
+            total: optimizer steps of the run.
+        """
         config = self.config
         found: list[Use[Any]] = []
         grokfast, bitnet = config.grokfast_config, config.bitnet_config
         if grokfast is not None and grokfast.enable_grokfast:
-            settings = {"alpha": grokfast.alpha, "lambda_reg": grokfast.lambda_reg}
-            found.append(UseGradients("grokfast", settings))
+            every = self.log_every(total)
+            found.append(UseGradients("grokfast", grokfast.filter_settings(every)))
         if bitnet is not None and bitnet.gradient_limit is not None:
             found.append(UseGradients("adaptive_scale", {"limit": bitnet.gradient_limit}))
         if config.training_config.gradient_clipping:
@@ -394,6 +398,13 @@ class Declaration:
         share = grokfast.knowledge_retention_weight
         return [UsePolicy("consolidation", {"share": share, "every": every})]
 
+    def log_every(self, total: int) -> int:
+        """Optimizer steps between lines of the log: as set, or ten lines at least."""
+        training = self.config.training_config
+        if training.given("log_interval"):
+            return training.log_interval
+        return max(1, min(training.log_interval, total // 10))
+
     def run(self, lengths: Lengths) -> RunConfig:
         """The loop's settings."""
         config = self.config
@@ -407,9 +418,6 @@ class Declaration:
                 f"validations every {every} steps in a run of {lengths.total}: there is one, at "
                 "the end"
             )
-        log_every = training.log_interval
-        if not training.given("log_interval"):
-            log_every = max(1, min(log_every, lengths.total // 10))
         return RunConfig(
             name=config.experiment_name,
             seed=config.seed,
@@ -417,7 +425,7 @@ class Declaration:
             max_epochs=training.epochs,
             max_seconds=config.max_training_time,
             validate_every=every if lengths.validates else None,
-            log_every=log_every,
+            log_every=self.log_every(lengths.total),
             save_every=training.save_interval if config.save_intermediate_checkpoints else None,
             keep_checkpoints=training.max_checkpoints,
             accumulate=training.gradient_accumulation_steps,
@@ -433,7 +441,7 @@ class Declaration:
             "data": self.data(),
             "optimizer": self.optimizer(rate),
             "loss": self.loss(),
-            "gradients": self.gradients(),
+            "gradients": self.gradients(lengths.total),
             "schedule": schedule,
             "validators": self.validators(),
             "policies": self.policies(lengths),
@@ -446,8 +454,12 @@ class Declaration:
                 found["penalties"] = (UsePenalty("quantization_distance", {"strength": strength}),)
         if config.grokfast_config is not None:
             found["phases"] = UsePhases("grokfast", config.grokfast_config.lengths())
+        wrappers: list[Use[Any]] = []
+        if config.grokfast_config is not None and config.grokfast_config.gradient_checkpointing:
+            wrappers.append(UseWrapper("activation_checkpointing", {}))
         if config.training_config.compile_model:
-            found["wrappers"] = (UseWrapper("compile", {}),)
+            wrappers.append(UseWrapper("compile", {}))
+        found["wrappers"] = tuple(wrappers)
         return KernelPipeline(**found)
 
     def _observers(self) -> tuple[Use[Any], ...]:
@@ -459,5 +471,5 @@ class Declaration:
 
 def face_names(figures: Mapping[str, float]) -> dict[str, float]:
     """Figures of the kernel's validators under the names of the face."""
-    own = {kernel: name for name, kernel in NAMES.items()}
+    own: dict[str, str] = {kernel: name for name, kernel in NAMES.items()}
     return {own.get(name, name): value for name, value in figures.items()}

@@ -29,7 +29,7 @@ from agent_forge.phases.phase5_training.pipeline.training_loop import TrainingMe
 from forge_kernel.api import Kind, PluginInfo, Run, RunError, Step, hookimpl
 from forge_kernel.checkpoint import Snapshot
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import Use, UseGradients, UsePhases, UseSchedule
+from forge_kernel.config.use import Use, UseGradients, UsePhases, UseSchedule, UseWrapper
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
 from forge_kernel.loop import Session
 from forge_plugins.mathematics.grokfast import SlowGradient, filter_ema
@@ -48,7 +48,7 @@ __all__ = [
 log = logging.getLogger("agent_forge.phase5_training")
 
 CapabilityFunction = Callable[[Mapping[str, Any]], float]
-_ADAPTIVE = "alpha and lambda_reg stay as they are set; a rule that changes them is not built"
+ADAPTATION_FACTOR = 1.25  # of lambda_reg and of the memory 1 / (1 - alpha), at each judgement
 
 
 class GrokfastPhase(enum.Enum):
@@ -66,6 +66,13 @@ class GrokfastConfig(Configuration):
 
     Lee et al. 2024, "Grokfast", arXiv 2405.20233. The multipliers are factors of the learning rate
     in their phases; the filter works in all of them.
+
+    `adaptive_alpha`, `adaptive_lambda`: after each `performance_window` updates the mean loss is
+    judged. When it has stalled, the memory `1 / (1 - alpha)` and `lambda_reg` grow by a quarter;
+    when it has become worse they shrink, within the bounds of the kernel's filter. Each change is
+    told.
+
+    `gradient_checkpointing`: layers keep their inputs only and are computed again for backward.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {
@@ -74,12 +81,9 @@ class GrokfastConfig(Configuration):
         "refinement_lr_multiplier": "refinement_multiplier",
     }
     without_meaning: ClassVar[Mapping[str, str]] = {
-        "adaptive_alpha": _ADAPTIVE,
-        "adaptive_lambda": _ADAPTIVE,
         "consolidation_threshold": "weights drawn together are kept when the validated figure is "
         "not worse, and there is no other threshold",
         "transfer_learning_enabled": "transfer is a call: KnowledgeConsolidation.transfer_to",
-        "gradient_checkpointing": "the model decides that: torch.utils.checkpoint in its forward",
         "memory_efficient_attention": "the model decides that, in its forward",
     }
 
@@ -110,6 +114,22 @@ class GrokfastConfig(Configuration):
         """Optimizer steps of the phases, as the kernel's clock names its settings."""
         names = ("warmup_steps", "acceleration_steps", "consolidation_steps", "refinement_steps")
         return {name: getattr(self, name) for name in names}
+
+    def filter_settings(self, log_every: int = 1) -> dict[str, Any]:
+        """The settings of the kernel's filter.
+
+        Args:
+            log_every: optimizer steps between readings of the loss.
+        """
+        found: dict[str, Any] = {"alpha": self.alpha, "lambda_reg": self.lambda_reg}
+        if self.adaptive_alpha or self.adaptive_lambda:
+            found["adapt"] = {
+                "source": "log",
+                "window": max(1, self.performance_window // log_every),
+                "alpha_factor": ADAPTATION_FACTOR if self.adaptive_alpha else 1.0,
+                "lambda_factor": ADAPTATION_FACTOR if self.adaptive_lambda else 1.0,
+            }
+        return found
 
     def multipliers(self) -> dict[str, float]:
         """Factors of the rate, as the kernel's schedule names its settings."""
@@ -447,14 +467,15 @@ class GrokfastTrainer:
         if config.base_learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.base_learning_rate
-        filters = {"alpha": config.alpha, "lambda_reg": config.lambda_reg}
         rates = {"warmup_steps": config.warmup_steps, "smoothing_steps": 0, **config.multipliers()}
         uses: list[Use[Any]] = [
             UsePhases("grokfast", config.lengths()),
             UseSchedule("grokfast", rates),
         ]
+        if config.gradient_checkpointing:
+            uses.append(UseWrapper("activation_checkpointing"))
         if config.enable_grokfast:
-            uses.append(UseGradients("grokfast", filters))
+            uses.append(UseGradients("grokfast", config.filter_settings()))
         parts = [
             LiveModel(self.model),
             LiveDataPlugin(CallersData(())),
@@ -496,8 +517,8 @@ class GrokfastTrainer:
         return {
             **{name: figures[name] for name in names},
             "grokfast_phase": session.step_state.phase,
-            "grokfast_alpha": self.config.alpha,
-            "grokfast_lambda": self.config.lambda_reg if self.config.enable_grokfast else 0.0,
+            "grokfast_alpha": figures.get("grokfast_alpha", self.config.alpha),
+            "grokfast_lambda": figures.get("grokfast_lambda", 0.0),
             "step": session.run.progress.step,
         }
 
@@ -533,12 +554,13 @@ class GrokfastTrainer:
     def get_training_summary(self) -> dict[str, Any]:
         """Where the training is, in plain values."""
         groups = [] if self.optimizer is None else self.optimizer.param_groups
+        known = {} if self._run is None else self._run.metrics.latest
         return {
             "global_step": self.global_step,
             "grokfast_info": {
                 "phase": self.phase.value,
-                "alpha": self.config.alpha,
-                "lambda_reg": self.config.lambda_reg,
+                "alpha": known.get("grokfast_alpha", self.config.alpha),
+                "lambda_reg": known.get("grokfast_lambda", self.config.lambda_reg),
                 "enabled": self.config.enable_grokfast,
             },
             "capability_status": self.capabilities.status(),

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import psutil
 import torch
 from msgspec import Meta
 from torch import nn
@@ -42,6 +41,7 @@ from forge_kernel.loop import Session
 from forge_kernel.random_state import process_state_kept
 from forge_kernel.result import RunResult
 from forge_kernel.runner import result_of
+from forge_plugins.observers.machine import Machine
 from forge_plugins.optimizers.adamw import AdamW
 from forge_plugins.optimizers.adamw import AdamWConfig as AdamWSettings
 from forge_plugins.policies.improvement import Improvement
@@ -149,22 +149,11 @@ class MemoryMonitor:
     def __init__(self, max_usage_ratio: float = 0.9, device: torch.device | str = "cpu") -> None:
         self.max_usage_ratio = max_usage_ratio
         self.device = torch.device(device)
+        self._machine = Machine(self.device)
 
     def read(self) -> dict[str, float | None]:
         """Figures now; what is not there is None."""
-        found: dict[str, float | None] = {
-            "memory_bytes": float(psutil.Process().memory_info().rss),
-            "memory_share": psutil.virtual_memory().percent / 100.0,
-            "device_memory_bytes": None,
-            "device_memory_peak_bytes": None,
-            "device_memory_share": None,
-        }
-        if self.device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self.device)
-            found["device_memory_bytes"] = float(torch.cuda.memory_allocated(self.device))
-            found["device_memory_peak_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
-            found["device_memory_share"] = 1.0 - free / total
-        return found
+        return self._machine.memory()
 
     def over(self) -> list[str]:
         """The shares that are beyond what is well."""

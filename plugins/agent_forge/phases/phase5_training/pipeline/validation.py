@@ -13,17 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
-import psutil
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
-from agent_forge.phases.phase5_training.loss_call import LossFunction, samples_in
+from agent_forge.phases.phase5_training.loss_call import LossFunction
 from agent_forge.phases.phase5_training.measuring import Measuring
-from agent_forge.phases.phase5_training.pipeline.training_loop import MemoryMonitor, goal_of
+from agent_forge.phases.phase5_training.pipeline.training_loop import goal_of
 from forge_kernel.api import Batch, RunError
 from forge_kernel.durable import write_json
+from forge_plugins.mathematics import language_figures
+from forge_plugins.mathematics.samples import samples_in
+from forge_plugins.observers.machine import Machine
 from forge_plugins.policies.improvement import Improvement
 from forge_plugins.validators.classification import AccuracyMeter, ClassMeter
 
@@ -183,10 +185,7 @@ class MetricCalculator:
     @staticmethod
     def perplexity(loss: float) -> float | None:
         """exp(loss) of a mean cross-entropy in nats; None where it is no finite number."""
-        try:
-            found = math.exp(loss)
-        except OverflowError:
-            return None
+        found = language_figures.perplexity(loss)
         return found if math.isfinite(found) else None
 
     @staticmethod
@@ -213,8 +212,7 @@ class PerformanceMonitor:
     ) -> None:
         self.config = config or ValidationConfig()
         self.history: deque[dict[str, float | None]] = deque(maxlen=HISTORY)
-        self._memory = MemoryMonitor(device=device)
-        self._process = psutil.Process()
+        self._machine = Machine(torch.device(device))
         self._samples = 0
         self._seconds = 0.0
         self._stop = threading.Event()
@@ -253,13 +251,13 @@ class PerformanceMonitor:
     def read(self) -> dict[str, float | None]:
         """One reading, kept; what is not there or not asked for is None."""
         config = self.config
-        memory = self._memory.read()
+        load, memory = self._machine.load(), self._machine.memory()
         found: dict[str, float | None] = {
             "time": time.time(),
-            "cpu_percent": self._process.cpu_percent(),
+            "cpu_percent": load["cpu_percent"],
             "samples_per_second": None,
         }
-        for name, value in memory.items():
+        for name, value in {**memory, "device_percent": load["device_percent"]}.items():
             asked = config.gpu_monitoring if "device" in name else config.memory_monitoring
             found[name] = value if asked else None
         if config.throughput_monitoring and self._seconds > 0:

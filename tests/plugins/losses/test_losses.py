@@ -312,6 +312,15 @@ def test_adaptive_weights_sum_to_their_number_and_favour_the_slowest(
     assert torch.equal(again.weights(temperature, like=losses), weights)
 
 
+@pytest.mark.parametrize("changed", [{"temperature": 9.0}, {"decay": 0.1}], ids=str)
+def test_adaptive_weighting_reads_its_temperature_and_its_decay(changed: dict[str, float]) -> None:
+    def last_loss(**config: float) -> float:
+        session = task_session(two_tasks(), weighting="adaptive", **config)
+        return [float(session.step(two_tasks()[0])) for _ in range(6)][-1]
+
+    assert last_loss() != last_loss(**changed)
+
+
 def test_a_weight_of_no_task_and_a_task_without_output_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown tasks"):
         task_session(two_tasks(), weights={"colour": 1.0})

@@ -1,0 +1,118 @@
+"""Training time to the same accuracy: half of the baseline's, and what each part brings.
+
+The baseline is the fp32 network with AdamW, tuned; every other recipe had the same tuning budget
+(`benchmarks/accelerators.py`, whose choice is used here) and runs in the same loop on the same
+data to 95 % validation accuracy. CPU seconds of the training process, one thread, recipes
+interleaved seed by seed, so that the machine's moods meet all alike; the ratio is the median over
+the seeds of the recipe's seconds by the baseline's. Results are kept as JSON; runs that are there
+are not repeated.
+
+Spec: K1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerators
+from grokking import Row, run_one
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results" / "training_time.json"
+SEEDS = range(5)
+CAP = 4000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One line of the table."""
+
+    name: str
+    title: str
+    method: str
+    precision: str
+    arithmetic: str = "exact"
+
+
+RECIPES = [
+    Recipe("baseline", "fp32, AdamW at its tuned rate: the baseline", "adamw", "fp32"),
+    Recipe("filter", "fp32, Grokfast filter and AdamW, tuned together", "grokfast_adamw", "fp32"),
+    Recipe("ternary", "ternary, AdamW", "adamw", "ternary"),
+    Recipe("ternary_int8", "ternary in int8 arithmetic, AdamW", "adamw", "ternary", "int8"),
+    Recipe("muon", "fp32, Muon", "muon", "fp32"),
+    Recipe("ternary_muon", "ternary, Muon", "muon", "ternary"),
+    Recipe("ternary_muon_int8", "ternary in int8 arithmetic, Muon", "muon", "ternary", "int8"),
+    Recipe(
+        "ternary_muon_int8_bf16", "ternary in int8, bf16 on the way back, Muon", "muon", "ternary",
+        "int8_bf16_backward",
+    ),
+]  # fmt: skip
+
+
+def settings_of(recipe: Recipe) -> tuple[str, ...]:
+    """What the tuning found, and the arithmetic."""
+    found = json.loads(accelerators.RESULTS.read_text())
+    method = next(each for each in accelerators.METHODS if each.name == recipe.method)
+    chosen = accelerators.known_choice(found, method, recipe.precision)
+    if chosen is None:
+        raise SystemExit(f"{recipe.method} is not tuned: run benchmarks/accelerators.py first")
+    if recipe.precision == "fp32":
+        return (*chosen, "quantizer=null")
+    return (*chosen, f"quantizer.with.arithmetic={recipe.arithmetic}")
+
+
+def ratios(found: dict[str, dict[str, Any]], name: str) -> list[float] | None:
+    """CPU seconds by the baseline's, seed by seed; None when a run is missing or fell short."""
+    pairs = [(found.get(f"{name}/{seed}"), found.get(f"baseline/{seed}")) for seed in SEEDS]
+    if any(one is None or two is None or not one["reached"] for one, two in pairs):
+        return None
+    return [one["cpu_seconds"] / two["cpu_seconds"] for one, two in pairs if one and two]
+
+
+def table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The table as Markdown."""
+    lines = [
+        "| recipe | steps, seeds 0 - 4 | CPU s, median | ms a step | time by the baseline's |",
+        "|---|---|---|---|---|",
+    ]
+    for recipe in RECIPES:
+        runs = [found[key] for seed in SEEDS if (key := f"{recipe.name}/{seed}") in found]
+        share = ratios(found, recipe.name)
+        if len(runs) < len(SEEDS):
+            continue
+        steps = " / ".join(str(each["steps"]) if each["reached"] else "never" for each in runs)
+        seconds = statistics.median(each["cpu_seconds"] for each in runs)
+        step = statistics.median(each["cpu_seconds"] / each["steps"] * 1e3 for each in runs)
+        shown = "-" if share is None else (
+            f"**{statistics.median(share):.2f}** ({min(share):.2f} - {max(share):.2f})"
+        )  # fmt: skip
+        lines.append(f"| {recipe.title} | {steps} | {seconds:.0f} | {step:.0f} | {shown} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="names of recipes")
+    options = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for seed in SEEDS:
+        for recipe in RECIPES:
+            key = f"{recipe.name}/{seed}"
+            if key in found or (options.only and recipe.name not in options.only):
+                continue
+            row = Row(
+                recipe.name, recipe.title, f"grokking/{recipe.method}", settings_of(recipe), CAP
+            )
+            found[key] = run_one(row, seed)
+            print(key, found[key], flush=True)
+            RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Which batch size suits a machine: steps measured in processes of their own."""

@@ -1,0 +1,115 @@
+"""Cross-entropy of the next token, a piece of the logits at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
+
+from forge_kernel.api import Batch, Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+
+if TYPE_CHECKING:
+    import inspect
+
+    from torch import Tensor
+
+    from forge_plugins.mathematics import chunked_cross_entropy, deferred_logits
+else:
+    inspect = LazyModule("inspect")
+    chunked_cross_entropy = LazyModule("forge_plugins.mathematics.chunked_cross_entropy")
+    deferred_logits = LazyModule("forge_plugins.mathematics.deferred_logits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelLossConfig:
+    """Where the head is, how much of the logits is there at a time, and which targets count."""
+
+    head: Annotated[
+        str,
+        Meta(min_length=1, description="the model's last layer, by module name (lm_head in models "
+             "of transformers)"),
+    ] = "head"  # fmt: skip
+    piece: Annotated[int, Meta(ge=1, description="rows of logits that are there at a time")] = 512
+    label_smoothing: Annotated[
+        float, Meta(ge=0, lt=1, description="share of the target spread over all tokens")
+    ] = 0.0
+    ignore: Annotated[
+        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
+    ] = None
+
+
+class LanguageModelLoss:
+    """`cross_entropy` for large vocabularies: the same mean, in a fraction of the memory.
+
+    It runs the model without its head and the head by itself, so that neither the forward pass nor
+    the backward pass holds more than `piece` rows of logits. Validators read the logits in pieces
+    too.
+    """
+
+    info = PluginInfo(
+        name="language_model",
+        kind=Kind.LOSS,
+        config=LanguageModelLossConfig,
+        requires=("data:tokens", "data:classes"),
+    )
+
+    def __init__(self, config: LanguageModelLossConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def compute_outputs(self, run: Run, step: Step, batch: Batch) -> Any:
+        """What the head is given, and the head.
+
+        Raises:
+            PluginError: the model has no such layer.
+        """
+        del step
+        model, config = run.active_model, self.config
+        options: dict[str, Any] = {}
+        if (
+            batch.positions is not None
+            and "positions" in inspect.signature(model.forward).parameters
+        ):
+            options["positions"] = batch.positions
+        try:
+            with deferred_logits.without_head(model, config.head) as head:
+                hidden = model(batch.inputs, **options)
+        except KeyError as error:
+            raise PluginError(
+                f"language_model: {type(model).__name__} has no layer '{config.head}' "
+                f"(loss.with.head); it has {', '.join(name for name, _ in model.named_children())}"
+            ) from error
+        found = deferred_logits.DeferredLogits(hidden, head, config.piece)
+        wanted = batch.targets.shape[1] if batch.targets.ndim > 1 else hidden.shape[1]
+        if batch.positions is not None and hidden.ndim == 3 and hidden.shape[1] != wanted:
+            return found.at(batch.positions)  # a model that answers everywhere
+        return found
+
+    @hookimpl
+    def compute_loss(
+        self, run: Run, step: Step, batch: Batch, outputs: Any
+    ) -> tuple[Tensor, float | Tensor]:
+        """The mean over the targets.
+
+        Raises:
+            PluginError: there are not as many answers as targets.
+        """
+        del run, step
+        hidden, targets = outputs.hidden.flatten(0, -2), batch.targets.reshape(-1)
+        if len(hidden) != len(targets):
+            raise PluginError(f"language_model: {len(hidden)} answers for {len(targets)} targets")
+        weights = None
+        if batch.weights is not None:
+            rows = batch.weights.reshape(len(batch.weights), -1)
+            weights = rows.expand(-1, len(targets) // len(rows)).reshape(-1)
+        config = self.config
+        return chunked_cross_entropy.chunked_cross_entropy(
+            hidden,
+            targets,
+            outputs.head,
+            piece=config.piece,
+            label_smoothing=config.label_smoothing,
+            ignored=config.ignore,
+            sample_weights=weights,
+        )

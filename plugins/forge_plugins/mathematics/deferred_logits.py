@@ -1,0 +1,90 @@
+"""Logits that are computed a piece at a time, where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DeferredLogits:
+    """What stands before a model's head, and the head.
+
+    A language model's logits are `tokens x vocabulary` numbers, often more than all else together.
+    Whoever knows of this class reads `pieces`; for all others (`outputs.argmax(-1)`, a function of
+    torch) it is the tensor of all logits, computed then.
+
+    Args:
+        hidden: shape (..., width).
+        head: gives (n, vocabulary) of (n, width).
+        piece: rows of logits that are there at a time.
+    """
+
+    def __init__(self, hidden: Tensor, head: nn.Module, piece: int) -> None:
+        assert piece >= 1, "a piece has rows"
+        self.hidden = hidden
+        self.head = head
+        self.piece = piece
+
+    def at(self, positions: slice | Tensor) -> DeferredLogits:
+        """Those of some positions of the sequence (dimension 1)."""
+        return DeferredLogits(self.hidden[:, positions], self.head, self.piece)
+
+    def whole(self) -> Tensor:
+        """All logits, shape (..., vocabulary)."""
+        return self.head(self.hidden)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.whole(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        given: tuple[Any, ...] = (),
+        named: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        plain = [each.whole() if isinstance(each, cls) else each for each in given]
+        named = {
+            name: each.whole() if isinstance(each, cls) else each
+            for name, each in (named or {}).items()
+        }
+        return function(*plain, **named)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Logits, shape (at most `piece`, vocabulary), in the order of the rows."""
+        for rows in torch.split(self.hidden.flatten(0, -2), self.piece):
+            yield self.head(rows)
+
+
+_PASSING = nn.Identity()
+
+
+@contextmanager
+def without_head(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The model with its head left out, for a forward pass; gives the head.
+
+    Args:
+        model: whose last layer is the head.
+        name: of the head among its modules.
+
+    Raises:
+        KeyError: there is no such module.
+    """
+    parent_name, _, own = name.rpartition(".")
+    try:
+        parent, head = model.get_submodule(parent_name), model.get_submodule(name)
+    except AttributeError as error:
+        raise KeyError(name) from error
+    setattr(parent, own, _PASSING)
+    try:
+        yield head
+    finally:
+        setattr(parent, own, head)

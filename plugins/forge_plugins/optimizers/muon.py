@@ -1,0 +1,110 @@
+"""Muon for matrices, AdamW for the rest."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.settings import Share
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from forge_plugins.mathematics import joined_optimizer
+else:
+    torch = LazyModule("torch")
+    joined_optimizer = LazyModule("forge_plugins.mathematics.joined_optimizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig:
+    """What torch's Muon is told, and what AdamW is for parameters that are no hidden matrices."""
+
+    lr: Annotated[float, Meta(ge=0, description="learning rate of the matrices")] = 2e-2
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="share of the last update")] = 0.95
+    nesterov: Annotated[bool, Meta(description="look ahead along the momentum")] = True
+    iterations: Annotated[
+        int, Meta(ge=1, le=99, description="of Newton-Schulz, which makes the update orthogonal")
+    ] = 5
+    adjust: Annotated[
+        Literal["original", "match_rms_adamw"],
+        Meta(description="how the rate follows a matrix's shape: times the root of rows / columns "
+             "where that is above 1, or so that AdamW's rates and decays can be used"),
+    ] = "original"  # fmt: skip
+    weight_decay: Annotated[
+        float, Meta(ge=0, description="decoupled decay of the matrices, times their rate")
+    ] = 0.0
+    adamw: Annotated[
+        tuple[str, ...],
+        Meta(description="matrices that AdamW takes too, by parameter name with * and ?"),
+    ] = ("*embedding*", "*embed*", "*head*")
+    adamw_lr: Annotated[float, Meta(ge=0, description="learning rate of AdamW")] = 1e-3
+    adamw_betas: Annotated[
+        tuple[Share, Share],
+        Meta(description="decay of AdamW's averages of gradient and of its square"),
+    ] = (0.9, 0.98)
+    adamw_weight_decay: Annotated[
+        float, Meta(ge=0, description="decoupled decay of AdamW, times its rate")
+    ] = 0.0
+    decay: Annotated[
+        Literal["all", "matrices"],
+        Meta(description="which of AdamW's parameters decay; matrices leaves out biases and norms"),
+    ] = "all"
+
+
+class Muon:
+    """torch.optim.Muon and torch.optim.AdamW as one optimizer.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A schedule's
+    factor applies to both rates.
+    """
+
+    info = PluginInfo(name="muon", kind=Kind.OPTIMIZER, config=MuonConfig)
+
+    def __init__(self, config: MuonConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    def make_optimizer(
+        self, run: Run, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> torch.optim.Optimizer:
+        """The optimizer over all parameters."""
+        del run
+        config = self.config
+
+        def orthogonal(name: str, parameter: nn.Parameter) -> bool:
+            others = any(fnmatch.fnmatchcase(name, pattern) for pattern in config.adamw)
+            return parameter.ndim == 2 and not others
+
+        matrices = [parameter for name, parameter in parameters if orthogonal(name, parameter)]
+        others = [(name, p) for name, p in parameters if not orthogonal(name, p)]
+        if not matrices:
+            raise PluginError(
+                "muon: the model has no matrix that AdamW does not take (optimizer.with.adamw is "
+                f"{list(config.adamw)}); use adamw"
+            )
+        muon = torch.optim.Muon(
+            matrices,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            ns_steps=config.iterations,
+            adjust_lr_fn=config.adjust,
+            weight_decay=config.weight_decay,
+        )
+        if not others:
+            return muon
+        adamw = torch.optim.AdamW(
+            decay_groups(others, config.adamw_weight_decay, config.decay),
+            lr=config.adamw_lr,
+            betas=config.adamw_betas,
+            fused=True,
+        )
+        return joined_optimizer.JoinedOptimizer(muon, adamw)

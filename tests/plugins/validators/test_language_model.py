@@ -1,0 +1,89 @@
+"""Perplexity: of the plain cross-entropy, over uneven batches and ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import computed
+
+from forge_kernel.loading import load_pipeline
+from forge_kernel.runner import run
+from forge_kernel.state import Batch
+from forge_plugins.mathematics.language_figures import cross_entropy_sums, perplexity
+from forge_plugins.validators.language_model import PerplexityMeter
+
+
+def fed(
+    logits: torch.Tensor, targets: torch.Tensor, cuts: list[int], ignored: int | None = None
+) -> PerplexityMeter:
+    meter = PerplexityMeter(ignored)
+    meter.reset()
+    for begin, end in pairwise(cuts):
+        meter.update(Batch(None, targets[begin:end]), logits[begin:end], torch.zeros(()), 1.0)
+    return meter
+
+
+@pytest.mark.spec("H7")
+@given(samples=st.integers(1, 30), seed=st.integers(0, 10_000), share=st.floats(0, 1))
+@settings(deadline=None, max_examples=40)
+def test_the_figures_of_two_ranks_are_those_of_the_whole_set(
+    samples: int, seed: int, share: float
+) -> None:
+    """Red when the perplexities of the batches are averaged."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(samples, 5, generator=generator)
+    targets = torch.randint(5, (samples,), generator=generator)
+    targets[::4] = -7
+    kept = targets != -7
+    cut = round(samples * share)
+    meters = [
+        fed(logits, targets, [0, cut // 2, cut], -7),
+        fed(logits, targets, [cut, samples] if cut < samples else [], -7),
+    ]
+    found = computed(meters)
+    if not bool(kept.any()):
+        assert found == {}
+        return
+    chances = logits[kept].double().log_softmax(-1)
+    mean = -float(chances.gather(1, targets[kept].unsqueeze(1)).mean())
+    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    assert found["bits_per_token"] == pytest.approx(mean / math.log(2), rel=1e-5)
+
+
+def test_a_perplexity_beyond_all_numbers_is_no_number() -> None:
+    """Red when it is cut off at the largest one."""
+    assert perplexity(5000.0) == math.inf
+    logits = torch.tensor([[0.0, 5000.0]])
+    assert computed([fed(logits, torch.tensor([0]), [0, 1])])["perplexity"] == math.inf
+
+
+def test_no_target_is_passed_over_unless_it_is_named() -> None:
+    logits, targets = torch.zeros(2, 3), torch.tensor([0, -100])
+    with pytest.raises(IndexError):
+        cross_entropy_sums(logits, targets)
+    assert cross_entropy_sums(logits, targets, -100).tolist() == pytest.approx([math.log(3), 1])
+
+
+def test_a_run_measures_it_and_smoothing_does_not_change_it(tmp_path: Path) -> None:
+    found = {}
+    for name, smoothing in (("plain", 0.0), ("smooth", 0.2)):
+        settings_ = [
+            "run.max_steps=1", "run.validate_every=1", "validators=[{use: language_model}]",
+            f"loss={{use: cross_entropy, with: {{label_smoothing: {smoothing}}}}}",
+            "optimizer.with.lr=1e-12", "policies=[]", "observers=[{use: metrics_jsonl}]",
+            "exporters=[]",
+        ]  # fmt: skip
+        run(load_pipeline("smoke", settings_), output_dir=tmp_path / name, quiet=True)
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        found[name] = next(line for line in lines if line["kind"] == "validation")
+    plain, smooth = found["plain"], found["smooth"]
+    assert plain["perplexity"] == pytest.approx(math.exp(plain["loss"]), rel=1e-5)
+    assert smooth["perplexity"] == pytest.approx(plain["perplexity"], rel=1e-4)
+    assert smooth["loss"] != pytest.approx(plain["loss"])
