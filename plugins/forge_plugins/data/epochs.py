@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from forge_plugins.data.samples import FileData
 
-STATE_FORMAT: Final = 1
+STATE_FORMAT: Final = 2
 """Of `Epochs.state_dict`."""
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data.file import FileConfig
-    from forge_plugins.formats import block_cache, chunked_rows, fault, gather, order, survey
+    from forge_plugins.formats import block_cache, chunked_rows, fault, gather, survey
     from forge_plugins.formats import table as tables
     from forge_plugins.formats.block_cache import BlockCache
 else:
@@ -28,7 +28,6 @@ else:
     chunked_rows = LazyModule("forge_plugins.formats.chunked_rows")
     fault = LazyModule("forge_plugins.formats.fault")
     gather = LazyModule("forge_plugins.formats.gather")
-    order = LazyModule("forge_plugins.formats.order")
     survey = LazyModule("forge_plugins.formats.survey")
     tables = LazyModule("forge_plugins.formats.table")
 
@@ -232,7 +231,7 @@ def _blocks(table: tables.Table) -> Blocks | None:
         return None
     length = max(column.block for column in packed)
     held = min(column.held_blocks(length) for column in packed)
-    return Blocks(len(table), length, min(order.WINDOW, held))
+    return Blocks(len(table), length, held)
 
 
 def _reader(table: tables.Table, *, answers: bool) -> Read:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from forge_plugins.formats.gather import Column
 if sys.platform != "win32":
     import fcntl
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the folders' form and of what all readers share."""
 _MANIFEST: Final = "manifest.json"
 _TRIES: Final = 1000
@@ -50,9 +51,13 @@ def content_key(content: str, *settings: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _checksum(file: Path) -> int:
+    """CRC-32: against bits that flip, not against people, who could write another manifest."""
+    found = 0
+    with file.open("rb", buffering=0) as stream:
+        while block := stream.read(2**18):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _mapped(folder: Path, *, verify: bool = False) -> dict[str, Column] | None:
@@ -64,7 +69,7 @@ def _mapped(folder: Path, *, verify: bool = False) -> dict[str, Column] | None:
             column = folder / f"{number}.npy"
             if column.stat().st_size != manifest["sizes"][number]:
                 return None
-            if verify and _digest(column) != manifest["hashes"][number]:
+            if verify and _checksum(column) != manifest["checksums"][number]:
                 return None
             columns[name] = np.load(column, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -78,7 +83,7 @@ def cached(folder: Path, key: str, *, verify: bool = False) -> dict[str, Column]
     Args:
         folder: the cache.
         key: from `content_key`.
-        verify: read all of them and compare their hashes.
+        verify: read all of them and compare their checksums.
     """
     return _mapped(folder / key, verify=verify)
 
@@ -127,7 +132,7 @@ def keep(
         key: from `content_key`.
         fill: writes the columns into an empty folder, as `0.npy` and so on; their names.
         check: looks at the written columns; what it refuses is not kept.
-        verify: columns that are there are kept only if their hashes are what they were.
+        verify: columns that are there are kept only if their checksums are what they were.
 
     Raises:
         DataFault: the folder cannot be written, or what `fill` and `check` raise.
@@ -171,7 +176,7 @@ def _build(
     manifest: dict[str, Any] = {
         "columns": names,
         "sizes": [column.stat().st_size for column in columns],
-        "hashes": [_digest(column) for column in columns],
+        "checksums": [_checksum(column) for column in columns],
         "source": file.name,
     }
     (building / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

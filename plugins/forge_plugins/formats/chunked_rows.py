@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from forge_plugins.formats.layout import Layout
 
 BUDGET: Final = 2**25 + 2**23
 """Bytes of unpacked chunks that one column holds."""
+_PIECE: Final = 2**20
 
 
 class MappedChunks:
@@ -85,6 +87,11 @@ class PackedChunks:
         self._descriptor: int | None = None
 
     @property
+    def row(self) -> int:
+        """Bytes of a row."""
+        return self._layout.row
+
+    @property
     def block(self) -> int:
         """Rows that are unpacked together."""
         return self._layout.chunk
@@ -104,15 +111,37 @@ class PackedChunks:
         if self._descriptor is not None and self._process == os.getpid():
             os.close(self._descriptor)
 
+    def pieces(self) -> Iterator[Column]:
+        """All rows, a few chunks at a time, each piece in the memory of the one before.
+
+        Raises:
+            DataFault: a chunk is broken.
+        """
+        self._ready()
+        length, count = self._layout.chunk, len(self)
+        together = max(1, min(_PIECE // self._bytes, self.slots))
+        self._held.clear()
+        self._free = list(range(self.slots))
+        for first in range(0, -(-count // length), together):
+            last = min(first + together, -(-count // length))
+            for chunk in range(first, last):
+                self._unpack(chunk, self._slab[chunk - first])
+            rows = min(last * length, count) - first * length
+            flat = self._slab[: last - first].reshape(-1)[: rows * self._layout.row]
+            yield flat.view(self.dtype).reshape((rows, *self.shape[1:]))
+
+    def _ready(self) -> None:
+        if self._process != os.getpid():
+            self._forget()
+            self._open()
+
     def take(self, index: Numbers) -> Column:
         """Rows by number, as a fresh array in native byte order.
 
         Raises:
             DataFault: a chunk is broken.
         """
-        if self._process != os.getpid():
-            self._forget()
-            self._open()
+        self._ready()
         length = self._layout.chunk
         chunks = index // length
         inside = index - chunks * length

@@ -24,9 +24,6 @@ MAX_EXPANSION: Final = 1000
 """Numbers' bytes for one stored byte; more is taken for a bomb."""
 MAX_CHUNK: Final = 2**24
 """Bytes of a chunk, which HDF5 reads as a whole."""
-NARROW: Final = 64
-"""Bytes of a row up to which packed rows are copied in streaming too: many fit into a chunk, so
-that a block of samples would unpack far more than it needs."""
 _BLOCK: Final = 2**22
 """Bytes that are read at a time."""
 _FILTERS: Final = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
@@ -82,18 +79,16 @@ def _filters(found: Any) -> list[int]:
 
 
 def layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
-    """Where the columns lie; None for one that must be copied.
+    """Where the columns lie; None for one that the library must copy.
 
     Raises:
         DataFault: the file is broken or a data set is refused.
     """
-    return {
-        name: _layout(found, packed=reading.streaming) if plain else None
-        for name, found, plain in _data_sets(file)
-    }
+    del reading
+    return {name: _layout(found) if plain else None for name, found, plain in _data_sets(file)}
 
 
-def _layout(found: Any, *, packed: bool) -> Layout | None:
+def _layout(found: Any) -> Layout | None:
     import h5py
 
     if not found.size or not found.id.get_type().equal(h5py.h5t.py_create(found.dtype)):
@@ -107,9 +102,7 @@ def _layout(found: Any, *, packed: bool) -> Layout | None:
     row = math.prod(found.shape[1:]) * found.dtype.itemsize
     if found.chunks[1:] != found.shape[1:] or found.chunks[0] * row > MAX_CHUNK:
         return None
-    if filters and not (packed and row > NARROW and set(filters) <= set(_FILTERS)):
-        return None
-    if _SHUFFLE in filters[1:]:
+    if not set(filters) <= set(_FILTERS) or _SHUFFLE in filters[1:]:
         return None
     return _chunks(found, filters)
 
@@ -216,6 +209,5 @@ FORMAT: Final = Format(
     layouts=layouts,
     read=read_hdf5,
     apart=True,
-    shaped_by=("streaming",),
 )
 """Read by h5py."""

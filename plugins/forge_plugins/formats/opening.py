@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from forge_plugins.formats import cache, installed
 from forge_plugins.formats.apart import apart
+from forge_plugins.formats.chunked_rows import PackedChunks
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.format import Format, Reading
@@ -18,7 +19,9 @@ from forge_plugins.formats.memo import Memos
 from forge_plugins.formats.source import Source
 from forge_plugins.formats.table import PROBLEM, Table
 
-_START = 4096
+_START: Final = 4096
+NARROW: Final = 64
+"""Bytes of a row up to which packed rows are converted in streaming too."""
 
 
 def sniff(file: Path) -> Format:
@@ -114,18 +117,33 @@ class _Opening:
     def table(self) -> Table:
         """All columns, mapped or converted."""
         found = self._layouts()
-        mapped: dict[str, Column | Rows] = {
+        placed: dict[str, Column | Rows] = {
             name: map_layout(self._file, name, layout)
             for name, layout in found.items()
             if layout is not None
         }
+        packed = {
+            name: column
+            for name, column in placed.items()
+            if isinstance(column, PackedChunks) and not self._as_it_is(column)
+        }
+        mapped = {name: column for name, column in placed.items() if name not in packed}
         columns = {**dict.fromkeys(found), **mapped}
         if len(mapped) < len(columns) or not found:
-            columns |= self._converted(mapped, [*found] or None)
+            columns |= self._converted(mapped, packed, [*found] or None)
         table = self._as_table(columns, self._source if mapped else None)
         if self._fresh is not None:  # nothing is kept of a file that is refused
             self._memos.keep(*self._layouts_key, value=self._fresh)
         return table
+
+    def _as_it_is(self, column: PackedChunks) -> bool:
+        """Whether a packed column is read in place: in streaming, where its rows are wide.
+
+        Of narrow rows a chunk has many, so that a block of samples would unpack far more than it
+        needs.
+        """
+        wide = column.row > NARROW
+        return self._reading.streaming and wide
 
     def _layouts(self) -> Mapping[str, Layout | None]:
         """Where the columns lie; nothing for a format that only reads."""
@@ -147,37 +165,27 @@ class _Opening:
         return {name: None if told is None else Layout.of(told) for name, told in known.items()}
 
     def _converted(
-        self, mapped: Mapping[str, Column | Rows], every: list[str] | None
+        self,
+        mapped: Mapping[str, Column | Rows],
+        packed: Mapping[str, PackedChunks],
+        every: list[str] | None,
     ) -> dict[str, Column]:
         """Columns from the cache, written now if they are not there.
 
         Args:
             mapped: the columns that are in place.
+            packed: the columns that are unpacked.
             every: names of all columns; None: they are not known, and none is in place.
         """
         names = None if every is None else [name for name in every if name not in mapped]
-        read = self._format.read
-        assert read is not None, "a format without a reader has all its columns in place"
         chosen = () if names is None else (json.dumps(sorted(names)),)
         key = cache.content_key(self._content, *self._settings, *chosen)
         kept = cache.cached(self._folder, key, verify=self._verify)
         if kept is not None:
             return kept
 
-        def write(building: Path, alive: Any = lambda: None) -> list[str]:
-            columns = ColumnFolder(self._file, building, alive)
-            try:
-                read(self._file, columns, self._reading, names)
-                return columns.close()
-            finally:
-                columns.abandon()
-
         def fill(building: Path) -> list[str]:
-            found: list[str] = (
-                apart(self._file, lambda alive: write(building, alive))
-                if self._format.apart
-                else write(building)
-            )
+            found = self._written(building, packed, names)
             self._source.check_whole()
             return found
 
@@ -185,6 +193,30 @@ class _Opening:
             self._as_table({**mapped, **columns}, None)  # what is refused is not kept
 
         return cache.keep(self._file, self._folder, key, fill, check, verify=self._verify)
+
+    def _written(
+        self, building: Path, packed: Mapping[str, PackedChunks], names: list[str] | None
+    ) -> list[str]:
+        """Write columns into a folder; their names."""
+        read = self._format.read
+        rest = None if names is None else [name for name in names if name not in packed]
+
+        def write(alive: Any = lambda: None) -> list[str]:
+            columns = ColumnFolder(self._file, building, alive)
+            try:
+                for name, column in packed.items():
+                    for rows in column.pieces():
+                        columns.append(name, rows)
+                if rest is None or rest:
+                    assert read is not None, "a format without a reader has all in place"
+                    read(self._file, columns, self._reading, rest)
+                return columns.close()
+            finally:
+                columns.abandon()
+
+        library = self._format.apart and (rest is None or bool(rest))
+        found: list[str] = apart(self._file, write) if library else write()
+        return found
 
     def _as_table(self, columns: Mapping[str, Any], source: Source | None) -> Table:
         plain = {name: column for name, column in columns.items() if name != PROBLEM}

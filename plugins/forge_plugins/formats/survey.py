@@ -28,7 +28,7 @@ from forge_plugins.formats.table import Table
 PART_BYTES: Final = 2**23
 """Of numbers looked at at a time in parts; repeats are found within such a part."""
 _PART: Final = 2**16
-_VERSION: Final = "2"
+_VERSION: Final = "3"
 """Of what `assess` finds: a change needs another one."""
 
 

@@ -107,7 +107,7 @@ def test_an_order_of_uneven_blocks_is_one_and_takes_each_block_in_one_window(
     order = UnevenOrder(bounds, window)
     check_windows(order, int(bounds[-1]), key, data)
     seen: set[int] = set()
-    for number in range(-(-len(sizes) // window)):
+    for number in range(len(order._begins) - 1):
         blocks = {int(np.searchsorted(bounds, s, "right")) for s in order.window(key, number)}
         assert len(blocks) <= window
         assert not blocks & seen
@@ -232,6 +232,52 @@ def test_a_position_is_taken_up_at_any_batch_first_and_second_time(
         state = epochs.state_dict()
         assert len(json.dumps(state)) <= 300
     assert found == whole
+
+
+@pytest.mark.spec("B7")
+@given(
+    count=st.integers(30, 200),
+    worlds=st.permutations([(1, 12), (2, 6), (3, 4), (4, 3)]),
+    stop=st.integers(0, 6),
+    streaming=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_position_is_taken_up_by_other_processes_with_the_same_global_batch(
+    count: int, worlds: Any, stop: int, streaming: bool
+) -> None:
+    """Planted fault: a place counted in batches of one process lost and repeated samples."""
+    straight = [
+        sorted(ids([batch]))
+        for batch in streamed(
+            count, batch_size=12, streaming=streaming, validation_split=0.2
+        ).batches(0, 0)
+    ]
+    found: list[list[int]] = []
+    state: Any = None
+    for (world, size), amount in zip(worlds, (stop, 1, 2, 10**6), strict=True):
+        parts = [
+            Epochs(
+                streamed(
+                    count,
+                    rank=rank,
+                    world=world,
+                    batch_size=size,
+                    streaming=streaming,
+                    validation_split=0.2,
+                )
+            )
+            for rank in range(world)
+        ]
+        for part in parts:
+            if state is not None:
+                part.load_state_dict(json.loads(json.dumps(state)))
+        if state is not None and parts[0].epoch:
+            break
+        for lot in islice(zip(*map(iter, parts), strict=True), amount):
+            found.append(sorted(ids([b for b in lot if b.weights is None])))
+        assert len({json.dumps(part.state_dict()) for part in parts}) == 1
+        state = parts[-1].state_dict()
+    assert found == straight
 
 
 def test_a_position_with_workers_counts_what_was_handed_out() -> None:
