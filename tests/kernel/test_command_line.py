@@ -50,7 +50,10 @@ def test_a_run_prints_its_folder_and_final_figures(finished: Path) -> None:
         if (match := re.match(r"  ([\w-]+): ([-\d.e+]+)", line))
     }
     for name, value in result["final"].items():
-        assert shown[name] == pytest.approx(value, rel=1e-4)
+        if value is None:
+            assert f"  {name}: not measured" in lines
+        else:
+            assert shown[name] == pytest.approx(value, rel=1e-4)
 
 
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
@@ -59,6 +62,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert names == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "forge.log",
         "checkpoints", "exports", "result.json", "report.html", "quantization.json",
+        "resources.json",
     }  # fmt: skip
     for name in ("result", "status", "environment"):
         jsonschema.validate(json.loads((run / f"{name}.json").read_text()), RECORDS[name])

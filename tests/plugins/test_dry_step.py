@@ -21,6 +21,12 @@ ARGUMENTS = {"in_features": FEATURES, "out_features": CLASSES}
 SLOW = {"wrappers.compile"}  # compiling takes its time: the matrix of pipelines has it
 
 
+NO_SUCH_PLACE = {
+    "path", "teacher", "run", "state", "tracking_uri", "cache_dir", "tokenizer_file", "end_token",
+}  # fmt: skip
+"""Settings that name files, folders and what is in them."""
+
+
 def values(schema: dict[str, Any], inner: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values that a field's schema accepts; `inner`: the schemas that it may refer to."""
     if schema.get("$ref") == "#/$defs/use.schedule":
@@ -81,7 +87,7 @@ def settings_of(config: type[Any], name: str) -> st.SearchStrategy[dict[str, Any
     fields = schema.get("properties", {})
     optional = {
         key: st.none()  # no file or run lies about for random settings
-        if key in {"path", "teacher", "run", "state", "tracking_uri"}
+        if key in NO_SUCH_PLACE
         else values({**field, "default": field.get("default", "accuracy")}, inner)
         for key, field in fields.items()
     }
