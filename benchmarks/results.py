@@ -265,8 +265,7 @@ def _median(found: dict[str, Any], name: str) -> float | None:
     items = [found.get(f"{name}/{seed}") for seed in row.seeds]
     if any(item is None or not item["reached"] for item in items):
         return None
-    steps = sorted(item["steps"] for item in items if item is not None)
-    return float(steps[len(steps) // 2])
+    return float(statistics.median(item["steps"] for item in items if item is not None))
 
 
 def reading(found: dict[str, Any]) -> list[str]:
@@ -474,7 +473,7 @@ def readme_table() -> str:
         for name, title in names.items():
             median = _median(found, name)
             if median is not None:
-                lines.append(f"| steps to 95 %, median of 5 seeds: {title} | {median:.0f} |")
+                lines.append(f"| steps to 95 %, median of the seeds: {title} | {median:.0f} |")
     return "\n".join(lines)
 
 
