@@ -46,6 +46,8 @@ LIMIT, FRESH, LOADER = "limit", "take into fresh memory", "DataLoader, sample by
 class Run:
     seed, strategy = 0, OneProcess()
 
+    def tell(self, *_: Any, **__: Any) -> None: ...
+
 
 def opened(path: Path, cache: Path, **chosen: Any) -> FileData:
     settings: dict[str, Any] = {

@@ -321,11 +321,12 @@ class File:
 
     @hookimpl
     def measure(self, run: Run, step: Step) -> Mapping[str, float]:
-        """The share of reads that the cache served, where there is one."""
+        """Of the cache, where there is one: share of reads it served, loads and their seconds."""
         del step
         if not self.config.cache_size or not isinstance(run.data, FileData):
             return {}
-        return {"cache_hit_rate": run.data.get_cache_stats()["hit_rate"]}
+        figures = run.data.get_cache_stats()
+        return {f"cache_{name}": figures[name] for name in ("hit_rate", "loads", "seconds")}
 
     @hookimpl
     def on_epoch_end(self, run: Run) -> None:
@@ -353,4 +354,21 @@ class File:
         table = open_file(self.config)
         self._identity.set(str(table.file), table.content, len(table))
         rank, world = run.strategy.rank, run.strategy.world_size
-        return deal(table, self.config, run.seed, rank=rank, world=world)
+        data = deal(table, self.config, run.seed, rank=rank, world=world)
+        self._tell(run, data)
+        return data
+
+    def _tell(self, run: Run, data: FileData) -> None:
+        """What whoever reads the log should know of the file."""
+        table = data.table
+        if self.config.trust_pickle and table.format == "pickle":
+            told = f"data.file: {table.file} is a pickle and was run as it is, on trust"
+            run.tell("pickle_trusted", told, sha256=table.content)
+        if data.left_out:
+            count = sum(data.left_out.values())
+            words = ", ".join(f"{reason} {number}" for reason, number in data.left_out.items())
+            told = f"data.file: {count} of {len(table)} samples are left out: {words}"
+            run.tell("samples_left_out", told, left_out=count, kept=len(table) - count)
+        advice = data.shuffle_advice()
+        if advice is not None:
+            run.tell("shuffle_narrow", f"data.file: {advice}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data.file import FileConfig
-    from forge_plugins.formats import block_cache, chunked_rows, fault, gather, survey
+    from forge_plugins.formats import block_cache, chunked_rows, fault, gather, order, survey
     from forge_plugins.formats import table as tables
     from forge_plugins.formats.block_cache import BlockCache
 else:
@@ -28,6 +28,7 @@ else:
     chunked_rows = LazyModule("forge_plugins.formats.chunked_rows")
     fault = LazyModule("forge_plugins.formats.fault")
     gather = LazyModule("forge_plugins.formats.gather")
+    order = LazyModule("forge_plugins.formats.order")
     survey = LazyModule("forge_plugins.formats.survey")
     tables = LazyModule("forge_plugins.formats.table")
 
@@ -196,6 +197,19 @@ class FileData:
         )  # fmt: skip
         pool.figures = self._of_workers
         return pool
+
+    def shuffle_advice(self) -> str | None:
+        """Why samples are mixed with fewer others than they should be, if they are."""
+        blocks = _blocks(self.table) if self.config.streaming and self.config.shuffle else None
+        if blocks is None or blocks.window >= order.WINDOW:
+            return None
+        if blocks.window * blocks.length >= blocks.samples:
+            return None
+        return (
+            f"the file is packed in chunks of {blocks.length} samples, of which {blocks.window} "
+            f"are in memory and mixed at a time, not {order.WINDOW}: write smaller chunks, or set "
+            "streaming: false to convert it"
+        )
 
     def get_cache_stats(self) -> dict[str, float]:
         """The cache's figures, summed over this process and its workers."""

@@ -36,6 +36,10 @@ class Seeded:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.told: dict[str, str] = {}
+
+    def tell(self, name: str, message: str, **facts: Any) -> None:
+        self.told[name] = f"{message} {facts}"
 
 
 def made(seed: int = 0, **chosen: Any) -> FileData:
@@ -387,3 +391,40 @@ validators: [{{use: regression}}]
     )
     result = run(load_pipeline(tmp_path / "p.yaml"), output_dir=tmp_path / "run", quiet=True)
     assert result.best["r2"] > 0.9
+
+
+def test_what_was_left_out_and_what_was_run_on_trust_is_told(tmp_path: Path) -> None:
+    import pickle
+
+    rows = [{"input": [float(at)], "target": at % 2} for at in range(9)]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps([*rows, {"input": [1.0]}]))
+    here = Seeded(0)
+    config = FileConfig(
+        path=str(tmp_path / "x.pkl"), quality_threshold=0.5, trust_pickle=True,
+        cache_dir=str(tmp_path / "c"),
+    )  # fmt: skip
+    File(config).make_data(here)  # type: ignore[arg-type]
+    assert (
+        "1 of 10 samples are left out: missing field 1 {'left_out': 1, 'kept': 9}"
+        in here.told["samples_left_out"]
+    )
+    assert "run as it is, on trust {'sha256': '" in here.told["pickle_trusted"]
+
+
+def test_a_run_tells_its_log_what_was_left_out(tmp_path: Path) -> None:
+    rows = [{"input": [float(at)], "target": at % 2} for at in range(40)]
+    path = write(tmp_path / "x.jsonl", *rows, {"input": [1.0]})
+    (tmp_path / "p.yaml").write_text(
+        f"""
+forge: 1
+run: {{name: left, seed: 0, device: cpu, max_steps: 2}}
+data: {{use: file, with: {{path: {path}, quality_threshold: 0.5, batch_size: 8, cache_dir: {tmp_path / "c"}}}}}
+model: {{use: mlp}}
+optimizer: {{use: sgd, with: {{lr: 0.1}}}}
+loss: {{use: cross_entropy}}
+observers: [{{use: metrics_jsonl}}]
+"""
+    )
+    run(load_pipeline(tmp_path / "p.yaml"), output_dir=tmp_path / "run", quiet=True)
+    assert "samples_left_out" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "missing field 1" in (tmp_path / "run" / "forge.log").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from forge_kernel.errors import RunError
@@ -20,6 +22,9 @@ from forge_plugins.data.file import File, FileConfig
 
 class Run:
     seed, strategy = 0, OneProcess()
+
+    def tell(self, *_: Any, **__: Any) -> None:
+        """Nobody listens here."""
 
 
 def made(path: Path, **chosen: Any) -> Any:
@@ -77,6 +82,38 @@ def test_a_file_that_is_replaced_is_read_on_as_it_was(tmp_path: Path) -> None:
     before = [batch.inputs.sum().item() for batch in data.batches(0, 0)]
     other.replace(path)
     assert [batch.inputs.sum().item() for batch in data.batches(0, 0)] == before
+
+
+def test_a_worker_that_is_killed_ends_the_epoch_with_a_word(tmp_path: Path) -> None:
+    write(tmp_path / "x.npy", 5000)
+    data = made(tmp_path / "x.npy", batch_size=16, workers=2, prefetch=1)
+    before = set(psutil.Process().children())
+    batches = data.batches(0, 0)
+    next(batches)
+    worker, other = set(psutil.Process().children()) - before
+    worker.kill()
+    with pytest.raises(RunError, match="a process that fetches batches is gone"):
+        list(batches)
+    del batches, data
+    gc.collect()
+    assert not psutil.wait_procs([worker, other], timeout=20)[1]  # no orphan is left
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_who_stops_early_leaves_no_process_behind(keep: bool, tmp_path: Path) -> None:
+    write(tmp_path / "x.npy", 5000)
+    data = made(tmp_path / "x.npy", batch_size=16, workers=2, keep_workers=keep)
+    before = set(psutil.Process().children())
+    batches = data.batches(0, 0)
+    next(batches)
+    workers = set(psutil.Process().children()) - before
+    assert len(workers) == 2
+    batches.close()
+    assert len(list(data.batches(1, 0))) == data.batches_per_epoch  # and it can be begun anew
+    workers |= set(psutil.Process().children()) - before
+    del batches, data
+    gc.collect()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
 PIPELINE = """

@@ -92,6 +92,9 @@ def write(path: Path, count: int = 3000, **how: Any) -> np.ndarray:
 class Run:
     seed, strategy = 0, OneProcess()
 
+    def tell(self, *_: Any, **__: Any) -> None:
+        """Nobody listens here."""
+
 
 def made(path: Path, **chosen: Any) -> Any:
     config = FileConfig(path=str(path), cache_dir=str(path.parent / "cache"), **chosen)
@@ -228,3 +231,15 @@ def test_numbers_of_a_form_of_their_own_are_converted_by_the_library(tmp_path: P
         made.write(h5py.h5s.ALL, h5py.h5s.ALL, numbers)
     table = open_table(tmp_path / "x.h5", cache_dir=tmp_path / "c")
     assert np.asarray(table.columns["input"]).tolist() == numbers.tolist()
+
+
+def test_chunks_of_which_few_fit_into_memory_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "x.h5", compression="gzip")
+    assert made(tmp_path / "x.h5", streaming=True).shuffle_advice() is None
+    small(monkeypatch)
+    told = made(tmp_path / "x.h5", streaming=True).shuffle_advice()
+    assert "chunks of 50 samples, of which 8 are in memory" in told
+    assert made(tmp_path / "x.h5", streaming=True, shuffle=False).shuffle_advice() is None
+    assert made(tmp_path / "x.h5").shuffle_advice() is None
