@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def trained(steps: int = 7, folder: Path | None = None, policies: Any = (), **co
         validators=(UseValidator("classification"),),
         policies=policies,
     )
-    found = run(pipeline, model=model, data=data(), quiet=True, output_dir=folder)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        place = folder or Path(elsewhere)
+        found = run(pipeline, model=model, data=data(), quiet=True, output_dir=place)
     return found, model
 
 
