@@ -35,22 +35,24 @@ class Recipe:
     name: str
     title: str
     method: str
-    precision: str
+    precision: str  # of the weights, as the tuning names it
     arithmetic: str = "exact"
+    autocast: str = "fp32"
 
 
 RECIPES = [
     Recipe("baseline", "fp32, AdamW at its tuned rate: the baseline", "adamw", "fp32"),
     Recipe("filter", "fp32, Grokfast filter and AdamW, tuned together", "grokfast_adamw", "fp32"),
-    Recipe("ternary", "ternary, AdamW", "adamw", "ternary"),
-    Recipe("ternary_int8", "ternary in int8 arithmetic, AdamW", "adamw", "ternary", "int8"),
+    Recipe("bf16", "bf16 (autocast), AdamW", "adamw", "fp32", autocast="bf16"),
     Recipe("muon", "fp32, Muon", "muon", "fp32"),
+    Recipe("muon_bf16", "bf16 (autocast), Muon", "muon", "fp32", autocast="bf16"),
+    Recipe("ternary", "ternary, AdamW", "adamw", "ternary"),
+    Recipe("ternary_filter", "ternary, Grokfast filter and AdamW, tuned together", "grokfast_adamw", "ternary"),
+    Recipe("ternary_int8", "ternary in int8 arithmetic, AdamW", "adamw", "ternary", "int8"),
+    Recipe("ternary_int8_bf16", "ternary in int8, bf16 on the way back, AdamW", "adamw", "ternary", "int8_bf16_backward"),
     Recipe("ternary_muon", "ternary, Muon", "muon", "ternary"),
     Recipe("ternary_muon_int8", "ternary in int8 arithmetic, Muon", "muon", "ternary", "int8"),
-    Recipe(
-        "ternary_muon_int8_bf16", "ternary in int8, bf16 on the way back, Muon", "muon", "ternary",
-        "int8_bf16_backward",
-    ),
+    Recipe("ternary_muon_int8_bf16", "ternary in int8, bf16 on the way back, Muon", "muon", "ternary", "int8_bf16_backward"),
 ]  # fmt: skip
 
 
@@ -61,9 +63,12 @@ def settings_of(recipe: Recipe) -> tuple[str, ...]:
     chosen = accelerators.known_choice(found, method, recipe.precision)
     if chosen is None:
         raise SystemExit(f"{recipe.method} is not tuned: run benchmarks/accelerators.py first")
-    if recipe.precision == "fp32":
-        return (*chosen, "quantizer=null")
-    return (*chosen, f"quantizer.with.arithmetic={recipe.arithmetic}")
+    quantizer = (
+        "quantizer=null"
+        if recipe.precision == "fp32"
+        else f"quantizer.with.arithmetic={recipe.arithmetic}"
+    )
+    return (*chosen, quantizer, f"run.precision={recipe.autocast}")
 
 
 def ratios(found: dict[str, dict[str, Any]], name: str) -> list[float] | None:
