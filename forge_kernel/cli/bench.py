@@ -14,7 +14,7 @@ def bench_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A script's name.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the scripts are.")] = Path("benchmarks"),
 ) -> None:
-    """Run a script of benchmarks/ and print its table; without a name, list the scripts."""
+    """Run a benchmark and print its table. Without a name, list the scripts of benchmarks/."""
     from forge_kernel.config.spelling import did_you_mean
     from forge_kernel.errors import ConfigError, Fault
 

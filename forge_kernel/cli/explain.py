@@ -16,7 +16,7 @@ def explain_command(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a value and the file and line (or argument, or default) that set it."""
+    """Show where a value comes from. The file and line, the argument or the default."""
     from forge_kernel.catalog import Catalog
     from forge_kernel.config.document import look_up, show_path, walk
     from forge_kernel.config.layers import parse_key

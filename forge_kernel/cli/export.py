@@ -23,7 +23,7 @@ def export_command(
         ),
     ] = None,
 ) -> None:
-    """Export what a run has learned, from its newest intact checkpoint; print the manifest."""
+    """Export what a run has learned. From its newest intact checkpoint; prints the manifest."""
     from forge_kernel.errors import ForgeError
     from forge_kernel.runner import export
 

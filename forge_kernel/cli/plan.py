@@ -8,7 +8,7 @@ from forge_kernel.cli.options import AsJson, File, Settings
 
 
 def plan_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show who runs in each hook, in what order and why, without torch."""
+    """Show who runs in each hook, and why. In what order, too; without torch."""
     from forge_kernel.catalog import Catalog
     from forge_kernel.config.document import show_path
     from forge_kernel.loading import check_document, read_document

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +20,7 @@ def plugins_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One plugin.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the plugins, or show one: origin, settings with bounds and defaults, hooks, order."""
+    """List the plugins, or show one. Its origin, settings, bounds, defaults, hooks, order."""
     from forge_kernel.catalog import Catalog
 
     catalog = Catalog.installed()
@@ -93,7 +95,7 @@ def _page(catalog: Catalog, kind: Kind, name: str) -> dict[str, Any]:
         "name": name,
         "origin": offer.origin,
         "class": offer.target,
-        "about": (plugin.__doc__ or "").strip(),
+        "about": inspect.cleandoc(plugin.__doc__ or ""),
         "settings": config_schema(info.config, info.key)[0],
         "hooks": {hook: list(arguments) for hook, arguments in hook_table(plugin).items()},
         "order": {"before": list(info.order.before), "after": list(info.order.after)},
@@ -121,7 +123,7 @@ def _bounds(schema: dict[str, Any]) -> str:
 
 def _show_page(page: dict[str, Any]) -> None:
     print(f"{page['kind']}.{page['name']}  ({page['origin']}, {page['class']})")
-    print(f"  {page['about']}\n")
+    print(textwrap.indent(page["about"], "  ") + "\n")
     settings = page["settings"].get("properties", {})
     print("  settings:" if settings else "  no settings")
     for name, schema in settings.items():

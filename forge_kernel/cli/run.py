@@ -25,7 +25,7 @@ def run_command(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train as the file says; print the run folder and the final figures."""
+    """Train as the file says. Prints the run folder and the final figures."""
     from forge_kernel.catalog import Catalog
     from forge_kernel.loading import check_document, read_document
     from forge_kernel.planner import plan

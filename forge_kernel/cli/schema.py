@@ -23,7 +23,7 @@ def schema_command(
         bool, typer.Option("--check", help="Verify that schemas/ is up to date (exit 1 if not).")
     ] = False,
 ) -> None:
-    """Print the composed schema, or write or verify the folder of all schemas."""
+    """Print, write or verify the schemas. Without options: the schema of pipeline files."""
     from forge_kernel.catalog import Catalog
     from forge_kernel.loading import compose_schema, load_named, read_document
     from forge_kernel.schemas import all_schemas, schema_text

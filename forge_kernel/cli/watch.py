@@ -28,7 +28,7 @@ def watch_command(
         int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: a free one.")
     ] = 0,
 ) -> None:
-    """Watch a run until it ends: live in a terminal, as lines elsewhere, or as a page."""
+    """Watch a run until it ends. Live in a terminal, as lines elsewhere, or as a page."""
     from rich.console import Console
 
     from forge_kernel.run_status import read_status

@@ -37,7 +37,8 @@ def batch_size(
     seconds: Annotated[float, typer.Option(min=0.0, help="of measured steps for each size")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a few steps at growing batch sizes; print samples per second and memory of each.
+    """Find the batch size that pays. Trains a few steps at growing sizes; prints samples per
+    second and memory of each.
 
     Each size is tried in a process of its own, which is ended before it takes more memory than it
     may. The learning rate is yours to follow: a larger batch is another training.

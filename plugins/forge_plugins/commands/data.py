@@ -65,7 +65,7 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         bool, typer.Option("--formats", help="tell which formats are installed")
     ] = False,
 ) -> None:
-    """Tell and draw what a data file holds: fields, counts, quality with reasons, label balance."""
+    """Show what a data file holds. Fields, counts, quality with reasons, label balance."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.data.file import data_file
     from forge_plugins.formats.fault import DataFault

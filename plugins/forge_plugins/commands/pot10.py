@@ -26,7 +26,7 @@ def pot10(
         Path | None, typer.Option(metavar="FILE", help="also write the findings as SARIF 2.1.0")
     ] = None,
 ) -> None:
-    """Check Python files against the Power of Ten; exit status 1 when something is found."""
+    """Check Python by the Power of Ten. Exit status 1 when something is found."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.power_of_ten.checks import check_all
     from forge_plugins.power_of_ten.waivers import FILE_NAME, apply_waivers, read_waivers

@@ -27,7 +27,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page with the curves and figures of runs."""
+    """Draw runs as one HTML page. Self-contained: curves, figures, events, configuration."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.reports.page import FILE_NAME, write_report
     from forge_plugins.reports.run_data import read_run

@@ -310,7 +310,10 @@ def _check(table: tables.Table, found: survey.Survey, config: FileConfig) -> Non
 
 
 class File:
-    """Maps a file's columns, looks at every sample once, and deals them out."""
+    """Samples of a file: JSON, HDF5, pickle, binary records, numpy, safetensors, Parquet, tokens.
+
+    Maps a file's columns, looks at every sample once, and deals them out.
+    """
 
     info = PluginInfo(name="file", kind=Kind.DATA, config=FileConfig, provides=provided)
 

@@ -69,7 +69,10 @@ class ModularArithmeticConfig:
 
 
 class ModularArithmetic:
-    """Tokens `[x, op, y, =]`; the answer stands at the last position."""
+    """Arithmetic modulo a prime, the task of the grokking experiments, as tokens `[x, op, y, =]`.
+
+    Tokens `[x, op, y, =]`; the answer stands at the last position.
+    """
 
     info = PluginInfo(
         name="modular_arithmetic",

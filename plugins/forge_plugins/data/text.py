@@ -286,7 +286,10 @@ def read_row(config: TextConfig) -> Row:
 
 
 class Text:
-    """Encodes a text once and cuts it into windows."""
+    """Texts as windows of tokens, for language models.
+
+    Encodes a text once and cuts it into windows.
+    """
 
     info = PluginInfo(
         name="text",

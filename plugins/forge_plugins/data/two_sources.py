@@ -82,7 +82,7 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
 
 
 class TwoSources:
-    """Puts two sources together."""
+    """Training batches of one source, validation batches of another."""
 
     info = PluginInfo(name="two_sources", kind=Kind.DATA, config=TwoSourcesConfig)
 

@@ -47,7 +47,10 @@ class GgufConfig:
 
 
 class Gguf:
-    """Writes `model.gguf` with its vocabulary, then asks llama.cpp for its probabilities."""
+    """The network as a GGUF file for llama.cpp.
+
+    Writes `model.gguf` with its vocabulary, then asks llama.cpp for its probabilities.
+    """
 
     info = PluginInfo(
         name="gguf",

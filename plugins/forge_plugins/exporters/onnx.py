@@ -38,7 +38,10 @@ class OnnxConfig:
 
 
 class Onnx:
-    """Writes `model.onnx`, then asks onnxruntime for its outputs."""
+    """The network as an ONNX file for onnxruntime.
+
+    Writes `model.onnx`, then asks onnxruntime for its outputs.
+    """
 
     info = PluginInfo(
         name="onnx",

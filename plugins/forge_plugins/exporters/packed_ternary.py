@@ -32,7 +32,10 @@ class PackedTernaryConfig:
 
 
 class PackedTernary:
-    """Writes `model.safetensors` in a layout of `packed_file` and unpacks it to compare."""
+    """The ternary network with two bits for each weight, or five weights in a byte.
+
+    Writes `model.safetensors` in a layout of `packed_file` and unpacks it to compare.
+    """
 
     info = PluginInfo(
         name="packed_ternary",

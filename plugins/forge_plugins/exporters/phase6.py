@@ -43,7 +43,9 @@ class Phase6Config:
 
 
 class Phase6:
-    """Writes `trained_model.pt`, `model.pth` and three JSON files; unmeasured figures are null.
+    """The folder that Agent Forge's Phase 6 (baking) reads.
+
+    Writes `trained_model.pt`, `model.pth` and three JSON files; unmeasured figures are null.
 
     `trained_model.pt` is a dictionary of `model_state_dict`, `training_config` and `final_metrics`
     in plain types, so that the default `torch.load` takes it. `model.pth` is the state dictionary

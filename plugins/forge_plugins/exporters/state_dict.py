@@ -40,7 +40,10 @@ class StateDictConfig:
 
 
 class StateDict:
-    """Weights as trained or as applied, by the model's own names."""
+    """The model's tensors in one safetensors file.
+
+    Weights as trained or as applied, by the model's own names.
+    """
 
     info = PluginInfo(
         name="state_dict",

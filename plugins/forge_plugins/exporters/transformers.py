@@ -57,7 +57,10 @@ def requirements(config: TransformersConfig) -> tuple[str, ...]:
 
 
 class Transformers:
-    """Writes weights, `config.json` and the tokenizer, then asks transformers for its logits."""
+    """The network as a folder that the transformers library loads.
+
+    Writes weights, `config.json` and the tokenizer, then asks transformers for its logits.
+    """
 
     info = PluginInfo(
         name="transformers",

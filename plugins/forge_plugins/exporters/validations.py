@@ -97,7 +97,10 @@ def validations_in(lines: Iterable[str]) -> list[dict[str, Any]]:
 
 
 class Validations:
-    """Writes them in strict JSON, from the `metrics.jsonl` of the run folder."""
+    """All validations of a run as one JSON file for analysis.
+
+    Writes them in strict JSON, from the `metrics.jsonl` of the run folder.
+    """
 
     info = PluginInfo(
         name="validations",

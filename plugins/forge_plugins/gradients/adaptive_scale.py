@@ -32,7 +32,9 @@ class AdaptiveScaleConfig:
 
 
 class AdaptiveScale:
-    """One scale for each tensor, from a moving average of its gradient's RMS.
+    """Gradients of tensors that are far larger than is usual, scaled down before clipping.
+
+    One scale for each tensor, from a moving average of its gradient's RMS.
 
     Stands before clipping, where it matters: one tensor's spike no longer eats up the global norm
     that all share. (Adam alone would divide a steady scale out again.)

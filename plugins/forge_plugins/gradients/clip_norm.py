@@ -23,7 +23,10 @@ class ClipNormConfig:
 
 
 class ClipNorm:
-    """Clips after the filters, so that what the optimizer sees keeps within the bound."""
+    """Gradients scaled down to a largest global norm.
+
+    Clips after the filters, so that what the optimizer sees keeps within the bound.
+    """
 
     info = PluginInfo(
         name="clip_norm",

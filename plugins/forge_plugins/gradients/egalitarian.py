@@ -35,7 +35,9 @@ class EgalitarianConfig:
 
 
 class Egalitarian:
-    """Puts `U V^T` in the place of each matrix gradient `U S V^T`; vectors are left alone.
+    """Egalitarian gradient descent: gradients whose directions are all equally long.
+
+    Puts `U V^T` in the place of each matrix gradient `U S V^T`; vectors are left alone.
 
     Pasand and Dohmatob 2025, "Egalitarian Gradient Descent", arXiv 2510.04930: slow directions, in
     which generalization happens, move as fast as the others. Meant for SGD; under Adam the

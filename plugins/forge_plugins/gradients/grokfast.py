@@ -172,7 +172,10 @@ def _factor(schedule: object, run: Run, step: Step) -> float:
 
 
 class Grokfast:
-    """The filter with its memory, one for each parameter that has had a gradient."""
+    """Grokfast: the slow component of the gradients amplified.
+
+    The filter with its memory, one for each parameter that has had a gradient.
+    """
 
     info = PluginInfo(name="grokfast", kind=Kind.GRADIENTS, config=GrokfastConfig, requires=_needs)
 

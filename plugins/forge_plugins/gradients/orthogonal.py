@@ -28,7 +28,9 @@ class OrthogonalConfig:
 
 
 class Orthogonal:
-    """Takes from each gradient its part along the weight, which only scales the logits.
+    """Gradients at right angles to the weights.
+
+    Takes from each gradient its part along the weight, which only scales the logits.
 
     Meant to be used with `loss: {use: cross_entropy, with: {link: stablemax}}` (the same paper) and
     without weight decay.

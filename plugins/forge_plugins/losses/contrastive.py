@@ -27,7 +27,10 @@ class ContrastiveConfig:
 
 
 class Contrastive:
-    """Its weight is the number of anchors that have a positive in the batch."""
+    """Supervised contrastive loss over a model's embeddings.
+
+    Its weight is the number of anchors that have a positive in the batch.
+    """
 
     info = PluginInfo(
         name="contrastive", kind=Kind.LOSS, config=ContrastiveConfig, requires=("data:classes",)

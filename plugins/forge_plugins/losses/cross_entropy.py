@@ -51,7 +51,10 @@ class CrossEntropyConfig:
 
 
 class CrossEntropy:
-    """Mean cross-entropy; its weight is the number of targets or the sum of their weights."""
+    """Cross-entropy over classes.
+
+    Mean cross-entropy; its weight is the number of targets or the sum of their weights.
+    """
 
     info = PluginInfo(
         name="cross_entropy",

@@ -81,7 +81,9 @@ class DistillationConfig:
 
 
 class Distillation:
-    """`target_weight * loss + weight * T^2 KL(teacher || student) + hidden_weight * distance`.
+    """A loss with a teacher: what a trained model answers, beside the targets.
+
+    `target_weight * loss + weight * T^2 KL(teacher || student) + hidden_weight * distance`.
 
     In a validation the nested loss alone is computed, so that its figure can be compared with that
     of other runs.

@@ -40,7 +40,9 @@ class LanguageModelLossConfig:
 
 
 class LanguageModelLoss:
-    """`cross_entropy` for large vocabularies: the same mean, in a fraction of the memory.
+    """Cross-entropy of the next token in pieces of the logits: a fraction of the memory.
+
+    `cross_entropy` for large vocabularies: the same mean, in a fraction of the memory.
 
     It runs the model without its head and the head by itself, so that neither the forward pass nor
     the backward pass holds more than `piece` rows of logits. Validators read the logits in pieces

@@ -76,7 +76,9 @@ class MultiTaskConfig:
 
 
 class MultiTask:
-    """The weighted sum of the tasks' mean losses; its weight is the number of samples.
+    """Several losses over the named outputs of one model.
+
+    The weighted sum of the tasks' mean losses; its weight is the number of samples.
 
     Outputs and targets are mappings by task; a single output or target is every task's.
     """

@@ -34,7 +34,10 @@ class RegressionConfig:
 
 
 class Regression:
-    """Mean over samples of each sample's mean distance."""
+    """Squared, absolute or Huber distance from numbers.
+
+    Mean over samples of each sample's mean distance.
+    """
 
     info = PluginInfo(
         name="regression", kind=Kind.LOSS, config=RegressionConfig, requires=("data:numbers",)

@@ -44,7 +44,7 @@ class DecoderTransformerConfig:
 
 
 class DecoderTransformerModel:
-    """Builds `Decoder` for the run's data."""
+    """The decoder-only transformer of the grokking experiments, at any size."""
 
     info = PluginInfo(
         name="decoder_transformer",

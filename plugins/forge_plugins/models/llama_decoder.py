@@ -70,7 +70,7 @@ def form(config: LlamaDecoderConfig) -> tuple[str, ...]:
 
 
 class LlamaDecoderModel:
-    """Builds `Llama` for the run's data."""
+    """The Llama decoder, at any size: what transformers and llama.cpp can run afterwards."""
 
     info = PluginInfo(
         name="llama_decoder",

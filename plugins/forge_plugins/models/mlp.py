@@ -34,7 +34,10 @@ class MlpConfig:
 
 
 class MlpModel:
-    """Builds `Mlp` for the run's data, with an output for each class or each number."""
+    """The multi-layer perceptron, with an output for each class or each number.
+
+    Builds `Mlp` for the run's data, with an output for each class or each number.
+    """
 
     info = PluginInfo(
         name="mlp",

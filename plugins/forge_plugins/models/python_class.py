@@ -68,7 +68,9 @@ def load_factory(name: str) -> Callable[..., Any]:
 
 
 class PythonClass:
-    """Makes the network and loads its weights.
+    """A network of the user's own, named by its Python class or a function that makes it.
+
+    Makes the network and loads its weights.
 
     With `state`, what the class draws for its own initial weights is not taken from the run's
     random stream, so that the run is that of a live model with these weights.

@@ -23,7 +23,9 @@ class CsvFileConfig:
 
 
 class CsvFile:
-    """A row for each figure of each log interval and validation; not measured is an empty cell.
+    """Every figure of the run as a table for spreadsheets and data frames.
+
+    A row for each figure of each log interval and validation; not measured is an empty cell.
 
     One row for each figure, since which figures there are is not known before the last of them. A
     checkpoint keeps the number of rows, as for `metrics_jsonl`.

@@ -13,7 +13,7 @@ class HtmlReportConfig:
 
 
 class HtmlReport:
-    """The picture of the run; `forge report` draws the same page again at any time."""
+    """`report.html` in the run folder: the picture of the run, as `forge report` draws it."""
 
     info = PluginInfo(
         name="html_report",

@@ -59,7 +59,9 @@ class MemoryProfileConfig:
 
 
 class MemoryProfile:
-    """Writes memory_profile.json: weights, gradients, optimizer, and what each layer keeps.
+    """Where the memory of a training step goes.
+
+    Writes memory_profile.json: weights, gradients, optimizer, and what each layer keeps.
 
     Only the first micro-batch of the one step is looked at; all others cost nothing. Activation
     checkpointing and low-bit arithmetic show in `saved_for_backward`.

@@ -28,7 +28,9 @@ def _plain(figures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 class MetricsJsonl:
-    """A line for each log interval, each validation, and each event: phases, what plugins told.
+    """Every figure of the run, one JSON line at a time.
+
+    A line for each log interval, each validation, and each event: phases, what plugins told.
 
     A checkpoint keeps the number of lines: a resumed run cuts off what was written after them, so
     that the file is that of an uninterrupted run.

@@ -59,7 +59,9 @@ class MlflowConfig:
 
 
 class Mlflow:
-    """One MLflow run: settings as parameters, figures as metrics, what plugins told as tags.
+    """Figures, settings and events in an MLflow store.
+
+    One MLflow run: settings as parameters, figures as metrics, what plugins told as tags.
 
     Metrics are called `training/<figure>` and `validation/<figure>`; a figure that was not measured
     has no point. A resumed run goes on with its MLflow run: what it measures again is written only

@@ -29,7 +29,10 @@ class ProgressBarConfig:
 
 
 class ProgressBar:
-    """Writes to standard error, so that standard output stays clean for programs."""
+    """Progress on the screen: a bar on a terminal, one JSON line per event elsewhere.
+
+    Writes to standard error, so that standard output stays clean for programs.
+    """
 
     info = PluginInfo(name="progress_bar", kind=Kind.OBSERVERS, config=ProgressBarConfig)
 

@@ -42,7 +42,9 @@ class PrometheusConfig:
 
 
 class Prometheus:
-    """Offers `/metrics` while the run goes on.
+    """Figures for Prometheus, which asks for them over HTTP.
+
+    Offers `/metrics` while the run goes on.
 
     `forge_figure{run, kind, figure}` are the latest figures of training and validation (one that
     was not measured is absent), `forge_step{run}` the finished steps when they were taken,

@@ -75,7 +75,9 @@ class ResourcesConfig:
 
 
 class Resources:
-    """Figures of each log line, over the interval's whole wall time: steps, validation, saving.
+    """Throughput, the share of the device's arithmetic that it comes to, processor and memory.
+
+    Figures of each log line, over the interval's whole wall time: steps, validation, saving.
 
     `samples_per_second`, `tokens_per_second` (where samples are rows of tokens),
     `steps_per_second`; `mfu`, the model's operations (three times those of the forward pass) as a

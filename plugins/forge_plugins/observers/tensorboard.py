@@ -32,7 +32,9 @@ class TensorBoardConfig:
 
 
 class TensorBoard:
-    """Writes `tensorboard/` in the run folder; look at it with `tensorboard --logdir RUN_DIR`.
+    """Figures and events for TensorBoard.
+
+    Writes `tensorboard/` in the run folder; look at it with `tensorboard --logdir RUN_DIR`.
 
     A resumed run lets TensorBoard forget the steps after its checkpoint. A figure that was not
     measured has no point.

@@ -33,7 +33,10 @@ class AdamConfig:
 
 
 class Adam:
-    """torch.optim.Adam."""
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), with decay as a term of the gradient.
+
+    torch.optim.Adam.
+    """
 
     info = PluginInfo(name="adam", kind=Kind.OPTIMIZER, config=AdamConfig)
 

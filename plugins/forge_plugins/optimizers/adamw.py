@@ -40,7 +40,10 @@ class AdamWConfig:
 
 
 class AdamW:
-    """torch.optim.AdamW."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
+
+    torch.optim.AdamW.
+    """
 
     info = PluginInfo(name="adamw", kind=Kind.OPTIMIZER, config=AdamWConfig)
 

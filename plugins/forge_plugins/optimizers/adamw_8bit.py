@@ -47,7 +47,9 @@ class AdamW8BitConfig:
 
 
 class AdamW8Bit:
-    """torchao.optim.AdamW8bit: block-wise 8-bit averages (Dettmers et al. 2022, arXiv 2110.02861).
+    """AdamW whose averages take a byte each (torchao's AdamW8bit).
+
+    torchao.optim.AdamW8bit: block-wise 8-bit averages (Dettmers et al. 2022, arXiv 2110.02861).
 
     A quarter of AdamW's memory. Its update is compiled, so it needs what torch.compile needs.
     """

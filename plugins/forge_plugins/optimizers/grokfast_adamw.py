@@ -59,7 +59,9 @@ class GrokfastAdamWConfig:
 
 
 class GrokfastAdamW:
-    """The gradients that AdamW sees are those of `gradients: [{use: grokfast}]` in its last place.
+    """The Grokfast filter and AdamW as one update.
+
+    The gradients that AdamW sees are those of `gradients: [{use: grokfast}]` in its last place.
 
     One passage over memory in place of two. Other gradient filters (clipping) act before it here,
     on gradients that are not amplified yet.

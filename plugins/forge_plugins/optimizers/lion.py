@@ -35,7 +35,10 @@ class LionConfig:
 
 
 class Lion:
-    """Half of Adam's memory."""
+    """Lion (Chen et al. 2023, arXiv 2302.06675): steps of the sign of a momentum.
+
+    Half of Adam's memory.
+    """
 
     info = PluginInfo(name="lion", kind=Kind.OPTIMIZER, config=LionConfig)
 

@@ -60,7 +60,7 @@ class MuonConfig:
 
 
 class Muon:
-    """torch.optim.Muon and torch.optim.AdamW as one optimizer.
+    """Muon for matrices, AdamW for embeddings, head and vectors, as one optimizer.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A schedule's
     factor applies to both rates.

@@ -57,7 +57,9 @@ class ScheduleFreeConfig:
 
 
 class ScheduleFree:
-    """`schedulefree.AdamWScheduleFree` or `SGDScheduleFree`; validation and export use the average.
+    """AdamW or SGD with an average of the iterates in the place of a falling rate.
+
+    `schedulefree.AdamWScheduleFree` or `SGDScheduleFree`; validation and export use the average.
 
     Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682. The model in training holds
     the points y at which gradients are taken; the averaged weights are

@@ -37,7 +37,10 @@ class SgdConfig:
 
 
 class Sgd:
-    """torch.optim.SGD."""
+    """Stochastic gradient descent with momentum.
+
+    torch.optim.SGD.
+    """
 
     info = PluginInfo(name="sgd", kind=Kind.OPTIMIZER, config=SgdConfig)
 

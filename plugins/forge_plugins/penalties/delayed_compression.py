@@ -50,7 +50,9 @@ class DelayedCompressionConfig:
 
 
 class DelayedCompression:
-    """Adds `strength` times the squared Frobenius norms once the figure has been reached, for good.
+    """Draws weights to zero as soon as the training data is known by heart.
+
+    Adds `strength` times the squared Frobenius norms once the figure has been reached, for good.
 
     The method of the vuciv/grokfast repository ("A simple method for accelerating grokking"): let
     the network overfit first, then make it small. The penalty passes through the optimizer, as L2

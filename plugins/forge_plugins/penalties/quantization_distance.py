@@ -33,7 +33,10 @@ class QuantizationDistanceConfig:
 
 
 class QuantizationDistance:
-    """Adds `strength` times the mean squared distance to the levels, over all quantized weights."""
+    """Latent weights drawn to the levels that they round to.
+
+    Adds `strength` times the mean squared distance to the levels, over all quantized weights.
+    """
 
     info = PluginInfo(
         name="quantization_distance",

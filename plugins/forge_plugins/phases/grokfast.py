@@ -46,7 +46,10 @@ class GrokfastPhasesConfig:
 
 
 class GrokfastPhases:
-    """Names the phase of each step; what phases change is the business of who listens."""
+    """The clock of a Grokfast run: warm-up, acceleration, consolidation, refinement, completed.
+
+    Names the phase of each step; what phases change is the business of who listens.
+    """
 
     info = PluginInfo(
         name="grokfast",

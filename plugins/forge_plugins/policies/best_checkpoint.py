@@ -26,7 +26,7 @@ class BestCheckpointConfig:
 
 
 class BestCheckpoint:
-    """Asks for a checkpoint, pinned as `best`, at each new best validation."""
+    """Keeps the checkpoint of the best validation, pinned as `best`."""
 
     info = PluginInfo(
         name="best_checkpoint",

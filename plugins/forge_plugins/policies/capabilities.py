@@ -98,7 +98,9 @@ def _figures(config: CapabilitiesConfig) -> tuple[str, ...]:
 
 
 class Capabilities:
-    """Tells when a figure has held its threshold long enough, and when it falls back.
+    """Which capabilities a run has acquired, lost and kept, by its validation figures.
+
+    Tells when a figure has held its threshold long enough, and when it falls back.
 
     Events: `capability_acquired`, `capability_lost` (at the first validation that does not hold).
     Figures of the log lines: `retention/<name>`, the latest validation against the best one.

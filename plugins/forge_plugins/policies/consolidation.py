@@ -49,7 +49,9 @@ def _needs(config: ConsolidationConfig) -> tuple[str, ...]:
 
 
 class Consolidation:
-    """At an attempt the weights are validated and kept in a checkpoint, drawn, validated again.
+    """Draws weights toward the best validated ones, and goes back when that did harm.
+
+    At an attempt the weights are validated and kept in a checkpoint, drawn, validated again.
 
     Step n: the figure of the weights as they are is the one to hold, and they are pinned as
     `consolidation`. Step n + 1: after the optimizer, `w <- w + share * (best - w)`. When its figure

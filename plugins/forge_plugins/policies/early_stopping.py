@@ -39,7 +39,7 @@ class EarlyStoppingConfig:
 
 
 class EarlyStopping:
-    """Counts validations since the best one."""
+    """Stops when a validation figure has not become better for a while."""
 
     info = PluginInfo(
         name="early_stopping",

@@ -61,7 +61,9 @@ class Stopwatch:
 
 
 class RealTimeValidation:
-    """Asks for validations beside `run.validate_every`, whose passes are in the time too.
+    """Validates by the step or by the clock, as often as a share of the time allows.
+
+    Asks for validations beside `run.validate_every`, whose passes are in the time too.
 
     Each pass is of the whole set, so that figures stay comparable; what the time does not allow
     comes later or not at all. Patience is the business of `early_stopping`, which stands beside it.

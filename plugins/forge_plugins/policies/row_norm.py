@@ -35,7 +35,7 @@ class RowNormConfig:
 
 
 class RowNorm:
-    """After each step, rows that are too long are shortened to the norm.
+    """Keeps the rows of weight matrices within a norm, after each step.
 
     The norm constraint of "Clip to Grok" (the cliptogrok repository): with Lion it groks without
     any weight decay.

@@ -25,7 +25,7 @@ class StopAtConfig:
 
 
 class StopAt:
-    """Asks for a stop at the first validation that reaches the threshold."""
+    """Stops when a validation figure reaches a threshold."""
 
     info = PluginInfo(
         name="stop_at",

@@ -35,7 +35,10 @@ class WeightAverageConfig:
 
 
 class WeightAverage:
-    """A second model of the averaged weights; buffers are those of the model in training."""
+    """An exponential moving average of the weights, used by validation and export.
+
+    A second model of the averaged weights; buffers are those of the model in training.
+    """
 
     info = PluginInfo(name="weight_average", kind=Kind.POLICIES, config=WeightAverageConfig)
 

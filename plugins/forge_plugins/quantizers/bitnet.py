@@ -172,7 +172,7 @@ def _provided(config: BitNetConfig) -> tuple[str, ...]:
 
 
 class BitNet:
-    """Turns layers into quantized ones, leads the warm-up, keeps weights within a window.
+    """BitNet: few-level weights and activations in the linear layers.
 
     Where the run has a folder, `quantization.json` there says what became of each layer, and what
     was done otherwise than asked for.

@@ -52,7 +52,10 @@ class BitNetScheduleConfig:
 
 
 class BitNetSchedule:
-    """The nested schedule's factor, times `low` in the first steps."""
+    """A low rate while weights are quantized in, then another schedule.
+
+    The nested schedule's factor, times `low` in the first steps.
+    """
 
     info = PluginInfo(name="bitnet", kind=Kind.SCHEDULE, config=BitNetScheduleConfig)
 

@@ -90,7 +90,10 @@ def _first(rates: Rates) -> float:
 
 
 class Composite:
-    """One schedule at a time has the rate; the others are not asked."""
+    """Several schedules, one after the other.
+
+    One schedule at a time has the rate; the others are not asked.
+    """
 
     info = PluginInfo(name="composite", kind=Kind.SCHEDULE, config=CompositeConfig, requires=_needs)
 

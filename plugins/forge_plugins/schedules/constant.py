@@ -18,7 +18,7 @@ class ConstantConfig:
 
 
 class Constant:
-    """The same factor at every step."""
+    """The learning rate as configured, throughout."""
 
     info = PluginInfo(name="constant", kind=Kind.SCHEDULE, config=ConstantConfig)
 

@@ -33,7 +33,7 @@ class CosineRestartsConfig:
 
 
 class CosineRestarts:
-    """Warm-up and `cosine_restarts`."""
+    """Half cosines that begin anew (warm restarts)."""
 
     info = PluginInfo(name="cosine_restarts", kind=Kind.SCHEDULE, config=CosineRestartsConfig)
 

@@ -45,7 +45,7 @@ class CyclicConfig:
 
 
 class Cyclic:
-    """`cyclic` for as long as the run goes."""
+    """The rate goes up and down between a floor and the optimizer's."""
 
     info = PluginInfo(name="cyclic", kind=Kind.SCHEDULE, config=CyclicConfig)
 

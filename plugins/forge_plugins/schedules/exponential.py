@@ -33,7 +33,7 @@ class ExponentialConfig:
 
 
 class Exponential:
-    """Warm-up and `exponential`."""
+    """A linear rise, then a fall by the same share in every interval."""
 
     info = PluginInfo(name="exponential", kind=Kind.SCHEDULE, config=ExponentialConfig)
 

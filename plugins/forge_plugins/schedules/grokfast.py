@@ -35,7 +35,10 @@ class GrokfastScheduleConfig:
 
 
 class GrokfastSchedule:
-    """Reads the phase that the clock names; it has no clock of its own."""
+    """A rate for each phase of the run's clock.
+
+    Reads the phase that the clock names; it has no clock of its own.
+    """
 
     info = PluginInfo(
         name="grokfast",

@@ -14,7 +14,7 @@ else:
 
 
 class Linear(SpanSchedule):
-    """Warm-up and `linear`."""
+    """A linear rise, then a straight line down to a floor."""
 
     info = PluginInfo(name="linear", kind=Kind.SCHEDULE, config=SpanConfig)
 

@@ -28,7 +28,10 @@ class LinearWarmupConfig:
 
 
 class LinearWarmup:
-    """`min(step / warmup_steps, 1)`; `from_zero`: `min((step - 1) / warmup_steps, 1)`."""
+    """A linear rise to the configured learning rate, which then stays.
+
+    `min(step / warmup_steps, 1)`; `from_zero`: `min((step - 1) / warmup_steps, 1)`.
+    """
 
     info = PluginInfo(name="linear_warmup", kind=Kind.SCHEDULE, config=LinearWarmupConfig)
 

@@ -41,7 +41,7 @@ class OneCycleConfig:
 
 
 class OneCycle:
-    """`one_cycle` over the whole run."""
+    """One rise and one fall of the rate, momentum against it."""
 
     info = PluginInfo(name="one_cycle", kind=Kind.SCHEDULE, config=OneCycleConfig)
 

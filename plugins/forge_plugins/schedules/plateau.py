@@ -46,7 +46,10 @@ class PlateauConfig:
 
 
 class Plateau:
-    """As torch's `ReduceLROnPlateau`, stepped by each validation."""
+    """The rate falls when a validation figure has not become better for a while.
+
+    As torch's `ReduceLROnPlateau`, stepped by each validation.
+    """
 
     info = PluginInfo(
         name="plateau",

@@ -24,7 +24,7 @@ class PolynomialConfig(SpanConfig):
 
 
 class Polynomial(SpanSchedule):
-    """Warm-up and `polynomial`."""
+    """A linear rise, then a power of the rest of the run down to a floor."""
 
     info = PluginInfo(name="polynomial", kind=Kind.SCHEDULE, config=PolynomialConfig)
     config: PolynomialConfig

@@ -14,7 +14,7 @@ else:
 
 
 class WarmupCosine(SpanSchedule):
-    """Warm-up and `cosine`."""
+    """A linear rise, then half a cosine down to a floor."""
 
     info = PluginInfo(name="warmup_cosine", kind=Kind.SCHEDULE, config=SpanConfig)
 

@@ -30,7 +30,7 @@ class WarmupStableDecayConfig(SpanConfig):
 
 
 class WarmupStableDecay(SpanSchedule):
-    """Warm-up and `stable_decay`."""
+    """A linear rise, a long constant part, and a fall at the end."""
 
     info = PluginInfo(
         name="warmup_stable_decay", kind=Kind.SCHEDULE, config=WarmupStableDecayConfig

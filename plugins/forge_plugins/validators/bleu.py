@@ -119,7 +119,7 @@ class BleuMeter:
 
 
 class Bleu:
-    """Gives the meter to each validation pass.
+    """BLEU of what the model writes, against how the held-out text goes on.
 
     The model reads the first tokens of a held-out window and writes on, the likeliest token each
     time; what it wrote is compared with how the window goes on (Papineni et al. 2002; sacrebleu,

@@ -181,7 +181,7 @@ class TrainingAccuracy:
 
 
 class Classification:
-    """Gives the meters to each validation pass, and the accuracy of training to the log."""
+    """Accuracy, F1, precision, recall and top-k over the whole validation set."""
 
     info = PluginInfo(
         name="classification",

@@ -74,7 +74,7 @@ class PerplexityMeter:
 
 
 class LanguageModel:
-    """Gives the perplexity meter to each validation pass."""
+    """Perplexity over the whole validation set."""
 
     info = PluginInfo(
         name="language_model",

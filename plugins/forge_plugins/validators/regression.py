@@ -54,7 +54,7 @@ class RegressionMeter:
 
 
 class RegressionFigures:
-    """Gives the meter to each validation pass."""
+    """Mean distances and R2 over the whole validation set."""
 
     info = PluginInfo(
         name="regression",

@@ -34,7 +34,9 @@ class ActivationCheckpointingConfig:
 
 
 class ActivationCheckpointing:
-    """Each layer keeps its inputs only (Chen et al. 2016, arXiv 1604.06174).
+    """Less memory, more time: activations are computed again on the way back.
+
+    Each layer keeps its inputs only (Chen et al. 2016, arXiv 1604.06174).
 
     The gradients are the same to the bit: what is random is drawn again from the same state. Keys
     of the state dict stay as they are.

@@ -33,7 +33,10 @@ class CompileConfig:
 
 
 class Compile:
-    """Compiles the model's forward pass when it is first used."""
+    """torch.compile, in place, so that the keys of the state dict stay the same.
+
+    Compiles the model's forward pass when it is first used.
+    """
 
     info = PluginInfo(name="compile", kind=Kind.WRAPPERS, config=CompileConfig)
 

@@ -32,7 +32,10 @@ class StartFromConfig:
 
 
 class StartFrom:
-    """Copies the trained weights into the model, by name; a resumed run has its own already."""
+    """The weights of another run as those to begin with.
+
+    Copies the trained weights into the model, by name; a resumed run has its own already.
+    """
 
     info = PluginInfo(name="start_from", kind=Kind.WRAPPERS, config=StartFromConfig)
 
