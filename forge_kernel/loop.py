@@ -21,9 +21,11 @@ from forge_kernel.bus import Bus
 from forge_kernel.catalog import Catalog
 from forge_kernel.checkpoint import CheckpointStore, Snapshot
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.device import resolve_device
 from forge_kernel.durable import committed_folder, manifest_of, write_json
 from forge_kernel.errors import NonFiniteError, PluginError, RunError
 from forge_kernel.finite import FiniteCheck
+from forge_kernel.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.ownership import OwnershipGuard
 from forge_kernel.planner import Plan, plan
 from forge_kernel.plugin import Kind
@@ -44,27 +46,6 @@ class Cancel(Protocol):
     def is_set(self) -> bool:
         """Whether the run is to stop at the next step's edge."""
         ...
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of `run.device`.
-
-    Raises:
-        RunError: it is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise RunError(f"run.device is {name}, but torch sees {count} CUDA devices")
-        return torch.device("cuda", device.index or 0)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RunError("run.device is mps, but torch does not see it")
-    return device
 
 
 def _as_factors(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:
@@ -981,40 +962,3 @@ def _forward_arguments(model: nn.Module) -> frozenset[str]:
         return frozenset(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         return frozenset()
-
-
-def _parameter_order(run: Run) -> list[str]:
-    """The names of the optimizer's parameters, in the order of its state dict."""
-    names = {id(parameter): name for name, parameter in run.named_parameters()}
-    return [
-        names.get(id(parameter), f"optimizer.{index}.{place}")
-        for index, group in enumerate(run.optimizer.param_groups)
-        for place, parameter in enumerate(group["params"])
-    ]
-
-
-def optimizer_state(run: Run) -> dict[str, dict[str, Any]]:
-    """The optimizer's memory by parameter name; group settings come from the configuration.
-
-    It is what the optimizer's own `state_dict` gives, so that its hooks may bring it into plain
-    tensors.
-    """
-    order = _parameter_order(run)
-    return {order[place]: state for place, state in run.optimizer.state_dict()["state"].items()}
-
-
-def load_optimizer_state(run: Run, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the optimizer its memory back.
-
-    Raises:
-        RunError: the state is of other parameters.
-    """
-    order = _parameter_order(run)
-    foreign = sorted(state.keys() - set(order))
-    if foreign:
-        raise RunError(f"the checkpoint has optimizer state of unknown parameters {foreign[:5]}")
-    packed = run.optimizer.state_dict()
-    packed["state"] = {
-        index: dict(state[name]) for index, name in enumerate(order) if name in state
-    }
-    run.optimizer.load_state_dict(packed)

@@ -45,7 +45,7 @@ from forge_kernel.config.use import (
     UseValidator,
     UseWrapper,
 )
-from forge_kernel.loop import resolve_device
+from forge_kernel.device import resolve_device
 from forge_plugins.mathematics.blending import fitting
 from forge_plugins.mathematics.phases import fitted
 
