@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,17 @@ def accelerators_section(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def training_time_section(found: dict[str, Any]) -> list[str]:
-    shares = {
+def _medians_of_time(found: dict[str, Any]) -> dict[str, float]:
+    """The median ratio of each recipe that reached the accuracy on all seeds."""
+    return {
         recipe.title: statistics.median(share)
         for recipe in training_time.RECIPES
         if (share := training_time.ratios(found, recipe.name)) is not None
     }
+
+
+def training_time_section(found: dict[str, Any]) -> list[str]:
+    shares = _medians_of_time(found)
     best = min(shares, key=shares.__getitem__)
     return [
         "## Training time to the same accuracy",
@@ -112,7 +118,7 @@ def low_bits(found: dict[str, Any]) -> list[str]:
         "",
         "The same pipeline, steps and settings, tuned for the ternary network; only the quantizer",
         "differs. Text: a Llama of 1.8 M weights on the help texts of Python, bytes as tokens,",
-        "200 steps. Arithmetic: the showcase's network without filter and stop, 500 steps.",
+        "200 steps (`char_llama_gguf`). Digits: a perceptron on handwritten digits (`digits_npy`).",
         *quality.table(found),
     ]
 
@@ -486,74 +492,123 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _overhead_rows(found: dict[str, Any]) -> list[str]:
+    plain, typical = found["plain"], found["typical"]
+    check = plain["forge, 10 plugins, finite check on"][0]
+    noise = plain["bare loop again (the noise)"][0]
+    bar = typical["forge, clip, log every 50, bar"][0]
+    return [
+        f"| a step of a tiny network, ten plugins, finite check | {check:.2f} x a bare loop "
+        f"(bare against bare: {noise:.2f}) |",
+        f"| the same with clipping, log and progress bar on both sides | {bar:.2f} x |",
+    ]
+
+
+def _dispatch_rows(found: dict[str, Any]) -> list[str]:
+    return [
+        f"| an event nobody listens to / ten listen to | 1/{found['0']['ratio']:.0f} / "
+        f"1/{found['10']['ratio']:.0f} of a live pluggy call |"
+    ]
+
+
+def _monitors_rows(found: dict[str, Any]) -> list[str]:
+    row = found["cost"]["the showcase"]
+    cost, noise = row["all default monitors"][0], row["none again (the noise)"][0]
+    longest = found["latency"]["`forge watch`"][1]
+    return [
+        f"| a step of the showcase with all its monitors | {cost:.3f} x without any (none "
+        f"against none: {noise:.3f}) |",
+        f"| until `forge watch` shows an event, longest of 20 | {longest:.2f} s |",
+    ]
+
+
+def _startup_rows(found: dict[str, float]) -> list[str]:
+    shares = " / ".join(f"1/{value:.0f}" for value in found.values())
+    return [f"| `--help` / `plugins` / `check` / `plan` | {shares} of `import torch` |"]
+
+
+def _data_rows(found: dict[str, Any]) -> list[str]:
+    samples = found["samples"]
+    formats = ("binary", "HDF5", "HDF5, gzip", "pickle", "JSON", "JSON Lines", "npz", "Parquet")
+    ours = [samples["share_of_limit"][name] for name in formats]
+    times = samples["times_loader"]["JSON Lines"]
+    return [
+        f"| shuffled batches from any format, share of a bare gather from memory | "
+        f"{min(ours):.0%} - {max(ours):.0%} ({times:.0f} x a per-sample `DataLoader`) |"
+    ]
+
+
+def _bitnet_rows(found: dict[str, Any]) -> list[str]:
+    step = {name: row["median"] for name, row in found["fp32"].items() if "median" in row}
+    return [
+        "| a training step of ternary Llama blocks: exact / int8 / int8 with bf16 back | "
+        f"{step['exact']:.2f} / {step['int8']:.2f} / {step['int8, bf16 backward']:.2f} x "
+        f"`nn.Linear` (transformers {step['transformers']:.2f}, torchao {step['torchao']:.2f}) |"
+    ]
+
+
+def _quality_rows(found: dict[str, Any]) -> list[str]:
+    medians = {
+        name: statistics.median(found[f"text/{name}/{seed}"]["figures"]["loss"] for seed in quality.SEEDS)
+        for name in ("fp32", "ternary", "binary")
+    }  # fmt: skip
+    return [
+        "| validation loss of a 1.8 M Llama at equal steps: fp32 / ternary / 1 bit | "
+        f"{medians['fp32']:.2f} / {medians['ternary']:.2f} / {medians['binary']:.2f} |"
+    ]
+
+
+def _filter_rows(found: dict[str, float]) -> list[str]:
+    return [
+        f"| Grokfast EMA filter, 25 M parameters | {found['EMA filter']:.2f} x the memory floor "
+        f"(published code {found['EMA filter, published code']:.1f} x) |"
+    ]
+
+
+def _grokking_rows(found: dict[str, Any]) -> list[str]:
+    names = {
+        "ternary_showcase": "ternary, AdamW 2e-3, filter (the showcase)",
+        "ternary_2e3": "the same without the filter",
+        "fp32_3e3": "fp32, AdamW at its tuned rate, no filter",
+        "paper_ema": "the Grokfast paper's pipeline",
+    }
+    return [
+        f"| steps to 95 %, median of the seeds: {title} | {median:.0f} |"
+        for name, title in names.items()
+        if (median := _median(found, name)) is not None
+    ]
+
+
+def _time_rows(found: dict[str, Any]) -> list[str]:
+    shares = _medians_of_time(found)
+    best = min(shares, key=shares.__getitem__)
+    return [
+        f"| CPU time to 95 %, best recipe ({best}) | {shares[best]:.2f} x that of fp32 with AdamW "
+        "at its tuned rate |"
+    ]
+
+
+ROWS: dict[str, Callable[[Any], list[str]]] = {
+    "overhead": _overhead_rows,
+    "dispatch": _dispatch_rows,
+    "monitors": _monitors_rows,
+    "startup": _startup_rows,
+    "data": _data_rows,
+    "bitnet_speed": _bitnet_rows,
+    "quality": _quality_rows,
+    "filter": _filter_rows,
+    "grokking": _grokking_rows,
+    "training_time": _time_rows,
+}
+
+
 def readme_table() -> str:
     """The few rows that the README shows."""
     lines = ["| | measured |", "|---|---|"]
-    found = load("overhead")
-    if found is not None:
-        plain, typical = found["plain"], found["typical"]
-        check = plain["forge, 10 plugins, finite check on"][0]
-        bar = typical["forge, clip, log every 50, bar"][0]
-        noise = plain["bare loop again (the noise)"][0]
-        lines.append(
-            f"| a step of a tiny network, ten plugins, finite check | {check:.2f} x a bare loop "
-            f"(bare against bare: {noise:.2f}) |"
-        )
-        lines.append(
-            f"| the same with clipping, log and progress bar on both sides | {bar:.2f} x |"
-        )
-    found = load("dispatch")
-    if found is not None:
-        lines.append(
-            f"| an event nobody listens to / ten listen to | 1/{found['0']['ratio']:.0f} / "
-            f"1/{found['10']['ratio']:.0f} of a live pluggy call |"
-        )
-    found = load("monitors")
-    if found is not None:
-        row = found["cost"]["the showcase"]
-        cost, noise = row["all default monitors"][0], row["none again (the noise)"][0]
-        lines.append(
-            f"| a step of the showcase with all its monitors | {cost:.3f} x without any (none "
-            f"against none: {noise:.3f}) |"
-        )
-        longest = found["latency"]["`forge watch`"][1]
-        lines.append(f"| until `forge watch` shows an event, longest of 20 | {longest:.2f} s |")
-    found = load("startup")
-    if found is not None:
-        shares = " / ".join(f"1/{value:.0f}" for value in found.values())
-        lines.append(f"| `--help` / `plugins` / `check` / `plan` | {shares} of `import torch` |")
-    found = load("data")
-    if found is not None:
-        samples = found["samples"]
-        ours = [
-            value
-            for name, value in samples["share_of_limit"].items()
-            if name
-            in ("binary", "HDF5", "HDF5, gzip", "pickle", "JSON", "JSON Lines", "npz", "Parquet")
-        ]
-        times = samples["times_loader"]["JSON Lines"]
-        lines.append(
-            f"| shuffled batches from any format, share of a bare gather from memory | "
-            f"{min(ours):.0%} - {max(ours):.0%} ({times:.0f} x a per-sample `DataLoader`) |"
-        )
-    found = load("filter")
-    if found is not None:
-        lines.append(
-            f"| Grokfast EMA filter, 25 M parameters | {found['EMA filter']:.2f} x the memory floor "
-            f"(published code {found['EMA filter, published code']:.1f} x) |"
-        )
-    found = load("grokking")
-    if found is not None:
-        names = {
-            "ternary_showcase": "ternary, AdamW 2e-3, filter (the showcase)",
-            "ternary_2e3": "the same without the filter",
-            "fp32_3e3": "fp32, AdamW at its tuned rate, no filter",
-            "paper_ema": "the Grokfast paper's pipeline",
-        }
-        for name, title in names.items():
-            median = _median(found, name)
-            if median is not None:
-                lines.append(f"| steps to 95 %, median of the seeds: {title} | {median:.0f} |")
+    for name, rows in ROWS.items():
+        found = load(name)
+        if found is not None:
+            lines += rows(found)
     return "\n".join(lines)
 
 
