@@ -58,8 +58,8 @@ ROWS = [
     Row("fp32_2e3", "fp32, AdamW 2e-3, no filter", "bitnet_grokfast", _adamw("2e-3", fp32=True, filtered=None)),
     Row("fp32_1e3", "fp32, AdamW 1e-3, no filter", "bitnet_grokfast", _adamw("1e-3", fp32=True, filtered=None)),
     Row("fp32_3e3", "**fp32, AdamW 3e-3 (tuned rate), no filter: the honest baseline**", "bitnet_grokfast", _adamw("3e-3", fp32=True, filtered=None)),
-    Row("paper_ema", "the paper: fp32, its network, Adam, L2 0.005, EMA 0.98 / 2", "grokfast_paper", seeds=tuple(range(10))),
-    Row("paper_ma", "the paper: MA 100 / 5, L2 0.01", "grokfast_paper",
+    Row("paper_ema", "the paper repeated: fp32, its network and random numbers, Adam, L2 0.005, EMA 0.98 / 2", "grokfast_paper"),
+    Row("paper_ma", "the same with MA 100 / 5, L2 0.01", "grokfast_paper",
         ("gradients[0].with.filter=ma", "gradients[0].with.lambda_reg=5.0", "optimizer.with.weight_decay=0.01"), seeds=(0,)),
 ]  # fmt: skip
 

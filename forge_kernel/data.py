@@ -145,14 +145,18 @@ class TensorData:
         self._positions = positions
         self.batches_per_epoch: int | None = -(-len(inputs) // batch_size)
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from `start` on; nothing before it is computed."""
+    def order(self, epoch: int) -> Tensor | None:
+        """Indices of an epoch's samples, shape (n,); None: as they lie."""
         import torch
 
-        order = None
-        if self._seed is not None:
-            generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch))
-            order = torch.randperm(len(self._inputs), generator=generator)
+        if self._seed is None:
+            return None
+        generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch))
+        return torch.randperm(len(self._inputs), generator=generator)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The epoch's batches from `start` on; nothing before it is computed."""
+        order = self.order(epoch)
         for begin in range(start * self._batch_size, len(self._inputs), self._batch_size):
             chosen = slice(begin, begin + self._batch_size)
             index = chosen if order is None else order[chosen]

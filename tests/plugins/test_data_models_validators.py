@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from forge_kernel import run
+from forge_kernel.catalog import Catalog
 from forge_kernel.loading import load_pipeline
+from forge_kernel.loop import Session
+from forge_kernel.planner import plan
 from forge_kernel.state import Batch
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.mathematics.mlp import Mlp
@@ -300,3 +303,53 @@ def test_regression_figures_are_exact_over_uneven_batches() -> None:
     meter.reset()
     meter.update(Batch(None, torch.ones(3)), torch.zeros(3), torch.zeros(()), 1)
     assert "r2" not in meter.compute(lambda value: value)
+
+
+class PublishedNetwork(nn.Module):
+    """What the Grokfast paper's code makes before it draws anything else: the order is the point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(99, 128), nn.Embedding(5, 128)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([nn.MultiheadAttention(128, 4), nn.Linear(128, 512), nn.Linear(512, 128)])
+            for _ in range(2)
+        )
+        self.head = nn.Linear(128, 99, bias=False)
+
+
+def test_the_papers_experiment_has_its_weights_split_and_shuffles() -> None:
+    """Torch's one stream gives all of them, in this order; a second look at an epoch is the same."""
+    torch.manual_seed(5)
+    theirs = PublishedNetwork()
+    left, right = torch.cartesian_prod(torch.arange(97), torch.arange(1, 97)).T
+    equation = torch.stack(
+        [left, torch.full_like(left, 98), right, torch.full_like(left, 97), left * right % 97]
+    )
+    chosen, held_out = torch.randperm(9312).split(4656)
+    rows, epochs = equation[:, chosen], []
+    for _ in range(3):
+        rows = rows[:, torch.randperm(4656)]
+        epochs.append(rows)
+
+    pipeline = load_pipeline("grokfast_paper", ["run.seed=5", "run.device=cpu", "observers=[]"])
+    with Session(plan(pipeline, Catalog.installed())) as session:
+        ours: Any = session.run.model
+        for mine, block in zip(ours.blocks, theirs.blocks, strict=True):
+            attention, expand, contract = block  # type: ignore[misc]
+            parts = (mine.attention.query, mine.attention.key, mine.attention.value)
+            assert torch.equal(torch.cat([one.weight for one in parts]), attention.in_proj_weight)
+            assert all(not one.bias.any() for one in (*parts, mine.attention.output))
+            assert torch.equal(mine.attention.output.weight, attention.out_proj.weight)
+            assert torch.equal(mine.expand.bias, expand.bias)
+            assert torch.equal(mine.contract.weight, contract.weight)
+        assert torch.equal(ours.token_embedding.weight, theirs.tokens.weight)
+        assert torch.equal(ours.position_embedding.weight, theirs.places.weight)
+        assert torch.equal(ours.head.weight, theirs.head.weight)
+        for epoch in (0, 2, 1, 2):
+            batches = list(session.run.data.batches(epoch, 0))
+            assert [len(batch.inputs) for batch in batches] == [512] * 9 + [48]
+            assert torch.equal(torch.cat([b.inputs for b in batches]).T, epochs[epoch][:4])
+            assert torch.equal(torch.cat([b.targets for b in batches])[:, 0], epochs[epoch][4])
+        asked = torch.cat([batch.inputs for batch in session.run.data.validation()])
+        assert torch.equal(asked.T, equation[:4, held_out])

@@ -42,11 +42,6 @@ class ModularArithmeticConfig:
     validation_batch_size: Annotated[
         int, Meta(ge=1, description="samples in a validation batch")
     ] = 4096
-    answers: Annotated[
-        Literal["numbers", "tokens"],
-        Meta(description="what a model chooses its answer from: the numbers, or all tokens, among "
-             "them operator and equals sign, which are never right (as in the Grokfast paper)"),
-    ] = "numbers"  # fmt: skip
     split_seed: Annotated[
         Annotated[int, Meta(ge=0)] | None,
         Meta(description="of the split; null: the run's seed"),
@@ -93,9 +88,7 @@ class ModularArithmetic:
         training, validation = mathematics.split_pairs(
             len(answers), config.training_share, stream_seed(seed, "split")
         )
-        tokens_known = config.modulus + 2
-        classes = config.modulus if config.answers == "numbers" else tokens_known
-        spec = DataSpec(vocabulary=tokens_known, sequence=4, classes=classes)
+        spec = DataSpec(vocabulary=config.modulus + 2, sequence=4, classes=config.modulus)
         return TensorData(
             tokens[training],
             answers[training].unsqueeze(1),

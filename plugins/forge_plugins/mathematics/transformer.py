@@ -17,13 +17,37 @@ def _at(values: Tensor, positions: Positions) -> Tensor:
     return values if positions is None else values[:, positions]
 
 
-class SelfAttention(nn.Module):
-    """Causal multi-head attention; queries are computed for the asked positions only."""
+def _linear_of(weight: Tensor, bias: bool) -> nn.Linear:
+    """A layer with these weights and zeros as biases; nothing is drawn."""
+    out_features, in_features = weight.shape
+    layer = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return layer
 
-    def __init__(self, width: int, heads: int, dropout: float, bias: bool) -> None:
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention; queries are computed for the asked positions only.
+
+    With `xavier` the first weights are those that `nn.MultiheadAttention` draws, number by number:
+    the output's, then one Xavier draw for q, k and v together; biases are zero.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, bias: bool, xavier: bool) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        if xavier:
+            output = nn.Linear(width, width, bias=bias)
+            together = nn.init.xavier_uniform_(torch.empty(3 * width, width))
+            parts = [_linear_of(part, bias) for part in together.chunk(3)]
+            self.query, self.key, self.value = parts
+            self.output = output
+            if self.output.bias is not None:
+                nn.init.zeros_(self.output.bias)
+            return
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(width, width, bias=bias)
         self.value = nn.Linear(width, width, bias=bias)
@@ -60,12 +84,12 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, dropout: float, bias: bool, residual: Residual
+        self, width: int, heads: int, dropout: float, bias: bool, residual: Residual, xavier: bool
     ) -> None:
         super().__init__()
         self.residual = residual
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dropout, bias)
+        self.attention = SelfAttention(width, heads, dropout, bias, xavier)
         self.feed_norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width, bias=bias)
         self.contract = nn.Linear(4 * width, width, bias=bias)
@@ -93,8 +117,7 @@ class Decoder(nn.Module):
         dropout: probability, after attention and perceptron and inside the attention.
         bias: whether the linear layers of the blocks have one.
         residual: see `Block`.
-        xavier: start the attention's q, k, v as `nn.MultiheadAttention` does (one Xavier draw
-            for the three together, biases zero).
+        xavier: start the attention as `nn.MultiheadAttention` does.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only sizes
@@ -117,31 +140,10 @@ class Decoder(nn.Module):
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_embedding = nn.Embedding(length, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, dropout, bias, residual) for _ in range(layers)
+            Block(width, heads, dropout, bias, residual, xavier) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes, bias=False)
-        if xavier:
-            self._draw_as_multihead_attention()
-
-    def _draw_as_multihead_attention(self) -> None:
-        for block in self.blocks:
-            attention = block.attention
-            assert isinstance(attention, SelfAttention)
-            width = attention.query.in_features
-            together = torch.empty(3 * width, width)
-            nn.init.xavier_uniform_(together)
-            with torch.no_grad():
-                for layer, part in zip(
-                    (attention.query, attention.key, attention.value),
-                    together.chunk(3),
-                    strict=True,
-                ):
-                    layer.weight.copy_(part)
-                    if layer.bias is not None:
-                        layer.bias.zero_()
-                if attention.output.bias is not None:
-                    attention.output.bias.zero_()
 
     def forward(self, tokens: Tensor, positions: Positions = None) -> Tensor:
         """Logits.
