@@ -84,19 +84,51 @@ def test_a_file_that_is_replaced_is_read_on_as_it_was(tmp_path: Path) -> None:
     assert [batch.inputs.sum().item() for batch in data.batches(0, 0)] == before
 
 
-def test_a_worker_that_is_killed_ends_the_epoch_with_a_word(tmp_path: Path) -> None:
-    write(tmp_path / "x.npy", 5000)
-    data = made(tmp_path / "x.npy", batch_size=16, workers=2, prefetch=1)
-    before = set(psutil.Process().children())
+KILLED = """
+import gc, psutil, sys
+from pathlib import Path
+from forge_kernel.errors import RunError
+from test_hostile_moments import made
+
+def attempt():
+    data = made(Path(sys.argv[1]), batch_size=16, workers=2, prefetch=1)
     batches = data.batches(0, 0)
     next(batches)
-    worker, other = set(psutil.Process().children()) - before
-    worker.kill()
-    with pytest.raises(RunError, match="a process that fetches batches is gone"):
+    workers = psutil.Process().children()
+    try:
+        workers[0].kill()
         list(batches)
-    del batches, data
+    except (RunError, RuntimeError) as error:
+        return workers, error
+    return workers, None
+
+if __name__ == "__main__":
+    for _ in range(5):
+        workers, error = attempt()
+        if isinstance(error, RunError):
+            break
+    told = str(error)
+    del error
     gc.collect()
-    assert not psutil.wait_procs([worker, other], timeout=20)[1]  # no orphan is left
+    print(told, "| left:", psutil.wait_procs(workers, timeout=20)[1])
+"""
+
+
+def test_a_worker_that_is_killed_ends_the_epoch_with_a_word(tmp_path: Path) -> None:
+    """In a process of its own: torch raises from a signal's handler, wherever the program is then.
+
+    That may be before the epoch goes on, in the caller's own line; such an attempt is made again.
+    """
+    write(tmp_path / "x.npy", 5000)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "x.npy"],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    assert "a process that fetches batches is gone" in done.stdout, done.stderr
+    assert "left: []" in done.stdout  # no orphan
 
 
 @pytest.mark.parametrize("keep", [True, False])
