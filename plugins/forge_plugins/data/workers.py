@@ -67,8 +67,8 @@ class Workers:
                     raise RunError(fault)
                 self.figures[worker] = figures
                 yield batch
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_of_a_lost_process(error):
                 raise
             told = f"a process that fetches batches is gone: {str(error)[:200]}"
             raise RunError(f"{told}; was it killed, or is the memory full?") from error
@@ -102,6 +102,13 @@ class _Fetched:
             return self._fetch(key), worker.id, self._figures(), None
         except RunError as error:  # told by the process that trains, not with a worker's traceback
             return None, worker.id, {}, str(error)
+
+
+def _is_of_a_lost_process(error: Exception) -> bool:
+    """Whether the loader told so itself, or the socket broke over which a batch was handed."""
+    if isinstance(error, RuntimeError):
+        return "exited unexpectedly" in str(error) or "killed by signal" in str(error)
+    return not str(error).startswith("Caught ")  # that one was raised by the reader, in a worker
 
 
 def _as_it_is(value: Any) -> Any:

@@ -110,7 +110,7 @@ if __name__ == "__main__":
     told = str(error)
     del error
     gc.collect()
-    print(told, "| left:", psutil.wait_procs(workers, timeout=20)[1])
+    print(told, "| left:", psutil.wait_procs(workers, timeout=20)[1], flush=True)
 """
 
 
