@@ -11,6 +11,7 @@ Spec: C16
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import io
 import json
@@ -271,13 +272,12 @@ def main() -> None:
     batches = make_batches(64)
     import tempfile
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(_Terminal()):
         plain: dict[str, Callable[[int], None]] = {
             "bare loop again (the noise)": bare(batches)[0],
             "forge, 10 plugins, finite check off": kernel(batches, non_finite="off")[0],
             "forge, 10 plugins, finite check on": kernel(batches, non_finite="stop")[0],
         }
-        stderr, sys.stderr = sys.stderr, _Terminal()
         typical: dict[str, Callable[[int], None]] = {
             "bare loop again (the noise)": bare(batches, typical=True)[0],
             "forge, clip, log every 50, bar": kernel(
@@ -295,7 +295,6 @@ def main() -> None:
                 typical, bare(batches, typical=True)[0], options.rounds, options.steps
             ),
         }
-        sys.stderr = stderr
     equal = check_bits(batches)
     for title, table in results.items():
         print(f"\n{title}: CPU time of a step, ratio to the bare loop (median, middle half)\n")

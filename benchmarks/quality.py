@@ -2,8 +2,9 @@
 
 Text: the pipeline `char_llama_gguf`, 200 steps, validation loss. Digits: the pipeline `digits_npy`,
 accuracy. Every row has the same settings but for the quantizer; the distilled row's teacher is the
-fp32 row of the same seed. Each run is a process of its own with one thread; results are kept as
-JSON and runs that are there already are not repeated.
+fp32 row of the same seed. On the text, fp32 and ternary are first tried at four rates each, on a
+seed of its own (`--rates`), and fp32 has a row at the best of them. Each run is a process of its own
+with one thread; results are kept as JSON and runs that are there already are not repeated.
 
 Spec: D12
 """
@@ -17,12 +18,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "quality.json"
 SEEDS = (0, 1, 2)
+RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
+RATES_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ NORMS = '["*.o_proj", "*.down_proj", "*.attention.output", "*.contract", "*layer
 TEACHER = "quantizer=null"
 ROWS = {
     "fp32": ("fp32", (TEACHER,)),
+    "fp32_own_rate": ("fp32 at its own rate", (TEACHER, "optimizer.with.lr=RATE")),
     "ternary": ("ternary (1.58 bits)", ("quantizer={use: bitnet}",)),
     "ternary_warmup": (
         "ternary, blended in over 50 steps",
@@ -126,23 +131,56 @@ def table(results: dict[str, dict[str, object]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="names of rows, or task/row")
-    options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def best_rate(results: dict[str, dict[str, object]], row: str) -> str | None:
+    """The rate of the least validation loss on the text; None: not all were tried."""
+    tried = {rate: results.get(f"text/{row}@{rate}/{RATES_SEED}") for rate in RATES}
+    if None in tried.values():
+        return None
+    return min(RATES, key=lambda rate: tried[rate]["figures"]["loss"])  # type: ignore[index]
+
+
+def rates_table(results: dict[str, dict[str, object]]) -> list[str]:
+    """The tried rates as Markdown; nothing where not all were tried."""
+    if best_rate(results, "fp32") is None or best_rate(results, "ternary") is None:
+        return []
+    lines = ["", f"| text, validation loss, seed {RATES_SEED} | lr {' | '.join(RATES)} |", "|---|" + "---|" * len(RATES)]  # fmt: skip
+    for row in ("fp32", "ternary"):
+        losses = [results[f"text/{row}@{rate}/{RATES_SEED}"]["figures"]["loss"] for rate in RATES]  # type: ignore[index]
+        lines.append(f"| {ROWS[row][0]} | {' | '.join(f'{loss:.3f}' for loss in losses)} |")
+    return lines
+
+
+def _plan(results: dict[str, dict[str, object]], rates: bool) -> Iterator[tuple[str, Task, tuple[str, ...], int]]:  # fmt: skip
+    """Name, task, settings and seed of each run."""
+    if rates:
+        for row in ("fp32", "ternary"):
+            for rate in RATES:
+                setting = (*ROWS[row][1], f"optimizer.with.lr={rate}")
+                yield f"text/{row}@{rate}/{RATES_SEED}", TASKS["text"], setting, RATES_SEED
+        return
     for seed in SEEDS:
         for key, task in TASKS.items():
-            for name, (_, settings) in ROWS.items():
-                if options.only and not {name, f"{key}/{name}"} & set(options.only):
+            for row, (_, settings) in ROWS.items():
+                rate = best_rate(results, "fp32") if key == "text" else None
+                if any("RATE" in setting for setting in settings) and rate is None:
                     continue
-                entry = f"{key}/{name}/{seed}"
-                if entry in results:
-                    continue
-                results[entry] = run_one(task, settings, seed)
-                print(entry, results[entry], flush=True)
-                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    print("\n".join(table(results)))
+                filled = tuple(one.replace("RATE", str(rate)) for one in settings)
+                yield f"{key}/{row}/{seed}", task, filled, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="task/row")
+    parser.add_argument("--rates", action="store_true", help="only try the rates, on the text")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for entry, task, settings, seed in _plan(results, options.rates):
+        if entry in results or (options.only and entry.rsplit("/", 1)[0] not in options.only):
+            continue
+        results[entry] = run_one(task, settings, seed)
+        print(entry, results[entry], flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    print("\n".join([*table(results), *rates_table(results)]))
 
 
 if __name__ == "__main__":

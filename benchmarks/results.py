@@ -120,6 +120,7 @@ def low_bits(found: dict[str, Any]) -> list[str]:
         "differs. Text: a Llama of 1.8 M weights on the help texts of Python, bytes as tokens,",
         "200 steps (`char_llama_gguf`). Digits: a perceptron on handwritten digits (`digits_npy`).",
         *quality.table(found),
+        *quality.rates_table(found),
     ]
 
 
