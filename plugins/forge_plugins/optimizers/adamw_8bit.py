@@ -11,7 +11,6 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import decay_groups
 from forge_plugins.optimizers.settings import (
-    AdamBetas,
     DecayRule,
     DecoupledDecay,
     Epsilon,
@@ -30,12 +29,17 @@ else:
     compiler = LazyModule("forge_plugins.mathematics.compiler")
 
 
+Beta = Annotated[float, Meta(ge=0, le=0.999999)]  # torchao counts in fp32, where more is 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamW8BitConfig:
     """What torchao's AdamW8bit is told."""
 
     lr: LearningRate = 1e-3
-    betas: AdamBetas = (0.9, 0.999)
+    betas: Annotated[
+        tuple[Beta, Beta], Meta(description="decay of the averages of gradient and of its square")
+    ] = (0.9, 0.999)
     eps: Epsilon = 1e-8
     weight_decay: DecoupledDecay = 0.01
     decay: DecayRule = "all"
