@@ -22,22 +22,21 @@ class FiniteCheck:
         self._device = device
         self._found = torch.zeros((), device=device)
         self._count = -1  # gradients of the last step, all of one kind
-        self._ones: dict[torch.device, Tensor] = {device: torch.ones((), device=device)}
+        self._one = torch.ones((), device=device)
+        self._ones: dict[torch.device, Tensor] = {device: self._one}
 
     def scale_and_check(self, gradients: list[Tensor], factor: float) -> Tensor:
         """Multiply in place by `factor`; above 0 where any value was NaN or infinite.
 
         Returns:
-            A 0-d tensor on the run's device, to be read once by the host.
+            A 0-d tensor on the run's device, to be read once by the host. It stays above 0 until
+            `clear` is called: a step whose flag is 0, as nearly all are, pays for no reset.
         """
-        self._found.zero_()
         first = gradients[0] if gradients else None
         if first is None:
             return self._found
         if len(gradients) == self._count and factor == 1.0:  # as in the last step
-            torch._amp_foreach_non_finite_check_and_unscale_(
-                gradients, self._found, self._ones[self._device]
-            )
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
             return self._found
         self._count = -1
         place = (first.device, first.dtype)
@@ -56,6 +55,10 @@ class FiniteCheck:
             else:
                 self._pass(group, factor, self._found if device == self._device else None)
         return self._found
+
+    def clear(self) -> None:
+        """Forget what was found."""
+        self._found.zero_()
 
     def _pass(self, gradients: Sequence[Tensor], factor: float, found: Tensor | None) -> None:
         device = gradients[0].device

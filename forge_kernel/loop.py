@@ -464,6 +464,7 @@ class Session:
         if code == 0:
             self._after_finite()
             return True
+        self._finite.clear()
         if isinstance(self._total, Tensor) and code == 2.0:
             self._drop_window()
             return False

@@ -499,6 +499,28 @@ def test_an_input_that_was_changed_in_place_is_quantized_anew() -> None:
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("parity", ["hf", "torchao"])
+@pytest.mark.parametrize(("source", "wanted"), [
+    (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32),
+])  # fmt: skip
+def test_many_rows_are_quantized_like_few(
+    source: torch.dtype, wanted: torch.dtype, parity: Any
+) -> None:
+    """More numbers than are quantized at once, with a ragged last part."""
+    scheme = Scheme(parity=parity)
+    inputs = torch.randn(3, 211, 700, dtype=torch.float32).to(source)
+    assert inputs.numel() > bitnet.CACHED
+    values = bitnet.activation_values(inputs, scheme, wanted)
+    levels, scale = bitnet.activation_levels(inputs, scheme)
+    for place in ((0, 0), (1, 100), (2, 210)):
+        number = place[0] * 211 + place[1]
+        row = inputs[place][None]
+        grid, own = bitnet.activation_grid(row, scheme)
+        assert torch.equal(levels[number][None], grid.to(torch.int8))
+        assert torch.equal(scale[number][None], own)
+        assert torch.equal(values[place][None], (grid / own).to(source).to(wanted))
+
+
 def test_what_is_shared_does_not_outlive_its_input() -> None:
     model = attention()
     with torch.no_grad():

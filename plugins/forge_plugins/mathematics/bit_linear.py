@@ -100,9 +100,10 @@ class BitLinear(BitLayer, nn.Linear):
         if not self.scheme.quantizes_activation:
             return input.detach().to(dtype if autocast_type(input.device) else input.dtype)
 
+        kind = dtype if autocast_type(input.device) else input.dtype
+
         def derive() -> Tensor:
-            values = self.quantized_values(input)
-            return values.to(dtype) if autocast_type(input.device) else values
+            return bitnet.activation_values(input, self.scheme, kind)
 
         if self.shared is None:
             return derive()
@@ -114,8 +115,7 @@ class BitLinear(BitLayer, nn.Linear):
         dtype = autocast_type(input.device) or self.weight.dtype
 
         def derive() -> tuple[Tensor, Tensor]:
-            levels, scale = bitnet.activation_grid(input, scheme)
-            return levels.to(torch.int8).view(-1, self.in_features), scale
+            return bitnet.activation_levels(input, scheme)
 
         with torch.no_grad():
             weight = self.quantized(dtype, whole=True)

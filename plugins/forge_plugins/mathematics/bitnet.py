@@ -235,6 +235,52 @@ def activation_grid(
     return torch.mul(values, scale).round_(), scale
 
 
+CACHED = 1 << 18
+"""Numbers whose fp32 stays in a processor's cache."""
+
+
+def activation_levels(inputs: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Activations as int8, shape (rows, features), and their scale, (rows, 1) or 0-d."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    size = _rows_at_once(rows, scheme)
+    if not size:
+        levels, scale = activation_grid(rows, scheme)
+        return levels.to(torch.int8), scale
+    levels = torch.empty(rows.shape, dtype=torch.int8)
+    scale = torch.empty(rows.shape[0], 1)
+    parts = zip(*(torch.split(one, size) for one in (rows, levels, scale)), strict=True)
+    for part, into, scale_into in parts:
+        found, factors = activation_grid(part, scheme)
+        into.copy_(found)
+        scale_into.copy_(factors)
+    return levels, scale
+
+
+def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+    """Activations on their grid, dequantized, rounded to their own dtype and then to `dtype`."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    size = 0 if dtype is torch.float32 else _rows_at_once(rows, scheme)
+    if not size:
+        levels, scale = activation_grid(inputs, scheme)
+        return levels.div_(scale).to(inputs.dtype).to(dtype)
+    values = torch.empty(rows.shape, dtype=dtype)
+    for part, into in zip(torch.split(rows, size), torch.split(values, size), strict=True):
+        levels, scale = activation_grid(part, scheme)
+        into.copy_(levels.div_(scale).to(inputs.dtype))
+    return values.view(inputs.shape)
+
+
+def _rows_at_once(rows: Tensor, scheme: Scheme) -> int:
+    """How many rows to quantize at a time; 0: all.
+
+    On a CPU, fresh memory for the whole of the fp32 in between costs more than the arithmetic.
+    """
+    small = rows.numel() <= CACHED or scheme.activation_granularity == "tensor"
+    if small or rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return 0
+    return max(1, CACHED // rows.shape[1])
+
+
 def quantize_activation(inputs: Tensor) -> Tensor:
     """Activations on the default grid of 255 levels per token (last dimension).
 
