@@ -162,20 +162,13 @@ def kernel(
     session = Session(plan(pipeline, catalog, plugins=live), folder=folder)
     session.set_up()
     session.start()
-    iterator = _resumable(session)
-
-    def advance(steps: int) -> None:
-        for _ in range(steps):
-            next(iterator)
-
-    return advance, model
+    return _resumable(session), model
 
 
-def _resumable(session: Session) -> Iterator[None]:
-    """`Session.train` as a generator: its data hands control back after each step.
+def _resumable(session: Session) -> Callable[[int], None]:
+    """Trains n more steps of `Session.train`, which runs on in a greenlet.
 
-    The session runs in a thread of control of its own (a greenlet would need a package): the data
-    iterator blocks until the bench asks for another step.
+    Its data hands control back when the n batches have been trained on.
     """
     from greenlet import getcurrent, greenlet
 
@@ -184,16 +177,17 @@ def _resumable(session: Session) -> Iterator[None]:
     inner = data.batches
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
+        left = 0
         for batch in inner(epoch, start):
-            bench.switch()
+            if left == 0:
+                left = bench.switch()
+            left -= 1
             yield batch
 
     data.batches = batches  # type: ignore[method-assign]
     training = greenlet(session.train)
     training.switch()
-    while True:
-        training.switch()
-        yield
+    return training.switch
 
 
 def bare(batches: list[Any], *, typical: bool = False) -> tuple[Callable[[int], None], nn.Module]:

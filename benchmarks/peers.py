@@ -1,7 +1,7 @@
 """The peers of `overhead.py`: the same training in other frameworks, as far as they are installed.
 
 Each function returns subjects: callables that train n more steps. A peer runs in a greenlet; its
-data hands control back to the bench before each batch, so all subjects are alive at once.
+data hands control back to the bench after as many batches, so all subjects are alive at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ loss_function = nn.functional.cross_entropy
 
 
 class Feed(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """Endless batches; control goes back to the bench before each."""
+    """Endless batches; control goes back to the bench when as many as it asked for were used."""
 
     def __init__(self, batches: Batches, *, mapping: bool = False) -> None:
         self._batches = batches
@@ -32,9 +32,11 @@ class Feed(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         self._bench = getcurrent()
 
     def __iter__(self) -> Iterator[Any]:
-        position = 0
+        position = left = 0
         while True:
-            self._bench.switch()
+            if left == 0:
+                left = self._bench.switch()
+            left -= 1
             inputs, targets = self._batches[position % len(self._batches)]
             yield {"inputs": inputs, "labels": targets} if self._mapping else (inputs, targets)
             position += 1
@@ -44,12 +46,7 @@ def driven(train: Callable[[], Any]) -> Subject:
     """A subject that lets `train` go on for n steps."""
     training = greenlet(train)
     training.switch()
-
-    def advance(steps: int) -> None:
-        for _ in range(steps):
-            training.switch()
-
-    return advance
+    return training.switch
 
 
 def installed(name: str) -> bool:

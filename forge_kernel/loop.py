@@ -269,9 +269,7 @@ class Session:
             return self.run.active_model(batch.inputs, positions=batch.positions)
         return self.run.active_model(batch.inputs)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
-        if self._autocast is None:
-            return self._loss_of(batch)
+    def _cast_loss(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
         with torch.autocast(self.run.device.type, self._autocast):
             return self._loss_of(batch)
 
@@ -295,8 +293,8 @@ class Session:
             The micro-batch's mean loss (0-d, detached, on the device).
         """
         run, step = self.run, self.step_state
-        if self._micro == 0:
-            self._begin_window()
+        if self._micro == 0 and self._compute_phase is not None:
+            self._begin_window(self._compute_phase)
         if self._moves:
             batch = batch.to(run.device)
         for listen in self._on_batch:
@@ -309,7 +307,7 @@ class Session:
     def _micro_step(self, batch: Batch) -> Tensor:
         """Backward of `mean_i * w_i / w_ref`, `w_ref` the window's first weight."""
         step = self.step_state
-        loss, weight = self._forward(batch)
+        loss, weight = self._loss_of(batch) if self._autocast is None else self._cast_loss(batch)
         mean = loss.detach()
         if self._micro == 0:
             self._total = weight
@@ -340,11 +338,9 @@ class Session:
         step.number = number
         step.logs = number % self.settings.log_every == 0 or number == self.run.total_steps
 
-    def _begin_window(self) -> None:
-        if self._compute_phase is None:
-            return
+    def _begin_window(self, compute_phase: Callable[..., Any]) -> None:
         run, step = self.run, self.step_state
-        phase = self._compute_phase(run, step)
+        phase = compute_phase(run, step)
         step.phase = phase
         if phase != self._phase:
             before, self._phase = self._phase, phase
@@ -462,7 +458,9 @@ class Session:
             flag = self.run.strategy.reduce(flag)
         code = flag.item()  # the one host read of a step
         if code == 0:
-            self._after_finite()
+            self._skips = 0
+            if self._autocast is torch.float16:
+                self._raise_scale()
             return True
         self._finite.clear()
         if isinstance(self._total, Tensor) and code == 2.0:
@@ -476,12 +474,11 @@ class Session:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _after_finite(self) -> None:
-        self._skips = 0
-        if self._autocast is torch.float16:
-            self._clean += 1
-            if self._clean >= _GROWTH_INTERVAL:
-                self._scale, self._clean = self._scale * 2.0, 0
+    def _raise_scale(self) -> None:
+        """Count a finite step; double the loss scale after many in a row."""
+        self._clean += 1
+        if self._clean >= _GROWTH_INTERVAL:
+            self._scale, self._clean = self._scale * 2.0, 0
 
     def _after_non_finite(self) -> None:
         """Apply the policy; the optimizer has not stepped and no filter has seen the values."""

@@ -521,6 +521,28 @@ def test_many_rows_are_quantized_like_few(
         assert torch.equal(values[place][None], (grid / own).to(source).to(wanted))
 
 
+@pytest.mark.parametrize("bits", [1.58, 2, 4, 8])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
+def test_a_large_weight_is_quantized_like_a_small_one(bits: Any, source: torch.dtype) -> None:
+    """More numbers than are quantized at once, with a ragged last part."""
+    layer = BitLinear(701, 613, scheme=Scheme(weight_bits=bits), dtype=source)
+    assert layer.weight.numel() > bitnet.CACHED
+    weight = layer.weight.detach().float()
+    measure = weight.abs().mean() if bits == 1.58 else weight.abs().max()
+    scale = layer.scheme.top / measure.clamp(min=1e-5)
+    levels = (weight * scale).round().clamp(-layer.scheme.top, layer.scheme.top)
+    with torch.no_grad():
+        found = layer.quantized(torch.bfloat16, whole=False)
+        whole = layer.quantized(torch.bfloat16, whole=True)
+    assert found.applied is not None
+    assert found.levels is not None
+    assert whole.levels is not None
+    assert torch.equal(found.applied, (levels / scale).to(source).to(torch.bfloat16))
+    assert torch.equal(found.levels, levels.to(torch.int8))
+    assert torch.equal(whole.levels, levels.to(torch.int8))
+    assert torch.equal(found.scale, scale)
+
+
 def test_what_is_shared_does_not_outlive_its_input() -> None:
     model = attention()
     with torch.no_grad():

@@ -214,15 +214,42 @@ class BitLayer(nn.Module):
             found: Quantized | None = keeper.found.get(kind)
             if found is not None:
                 return found
-        levels, scale = self._rounded(draw=draw)
-        if whole:
-            answer = Quantized(None, levels.to(torch.int8), scale)
+        small = whole or (fresh and not keeper.keeps)
+        if self._goes_in_parts() and not draw and (whole or dtype is not torch.float32):
+            answer = self._quantized_in_parts(None if whole else dtype, small=small)
         else:
-            small = levels.to(torch.int8) if fresh and not keeper.keeps else None
-            answer = Quantized(self.dequantized(levels, scale, dtype), small, scale)
+            levels, scale = self._rounded(draw=draw)
+            as_int8 = levels.to(torch.int8) if small else None
+            applied = None if whole else self.dequantized(levels, scale, dtype)
+            answer = Quantized(applied, as_int8, scale)
         if keeper.keeps:
             keeper.found[kind] = answer
         return answer
+
+    def _goes_in_parts(self) -> bool:
+        """Whether each weight's level is its own affair, once there is a scale.
+
+        On a CPU, fresh memory for the whole of the fp32 in between costs more than the arithmetic.
+        """
+        scheme, weight = self.scheme, self.weight
+        plain = scheme.granularity == "tensor" and scheme.weight_bits != 1 and scheme.parity == "hf"
+        bare = self.threshold is None and self.anchor is None and not self.control.sparsity
+        here = weight.device.type == "cpu" and weight.is_contiguous()
+        return plain and bare and here and not torch.compiler.is_compiling()
+
+    def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
+        weight, scheme, scale = self.weight.detach(), self.scheme, self.scale()
+        levels = torch.empty(weight.shape, dtype=torch.int8) if small else None
+        applied = None if dtype is None else torch.empty(weight.shape, dtype=dtype)
+        for begin in range(0, weight.numel(), bitnet.CACHED):
+            part = slice(begin, begin + bitnet.CACHED)
+            values = bitnet.in_levels(weight.view(-1)[part], scale, scheme)
+            values = bitnet.nearest_levels(values, scheme)
+            if levels is not None:
+                levels.view(-1)[part].copy_(values)
+            if applied is not None:
+                applied.view(-1)[part].copy_(values.div_(scale).to(weight.dtype))
+        return Quantized(applied, levels, scale)
 
     def dequantized(self, levels: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """Levels to weights; overwrites the levels."""
