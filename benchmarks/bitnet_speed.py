@@ -40,17 +40,18 @@ WIDTH, HIDDEN, HEADS = 512, 1376, 8
 class Block(nn.Module):
     """Attention and gated feed-forward, pre-norm, as in Llama without rotary embeddings."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, hidden: int = HIDDEN, heads: int = HEADS) -> None:
         super().__init__()
-        self.first, self.second = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.heads = heads
+        self.first, self.second = nn.RMSNorm(width), nn.RMSNorm(width)
         self.attention = nn.ModuleDict(
-            {name: nn.Linear(WIDTH, WIDTH, bias=False) for name in ("q", "k", "v", "o")}
+            {name: nn.Linear(width, width, bias=False) for name in ("q", "k", "v", "o")}
         )
         self.feed = nn.ModuleDict(
             {
-                "gate": nn.Linear(WIDTH, HIDDEN, bias=False),
-                "up": nn.Linear(WIDTH, HIDDEN, bias=False),
-                "down": nn.Linear(HIDDEN, WIDTH, bias=False),
+                "gate": nn.Linear(width, hidden, bias=False),
+                "up": nn.Linear(width, hidden, bias=False),
+                "down": nn.Linear(hidden, width, bias=False),
             }
         )
 
@@ -58,7 +59,7 @@ class Block(nn.Module):
         batch, length, _ = stream.shape
         normed = self.first(stream)
         q, k, v = (
-            self.attention[name](normed).view(batch, length, HEADS, -1).transpose(1, 2)
+            self.attention[name](normed).view(batch, length, self.heads, -1).transpose(1, 2)
             for name in ("q", "k", "v")
         )
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)

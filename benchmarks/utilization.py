@@ -24,9 +24,9 @@ SETTINGS = [
     "run.save_every=null", "run.log_every=20", "run.validate_every=60", "exporters=[]",
     "model.with.layers=12", "model.with.width=768", "model.with.heads=12",
     "model.with.groups=12", "model.with.hidden=2048", "data.with.length=512",
-    "data.with.batch_size=16", "schedule.with.warmup_steps=20",
+    "data.with.batch_size=64", "schedule.with.warmup_steps=20",
 ]  # fmt: skip
-WORKLOAD = "ternary Llama, 12 layers, 768 wide, bf16, 16 windows of 512 bytes in a step"
+WORKLOAD = "ternary Llama, 12 layers, 768 wide, bf16, 64 windows of 512 bytes in a step"
 
 Sample = tuple[float, float]  # end of its period in seconds since 1970, percent
 

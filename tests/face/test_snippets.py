@@ -110,5 +110,5 @@ def test_the_phase_6_block_writes_what_the_default_loader_takes(reader: dict[str
     again = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     again.load_state_dict(held["model_state_dict"])
     inputs = torch.randn(4, 128)
-    model = reader["pipeline"].model.eval()
+    model = reader["pipeline"].model.eval().cpu()
     assert torch.equal(again.eval()(inputs), model(inputs))

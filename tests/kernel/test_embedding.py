@@ -159,7 +159,7 @@ def test_live_model_and_data_take_the_files_places(tmp_path: Path) -> None:
         output_dir=tmp_path / "run",
     )  # fmt: skip
     assert result.model is model
-    assert not torch.equal(before, model[0].weight)
+    assert not torch.equal(before, model[0].weight.cpu())
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "x-live:" in text
     assert "does not repeat it" in text.replace("# ", "").replace("\n", " ")
@@ -244,12 +244,14 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
     batches = [Batch(torch.randn(5, 4), torch.randint(3, (5,))) for _ in range(6)]
     parts = [LiveModel(model), LiveDataPlugin(batches), SgdPart(0.1), TrialLoss()]
     before = torch.get_rng_state()
-    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
     with Session.of(parts) as session:
+        bare.to(device := session.run.device)
+        optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
         for batch in batches:
             session.accumulate(batch)
             assert session.update()
-            torch.nn.functional.cross_entropy(bare(batch.inputs), batch.targets).backward()
+            found = bare(batch.inputs.to(device))
+            torch.nn.functional.cross_entropy(found, batch.targets.to(device)).backward()
             optimizer.step()
             optimizer.zero_grad()
         assert session.run.folder is None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_plugins.mathematics import bitnet
+from forge_plugins.mathematics.device_kernels import kernels
 from forge_plugins.mathematics.scheme import Scheme
 from forge_plugins.mathematics.shared_input import SharedInput
 
@@ -215,7 +216,10 @@ class BitLayer(nn.Module):
             if found is not None:
                 return found
         small = whole or (fresh and not keeper.keeps)
-        if self._goes_in_parts() and not draw and (whole or dtype is not torch.float32):
+        alone = self._levels_stand_alone() and not draw
+        if alone and (fused := kernels(self.weight.device)) is not None:
+            answer = self._quantized_by(fused, None if whole else dtype, small=small)
+        elif alone and self._goes_in_parts() and (whole or dtype is not torch.float32):
             answer = self._quantized_in_parts(None if whole else dtype, small=small)
         else:
             levels, scale = self._rounded(draw=draw)
@@ -226,16 +230,22 @@ class BitLayer(nn.Module):
             keeper.found[kind] = answer
         return answer
 
-    def _goes_in_parts(self) -> bool:
-        """Whether each weight's level is its own affair, once there is a scale.
-
-        On a CPU, fresh memory for the whole of the fp32 in between costs more than the arithmetic.
-        """
-        scheme, weight = self.scheme, self.weight
+    def _levels_stand_alone(self) -> bool:
+        """Whether each weight's level is its own affair, once there is a scale."""
+        scheme = self.scheme
         plain = scheme.granularity == "tensor" and scheme.weight_bits != 1 and scheme.parity == "hf"
         bare = self.threshold is None and self.anchor is None and not self.control.sparsity
-        here = weight.device.type == "cpu" and weight.is_contiguous()
-        return plain and bare and here and not torch.compiler.is_compiling()
+        return plain and bare and self.weight.is_contiguous()
+
+    def _goes_in_parts(self) -> bool:
+        """On a CPU, fresh memory for all of the fp32 in between costs more than the arithmetic."""
+        return self.weight.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def _quantized_by(self, fused: Any, dtype: torch.dtype | None, *, small: bool) -> Quantized:
+        """By the kernels of the device."""
+        scale = None if self.scheme.step_from == "absmean" else self.scale()
+        weight, top = self.weight.detach(), self.scheme.top
+        return Quantized(*fused.weight_on_grid(weight, scale, top, whole=small, dtype=dtype))
 
     def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
         weight, scheme, scale = self.weight.detach(), self.scheme, self.scale()

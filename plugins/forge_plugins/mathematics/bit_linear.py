@@ -114,13 +114,20 @@ class BitLinear(BitLayer, nn.Linear):
         scheme = self.scheme
         dtype = autocast_type(input.device) or self.weight.dtype
 
-        def derive() -> tuple[Tensor, Tensor]:
-            return bitnet.activation_levels(input, scheme)
+        low = scheme.arithmetic == "int8_bf16_backward"
+        kept = torch.bfloat16 if low and torch.is_grad_enabled() else None
+
+        def derive() -> tuple[Tensor, Tensor, Tensor | None]:
+            if kept is None:
+                return *bitnet.activation_levels(input, scheme), None
+            return bitnet.activation_levels_and_values(input, scheme, kept)
 
         with torch.no_grad():
             weight = self.quantized(dtype, whole=True)
             values: Any = (
-                derive() if self.shared is None else self.shared.take(input, torch.int8, derive)
+                derive()
+                if self.shared is None
+                else self.shared.take(input, (torch.int8, kept), derive)
             )
         assert weight.levels is not None
         return integer_product(
@@ -130,5 +137,5 @@ class BitLinear(BitLayer, nn.Linear):
             values,
             (weight.levels.view(self.weight.shape), weight.scale),
             dtype,
-            bf16_backward=scheme.arithmetic == "int8_bf16_backward",
+            bf16_backward=low,
         )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forge_plugins.mathematics.device_kernels import kernels
 from forge_plugins.mathematics.scheme import Scheme
 
 EPSILON = 1e-5
@@ -242,6 +243,12 @@ CACHED = 1 << 18
 def activation_levels(inputs: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Activations as int8, shape (rows, features), and their scale, (rows, 1) or 0-d."""
     rows = inputs.reshape(-1, inputs.shape[-1])
+    fused = _row_kernels(rows, scheme)
+    if fused is not None:
+        found: tuple[Tensor, Tensor, None] = fused.quantized_rows(
+            rows, scheme.activation_top, whole=True, dtype=None
+        )
+        return found[:2]
     size = _rows_at_once(rows, scheme)
     if not size:
         levels, scale = activation_grid(rows, scheme)
@@ -250,15 +257,38 @@ def activation_levels(inputs: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     scale = torch.empty(rows.shape[0], 1)
     parts = zip(*(torch.split(one, size) for one in (rows, levels, scale)), strict=True)
     for part, into, scale_into in parts:
-        found, factors = activation_grid(part, scheme)
-        into.copy_(found)
+        grid, factors = activation_grid(part, scheme)
+        into.copy_(grid)
         scale_into.copy_(factors)
     return levels, scale
+
+
+def activation_levels_and_values(
+    inputs: Tensor, scheme: Scheme, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`activation_levels`, and `activation_values` where the device gives both in one pass.
+
+    The values have the shape (rows, features); None: whoever needs them takes them from the levels.
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    fused = _row_kernels(rows, scheme)
+    if fused is None:
+        return *activation_levels(rows, scheme), None
+    found: tuple[Tensor, Tensor, Tensor] = fused.quantized_rows(
+        rows, scheme.activation_top, whole=True, dtype=dtype
+    )
+    return found
 
 
 def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
     """Activations on their grid, dequantized, rounded to their own dtype and then to `dtype`."""
     rows = inputs.reshape(-1, inputs.shape[-1])
+    fused = _row_kernels(rows, scheme)
+    if fused is not None:
+        found: Tensor = fused.quantized_rows(
+            inputs, scheme.activation_top, whole=False, dtype=dtype
+        )[2]
+        return found
     size = 0 if dtype is torch.float32 else _rows_at_once(rows, scheme)
     if not size:
         levels, scale = activation_grid(inputs, scheme)
@@ -268,6 +298,14 @@ def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Ten
         levels, scale = activation_grid(part, scheme)
         into.copy_(levels.div_(scale).to(inputs.dtype))
     return values.view(inputs.shape)
+
+
+def _row_kernels(rows: Tensor, scheme: Scheme) -> Any:
+    """The device's kernels, if it has some that do this."""
+    if scheme.activation_granularity == "tensor" or scheme.parity != "hf" or not rows.numel():
+        return None
+    fused = kernels(rows.device)
+    return fused if fused is not None and rows.shape[1] <= fused.WIDEST else None
 
 
 def _rows_at_once(rows: Tensor, scheme: Scheme) -> int:

@@ -15,6 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from forge_plugins.mathematics.bitnet import dequantize
+from forge_plugins.mathematics.device_kernels import (
+    has_kernels,
+    kernels,
+    traced_integer_linear,
+)
 
 
 class _ExactProduct(torch.autograd.Function):
@@ -92,37 +97,30 @@ class _IntegerProduct(torch.autograd.Function):
     """Whole numbers multiplied into int32 sums, which are exact, then scaled."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917  autograd takes no keywords
         inputs: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         values: Tensor,
         value_scale: Tensor,
+        kept: Tensor | None,
         levels: Tensor,
         scale: Tensor,
         how: tuple[torch.dtype, bool],
     ) -> Tensor:
-        del weight
-        sums = torch._int_mm(values, levels.t())
-        found = sums.view(torch.float32).copy_(sums)  # each number in its own place
-        rows = value_scale.reshape(-1, 1)
-        if scale.dim():
-            found.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
-        else:
-            found.mul_(1.0 / (rows * scale))
-        if bias is not None:
-            found.add_(bias)
-        return found.to(how[0]).view(*inputs.shape[:-1], levels.shape[0])
+        del weight, kept
+        product = _scaled_product(values, value_scale, levels, scale, bias, how[0])
+        return product.view(*inputs.shape[:-1], levels.shape[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         del output
-        source, weight, bias, values, value_scale, levels, scale, how = inputs
+        source, weight, bias, values, value_scale, kept, levels, scale, how = inputs
         ctx.types = (source.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.low = how[1]
+        ctx.low, ctx.kept = how[1], kept is not None
         first, second = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.save_for_backward(
-            values if second else None,
+            (values if kept is None else kept) if second else None,
             value_scale if second else None,
             levels if first else None,
             scale if first else None,
@@ -134,12 +132,16 @@ class _IntegerProduct(torch.autograd.Function):
         values, value_scale, levels, scale = ctx.saved_tensors
         of_input, of_weight, of_bias = ctx.types
         rows = gradient.reshape(-1, ctx.shape[0])
-        low, to_input, to_weight, to_bias = ctx.low, None, None, None
-        # whole numbers of 8 bits are exact in bf16: only the incoming gradient is rounded
-        product = torch.bfloat16 if low else rows.dtype
+        to_input = to_weight = to_bias = None
+        product = torch.bfloat16 if ctx.low else rows.dtype
+        fused = kernels(rows.device)
         if ctx.needs_input_grad[0]:
-            if not low:
+            if fused is not None:
+                applied = fused.dequantized_rows(levels, scale, product)
+                found = rows.to(product).mm(applied).to(of_input)
+            elif not ctx.low:
                 found = rows.mm(dequantize(levels, scale).to(product)).to(of_input)
+            # whole numbers of 8 bits are exact in bf16: only the incoming gradient is rounded
             elif scale.dim():
                 found = (rows / scale.view(1, -1)).to(product).mm(levels.to(product)).to(of_input)
             else:
@@ -147,21 +149,52 @@ class _IntegerProduct(torch.autograd.Function):
             to_input = found.view(*gradient.shape[:-1], ctx.shape[1])
         if ctx.needs_input_grad[1]:
             factors = value_scale.reshape(-1, 1)
-            if low:
+            if ctx.kept:
+                to_weight = rows.to(product).t().mm(values.to(product)).to(of_weight)
+            elif fused is not None:
+                values = fused.dequantized_rows(values, value_scale, product)
+                to_weight = rows.to(product).t().mm(values).to(of_weight)
+            elif ctx.low:
                 scaled = torch.div(rows, factors).to(product)
                 to_weight = scaled.t().mm(values.to(product)).to(of_weight)
             else:
                 to_weight = rows.t().mm(dequantize(values, factors).to(product)).to(of_weight)
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0).to(of_bias)
-        return to_input, to_weight, to_bias, None, None, None, None, None
+        return to_input, to_weight, to_bias, None, None, None, None, None, None
+
+
+def _scaled_product(
+    values: Tensor,
+    value_scale: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`(values levels^T) / (value_scale scale) + bias`, shape (rows, out)."""
+    if has_kernels(levels.device.type):
+        fused = kernels(levels.device)
+        product = traced_integer_linear if fused is None else fused.integer_linear
+        whole: Tensor = product(values, value_scale, levels, scale, bias, dtype)
+        return whole
+    sums = torch._int_mm(values, levels.t())
+    found = sums.view(torch.float32).copy_(sums)  # each number in its own place
+    rows = value_scale.reshape(-1, 1)
+    if scale.dim():
+        found.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
+    else:
+        found.mul_(1.0 / (rows * scale))
+    if bias is not None:
+        found.add_(bias)
+    return found.to(dtype)
 
 
 def integer_product(
     inputs: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    values: tuple[Tensor, Tensor],
+    values: tuple[Tensor, Tensor, Tensor | None],
     levels: tuple[Tensor, Tensor],
     dtype: torch.dtype,
     *,
@@ -173,7 +206,8 @@ def integer_product(
         inputs: what the values were taken from, shape (..., in).
         weight: what takes the weight's gradient, shape (out, in).
         bias: shape (out,), or None.
-        values: int8, shape (rows, in), and their scale, (rows, 1) or one number.
+        values: int8, shape (rows, in), their scale, (rows, 1) or one number, and what they stand
+            for, to be kept for backward in their place, or None.
         levels: int8, shape (out, in), and their scale, 0-d or (out, 1).
         dtype: of the answer.
         bf16_backward: multiply in bf16 on the way back. The gradient is then off by about 3e-3 of
@@ -241,6 +275,6 @@ def lacks_bf16(device: str) -> str:
 def fits_integer_product(rows: int, levels: Tensor) -> bool:
     """Whether the shapes suit the int8 product of the device."""
     out, width = levels.shape
-    if rows == 0 or levels.device.type == "cpu":
+    if rows == 0 or levels.device.type == "cpu" or has_kernels(levels.device.type):
         return rows > 0
     return rows > 16 and out % 8 == 0 and width % 8 == 0

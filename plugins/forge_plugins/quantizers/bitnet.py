@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         bit_layer,
         blending,
         conversion,
+        device_kernels,
         quantization_figures,
         quantized_product,
     )
@@ -36,6 +37,7 @@ else:
     bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
     blending = LazyModule("forge_plugins.mathematics.blending")
     conversion = LazyModule("forge_plugins.mathematics.conversion")
+    device_kernels = LazyModule("forge_plugins.mathematics.device_kernels")
     quantization_figures = LazyModule("forge_plugins.mathematics.quantization_figures")
     quantized_product = LazyModule("forge_plugins.mathematics.quantized_product")
 
@@ -257,6 +259,8 @@ class BitNet:
                 "straight_through is off: the weights of quantized layers get no gradient and "
                 "keep their values; only biases, norms, thresholds and other layers are trained"
             )
+        if plain := device_kernels.lacks_kernels(device):
+            self._notices.append(f"quantization takes many passes over memory here: {plain}")
         if config.arithmetic != "exact":
             lacking = quantized_product.lacks_int8(device)
             if lacking:

@@ -181,7 +181,8 @@ def test_in_a_half_precision_run_the_peak_is_that_of_the_type(
         "observers=[{use: resources}, {use: metrics_jsonl}]",
     ]  # fmt: skip
     run(load_pipeline("smoke", settings), output_dir=tmp_path / "run", quiet=True)
-    assert asked == [("cpu", torch.bfloat16, torch.get_num_threads())]
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    assert asked == [(device, torch.bfloat16, torch.get_num_threads())]
     record = json.loads((tmp_path / "run/resources.json").read_text())
     schema = json.loads((ROOT / "schemas/observers/resources.resources.json").read_text())
     jsonschema.validate(record, schema)
