@@ -8,6 +8,7 @@ writes the tensor about eight times.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -234,6 +235,11 @@ def _integer_linear_by_tiles(
 # -- what calls them ---------------------------------------------------------------------------
 
 
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A kernel runs on the current device, wherever its tensors are."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call, no-any-return]
+
+
 def _warps(block: int) -> int:
     return min(16, max(1, block // 256))
 
@@ -261,7 +267,7 @@ def quantized_rows(
     levels = torch.empty(count, width, dtype=torch.int8, device=device) if whole else None
     scales = torch.empty(count, 1, device=device) if whole else None
     values = None if dtype is None else torch.empty(inputs.shape, dtype=dtype, device=device)
-    with torch.cuda.device_of(rows):
+    with _on_device_of(rows):
         _quantize_rows[(count,)](
             rows, levels, scales, values, width, rows.stride(0), float(top),
             LEVELS=whole, VALUES=values is not None, BLOCK=block, num_warps=_warps(block),
@@ -293,7 +299,7 @@ def weight_on_grid(
         # one pass; the sum's order is that of `abs().mean()`, and so are its bits
         total = torch.linalg.vector_norm(weight.float(), 1)
         scale = torch.empty((), device=device)
-    with torch.cuda.device_of(weight):
+    with _on_device_of(weight):
         _quantize_weight[(triton.cdiv(count, block),)](
             weight, total, scale, levels, applied, count, 1.0 / count, float(top),
             TOTAL=total is not None, LEVELS=whole, APPLIED=applied is not None, BLOCK=block,
@@ -313,7 +319,7 @@ def dequantized_rows(levels: Tensor, scale: Tensor, dtype: torch.dtype) -> Tenso
     values = torch.empty(levels.shape, dtype=dtype, device=levels.device)
     rows, width = levels.shape
     block = min(2048, triton.next_power_of_2(width))
-    with torch.cuda.device_of(levels):
+    with _on_device_of(levels):
         _dequantize_rows[(rows, triton.cdiv(width, block))](
             levels, scale, values, width, int(scale.numel() > 1),
             BLOCK=block, num_warps=_warps(block), enable_fp_fusion=False,
@@ -349,10 +355,11 @@ def integer_linear(
         kernel, tile, edge = _integer_linear_by_tiles, WIDE_TILE, {}
         tensors = _descriptors(tensors, tile)
     count = triton.cdiv(rows, tile["BLOCK_M"]) * triton.cdiv(out, tile["BLOCK_N"])
-    with torch.cuda.device_of(values):
+    with _on_device_of(values):
         kernel[(count,)](
             *tensors, value_scale, scale, bias, rows, width, out, int(value_scale.numel() > 1),
-            OF_OUTPUTS=scale.dim() > 0, BIAS=bias is not None, enable_fp_fusion=False, **edge, **tile,
+            OF_OUTPUTS=scale.dim() > 0, BIAS=bias is not None, enable_fp_fusion=False,
+            **edge, **tile,
         )  # fmt: skip
     return outputs
 

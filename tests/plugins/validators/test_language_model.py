@@ -54,7 +54,8 @@ def test_the_figures_of_two_ranks_are_those_of_the_whole_set(
     chances = logits[kept].double().log_softmax(-1)
     mean = -float(chances.gather(1, targets[kept].unsqueeze(1)).mean())
     assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
-    assert found["bits_per_token"] == pytest.approx(mean / math.log(2), rel=1e-5)
+    # the loss is a difference of fp32 logits of up to 10: no closer to zero than their rounding
+    assert found["bits_per_token"] == pytest.approx(mean / math.log(2), rel=1e-5, abs=1e-6)
 
 
 def test_a_perplexity_beyond_all_numbers_is_no_number() -> None:
