@@ -237,7 +237,7 @@ def _integer_linear_by_tiles(
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """A kernel runs on the current device, wherever its tensors are."""
-    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 def _warps(block: int) -> int:
