@@ -30,6 +30,13 @@ def _rounded(values):
 
 
 @triton.jit
+def _quotient(levels, scale, inverse):
+    # correctly rounded as `inverse` is (Markstein 1990), in a fraction of a division's instructions
+    first = levels * inverse
+    return tl.fma(tl.fma(-first, scale, levels), inverse, first)
+
+
+@triton.jit
 def _quantize_rows(
     inputs,
     levels,
@@ -57,7 +64,7 @@ def _quantize_rows(
         tl.store(levels + row * width + columns, level.to(tl.int8), mask=inside)
         tl.store(scales + row, scale)
     if VALUES:
-        value = tl.div_rn(level, scale).to(found.dtype)
+        value = _quotient(level, scale, tl.div_rn(1.0, scale)).to(found.dtype)
         tl.store(values + row * width + columns, value.to(values.dtype.element_ty), mask=inside)
 
 
@@ -93,7 +100,7 @@ def _quantize_weight(
     if LEVELS:
         tl.store(levels + places, level.to(tl.int8), mask=inside)
     if APPLIED:
-        value = tl.div_rn(level, factor).to(latent.dtype)
+        value = _quotient(level, factor, tl.div_rn(1.0, factor)).to(latent.dtype)
         tl.store(applied + places, value.to(applied.dtype.element_ty), mask=inside)
 
 
@@ -111,7 +118,7 @@ def _dequantize_rows(
     inside = columns < width
     scale = tl.load(scales + row * scale_step)
     level = tl.load(levels + row * width + columns, mask=inside, other=0).to(tl.float32)
-    value = tl.div_rn(level, scale)
+    value = _quotient(level, scale, tl.div_rn(1.0, scale))
     tl.store(values + row * width + columns, value.to(values.dtype.element_ty), mask=inside)
 
 
