@@ -117,20 +117,12 @@ class Book:
 
     def tuned(self, method: Method, precision: str) -> tuple[str, ...]:
         """The best settings of a method by the rule above; runs what is missing."""
-        steps = {}
-        for settings in method.grid:
-            figures = self.run(method, precision, settings, 100, TUNING_CAP)
-            steps[settings] = _steps(figures, TUNING_CAP)
-        best = min(steps.values())
-        near = sorted(
-            (count, order) for order, count in enumerate(steps.values()) if count <= 1.5 * best
+        return chosen(
+            method.grid,
+            lambda settings, seed: _steps(
+                self.run(method, precision, settings, seed, TUNING_CAP), TUNING_CAP
+            ),
         )
-        finalists = [method.grid[order] for _, order in near[:3]]
-        means = {}
-        for settings in finalists:
-            figures = self.run(method, precision, settings, 101, TUNING_CAP)
-            means[settings] = (steps[settings] + _steps(figures, TUNING_CAP)) / 2
-        return min(finalists, key=means.__getitem__)
 
 
 def chosen(
@@ -221,20 +213,20 @@ def main() -> None:
     options = parser.parse_args()
     book = Book()
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    chosen = [each for each in METHODS if not options.only or each.name in options.only]
+    methods = [each for each in METHODS if not options.only or each.name in options.only]
     for precision in options.precision:
         medians: dict[str, float] = {}
-        tuned = {method.name: book.tuned(method, precision) for method in chosen}
+        tuned = {method.name: book.tuned(method, precision) for method in methods}
         for seed in SEEDS:  # seeds outside, so that the machine's moods meet all methods alike
-            for method in chosen:
+            for method in methods:
                 _ = book.run(method, precision, tuned[method.name], seed, CAP)
-        for method in chosen:
+        for method in methods:
             runs = [book.run(method, precision, tuned[method.name], seed, CAP) for seed in SEEDS]
             medians[method.name] = median_steps(runs)
         if not options.tasks:
             continue
         best = sorted(medians, key=medians.__getitem__)[:3]
-        for method in chosen:
+        for method in methods:
             if method.name not in best and not method.yardstick:
                 continue
             for task in OTHER_TASKS:
