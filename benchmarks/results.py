@@ -40,7 +40,7 @@ def accelerators_section(found: dict[str, Any]) -> list[str]:
         "The pipelines of `pipelines/grokking/` (pre-norm network of 2 layers, width 128). Every",
         "method had the same tuning budget: eight settings on seed 100, the best of them on seed 101",
         "too, up to 1,500 steps; ternary and fp32 apart, on multiplication modulo 97. Division and",
-        "addition use those settings: the best three and the two yardsticks. \"never\" is not within",
+        'addition use those settings: the best three and the two yardsticks. "never" is not within',
         "4,000 steps; CPU seconds are given where every seed got there.",
     ]
     for task, title in words.items():
