@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class FiniteCheck:
@@ -76,3 +76,14 @@ class FiniteCheck:
             values = gradient.coalesce().values()
             gradient.mul_(factor)
             self._found += (~torch.isfinite(values)).any().to(self._found)
+
+
+def name_non_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """The first three whose gradients are not finite, in words; the loss where there are none."""
+    found = [
+        name
+        for name, parameter in parameters
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return f"the gradient of {shown}" if found else "the loss"

@@ -6,54 +6,42 @@ both), `validate`, `finish`. `train` is a for-loop over `step`.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from forge_kernel.bus import Bus
+from forge_kernel.cancel import Cancel, cancel_reason
 from forge_kernel.catalog import Catalog
 from forge_kernel.checkpoint import CheckpointStore, Snapshot
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.device import resolve_device
-from forge_kernel.durable import committed_folder, manifest_of, write_json
+from forge_kernel.epoch_random import EpochRandom
 from forge_kernel.errors import NonFiniteError, PluginError, RunError
-from forge_kernel.finite import FiniteCheck
+from forge_kernel.exports import write_exports
+from forge_kernel.finite import FiniteCheck, name_non_finite
+from forge_kernel.group_rates import GroupRates
+from forge_kernel.loss_scale import LossScale
 from forge_kernel.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.ownership import OwnershipGuard
 from forge_kernel.planner import Plan, plan
 from forge_kernel.plugin import Kind
 from forge_kernel.random_state import read_random_state, seed_everything, write_random_state
-from forge_kernel.state import Batch, LogRecord, Meter, Progress, Rates, Request, Run, Step
+from forge_kernel.state import Batch, LogRecord, Meter, Progress, Request, Run, Step
 from forge_kernel.strategy import OneProcess, Strategy
+from forge_kernel.window import Window
 
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
 MAX_ROLLBACKS: Final = 10
-_GROWTH_INTERVAL: Final = 2000  # clean steps before the loss scale doubles, as torch's scaler
 _STRATEGY: Final = tuple(name for name in vars(OneProcess) if not name.startswith("_"))
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Cancel(Protocol):
-    """What can ask a run to stop from outside: a `threading.Event` or alike."""
-
-    def is_set(self) -> bool:
-        """Whether the run is to stop at the next step's edge."""
-        ...
-
-
-def _as_factors(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:
-    if isinstance(value, tuple):
-        if len(value) != groups:
-            raise PluginError(f"compute_rates gave {len(value)} factors for {groups} groups")
-        return value
-    return (value,) * groups
 
 
 class Session:
@@ -97,16 +85,10 @@ class Session:
         self.cancelled = False
         self.step_state = Step()
         self._bind_hooks()
-        self._micro = 0  # micro-batches in the open window
-        self._reference: float | Tensor = 1.0
-        self._total: float | Tensor = 0.0
-        self._loss_sum: Tensor | None = None
-        self._scale = 65536.0 if settings.precision == "fp16" else 1.0
-        self._clean = 0  # finite steps since the loss scale last changed
+        self.loss_scale = LossScale(settings.precision)
+        self._window = Window()
+        self._epoch_random = EpochRandom()
         self._skips = 0  # windows dropped in a row
-        self._factors: tuple[Any, Any] = (None, None)
-        self._epoch_random: dict[str, Any] | None = None  # what a replay of this epoch starts from
-        self._resume_random: dict[str, Any] | None = None  # what the resumed step needs
         self._validated_at = self._logged_at = self._saved_at = -1
         self._next_due = 0
         self._deadline: float | None = None
@@ -231,11 +213,7 @@ class Session:
         self._several = run.strategy.world_size > 1
         self._autocast = _AUTOCAST.get(self.settings.precision)
         self._checks = self.settings.non_finite != "off" or self.settings.precision == "fp16"
-        groups = run.optimizer.param_groups
-        self._base_rates = [group["lr"] for group in groups]
-        self._base_momenta = [
-            group["betas"][0] if "betas" in group else group.get("momentum") for group in groups
-        ]
+        self._group_rates = GroupRates(run.optimizer)
         self._takes_positions = "positions" in _forward_arguments(run.model)
 
     def start(self) -> None:
@@ -293,8 +271,8 @@ class Session:
             The micro-batch's mean loss (0-d, detached, on the device).
         """
         run, step = self.run, self.step_state
-        if self._micro == 0 and self._compute_phase is not None:
-            self._begin_window(self._compute_phase)
+        if self._window.count == 0 and self._compute_phase is not None:
+            self._take_phase(self._compute_phase)
         if self._moves:
             batch = batch.to(run.device)
         for listen in self._on_batch:
@@ -305,40 +283,22 @@ class Session:
             return self._micro_step(batch)
 
     def _micro_step(self, batch: Batch) -> Tensor:
-        """Backward of `mean_i * w_i / w_ref`, `w_ref` the window's first weight."""
-        step = self.step_state
         loss, weight = self._loss_of(batch) if self._autocast is None else self._cast_loss(batch)
-        mean = loss.detach()
-        if self._micro == 0:
-            self._total = weight
-            self._loss_sum = None
-            step.loss = mean
-            if isinstance(weight, Tensor):
-                self._reference = torch.where(weight > 0, weight, 1.0)
-                scaled = loss
-            else:
-                self._reference = weight or 1.0
-                scaled = loss
-        else:
-            if self._loss_sum is None:
-                assert step.loss is not None
-                self._loss_sum = step.loss * self._total
-            self._loss_sum = self._loss_sum + mean * weight
-            self._total = self._total + weight
-            step.loss = None
-            scaled = loss * (weight / self._reference)
-        self._micro += 1
+        window = self._window
+        share = window.add(loss, weight)
+        self.step_state.loss = window.loss
         # a micro-batch of weight 0 adds nothing, but other ranks wait for its gradients
         if isinstance(weight, Tensor) or weight or self._several:
-            (scaled if self._scale == 1.0 else scaled * self._scale).backward()  # type: ignore[no-untyped-call]
-        return mean
+            scale = self.loss_scale.value
+            (share if scale == 1.0 else share * scale).backward()  # type: ignore[no-untyped-call]
+        return loss.detach() if window.loss is None else window.loss
 
     def _open_step(self) -> None:
         step, number = self.step_state, self.run.progress.step + 1
         step.number = number
         step.logs = number % self.settings.log_every == 0 or number == self.run.total_steps
 
-    def _begin_window(self, compute_phase: Callable[..., Any]) -> None:
+    def _take_phase(self, compute_phase: Callable[..., Any]) -> None:
         run, step = self.run, self.step_state
         phase = compute_phase(run, step)
         step.phase = phase
@@ -358,17 +318,18 @@ class Session:
             NonFiniteError: a gradient was not finite and the policy is to stop.
             RunError: there is no open window.
         """
-        run, step = self.run, self.step_state
-        if self._micro == 0:
+        run, step, window = self.run, self.step_state, self._window
+        if window.count == 0:
             raise RunError("update() without a micro-batch: call accumulate(batch) first")
-        if self._micro > 1:
-            self._close_window()
+        if window.count > 1:
+            window.close([p.grad for p in self._parameters if p.grad is not None])
+            step.loss = window.loss
         if self._penalize:
             self._add_penalties()
         step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]  # not None
         step.gradients = gradients
-        self._micro = 0
+        window.count = 0
         if not self._usable(gradients):
             return False
         if step.logs:
@@ -376,7 +337,7 @@ class Session:
         for listen in self._on_gradients:
             listen(run, step)
         if self._compute_rates is not None:
-            self._set_rates(self._compute_rates(run, step))
+            self._group_rates.write(self._compute_rates(run, step))
         run.optimizer.step()
         for listen in self._on_weights:
             listen(run, step)
@@ -414,33 +375,17 @@ class Session:
         assert self.step_state.loss is not None
         return self.step_state.loss
 
-    def _close_window(self) -> None:
-        """Bring the gradients of several micro-batches to their weighted mean."""
-        assert self._loss_sum is not None
-        total, step = self._total, self.step_state
-        if isinstance(total, Tensor):
-            factor = torch.where(total > 0, self._reference / total, 0.0)
-            step.loss = self._loss_sum / torch.where(total > 0, total, 1.0)
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            for gradient in gradients:
-                gradient.mul_(factor)
-            return
-        step.loss = self._loss_sum / (total or 1.0)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if gradients and total:
-            assert isinstance(self._reference, int | float)
-            torch._foreach_mul_(gradients, self._reference / total)
-
     def _add_penalties(self) -> None:
         terms = [call(self.run, self.step_state) for call in self._penalize]
         found = [term for term in terms if term is not None]
         if found:
             total = torch.stack([term.reshape(()) for term in found]).sum()
-            (total * self._scale).backward()  # type: ignore[no-untyped-call]
+            (total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
 
     def _usable(self, gradients: list[Tensor]) -> bool:
         """Unscale, check, and decide for all ranks whether the window is stepped."""
-        if not isinstance(self._total, Tensor) and not self._total:
+        weight = self._window.weight
+        if not isinstance(weight, Tensor) and not weight:
             self._drop_window()
             return False
         if not self._checks:
@@ -448,22 +393,21 @@ class Session:
         loss = self.step_state.loss
         assert loss is not None
         if self._autocast is torch.float16:
-            flag = self._finite.scale_and_check(gradients, 1.0 / self._scale)
+            flag = self._finite.scale_and_check(gradients, 1.0 / self.loss_scale.value)
             flag = flag + ~torch.isfinite(loss)
         else:  # a factor of 1 leaves the loss as it is, so it joins the one pass
             flag = self._finite.scale_and_check([*gradients, loss], 1.0)
-        if isinstance(self._total, Tensor):
-            flag = torch.where(self._total > 0, (flag > 0).float(), 2.0)
+        if isinstance(weight, Tensor):
+            flag = torch.where(weight > 0, (flag > 0).float(), 2.0)
         if self._several:
             flag = self.run.strategy.reduce(flag)
         code = flag.item()  # the one host read of a step
         if code == 0:
             self._skips = 0
-            if self._autocast is torch.float16:
-                self._raise_scale()
+            self.loss_scale.count_finite()
             return True
         self._finite.clear()
-        if isinstance(self._total, Tensor) and code == 2.0:
+        if isinstance(weight, Tensor) and code == 2.0:
             self._drop_window()
             return False
         self._after_non_finite()
@@ -474,21 +418,14 @@ class Session:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _raise_scale(self) -> None:
-        """Count a finite step; double the loss scale after many in a row."""
-        self._clean += 1
-        if self._clean >= _GROWTH_INTERVAL:
-            self._scale, self._clean = self._scale * 2.0, 0
-
     def _after_non_finite(self) -> None:
         """Apply the policy; the optimizer has not stepped and no filter has seen the values."""
         progress, policy = self.run.progress, self.settings.non_finite
-        names = self._name_non_finite()
+        names = name_non_finite(self.run.named_parameters())
         self._drop_window()
         progress.skipped += 1
         self._skips += 1
-        if self._autocast is torch.float16 and self._scale > 1.0:
-            self._scale, self._clean = max(1.0, self._scale / 2.0), 0
+        if self.loss_scale.back_off():
             return  # an overflow of the scaled loss is how the scale finds its place
         where = f"in step {progress.step + 1}: {names}"
         if policy == "rollback":
@@ -500,15 +437,6 @@ class Session:
                 f"not finite{times} {where}. The weights are those of step {progress.step}. "
                 "Lower the learning rate, clip gradients, or set run.non_finite to skip or rollback"
             )
-
-    def _name_non_finite(self) -> str:
-        found = [
-            name
-            for name, parameter in self.run.named_parameters()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-        ]
-        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        return f"the gradient of {shown}" if found else "the loss"
 
     def _roll_back(self, where: str) -> None:
         """Back to the newest checkpoint, on with the data: the windows after it are lost."""
@@ -523,26 +451,6 @@ class Session:
         progress.epoch, progress.batch = epoch, batch
         progress.rollbacks, progress.skipped = rollbacks, skipped
         self._open_step()
-
-    def _set_rates(self, rates: Rates) -> None:
-        """Write learning rate and momentum into the groups, when they have changed."""
-        wanted = (rates.learning_rate, rates.momentum)
-        if wanted == self._factors:
-            return
-        groups = self.run.optimizer.param_groups
-        factors = _as_factors(rates.learning_rate, len(groups))
-        for group, base, factor in zip(groups, self._base_rates, factors, strict=True):
-            group["lr"] = base * factor
-        if rates.momentum is not None:
-            momenta = _as_factors(rates.momentum, len(groups))
-            for group, base, factor in zip(groups, self._base_momenta, momenta, strict=True):
-                if base is None:
-                    raise PluginError("the schedule sets momentum, the optimizer has none")
-                if "betas" in group:
-                    group["betas"] = (base * factor, *group["betas"][1:])
-                else:
-                    group["momentum"] = base * factor
-        self._factors = wanted
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -562,20 +470,20 @@ class Session:
         elif settings.max_seconds is not None and self.seconds() >= settings.max_seconds:
             self.stop_reason = f"max_seconds ({settings.max_seconds:g})"
         elif self.run.strategy.decide(int(self.cancel.is_set())):
-            self.stop_reason = _cancel_reason(self.cancel)
+            self.stop_reason = cancel_reason(self.cancel)
             self.cancelled = True
         return bool(self.stop_reason)
 
     def _train_epoch(self) -> None:
         """The rest of an epoch, from the position that `progress` tells."""
         progress, size = self.run.progress, self.settings.accumulate
-        self._begin_epoch()
+        self._epoch_random.begin()
         window: list[Batch] = []
         drawn = 0
         requests, cancelled, clock = self.run.requests, self.cancel.is_set, time.monotonic
         for batch in self.run.data.batches(progress.epoch, progress.batch):
             if drawn == 0:
-                self._settle_random()
+                self._epoch_random.settle()
             drawn += 1
             window.append(batch)
             if len(window) < size:
@@ -593,33 +501,15 @@ class Session:
         if window:
             progress.batch += len(window)
             self.step(*window)
-        self._settle_random()
+        self._epoch_random.settle()
         if progress.batch == 0:
             raise RunError("the training data gave no batch: nothing can be trained")
         if not self.attend():
             return
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        self._epoch_random = None
+        self._epoch_random.end()
         for listen in self.bus.calls("on_epoch_end"):
             listen(self.run)
-
-    def _begin_epoch(self) -> None:
-        """Fix the random states that a replay of this epoch starts from.
-
-        On resume in mid-epoch they are the epoch's first ones; what the step needs is set again
-        when the first batch has been drawn (making a loader's iterator draws from the streams).
-        """
-        self._resume_random = None
-        if self._epoch_random is None:
-            self._epoch_random = read_random_state()
-        else:
-            self._resume_random = read_random_state()
-            write_random_state(self._epoch_random)
-
-    def _settle_random(self) -> None:
-        if self._resume_random is not None:
-            write_random_state(self._resume_random)
-            self._resume_random = None
 
     def _schedule(self) -> None:
         """The next step after which something is due by interval."""
@@ -740,7 +630,7 @@ class Session:
         if run.progress.skipped:
             run.metrics.put("skipped_steps", run.progress.skipped)
         if self._autocast is torch.float16:
-            run.metrics.put("loss_scale", self._scale)
+            run.metrics.put("loss_scale", self.loss_scale.value)
         for answer in self.bus.calls("measure"):
             for name, value in answer(run, step).items():
                 run.metrics.put(name, value)
@@ -775,12 +665,12 @@ class Session:
             "optimizer": optimizer_state(run),
             "plugins": {entry.label: plugin.state_dict() for entry, plugin in self.bus.stateful()},
             "random": read_random_state(),
-            "epoch_random": self._epoch_random,
+            "epoch_random": self._epoch_random.first,
             "progress": asdict(run.progress),
             "metrics": run.metrics.state_dict(),
             "loop": {
-                "scale": self._scale,
-                "clean": self._clean,
+                "scale": self.loss_scale.value,
+                "clean": self.loss_scale.clean,
                 "skips": self._skips,
                 "phase": self._phase,
                 "validated_at": self._validated_at,
@@ -854,11 +744,12 @@ class Session:
         assert isinstance(run.progress, Progress)
         run.metrics.load_state_dict(trees["metrics"])
         loop = trees["loop"]
-        self._scale, self._clean, self._skips = loop["scale"], loop["clean"], loop["skips"]
+        self.loss_scale.value, self.loss_scale.clean = loop["scale"], loop["clean"]
+        self._skips = loop["skips"]
         self._phase = self.step_state.phase = loop["phase"]
         self._validated_at, self._logged_at = loop["validated_at"], loop["logged_at"]
         if random:
-            self._epoch_random = trees["epoch_random"]
+            self._epoch_random.first = trees["epoch_random"]
             write_random_state(trees["random"])
         for notify in self._on_weights_changed:
             notify(run)
@@ -925,32 +816,16 @@ class Session:
             Folders written, by exporter, relative to the run folder.
         """
         run = self.run
-        written: dict[str, str] = {}
         if run.folder is None:
-            return written
+            return {}
+        entries = zip(self.plan.answering("export"), self.bus.calls("export"), strict=True)
         run.active_model = self.evaluation_model()
         try:
-            for entry, call in zip(
-                self.plan.answering("export"), self.bus.calls("export"), strict=True
-            ):
-                name = entry.info.name
-                while name in written:
-                    name += "_"
-                final = run.folder / "exports" / name
-                final.parent.mkdir(exist_ok=True)
-                with committed_folder(final) as partial:
-                    manifest = dict(call(run, partial))
-                    files = manifest_of(partial)
-                    write_json(partial / "manifest.json", {**manifest, "files": files})
-                written[name] = str(final.relative_to(run.folder))
+            return write_exports(
+                run.folder, [(entry.info.name, partial(call, run)) for entry, call in entries]
+            )
         finally:
             run.active_model = run.model
-        return written
-
-
-def _cancel_reason(cancel: Cancel) -> str:
-    number = getattr(cancel, "signal", None)
-    return f"signal {signal.Signals(number).name}" if number else "cancelled"
 
 
 def _forward_arguments(model: nn.Module) -> frozenset[str]:

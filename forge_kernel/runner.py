@@ -27,7 +27,8 @@ from forge_kernel.run_folder import CONFIG, RunRecord, environment, new_run_fold
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_kernel.loop import Cancel, Session
+    from forge_kernel.cancel import Cancel
+    from forge_kernel.loop import Session
     from forge_kernel.strategy import Strategy
 
 

@@ -13,7 +13,7 @@ from forge_kernel.cli.options import File, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forge_kernel.loop import Cancel
+    from forge_kernel.cancel import Cancel
     from forge_kernel.result import RunResult
 
 

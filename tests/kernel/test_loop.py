@@ -236,7 +236,7 @@ def test_half_precision_scales_the_loss_and_filters_see_unscaled_gradients() -> 
     nn.functional.cross_entropy(reference(batch.inputs), batch.targets).backward()
     assert reference.weight.grad is not None
     assert torch.allclose(seen[0], reference.weight.grad, atol=2e-3)
-    assert session._scale == 65536.0
+    assert session.loss_scale.value == 65536.0
 
 
 def test_an_overflow_halves_the_loss_scale_and_no_filter_sees_it() -> None:
@@ -253,7 +253,7 @@ def test_an_overflow_halves_the_loss_scale_and_no_filter_sees_it() -> None:
     batch.inputs *= 60.0  # the scaled gradient leaves half precision's range
     before = weights(model)
     session.step(batch)
-    assert session._scale == 32768.0
+    assert session.loss_scale.value == 32768.0
     assert session.run.progress.step == 0
     assert seen == []
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
