@@ -8,11 +8,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, RunResult, hookimpl
-from forge_plugins.observers.line_file import LineFile
+from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, hookimpl
+from forge_plugins.observers.line_sink import LineSink
 
 COLUMNS: Final = ("step", "time", "epoch", "kind", "figure", "value")
 
@@ -22,20 +21,19 @@ class CsvFileConfig:
     """No settings: the file is `metrics.csv` in the run folder."""
 
 
-class CsvFile:
+class CsvFile(LineSink):
     """Every figure of the run as a table for spreadsheets and data frames.
 
     A row for each figure of each log interval and validation; not measured is an empty cell.
 
-    One row for each figure, since which figures there are is not known before the last of them. A
-    checkpoint keeps the number of rows, as for `metrics_jsonl`.
+    One row for each figure, since which figures there are is not known before the last of them.
     """
 
     info = PluginInfo(name="csv", kind=Kind.OBSERVERS, config=CsvFileConfig)
 
     def __init__(self, config: CsvFileConfig) -> None:
+        super().__init__()
         self.config = config
-        self._file = LineFile()
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
@@ -66,30 +64,3 @@ class CsvFile:
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """The figures of a validation."""
         self._rows(run, "validation", time.time(), figures)
-
-    @hookimpl
-    def on_checkpoint(self, run: Run, folder: Path) -> None:
-        """The state in the checkpoint counts on these rows being on the disk."""
-        del run, folder
-        self._file.sync()
-
-    @hookimpl
-    def on_run_end(self, run: Run, result: RunResult) -> None:
-        """Close the file."""
-        del run, result
-        self._file.close()
-
-    @hookimpl
-    def on_error(self, run: Run, error: BaseException) -> None:
-        """Close the file."""
-        del run, error
-        self._file.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of lines in the file."""
-        return {"lines": self._file.lines}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Where a resumed run goes on writing."""
-        if not self._file.open:  # in mid-run, a rollback keeps the rows that led to it
-            self._file.lines = int(state["lines"])

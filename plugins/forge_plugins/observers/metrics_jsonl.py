@@ -7,11 +7,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, RunResult, hookimpl
-from forge_plugins.observers.line_file import LineFile
+from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, hookimpl
+from forge_plugins.observers.line_sink import LineSink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +26,10 @@ def _plain(figures: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-class MetricsJsonl:
+class MetricsJsonl(LineSink):
     """Every figure of the run, one JSON line at a time.
 
     A line for each log interval, each validation, and each event: phases, what plugins told.
-
-    A checkpoint keeps the number of lines: a resumed run cuts off what was written after them, so
-    that the file is that of an uninterrupted run.
     """
 
     info = PluginInfo(
@@ -44,8 +40,8 @@ class MetricsJsonl:
     )
 
     def __init__(self, config: MetricsJsonlConfig) -> None:
+        super().__init__()
         self.config = config
-        self._file = LineFile()
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
@@ -85,30 +81,3 @@ class MetricsJsonl:
         """What a plugin told."""
         told = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
         self._write(run, "event", time.time(), told)
-
-    @hookimpl
-    def on_checkpoint(self, run: Run, folder: Path) -> None:
-        """The state in the checkpoint counts on these bytes being on the disk."""
-        del run, folder
-        self._file.sync()
-
-    @hookimpl
-    def on_run_end(self, run: Run, result: RunResult) -> None:
-        """Close the file."""
-        del run, result
-        self._file.close()
-
-    @hookimpl
-    def on_error(self, run: Run, error: BaseException) -> None:
-        """Close the file."""
-        del run, error
-        self._file.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of lines in the file."""
-        return {"lines": self._file.lines}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Where a resumed run goes on writing."""
-        if not self._file.open:  # in mid-run, a rollback keeps the lines that led to it
-            self._file.lines = int(state["lines"])
