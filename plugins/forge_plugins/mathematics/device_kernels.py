@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 _FOUND: dict[str, bool] = {}  # kinds of device that were asked about, for traced code
 
@@ -64,7 +64,7 @@ def lacks_kernels(kind: str) -> str:
     return "" if kind != "cuda" or has_kernels(kind) else _why_not(kind)
 
 
-@torch.library.custom_op("forge_plugins::integer_linear", mutates_args=())
+@library.custom_op("forge_plugins::integer_linear", mutates_args=())
 def traced_integer_linear(
     values: Tensor,
     value_scale: Tensor,
