@@ -87,6 +87,34 @@ def test_a_resumed_run_continues_its_csv_file_without_a_row_twice(tmp_path: Path
     assert {step for step, _, _ in places} == {"2", "3", "4", "6"}
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.jsonl"])
+def test_a_rollback_keeps_the_lines_that_led_to_it(tmp_path: Path, name: str) -> None:
+    class Spoil:
+        done = False
+
+    def penalize(self: Any, run: Any, step: Any) -> Any:
+        if step.number < 6 or Spoil.done:
+            return None
+        Spoil.done = True
+        return next(iter(run.model.parameters())).sum() * float("nan")
+
+    spoiler = make_plugin("spoiler", Kind.PENALTIES, penalize=penalize)
+    folder = tmp_path / "run"
+    choice = [
+        "run.log_every=1",
+        "run.non_finite=rollback",
+        "observers=[{use: csv}, {use: metrics_jsonl}]",
+    ]
+    pipeline = load_pipeline("smoke", [*SMALL, *choice])
+    done = run(pipeline, output_dir=folder, plugins=[spoiler], quiet=True)
+    assert (done.steps, Spoil.done) == (6, True)
+    before = (folder / name).read_text()
+    resume(folder, settings=["run.max_steps=8"], plugins=[spoiler], quiet=True)
+    after = (folder / name).read_text()
+    assert after.startswith(before)
+    assert len(after) > len(before)
+
+
 def teller() -> Any:
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         if step.number == 4:
