@@ -86,8 +86,9 @@ def training_flops(forward: float) -> float:
 def product_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     """The most operations in a second that large matrix products reach on a device now.
 
-    The best of several products of square matrices that grow while there is time, so that other
-    work on the machine disturbs it little. No random number is drawn. A process measures once.
+    The best of several products of square matrices that grow while there is time, and of one
+    thread of a CPU alone, so that other work on the machine disturbs it little. No random number
+    is drawn. A process measures once.
 
     Args:
         device: where.
@@ -105,7 +106,22 @@ def product_peak(device: torch.device, dtype: torch.dtype, threads: int) -> floa
         best = max(best, 2.0 * width**3 / took)
         if doublings and took > _SECONDS / 6:  # one twice as wide takes eight times as long
             break
+    if device.type == "cpu" and threads > 1:
+        best = max(best, _one_thread(device, dtype))
     return best
+
+
+def _one_thread(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations in a second of one thread alone.
+
+    Beside busy programs, threads that wait for one another may come to a tenth of it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return 2.0 * _SMALLEST**3 / _fastest(device, dtype, _SMALLEST, _SECONDS / 8)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fastest(device: torch.device, dtype: torch.dtype, width: int, seconds: float) -> float:

@@ -23,6 +23,7 @@ from forge_kernel.api import Kind
 from forge_kernel.config.use import UseObserver
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.loading import load_pipeline
+from forge_kernel.random_state import process_state_kept
 from forge_kernel.runner import run
 from forge_kernel.state import Batch
 from forge_plugins.mathematics.flops import FlopCount, product_peak, training_flops
@@ -236,12 +237,16 @@ def test_a_training_step_counts_three_forward_passes_as_autograd_does() -> None:
     assert counted(lambda: model(inputs).sum().backward()) == training_flops(forward)
 
 
-def test_the_peak_is_measured_once_in_a_process_without_drawing_random_numbers() -> None:
-    threads, before = torch.get_num_threads(), torch.get_rng_state()
-    peak = product_peak(torch.device("cpu"), torch.float32, threads)
-    assert peak > 0
-    assert peak == product_peak(torch.device("cpu"), torch.float32, threads)
-    assert torch.equal(torch.get_rng_state(), before)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_peak_is_measured_once_in_a_process_and_leaves_its_settings(threads: int) -> None:
+    with process_state_kept():
+        torch.set_num_threads(threads)
+        before = torch.get_rng_state()
+        peak = product_peak(torch.device("cpu"), torch.float32, threads)
+        assert peak > 0
+        assert peak == product_peak(torch.device("cpu"), torch.float32, threads)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
