@@ -64,6 +64,14 @@ class RunConfig:
         int, Meta(ge=2, description="newest checkpoints kept, beside those that a policy pins")
     ] = 2
     accumulate: Annotated[int, Meta(ge=1, description="micro-batches in one optimizer step")] = 1
+    ignore_index: Annotated[
+        int,
+        Meta(
+            ge=-(2**63), le=2**63 - 1,
+            description="an integer target that counts for nothing (padding, masked prompts), in "
+            "the loss, in metrics and in data files; numbers to be predicted are never ignored",
+        ),
+    ] = -100  # fmt: skip
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
         Meta(description="arithmetic of the forward pass (autocast; fp16 scales the loss)"),
