@@ -87,7 +87,7 @@ class FaultsError(ForgeError):
         super().__init__("\n\n".join(texts))
 
 
-class ConfigError(FaultsError):
+class ConfigError(FaultsError, ValueError):
     """The pipeline file, an override or a configuration object is wrong."""
 
 

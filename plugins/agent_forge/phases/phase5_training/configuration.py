@@ -33,7 +33,7 @@ from forge_kernel.errors import ConfigError, Fault
 Group = TypeVar("Group", bound="Configuration")
 
 
-class SettingError(ConfigError, ValueError):
+class SettingError(ConfigError):
     """A setting was given a value that it cannot take, or too late."""
 
 

@@ -23,6 +23,7 @@ from agent_forge.phases.phase5_training.schedule_settings import (
     schedule_plugin,
 )
 from forge_kernel.api import Rates, Step
+from forge_kernel.group_rates import initial_momentum, initial_rate, write_momentum, write_rate
 from forge_plugins.mathematics import phases
 from forge_plugins.phases.grokfast import GrokfastPhasesConfig
 from forge_plugins.reports.chart import Series, line_chart
@@ -115,6 +116,7 @@ class Scheduler(LRScheduler):
         self._momentum = config.max_momentum
         self.last_epoch = -1
         self._last_lr: list[Any] = list(self.base_lrs)
+        self._last_momentum: float | None = None
         self.step()
 
     def rates_of(self, number: int) -> tuple[list[float], float | None]:
@@ -154,6 +156,7 @@ class Scheduler(LRScheduler):
         self.last_epoch += 1
         rates, momentum = self.rates_of(self.last_epoch + 1)
         self._last_lr = _write(self.optimizer, rates, momentum)
+        self._last_momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values: where the schedule is, and what its strategy remembers."""
@@ -162,13 +165,14 @@ class Scheduler(LRScheduler):
             "last_epoch": self.last_epoch,
             "base_lrs": list(self.base_lrs),
             "last_lr": list(self._last_lr),
+            "last_momentum": self._last_momentum,
             "phase": self._phase,
             "window": list(self._window),
             "strategy": self.plugin.state_dict() if remembers else {},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state; the optimizer's rate is the one that it had.
+        """Take up a state; the optimizer's rate and momentum are those that it had.
 
         Raises:
             ValueError: it is of an optimizer with another number of groups.
@@ -184,28 +188,24 @@ class Scheduler(LRScheduler):
         self._window = deque(state_dict["window"], maxlen=self._window.maxlen)
         if hasattr(self.plugin, "load_state_dict"):
             self.plugin.load_state_dict(state_dict["strategy"])
-        self._last_lr = _write(self.optimizer, state_dict["last_lr"], None)
+        self._last_momentum = state_dict.get("last_momentum")
+        self._last_lr = _write(self.optimizer, state_dict["last_lr"], self._last_momentum)
 
 
 def _reference_rates(optimizer: Optimizer, reference: float) -> list[float]:
     """What the factors are of, for each group; the groups keep their ratio to the first."""
-    given = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, given, strict=True):
-        group["initial_lr"] = rate  # as torch's schedulers do: a second one starts from the same
+    given = [float(initial_rate(group)) for group in optimizer.param_groups]
     if given[0] <= 0:
         return [reference] * len(given)
     return [reference * rate / given[0] for rate in given]
 
 
 def _write(optimizer: Optimizer, rates: Sequence[float], momentum: float | None) -> list[float]:
+    """Set both in each group; a schedule without momentum leaves it, or puts back, the first one."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-        if momentum is None:
-            continue
-        if "betas" in group:
-            group["betas"] = (momentum, *group["betas"][1:])
-        elif group.get("momentum"):  # plain gradient descent stays plain
-            group["momentum"] = momentum
+        write_rate(group, rate)
+        if initial_momentum(group):  # plain gradient descent stays plain
+            write_momentum(group, momentum)
     return list(rates)
 
 
@@ -247,8 +247,8 @@ class CompositeScheduler:
             when the active one's entry of `until` is met.
         until: of `sequential`, by name: an optimizer step, or a function of the reported figures
             that says when the schedule is over.
-        join: `scale`: a schedule that takes over is scaled to begin at the rate that was; `jump`:
-            it begins at its own.
+        join: `scale`: a schedule that takes over is scaled to begin at the rate that was (at its
+            own after a rate of 0); `jump`: it begins at its own.
 
     Raises:
         ValueError: no schedule, or `until` names an unknown one, or is given to `manual`.
@@ -290,7 +290,7 @@ class CompositeScheduler:
         before = self.get_last_lr()[0]
         self.active, self._scale = name, 1.0
         first = self.schedulers[name].rates_of(self.last_epoch + 1)[0][0]
-        if self.join == "scale" and first > 0:
+        if self.join == "scale" and first > 0 and before > 0:  # 0 would be for ever
             self._scale = before / first
         self._write()
 
