@@ -69,17 +69,18 @@ class GroupRates:
                 group["lr"] = rate
             write_momentum(group, None)
         self._written: tuple[Any, Any] = (None, None)
+        self._rate: Any = None  # the very object, to see that nobody wrote another one
 
     def write(self, rates: Rates) -> None:
-        """Set what has changed since the last call.
+        """Set what has changed since the last call, by the schedule or by someone else.
 
         Raises:
             PluginError: another number of factors than groups, or momentum without momentum.
         """
         wanted = (rates.learning_rate, rates.momentum)
-        if wanted == self._written:
-            return
         groups = self._optimizer.param_groups
+        if wanted == self._written and groups[0]["lr"] is self._rate:
+            return
         factors = _for_each(rates.learning_rate, len(groups))
         for group, base, factor in zip(groups, self._rates, factors, strict=True):
             write_rate(group, base * factor)
@@ -89,7 +90,7 @@ class GroupRates:
                 if first is None:
                     raise PluginError("the schedule sets momentum, the optimizer has none")
                 write_momentum(group, first * factor)
-        self._written = wanted
+        self._written, self._rate = wanted, groups[0]["lr"]
 
 
 def _for_each(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:

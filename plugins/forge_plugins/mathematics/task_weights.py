@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,49 +25,51 @@ class Uncertainty(nn.Module):
         return (torch.exp(-self.log_variance) * losses + 0.5 * self.log_variance).sum()
 
 
-class RateOfFall:
+class RateOfFall(nn.Module):
     """Weights that are higher for losses that fall more slowly; their sum is the number of losses.
 
     After dynamic weight averaging (Liu, Johns, Davison 2019, arXiv 1803.10704, equation 7), with
     two moving averages in place of the means of epochs: `r_i = fast_i / slow_i`,
-    `w = n softmax(r / T)`.
+    `w = n softmax(r / T)`. The averages are buffers: they go where the module goes, and into its
+    state.
 
     Args:
         count: of losses.
         decay: of the fast average; the slow one's is its tenth root.
     """
 
+    steps: Tensor
+    averages: Tensor
+
     def __init__(self, count: int, decay: float) -> None:
+        super().__init__()
         self.decays = (decay, decay**0.1)
         self.count = count
-        self.steps = 0
-        self.averages: Tensor | None = None  # shape (2, count)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("averages", torch.zeros(2, count))
 
+    @torch.no_grad()
     def take(self, losses: Tensor) -> None:
-        """Take in the losses of a step, shape (count,), without gradient."""
-        if self.averages is None:
-            self.averages = torch.zeros(2, self.count, device=losses.device)
-        self.averages = self.averages.to(losses.device)
-        self.steps += 1
+        """Take in the losses of a step, shape (count,); a step with one that is not finite is none.
+
+        Without a read to the host.
+        """
+        if self.averages.device != losses.device:
+            self.to(losses.device)
+        new = losses.detach().float()
+        finite = torch.isfinite(new).all()
         for average, decay in zip(self.averages, self.decays, strict=True):
-            average.mul_(decay).add_(losses.float(), alpha=1.0 - decay)
+            taken = average.mul(decay).add_(new, alpha=1.0 - decay)
+            average.copy_(torch.where(finite, taken, average))
+        self.steps += finite
 
     def weights(self, temperature: float, *, like: Tensor) -> Tensor:
         """Shape (count,); equal before the first step."""
-        if self.averages is None or not self.steps:
-            return torch.ones_like(like)
+        steps, averages = self.steps.to(like.device), self.averages.to(like.device)
         fast, slow = (
-            average / (1.0 - decay**self.steps) if decay else average
-            for average, decay in zip(self.averages, self.decays, strict=True)
+            average / (1.0 - decay ** steps.double())
+            for average, decay in zip(averages, self.decays, strict=True)
         )
         ratio = fast / slow.clamp_min(1e-12)
-        return (self.count * torch.softmax(ratio / temperature, 0)).to(like)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averages."""
-        return {"steps": self.steps, "averages": self.averages}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the averages."""
-        self.steps = int(state["steps"])
-        self.averages = None if state["averages"] is None else state["averages"].clone()
+        found = (self.count * torch.softmax(ratio / temperature, 0)).to(like)
+        return torch.where(steps > 0, found, torch.ones_like(like))

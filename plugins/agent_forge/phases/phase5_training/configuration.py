@@ -98,6 +98,24 @@ class Configuration:
         """Whether the program set the field itself, be it to its default."""
         return self._field(name) in self._given
 
+    def assigned(self, name: str) -> bool:
+        """Whether the program set the field itself to another value than its default."""
+        known = self._field(name)
+        return known in self._given and bool(getattr(self, known) != _default(type(self), known))
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Refuse a field that was assigned where nothing would read it.
+
+        Raises:
+            SettingError: it was, with the reason.
+        """
+        if self.assigned(name):
+            value = getattr(self, self._field(name))
+            place = f"{type(self).__name__}.{name}"
+            raise SettingError(
+                [Fault(f"{_plain(value)!r} would not be read: {reason}", path=place)]
+            )
+
     def _field(self, name: str) -> str:
         """The field of a name or alias."""
         known = self.aliases.get(name, name)

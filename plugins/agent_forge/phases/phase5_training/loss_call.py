@@ -10,8 +10,10 @@ from typing import Any, Final, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from agent_forge.phases.phase5_training.loss_modules import face_loss, further_of, modules_of
 from forge_kernel.api import Batch, DataSpec, Kind, PluginInfo, Run, RunError, Step, hookimpl
 from forge_kernel.data import batch_from
+from forge_kernel.group_rates import initial_rate
 from forge_kernel.live import NoConfig
 from forge_plugins.mathematics.samples import samples_in
 
@@ -64,16 +66,12 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        parts = {name: _part_moved(part, device) for name, part in value.items()}
+        parts = {name: moved(part, device) for name, part in value.items()}
         return parts if type(value) is dict else type(value)(parts)  # type: ignore[call-arg]
     if isinstance(value, list | tuple):
-        found = [_part_moved(part, device) for part in value]
+        found = [moved(part, device) for part in value]
         return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
     return value.to(device) if hasattr(value, "to") else value
-
-
-def _part_moved(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if hasattr(value, "to") else value
 
 
 @dataclass(slots=True)
@@ -100,18 +98,41 @@ class CallersBatch(Batch):
         return samples_in(self.inputs if self.targets is not None else self.given)
 
 
+@dataclass(slots=True)
+class Before:
+    """Steps and epochs that were made before a run began, with the same loop."""
+
+    steps: int = 0
+    epochs: int = 0
+
+
+def tell_epoch(loader: Any, epoch: int) -> None:
+    """Call `set_epoch` wherever it sits: loader, sampler, batch sampler, data set."""
+    batches = getattr(loader, "batch_sampler", None)
+    places = [loader, getattr(loader, "sampler", None), batches,
+              getattr(batches, "sampler", None), getattr(loader, "dataset", None)]  # fmt: skip
+    for place in {id(one): one for one in places if hasattr(one, "set_epoch")}.values():
+        place.set_epoch(epoch)
+
+
 class CallersData:
     """The caller's loaders as data of a run.
 
     Args:
         training: an iterable of batches, begun anew for each epoch.
         validation: likewise.
+        before: epochs that count in what the loader is told.
     """
 
     def __init__(
-        self, training: Iterable[Any], validation: Iterable[Any] = (), classes: int | None = None
+        self,
+        training: Iterable[Any],
+        validation: Iterable[Any] = (),
+        classes: int | None = None,
+        before: Before | None = None,
     ) -> None:
         self.spec = DataSpec(classes=classes)
+        self.before = before or Before()
         self._training, self._validation = training, validation
         try:
             self.batches_per_epoch: int | None = len(training)  # type: ignore[arg-type]
@@ -120,9 +141,7 @@ class CallersData:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """One pass, without its first `start` batches."""
-        sampler = getattr(self._training, "sampler", None)
-        if sampler is not None and hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        tell_epoch(self._training, self.before.epochs + epoch)
         for position, given in enumerate(self._training):
             if position >= start:
                 yield CallersBatch.of(given)
@@ -136,7 +155,8 @@ class CallersData:
 class CallersLoss:
     """The caller's loss function, in whichever form it is written.
 
-    The weight of a batch is its number of samples.
+    The weight of a batch is its number of samples. A loss of this package is handed, in training,
+    `model`, `inputs` and what else a batch that is a mapping holds by name.
 
     Args:
         loss_fn: the function; `use` gives another one later.
@@ -158,6 +178,9 @@ class CallersLoss:
         self._function: LossFunction | None = None
         self._asked: str | None = None
         self._form: Form = "predictions_targets"
+        self._needs: Mapping[str, str] | None = None  # None: no loss of this package
+        self._companions: dict[str, nn.Module] | None = None  # None: not in a run yet
+        self._model: nn.Module | None = None
         if loss_fn is not None:
             self.use(loss_fn, form)
 
@@ -165,11 +188,29 @@ class CallersLoss:
         """Call this function from now on; its form is found once.
 
         Raises:
-            RunError: see `form_of`.
+            RunError: see `form_of`; or it brings parameters or averages that the run, begun with
+                another function, does not know.
         """
         if loss_fn is self._function and form == self._asked:
             return
-        self._form, self._function, self._asked = form_of(loss_fn, form), loss_fn, form
+        found = form_of(loss_fn, form)
+        loss = face_loss(loss_fn)
+        needs = None if loss is None else loss.needs()
+        if self._companions is not None and self._model is not None:
+            known = {id(one) for one in self._companions.values()}
+            if any(id(one) not in known for one in modules_of(loss_fn, self._model).values()):
+                raise RunError(
+                    "this loss has parameters or averages of its own, and the training began with "
+                    "another one: give it from the first step on"
+                )
+        self._form, self._function, self._asked, self._needs = found, loss_fn, form, needs
+
+    @hookimpl
+    def make_modules(self, run: Run) -> Mapping[str, nn.Module]:
+        """What the function brings; trained, saved and restored with the model."""
+        self._model = run.model
+        self._companions = {} if self._function is None else modules_of(self._function, run.model)
+        return self._companions
 
     @hookimpl
     def compute_outputs(self, run: Run, step: Step, batch: Batch) -> Any:
@@ -206,12 +247,31 @@ class CallersLoss:
                 "as (input, target) or {'input': ..., 'target': ...}, or write loss_fn(batch)"
             )
         else:
-            loss = self._function(outputs, batch.targets)
+            loss = self._function(outputs, batch.targets, **self._further(run, batch, given))
+        if isinstance(loss, Mapping):
+            loss = loss.get("total_loss")  # of `LossManager.compute_total_loss`
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise RunError(f"loss_fn must give one number as a tensor, not {shown}")
         size = batch.size() if isinstance(batch, CallersBatch) else samples_in(batch.inputs)
         return loss.reshape(()), float(size)
+
+    def _further(self, run: Run, batch: Batch, given: Any) -> dict[str, Any]:
+        """What a loss of this package is handed by name; in a validation nothing.
+
+        Raises:
+            RunError: a setting needs what the batch does not hold.
+        """
+        if self._needs is None or not torch.is_grad_enabled():
+            return {}
+        found = {**further_of(given), "model": run.active_model, "inputs": batch.inputs}
+        for name, setting in self._needs.items():
+            if name not in found:
+                raise RunError(
+                    f"LossConfig.{setting} needs {name}, which the batch does not hold: give "
+                    f"batches as {{'input': ..., 'target': ..., '{name}': ...}}, or set it to 0"
+                )
+        return found
 
 
 class CallersOptimizer:
@@ -229,10 +289,12 @@ class CallersOptimizer:
     ) -> torch.optim.Optimizer:
         """The optimizer, when it is one over the model that is trained.
 
+        What the model's companions have to be trained (the learned weights of a loss) joins it, at
+        its first group's rate and without decay, where the caller has not given it himself.
+
         Raises:
-            RunError: it steps tensors that the model does not have.
+            RunError: it steps tensors that neither the model nor the loss has.
         """
-        del run
         known = {id(parameter) for _, parameter in parameters}
         groups = self._optimizer.param_groups
         foreign = [value for group in groups for value in group["params"] if id(value) not in known]
@@ -240,18 +302,33 @@ class CallersOptimizer:
             shapes = ", ".join(str(tuple(value.shape)) for value in foreign[:3])
             raise RunError(
                 f"the optimizer steps {len(foreign)} tensors that the model does not have (shapes "
-                f"{shapes}): make it from model.parameters() of the model that is trained"
+                f"{shapes}): make it from model.parameters() of the model that is trained, and "
+                "from loss.parameters() where the loss has some"
             )
+        stepped = {id(value) for group in groups for value in group["params"]}
+        own = [value for module in run.modules.values() for value in module.parameters()]
+        missing = [value for value in own if value.requires_grad and id(value) not in stepped]
+        if missing:
+            group: dict[str, Any] = {"params": missing, "lr": initial_rate(groups[0])}
+            if "weight_decay" in groups[0]:
+                group["weight_decay"] = 0.0  # it would draw learned weights towards equal ones
+            self._optimizer.add_param_group(group)
         return self._optimizer
 
 
 class Callbacks:
-    """The caller's objects with `on_step_end` and `on_epoch_end`, told of plain values."""
+    """The caller's objects with `on_step_end` and `on_epoch_end`, told of plain values.
+
+    Args:
+        listeners: the objects.
+        before: what the counts go on from; part of the run's state.
+    """
 
     info = PluginInfo(name="callbacks", kind=Kind.OBSERVERS, config=NoConfig)
 
-    def __init__(self, listeners: Sequence[Any]) -> None:
+    def __init__(self, listeners: Sequence[Any], before: Before | None = None) -> None:
         self.config = NoConfig()
+        self.before = before or Before()
         self._steps = [one.on_step_end for one in listeners if hasattr(one, "on_step_end")]
         self._epochs = [one.on_epoch_end for one in listeners if hasattr(one, "on_epoch_end")]
 
@@ -259,15 +336,24 @@ class Callbacks:
     def on_step_end(self, run: Run, step: Step) -> None:
         """`on_step_end(step, metrics)`."""
         if self._steps:
-            metrics = step_metrics(run, step)
+            done = self.before.steps + run.progress.step
+            metrics = {**step_metrics(run, step), "step": done}
             for listen in self._steps:
-                listen(run.progress.step, metrics)
+                listen(done, metrics)
 
     @hookimpl
     def on_epoch_end(self, run: Run) -> None:
         """`on_epoch_end(epoch, metrics)`: finished epochs, the latest validation's figures."""
         for listen in self._epochs:
-            listen(run.progress.epoch, dict(run.metrics.validation))
+            listen(self.before.epochs + run.progress.epoch, dict(run.metrics.validation))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the counts go on from."""
+        return {"steps": self.before.steps, "epochs": self.before.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the counts of the run that is taken up."""
+        self.before.steps, self.before.epochs = int(state["steps"]), int(state["epochs"])
 
 
 def step_metrics(run: Run, step: Step) -> dict[str, Any]:

@@ -39,20 +39,31 @@ def state_in(content: Any) -> Mapping[str, Tensor] | None:
     return None
 
 
-def needs_model(model: Any) -> None:
-    """Refuse what carries no architecture.
+def module_in(content: Any) -> nn.Module | None:
+    """The whole module of a Phase 4 file's content: itself, or one under a known key."""
+    if isinstance(content, nn.Module):
+        return content
+    if not isinstance(content, Mapping):
+        return None
+    found = [content[key] for key in STATES if isinstance(content.get(key), nn.Module)]
+    return found[0] if found else None
+
+
+def needs_model(content: Any) -> nn.Module:
+    """The model of what a program hands in.
 
     Raises:
-        ConfigError: with the keys found, and what is needed.
+        ConfigError: it carries no architecture; with the keys found, and what is needed.
     """
-    if isinstance(model, nn.Module):
-        return
-    if not isinstance(model, Mapping):
-        raise ConfigError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
-    keys = [str(key) for key in model]
+    module = module_in(content)
+    if module is not None:
+        return module
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"model is a {type(content).__name__}: a torch.nn.Module is needed")
+    keys = [str(key) for key in content]
     shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-    if state_in(model) is None:
-        hint = f"a Phase 4 dictionary has its tensors under {', '.join(STATES)}"
+    if state_in(content) is None:
+        hint = f"a Phase 4 dictionary has its tensors, or the module, under {', '.join(STATES)}"
         message = f"model is a dictionary without weights; its keys: {shown}"
         raise ConfigError([Fault(message, hints=(hint,))])
     hint = "make the model first, then: load_phase4(content, model), and hand that model in"
@@ -73,16 +84,12 @@ def load_phase4(content: Any, model: nn.Module | None = None) -> nn.Module:
     """
     if isinstance(content, str | Path):
         content = _read(Path(content))
-    if isinstance(content, nn.Module):
-        return content
-    inner = content.get("model") if isinstance(content, Mapping) else None
-    if isinstance(inner, nn.Module):
-        return inner
+    module = module_in(content)
+    if module is not None:
+        return module
     state = state_in(content)
     if model is None or state is None:
-        needs_model(content)
-    assert model is not None
-    assert state is not None
+        return needs_model(content)
     own = model.state_dict()
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or foreign:

@@ -21,13 +21,13 @@ from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, 
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.scheduler import SchedulerConfig, SchedulerType
-from agent_forge.phases.phase5_training.pipeline.training_loop import (
+from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
+from agent_forge.phases.phase5_training.training_settings import (
     TrainingConfig,
     fitted_warmup,
     goal_of,
     schedule_of,
 )
-from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
 from forge_kernel.config.pipeline import PipelineConfig as KernelPipeline
 from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.use import (

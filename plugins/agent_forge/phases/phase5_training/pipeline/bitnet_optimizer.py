@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final
@@ -47,7 +46,8 @@ class BitNetConfig(Configuration):
       8; 16 and 32: as they are;
     - `straight_through_estimator` false: quantized weights get no gradient;
     - `quantization_warmup_steps`: levels are blended in over these steps, at most half of a run of
-      known length; `full_precision_warmup` false: quantized from the first step;
+      known length; `full_precision_warmup` false: quantized from the first step. A
+      `BitNetOptimizer` that does not know the run's length has only a warm-up that was set;
     - `adaptive_gradient_scaling`: a tensor's gradient is held to `10 * gradient_scale_factor`
       times its own usual size;
     - `target_sparsity` (also `sparsity_target`): least share of zeros in each applied weight,
@@ -235,8 +235,10 @@ class BitNetOptimizer(bitnet_optimizer.BitNetOptimizer):
         config: settings; read once.
         lr, betas, eps, weight_decay: instead of the settings'.
         amsgrad: keep the largest second average.
-        total_steps: of the run, when known. Without it there is no warm-up: a run that ends within
-            it would not be quantized, and nobody would know.
+        total_steps: of the run, when known: warm-up and ramp take half of it at most. Without it
+            `quantization_warmup_steps` and `sparsity_warmup_steps` are as long as they were set;
+            those that were not set are 0, since a run that ends within a warm-up that nobody asked
+            for would not be quantized, and nobody would know.
 
     Raises:
         SettingError: settings that cannot work together.
@@ -256,15 +258,14 @@ class BitNetOptimizer(bitnet_optimizer.BitNetOptimizer):
     ) -> None:
         config = config or BitNetConfig()
         given = list(params)
-        warmup = ramp = 0
-        if total_steps is not None:
-            warmup = blending.fitting(config.warmup_steps, total_steps, LONGEST_WARMUP)
-            ramp = blending.fitting(config.sparsity_warmup_steps, total_steps, LONGEST_WARMUP)
-        elif config.warmup_steps:
-            logging.getLogger(__name__).info(
-                "BitNetOptimizer: total_steps is not given, so that there is no warm-up of the "
-                "levels: the layers are quantized from the first step"
-            )
+        lengths = {"quantization_warmup_steps": config.warmup_steps,
+                   "sparsity_warmup_steps": config.sparsity_warmup_steps}  # fmt: skip
+        warmup, ramp = (
+            (steps if config.given(name) else 0)
+            if total_steps is None
+            else blending.fitting(steps, total_steps, LONGEST_WARMUP)
+            for name, steps in lengths.items()
+        )
         super().__init__(
             given,
             lr=config.learning_rate if lr is None else lr,

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
+from agent_forge.phases.phase5_training.shared_epochs import SharedEpochs
 from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig, deal, open_file
 from forge_plugins.data.samples import FileData
@@ -153,17 +155,15 @@ def _data(path: str | Path, config: DataConfig, **chosen: Any) -> FileData:
     table = open_file(asked)
     inputs, target = _answers(table, asked)
     settings = _file_settings(path, config, **{**chosen, "input": inputs, "target": target})
-    length = config.max_sequence_length
     shifted = target == "next" and "target" not in table.columns
-
-    def form(rows: Any, answers: Any) -> Sample:
-        return (
-            _sample(rows[:, :-1], rows[:, 1:], length)
-            if shifted
-            else _sample(rows, answers, length)
-        )
-
+    form = partial(_shifted if shifted else _sample, length=config.max_sequence_length)
     return deal(table, settings, config.seed, form=form)
+
+
+def _shifted(rows: Any, answers: Any, length: int) -> Sample:
+    """Each token's target is the next one of its row."""
+    del answers
+    return _sample(rows[:, :-1], rows[:, 1:], length)
 
 
 def _sample(rows: Any, answers: Any, length: int) -> Sample:
@@ -291,6 +291,14 @@ class Loader:
             yield ready
             begin = time.perf_counter()
 
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order the next `iter` gives; each `iter` moves on by one.
+
+        A position that `load_state_dict` gave comes first.
+        """
+        if not self._resumed:
+            self._epochs.load_state_dict({**self._epochs.state_dict(), "epoch": epoch, "place": 0})
+
     def state_dict(self) -> dict[str, int | str]:
         """The position, at most 300 bytes of JSON."""
         return self._epochs.state_dict()
@@ -409,7 +417,9 @@ def _lru(config: DataConfig) -> str:
 class StreamingDataset(IterableDataset[Sample]):
     """A file's samples one after the other, in memory that does not grow with the file.
 
-    Each worker of torch's loader gives a stride of the epoch, so that every sample comes once.
+    Each worker of torch's loader gives a stride of the epoch, so that every sample comes once. Each
+    pass is an epoch with an order of its own, whether it is made here or in workers, those that
+    stay (`persistent_workers`) too.
 
     Args:
         path: the file.
@@ -418,17 +428,19 @@ class StreamingDataset(IterableDataset[Sample]):
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
         self._data = _data(path, config, streaming=True)
-        self._epoch = 0
+        self._epochs = SharedEpochs()
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose order the next `iter` gives; each `iter` moves on by one."""
-        self._epoch = epoch
+        self._epochs.epoch = epoch
 
     def __len__(self) -> int:
         return self._data.deck.training
 
     def __iter__(self) -> Iterator[Sample]:
-        epoch, self._epoch = self._epoch, self._epoch + 1
+        return self._pass(self._epochs.begin())  # counted now, not at the first sample
+
+    def _pass(self, epoch: int) -> Iterator[Sample]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         size = self._data.config.batch_size * step

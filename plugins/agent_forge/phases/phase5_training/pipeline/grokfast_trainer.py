@@ -417,8 +417,10 @@ class GrokfastTrainer:
 
     Args:
         model: trained in place.
-        optimizer: any torch optimizer over its parameters; its own rate is the base that the
-            phases' factors are of. None: a pipeline makes it in `train()`.
+        optimizer: any torch optimizer over its parameters; its first rate (`initial_lr` of its
+            groups, where another trainer or scheduler has been at work) is the base that the
+            phases' factors are of. None: a pipeline makes it in `train()`. Learned weights of a
+            loss join it.
         config: read at the first step, and closed then.
         device: where to; a string or a torch.device.
     """
@@ -440,6 +442,7 @@ class GrokfastTrainer:
         self._step: Step | None = None
         self._session: Session | None = None
         self._loss = CallersLoss(predicts=True)
+        self._waiting: Snapshot | None = None  # taken up with the loss of the first step
         self._measuring: Measuring | None = None
 
     def register_capability(self, name: str, metric_fn: CapabilityFunction) -> None:
@@ -466,7 +469,7 @@ class GrokfastTrainer:
         config.lock("cannot be changed after the first step")
         if config.base_learning_rate is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = config.base_learning_rate
+                group["lr"] = group["initial_lr"] = config.base_learning_rate
         rates = {"warmup_steps": config.warmup_steps, "smoothing_steps": 0, **config.multipliers()}
         uses: list[Use[Any]] = [
             UsePhases("grokfast", config.lengths()),
@@ -489,6 +492,9 @@ class GrokfastTrainer:
         )
         session = Session.of(parts, settings, quiet=True)
         session.set_up()
+        if self._waiting is not None:
+            session.take_up(self._waiting)
+            self._waiting = None
         session.start()
         self._run, self._step, self._session = session.run, session.step_state, session
         return session
@@ -506,8 +512,8 @@ class GrokfastTrainer:
             RunError: see `form_of`; NonFiniteError: the loss or a gradient was not finite, and the
                 weights are those from before.
         """
-        session = self._opened()
         self._loss.use(loss_fn, loss_form)
+        session = self._opened()
         if not self.model.training:
             self.model.train()
         _ = session.step(CallersBatch.of(batch))
@@ -543,6 +549,8 @@ class GrokfastTrainer:
     @property
     def global_step(self) -> int:
         """Optimizer steps done."""
+        if self._waiting is not None:
+            return self._waiting.step
         return 0 if self._run is None else self._run.progress.step
 
     @property
@@ -590,10 +598,26 @@ class GrokfastTrainer:
     def load_checkpoint(self, path: str | Path) -> None:
         """Go on, to the bit, from where `save_checkpoint` was called.
 
+        Where the loss had learned weights or averages, all but the model is taken up at the next
+        step, with the loss that is given there.
+
         Raises:
-            RunError: the file is of another model.
+            RunError: the file is of another model, which is left as it is.
         """
-        session = self._opened()
         held = torch.load(path, map_location="cpu")
-        session.take_up(Snapshot(held["step"], held["model"], held["trees"], {}))
-        session.start()
+        snapshot = Snapshot(held["step"], held["model"], held["trees"], {})
+        own = self.model.state_dict()
+        of_loss = {name for name in snapshot.model if name.startswith("loss")} - own.keys()
+        if self._session is not None or not of_loss:
+            session = self._opened()
+            session.take_up(snapshot)
+            session.start()
+            return
+        given = {name: value for name, value in snapshot.model.items() if name not in of_loss}
+        if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in given.items()}:
+            raise RunError(
+                f"the checkpoint is of another model: it has {sorted(given)[:5]}, this one "
+                f"{sorted(own)[:5]}"
+            )
+        self.model.load_state_dict(given)
+        self._waiting = snapshot

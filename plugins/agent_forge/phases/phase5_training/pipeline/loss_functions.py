@@ -2,82 +2,55 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal
 
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agent_forge.phases.phase5_training.configuration import Configuration
+from agent_forge.phases.phase5_training.loss_settings import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import mean_quantization_distance
 from forge_plugins.mathematics.bit_layer import BitLayer
 from forge_plugins.mathematics.classification_loss import classification_losses
 from forge_plugins.mathematics.contrastive import supervised_contrastive
 from forge_plugins.mathematics.distillation import distillation
+from forge_plugins.mathematics.lacking_margin import lacking_margin
 from forge_plugins.mathematics.task_weights import RateOfFall, Uncertainty
+from forge_plugins.mathematics.weight_size import mean_magnitude, mean_square
 
-TEMPERATURE: Final = 2.0
-"""Of the distillation, when `temperature_scaling` is on."""
+__all__ = [
+    "AdaptiveLoss",
+    "AuxiliaryLoss",
+    "BaseLoss",
+    "BitNetLoss",
+    "ClassificationLoss",
+    "ContrastiveLoss",
+    "GenerationLoss",
+    "GrokfastLoss",
+    "LossConfig",
+    "LossManager",
+    "LossType",
+    "MultiTaskLoss",
+    "RegressionLoss",
+    "create_loss_function",
+]
+
 PADDING: Final = -100
 """The target that counts as nothing, as torch's cross-entropy has it."""
 
+ADAPTIVE_DECAY: Final = 0.99
+"""Of the averages that tell how fast a loss falls."""
+
 Function = Callable[..., Tensor]
-_Weight = Annotated[float, Meta(ge=0)]
-
-
-class LossType(enum.Enum):
-    """What is learned."""
-
-    CLASSIFICATION = "classification"
-    REGRESSION = "regression"
-    GENERATION = "generation"
-    CONTRASTIVE = "contrastive"
-    AUXILIARY = "auxiliary"
-    MULTI_TASK = "multi_task"
-
-
-class LossConfig(Configuration):
-    """Weights and forms of the losses.
-
-    - `loss_type`: the loss of a manager that has none registered, and the one under the kinds
-      "bitnet" and "grokfast";
-    - `label_smoothing`, `class_weights`, `focal_loss_gamma` (0: plain cross-entropy): of
-      classification, all of them together too; `label_smoothing` of generation too;
-    - `reduction`: of the samples;
-    - `quantization_loss_weight`: of the latent weights' distance to their levels;
-      `sparsity_loss_weight`: of their mean magnitude, in steps between levels;
-      `consistency_loss_weight`: of the divergence from what the model answers with its latent
-      weights (one more forward pass; needs `inputs`);
-    - `knowledge_distillation_weight`: of the divergence from `teacher_logits`, at temperature 2
-      with `temperature_scaling`, else 1; `capability_acquisition_weight`: of the margin by which
-      right answers fail to lead by 1; `regularization_weight`: of the mean squared parameter;
-    - `adaptive_weighting`: a manager's losses that fall more slowly weigh more (the weights' mean
-      stays 1); `uncertainty_weighting`: learned weights instead; `task_weights`: of several tasks.
-    """
-
-    loss_type: LossType = LossType.CLASSIFICATION
-    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    class_weights: list[_Weight] | None = None
-    reduction: Literal["mean", "sum", "none"] = "mean"
-    quantization_loss_weight: _Weight = 0.01
-    sparsity_loss_weight: _Weight = 0.001
-    consistency_loss_weight: _Weight = 0.1
-    knowledge_distillation_weight: _Weight = 0.5
-    capability_acquisition_weight: _Weight = 0.2
-    regularization_weight: _Weight = 0.01
-    adaptive_weighting: bool = True
-    temperature_scaling: bool = True
-    focal_loss_gamma: _Weight = 0.0
-    task_weights: dict[str, _Weight] | None = None
-    uncertainty_weighting: bool = False
 
 
 class BaseLoss(nn.Module):
     """`loss(predictions, targets, **further)`; what a loss does not read of `further` it ignores.
+
+    A training (`TrainingLoop`, `GrokfastTrainer`) hands `model`, `inputs`, and what else a batch
+    that is a mapping holds.
 
     Args:
         config: read at each call.
@@ -90,6 +63,10 @@ class BaseLoss(nn.Module):
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """0-d, or one value for each sample with the reduction "none"."""
         raise NotImplementedError
+
+    def needs(self) -> Mapping[str, str]:
+        """What batches must hold for a training, each with the setting that asks for it."""
+        return {}
 
     def reduced(self, losses: Tensor, weights: Tensor | None = None) -> Tensor:
         """What the settings ask for; the mean is `sum(losses) / sum(weights)`."""
@@ -251,9 +228,9 @@ class BitNetLoss(BaseLoss):
 
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """Reads `model`, and `inputs` for the consistency (positional input, or a mapping)."""
-        loss: Tensor = self.base(predictions, targets)
+        loss: Tensor = _called(self.base, predictions, targets, further)
         model, config = further.get("model"), self.config
-        if model is None:
+        if model is None or not self._quantized(model):
             return loss
         if config.quantization_loss_weight:
             loss = loss + config.quantization_loss_weight * mean_quantization_distance(model)
@@ -264,6 +241,24 @@ class BitNetLoss(BaseLoss):
             latent = _latent_answer(model, inputs)
             loss = loss + config.consistency_loss_weight * distillation(predictions, latent, 1.0)
         return loss
+
+    def needs(self) -> Mapping[str, str]:
+        """What the loss inside needs."""
+        return _needs([self.base])
+
+    def _quantized(self, model: nn.Module) -> bool:
+        """Whether there are weights with levels; a weight that the program set asks for them."""
+        if any(isinstance(one, BitLayer) and one.scheme.quantizes_weight
+               for one in model.modules()):  # fmt: skip
+            return True
+        names = ("quantization_loss_weight", "sparsity_loss_weight", "consistency_loss_weight")
+        asked = [one for one in names if self.config.given(one) and getattr(self.config, one)]
+        if asked:
+            raise ValueError(
+                f"LossConfig.{asked[0]} is of quantized layers, and the model has none: call "
+                "convert_model_to_bitnet(model, config) first, or set it to 0"
+            )
+        return False
 
 
 class GrokfastLoss(BaseLoss):
@@ -280,30 +275,31 @@ class GrokfastLoss(BaseLoss):
 
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """Reads `teacher_logits` and `model`."""
-        loss: Tensor = self.base(predictions, targets)
+        loss: Tensor = _called(self.base, predictions, targets, further)
         teacher, model, config = further.get("teacher_logits"), further.get("model"), self.config
         if teacher is not None and config.knowledge_distillation_weight:
-            temperature = TEMPERATURE if config.temperature_scaling else 1.0
-            told = distillation(predictions, teacher.detach(), temperature)
+            told = distillation(predictions, teacher.detach(), config.temperature)
             loss = loss + config.knowledge_distillation_weight * told
         if model is None:
             return loss
-        if config.capability_acquisition_weight and predictions.ndim == 2:
+        if config.capability_acquisition_weight:
             lacking = _lacking_margin(predictions, targets)
             loss = loss + config.capability_acquisition_weight * lacking
         if config.regularization_weight:
             loss = loss + config.regularization_weight * _mean_square(model)
         return loss
 
+    def needs(self) -> Mapping[str, str]:
+        """The teacher's answers, when they are learned from; and what the loss inside needs."""
+        asked = self.config.knowledge_distillation_weight
+        own = {"teacher_logits": "knowledge_distillation_weight"} if asked else {}
+        return {**own, **_needs([self.base])}
+
 
 def _mean_magnitude(model: nn.Module) -> Tensor:
-    """Mean |latent weight| over all quantized weights, in units of each one's root mean square."""
-    weights = {id(one.weight): one.weight for one in model.modules() if isinstance(one, BitLayer)}
-    parts = [
-        weight.abs().sum() / weight.detach().square().mean().sqrt().clamp_min(1e-12)
-        for weight in weights.values()
-    ]
-    return torch.stack(parts).sum() / sum(weight.numel() for weight in weights.values())
+    """Of the latent weights of all quantized layers."""
+    layers = [one for one in model.modules() if isinstance(one, BitLayer)]
+    return mean_magnitude([one.weight for one in layers if one.scheme.quantizes_weight])
 
 
 def _latent_answer(model: nn.Module, inputs: Any) -> Tensor:
@@ -324,25 +320,31 @@ def _latent_answer(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def _lacking_margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of `max(0, 1 - (right logit - best wrong logit))`: 0 when all answers lead by 1."""
-    targets = targets.reshape(-1, 1).long()
-    right = logits.gather(1, targets).squeeze(1)
-    wrong = logits.scatter(1, targets, -torch.inf).amax(1)
-    return functional.relu(1.0 - (right - wrong)).mean()
+    """Mean of `max(0, 1 - (right logit - best wrong logit))`: 0 when all answers lead by 1.
+
+    Raises:
+        ValueError: the targets are no classes.
+    """
+    if targets.is_floating_point():
+        raise ValueError(
+            "LossConfig.capability_acquisition_weight is of answers that are right or wrong: the "
+            "targets are numbers, not classes; set it to 0"
+        )
+    targets = targets.reshape(-1)
+    counted = (targets != PADDING).to(logits.dtype)
+    lacking = lacking_margin(logits.flatten(0, -2), targets.clamp_min(0).long())
+    return (lacking * counted).sum() / counted.sum().clamp_min(1.0)
 
 
 def _mean_square(model: nn.Module) -> Tensor:
-    parameters = [one for one in model.parameters() if one.requires_grad]
-    return torch.stack([one.square().sum() for one in parameters]).sum() / sum(
-        one.numel() for one in parameters
-    )
+    return mean_square([one for one in model.parameters() if one.requires_grad])
 
 
 class MultiTaskLoss(BaseLoss):
     """The weighted sum of the tasks' losses; predictions and targets are mappings by task.
 
     A single target is every task's. With `uncertainty_weighting` the weights are parameters of this
-    module: hand `loss.parameters()` to the optimizer (a `TrainingLoop` does).
+    module: hand `loss.parameters()` to the optimizer (`TrainingLoop` and `GrokfastTrainer` do).
 
     Args:
         config: `task_weights` by name (others: 1), `uncertainty_weighting`.
@@ -374,7 +376,14 @@ class MultiTaskLoss(BaseLoss):
             answer = predictions[name] if isinstance(predictions, Mapping) else predictions
             found.append(weights.get(name, 1.0) * _called(loss, answer, aim, further))
         stacked = torch.stack(found)
-        return stacked.sum() if self.uncertainty is None else self.uncertainty(stacked)
+        if self.uncertainty is None:
+            return stacked.sum()
+        learned: Tensor = self.uncertainty.to(stacked.device)(stacked)
+        return learned
+
+    def needs(self) -> Mapping[str, str]:
+        """What the tasks' losses need."""
+        return _needs(self.task_losses.values())
 
 
 def _check_tasks(config: LossConfig, tasks: Mapping[str, Function]) -> None:
@@ -387,7 +396,8 @@ class AdaptiveLoss(BaseLoss):
     """Several losses of the same predictions; those that fall more slowly weigh more.
 
     The weights are `n softmax(rate of fall / 2)` of `RateOfFall`: their mean is 1. With
-    `adaptive_weighting` off they are 1.
+    `adaptive_weighting` off they are 1. The averages behind them are of training (a call without
+    gradients leaves them alone), and part of the module's state.
 
     Args:
         config: see `LossConfig`.
@@ -397,13 +407,16 @@ class AdaptiveLoss(BaseLoss):
     def __init__(self, config: LossConfig, base: Function | Mapping[str, Function]) -> None:
         super().__init__(config)
         self.losses = dict(base) if isinstance(base, Mapping) else {"base": base}
-        self.progress = RateOfFall(len(self.losses), 0.99)
+        self.modules_of_losses = nn.ModuleList(
+            one for one in self.losses.values() if isinstance(one, nn.Module)
+        )
+        self.progress = RateOfFall(len(self.losses), ADAPTIVE_DECAY)
 
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """0-d."""
         found = [_called(loss, predictions, targets, further) for loss in self.losses.values()]
         stacked = torch.stack(found)
-        if not self.config.adaptive_weighting:
+        if self.config.adaptive_weighting is False:
             return stacked.sum()
         if torch.is_grad_enabled():
             self.progress.take(stacked.detach())
@@ -415,12 +428,27 @@ class AdaptiveLoss(BaseLoss):
         found = self.progress.weights(2.0, like=torch.ones(len(self.losses)))
         return dict(zip(self.losses, found.tolist(), strict=True))
 
+    def needs(self) -> Mapping[str, str]:
+        """What the losses need."""
+        return _needs(self.losses.values())
+
+
+def _needs(losses: Iterable[Function]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for loss in losses:
+        if isinstance(loss, BaseLoss | LossManager):
+            found |= loss.needs()
+    return found
+
 
 def _called(loss: Function, predictions: Any, targets: Any, further: Mapping[str, Any]) -> Tensor:
     """A loss with as much of `further` as its signature takes."""
     if not further:
         return loss(predictions, targets)
-    known = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+    try:
+        known = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+    except (TypeError, ValueError):  # a builtin does not tell
+        return loss(predictions, targets)
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
         return loss(predictions, targets, **further)
     return loss(predictions, targets, **{k: v for k, v in further.items() if k in known})
@@ -428,6 +456,10 @@ def _called(loss: Function, predictions: Any, targets: Any, further: Mapping[str
 
 class LossManager(nn.Module):
     """Several losses under one call, with their statistics.
+
+    It is a loss function itself: `manager(predictions, targets)` is the total, and a training takes
+    its learned weights along. Averages and statistics are of training: a call without gradients
+    leaves them alone.
 
     Args:
         config: see `LossConfig`; without a registered loss that of `loss_type` is computed.
@@ -439,9 +471,20 @@ class LossManager(nn.Module):
         self._losses: dict[str, Function] = {}
         self._modules_of_losses = nn.ModuleList()
         self._weights: dict[str, float] = {}
-        self._progress: RateOfFall | None = None
+        self._progress = RateOfFall(0, ADAPTIVE_DECAY)
         self._uncertainty: Uncertainty | None = None
-        self._statistics: Tensor | None = None  # (5, losses): count, sum, least, most, last
+        self._statistics: Tensor  # (5, losses): count, sum, least, most, last
+        self._begin()
+
+    def _begin(self) -> None:
+        """Averages, learned weights and statistics of the losses there are."""
+        count = len(self._losses)
+        self._progress = RateOfFall(count, ADAPTIVE_DECAY)
+        nothing = [torch.zeros(count), torch.full((count,), torch.inf)]
+        zero, most = nothing
+        self.register_buffer("_statistics", torch.stack((zero, zero, most, -most, zero)))
+        if self.config.uncertainty_weighting and count:
+            self._uncertainty = Uncertainty(tuple(self._losses))
 
     def register_loss(self, name: str, loss: Function, weight: float = 1.0) -> None:
         """Add a loss; statistics and adaptive weights begin anew.
@@ -462,14 +505,27 @@ class LossManager(nn.Module):
         self._weights[name] = float(weight)
         if isinstance(loss, nn.Module):
             self._modules_of_losses.append(loss)
-        self._progress = self._statistics = None
-        if self.config.uncertainty_weighting:
-            self._uncertainty = Uncertainty(tuple(self._losses))
+        self._begin()
 
     @staticmethod
     def _check_weight(name: str, weight: float) -> None:
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"weight {weight} of '{name}' is not a number from 0 on")
+
+    def _complete(self) -> None:
+        """Without a registered loss that of `loss_type` is computed."""
+        if not self._losses:
+            kind = self.config.loss_type
+            self.register_loss(kind.value, create_loss_function(kind, self.config))
+
+    def needs(self) -> Mapping[str, str]:
+        """What batches must hold for a training, each with the setting that asks for it."""
+        self._complete()
+        return _needs(self._losses.values())
+
+    def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
+        """The `total_loss` of `compute_total_loss`."""
+        return self.compute_total_loss(predictions, targets, **further)["total_loss"]
 
     def compute_total_loss(
         self, predictions: Any, targets: Any, **further: Any
@@ -484,11 +540,7 @@ class LossManager(nn.Module):
         Raises:
             Exception: what a loss raises; none is left out.
         """
-        if not self._losses:
-            self.register_loss(
-                self.config.loss_type.value,
-                create_loss_function(self.config.loss_type, self.config),
-            )
+        self._complete()
         found = {
             name: _called(loss, predictions, targets, further)
             for name, loss in self._losses.items()
@@ -499,41 +551,39 @@ class LossManager(nn.Module):
         stacked = torch.stack(list(found.values()))
         factors = stacked.new_tensor(list(self._weights.values()))
         total = self._total(stacked, factors)
-        self._count(stacked.detach())
+        if torch.is_grad_enabled():
+            self._count(stacked)
         return {**found, "total_loss": total}
 
     def _total(self, losses: Tensor, factors: Tensor) -> Tensor:
         if self._uncertainty is not None:
             learned: Tensor = self._uncertainty.to(losses.device)(losses * factors)
             return learned
-        if not self.config.adaptive_weighting or len(losses) == 1:
+        if self.config.adaptive_weighting is False or len(losses) == 1:
             return (losses * factors).sum()
-        if self._progress is None:
-            self._progress = RateOfFall(len(losses), 0.99)
         if torch.is_grad_enabled():
             self._progress.take(losses.detach())
         return (losses * factors * self._progress.weights(2.0, like=losses)).sum()
 
+    @torch.no_grad()
     def _count(self, losses: Tensor) -> None:
-        """On the device, without a read to the host."""
-        values = losses.float()
-        one = torch.ones_like(values)
-        if self._statistics is None:
-            self._statistics = torch.stack((one, values, values, values, values))
-            return
-        count, total, least, most, _ = self._statistics.to(values.device)
-        self._statistics = torch.stack(
-            (count + one, total + values, least.minimum(values), most.maximum(values), values)
+        """On the device, without a read to the host; a step that is not finite is not counted."""
+        values = losses.detach().float()
+        if self._statistics.device != values.device:
+            self._statistics = self._statistics.to(values.device)
+        count, total, least, most, _ = self._statistics
+        taken = torch.stack(
+            (count + 1.0, total + values, least.minimum(values), most.maximum(values), values)
         )
+        finite = torch.isfinite(values).all()
+        self._statistics.copy_(torch.where(finite, taken, self._statistics))
 
     def get_loss_statistics(self) -> dict[str, dict[str, float]]:
         """By loss: `count`, `mean`, `min`, `max`, `last`, and its `weight` in the total now."""
-        if self._statistics is None:
-            return {}
-        adaptive = torch.ones(len(self._losses))
-        if self._progress is not None:
-            adaptive = self._progress.weights(2.0, like=adaptive)
         columns = self._statistics.cpu().T.tolist()
+        if not columns or not columns[0][0]:
+            return {}
+        adaptive = self._progress.weights(2.0, like=torch.ones(len(self._losses)))
         return {
             name: {
                 "count": count, "mean": total / count, "min": least, "max": most, "last": last,

@@ -211,7 +211,7 @@ class TrainingPipeline:
     may be changed until `setup()`.
 
     Args:
-        model: trained in place; a whole module of a Phase 4 file too.
+        model: trained in place; the content of a Phase 4 file with a whole module too.
         config: see `PipelineConfig`.
         train_data_path: file with the samples, see `forge plugins file`.
         val_data_path: file to validate with; a share of the first otherwise.
@@ -222,13 +222,12 @@ class TrainingPipeline:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Mapping[str, Any],
         config: PipelineConfig | None = None,
         train_data_path: str | Path = "train.json",
         val_data_path: str | Path | None = None,
     ) -> None:
-        needs_model(model)
-        self.model = model
+        self.model = needs_model(model)
         self.config = config or PipelineConfig()
         self.train_data_path = Path(train_data_path)
         self.val_data_path = None if val_data_path is None else Path(val_data_path)
@@ -237,7 +236,7 @@ class TrainingPipeline:
         self.phase = PipelinePhase.SETUP
         self.result: RunResult | None = None
         self.trainer: GrokfastTrainer | TrainingLoop = self._new_trainer()
-        self.validator = RealTimeValidator(model, self.config.validation_config, "cpu")
+        self.validator = RealTimeValidator(self.model, self.config.validation_config, "cpu")
         self._declaration: Declaration | None = None
         self._pipeline: KernelPipeline | None = None
         self._cancel = threading.Event()
@@ -583,7 +582,7 @@ def _declared(file: Path) -> Any:
 
 
 def create_training_pipeline(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, Any],
     train_data_path: str | Path,
     experiment_name: str = "agent_forge_training",
     val_data_path: str | Path | None = None,
@@ -594,7 +593,7 @@ def create_training_pipeline(
     """A pipeline, ready to be changed in its `config` and then set up.
 
     Args:
-        model: trained in place.
+        model: trained in place; see `TrainingPipeline`.
         train_data_path: file with the samples.
         experiment_name: start of the names of its files.
         val_data_path: file to validate with; a share of the first otherwise.

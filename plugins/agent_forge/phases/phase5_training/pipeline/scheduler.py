@@ -201,7 +201,7 @@ def _reference_rates(optimizer: Optimizer, reference: float) -> list[float]:
 
 
 def _write(optimizer: Optimizer, rates: Sequence[float], momentum: float | None) -> list[float]:
-    """Set both in each group; a schedule without momentum leaves it, or puts back, the first one."""
+    """Set both in each group; a schedule without momentum puts back the first one."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         write_rate(group, rate)
         if initial_momentum(group):  # plain gradient descent stays plain

@@ -8,15 +8,14 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
-from msgspec import Meta
 from torch import nn
 
-from agent_forge.phases.phase5_training.configuration import Configuration
 from agent_forge.phases.phase5_training.live_plugins import live_plugins
 from agent_forge.phases.phase5_training.loss_call import (
+    Before,
     Callbacks,
     CallersBatch,
     CallersData,
@@ -25,19 +24,22 @@ from agent_forge.phases.phase5_training.loss_call import (
     LossFunction,
 )
 from agent_forge.phases.phase5_training.measuring import Measuring
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import (
-    Use,
-    UseGradients,
-    UsePolicy,
-    UseQuantizer,
-    UseSchedule,
-    UseWrapper,
+from agent_forge.phases.phase5_training.training_folder import TrainingFolder
+from agent_forge.phases.phase5_training.training_identity import TrainingIdentity
+from agent_forge.phases.phase5_training.training_settings import (
+    TrainingConfig,
+    fitted_warmup,
+    goal_of,
+    schedule_of,
 )
+from forge_kernel.checkpoint import Snapshot
+from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.config.use import Use, UseGradients, UsePolicy, UseQuantizer, UseWrapper
 from forge_kernel.durable import write_bytes
 from forge_kernel.errors import ConfigError, RunError
 from forge_kernel.live import LiveDataPlugin, LiveModel
 from forge_kernel.loop import Session
+from forge_kernel.optimizer_state import optimizer_state
 from forge_kernel.random_state import process_state_kept
 from forge_kernel.result import RunResult
 from forge_kernel.runner import result_of
@@ -46,9 +48,18 @@ from forge_plugins.optimizers.adamw import AdamW
 from forge_plugins.optimizers.adamw import AdamWConfig as AdamWSettings
 from forge_plugins.policies.improvement import Improvement
 
-log = logging.getLogger("agent_forge.phase5_training")
+__all__ = [
+    "CheckpointManager",
+    "EarlyStopping",
+    "GradientAccumulator",
+    "MemoryMonitor",
+    "TrainingConfig",
+    "TrainingLoop",
+    "TrainingMetrics",
+    "TrainingState",
+]
 
-_LOADERS = "the loaders are the caller's, or DataConfig's"
+log = logging.getLogger("agent_forge.phase5_training")
 
 
 class TrainingState(enum.Enum):
@@ -60,64 +71,6 @@ class TrainingState(enum.Enum):
     PAUSED = "paused"
     STOPPED = "stopped"
     ERROR = "error"
-
-
-class TrainingConfig(Configuration):
-    """How long, how fast, how exactly."""
-
-    without_meaning: ClassVar[Mapping[str, str]] = {
-        "loss_scale": "the kernel's loss scale starts there and finds its own way",
-        "dataloader_num_workers": _LOADERS,
-        "pin_memory": _LOADERS,
-        "memory_cleanup_interval": "gradients are freed at each step, and emptying the device's "
-        "cache only makes the next step slower",
-    }
-
-    epochs: Annotated[int, Meta(ge=1)] = 100
-    learning_rate: Annotated[float, Meta(ge=0)] = 1e-4
-    weight_decay: Annotated[float, Meta(ge=0)] = 1e-2  # decoupled, of all parameters
-    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    eps: Annotated[float, Meta(gt=0)] = 1e-8
-    max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
-    gradient_clipping: bool = True
-    gradient_accumulation_steps: Annotated[int, Meta(ge=1)] = 1
-    use_amp: bool = True  # bfloat16 on the CPU; on CUDA amp_dtype
-    amp_dtype: torch.dtype = torch.float16
-    loss_scale: float = 65536.0
-    warmup_steps: Annotated[int, Meta(ge=0)] = 1000  # shortened in a short run
-    scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    min_lr_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    log_interval: Annotated[int, Meta(ge=1)] = 100
-    eval_interval: Annotated[int, Meta(ge=1)] = 1000
-    save_interval: Annotated[int, Meta(ge=1)] = 5000
-    max_checkpoints: Annotated[int, Meta(ge=2)] = 5
-    compile_model: bool = False
-    use_fused_optimizer: bool = True
-    dataloader_num_workers: int = 4
-    pin_memory: bool = True
-    max_memory_usage: Annotated[float, Meta(gt=0, le=1)] = 0.9  # share that a warning is given at
-    memory_cleanup_interval: int = 1000
-    validation_patience: Annotated[int, Meta(ge=1)] = 10
-    min_delta: Annotated[float, Meta(ge=0)] = 1e-4
-    bitnet_enabled: bool = False  # ternary weights, as the kernel's bitnet plugin has them
-    quantization_schedule: Literal["linear", "exponential", "sigmoid"] = "linear"
-    grokfast_enabled: bool = False
-    grokfast_alpha: Annotated[float, Meta(ge=0, lt=1)] = 0.98
-    grokfast_lambda: Annotated[float, Meta(ge=0)] = 2.0
-
-    def check(self) -> None:
-        """Also: a half-precision type, when one is used."""
-        super().check()
-        if self.use_amp and self.amp_dtype not in (torch.float16, torch.bfloat16):
-            raise ConfigError(f"amp_dtype is {self.amp_dtype}: torch.float16 or torch.bfloat16")
-
-    def precision(self, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-        """The arithmetic of the forward pass on a device."""
-        if not self.use_amp:
-            return "fp32"
-        half = device.type == "cuda" and self.amp_dtype is torch.float16
-        return "fp16" if half else "bf16"
 
 
 class GradientAccumulator:
@@ -328,29 +281,6 @@ class EarlyStopping:
         return self.counter >= self.patience
 
 
-def goal_of(figure: str) -> Literal["max", "min"]:
-    """Whether a figure is to rise or to fall."""
-    falls = ("loss", "perplexity", "error")
-    return "min" if any(word in figure for word in falls) else "max"
-
-
-def fitted_warmup(steps: int, total: int | None) -> int:
-    """A warm-up that takes at most a tenth of the run."""
-    return steps if total is None else min(steps, total // 10)
-
-
-def schedule_of(config: TrainingConfig, total: int | None) -> UseSchedule[Any]:
-    """The kernel's schedule of a training configuration.
-
-    Without a known end there is nothing to fall towards: the rate rises and stays.
-    """
-    warmup = fitted_warmup(config.warmup_steps, total)
-    if total is None or config.scheduler_type == "constant":
-        return UseSchedule("linear_warmup", {"warmup_steps": warmup})
-    name = {"cosine": "warmup_cosine", "linear": "linear"}[config.scheduler_type]
-    return UseSchedule(name, {"warmup_steps": warmup, "floor": config.min_lr_ratio})
-
-
 class TrainingLoop:
     """Trains the caller's model.
 
@@ -376,12 +306,14 @@ class TrainingLoop:
         self.metrics = TrainingMetrics()
         self.memory = MemoryMonitor(self.config.max_memory_usage, self.device)
         self.state = TrainingState.INITIALIZED
-        self.global_step = self.epoch = 0
+        self.global_step = self.epoch = 0  # over all calls
         self.result: RunResult | None = None
         self._accumulator = GradientAccumulator(self.config.gradient_accumulation_steps)
         self._callbacks: list[Any] = []
         self._loss = CallersLoss(predicts=True)
         self._session: Session | None = None
+        self._before = Before()  # of the session that steps
+        self._course: Snapshot | None = None  # where the last `train_epoch` ended
         self._measuring: Measuring | None = None
 
     def setup_optimizer(
@@ -390,11 +322,13 @@ class TrainingLoop:
         """Make the optimizer; training does so itself when it was not done.
 
         Args:
-            optimizer_class: AdamW with the configuration's values otherwise.
-            options: of the class, in place of the configuration's learning rate and decay.
+            optimizer_class: AdamW with the configuration's values otherwise. It is told the
+                configuration's rate, and what the program set of decay, betas and eps.
+            options: of the class, in place of the configuration's values.
 
         Raises:
-            RunError: steps have been taken with another one.
+            RunError: steps have been taken with another one; SettingError: what was set is
+                nothing that the class takes.
         """
         if self._session is not None:
             raise RunError("setup_optimizer() comes before the first step")
@@ -402,7 +336,7 @@ class TrainingLoop:
         config = self.config
         parameters = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         if optimizer_class is not None:
-            chosen = {"lr": config.learning_rate, **options}
+            chosen = {**config.optimizer_options(optimizer_class), **options}
             made = optimizer_class([p for _, p in parameters], **chosen)
         else:
             settings = {
@@ -439,15 +373,17 @@ class TrainingLoop:
             `loss` (of the micro-batch), `learning_rate`, `grad_norm` (None between updates),
             `step` and `updated`.
         """
-        session = self._stepping()
         self._loss.use(loss_fn, loss_form)
+        session = self._stepping()
+        progress = session.run.progress
+        self._before.steps = self.global_step - progress.step
         if not self.model.training:
             self.model.train()
         last = self._accumulator.add()
         loss = session.accumulate(CallersBatch.of(batch), last=last)
         updated = session.update() if last else False
         figures = session.log().figures if updated else {}
-        self.global_step = session.run.progress.step
+        self.global_step = self._before.steps + progress.step
         rate = float(session.run.optimizer.param_groups[0]["lr"])
         found = {"loss": float(loss), "learning_rate": rate, "grad_norm": figures.get("grad_norm")}
         self.metrics.update(**found)
@@ -457,9 +393,11 @@ class TrainingLoop:
         """The session of `train_step`, which has no end."""
         if self._session is None:
             settings = self._settings(log_every=1, seed=None)
-            self._session = self._opened(settings, CallersData(()), self._loss, None, None)
-            self._session.set_up()
-            self._session.start()
+            data = CallersData((), before=self._before)
+            session = self._opened(settings, data, self._loss, None, None)
+            session.set_up()
+            session.start()
+            self._session = session
             self.state = TrainingState.TRAINING
         return self._session
 
@@ -493,43 +431,78 @@ class TrainingLoop:
         loss_form: str | None = None,
         cancel: Any = None,
     ) -> RunResult:
-        """Train for the configuration's epochs.
+        """Train for the configuration's epochs, from the configured rate on.
 
         Random numbers start from torch's generator as it stands, so that `torch.manual_seed`
         before repeats the run; the generator is left one draw further.
 
+        A training that was stopped or killed goes on from the newest checkpoint of
+        `checkpoint_dir`; one that came to its end there is not made again for the same model and
+        data. Checkpoints of an ended training of another model, other weights or other data are set
+        aside, and the training begins anew; both is told. Of one that has not ended they are not
+        touched: that is refused, except for other weights of the same network, which a program that
+        draws them anew has at each start (told).
+
         Args:
             train_loader: an iterable of batches.
-            loss_fn: `(predictions, targets)`, `(batch)` or `(model, batch)`.
+            loss_fn: `(predictions, targets)`, `(batch)` or `(model, batch)`. What it has to be
+                trained itself is.
             val_loader: validated every `eval_interval` steps, at least after each epoch.
-            resume_from_checkpoint: go on from the newest checkpoint of `checkpoint_dir`.
+            resume_from_checkpoint: False: begin anew; what the folder holds is set aside.
             loss_form: overrides what the signature of `loss_fn` says.
             cancel: an event that stops the run at a step's edge.
 
         Raises:
-            RunError: see `form_of`; and what the model, the loader or the loss raise.
+            RunError: see `form_of`, and above; and what the model, the loader or the loss raise.
         """
-        return self._train(
-            CallersData(train_loader, val_loader or ()),
-            CallersLoss(loss_fn, loss_form, predicts=True),
-            self.config.epochs,
-            cancel,
-            resumes=resume_from_checkpoint,
-        )
+        self._course = None
+        data = CallersData(train_loader, val_loader or (), before=self._counts())
+        loss = CallersLoss(loss_fn, loss_form, predicts=True)
+        folder = None
+        if self.checkpoint_dir is not None:
+            own = self.result is not None and self.result.outcome == "stopped"
+            identity = TrainingIdentity.of(self.model, train_loader)
+            folder = TrainingFolder(self.checkpoint_dir, identity, self.config.epochs, own=own)
+            if resume_from_checkpoint:
+                folder.check()
+            else:
+                folder.set_aside("resume_from_checkpoint is off")
+        about = {} if folder is None else folder.about()
+        session = self._whole(data, loss, self.config.epochs, cancel, about)
+        return self._trained(session, data.before, folder)
 
     def train_epoch(
         self, train_loader: Iterable[Any], loss_fn: LossFunction, loss_form: str | None = None
     ) -> RunResult:
-        """One pass over a loader."""
-        loss = CallersLoss(loss_fn, loss_form, predicts=True)
-        return self._train(CallersData(train_loader), loss, 1, None, resumes=False)
+        """The next one of the configuration's epochs.
 
-    def _train(
-        self, data: CallersData, loss: CallersLoss, epochs: int, cancel: Any, *, resumes: bool
-    ) -> RunResult:
+        `epochs` calls are `train`: rates, phases, memories and counts go on from call to call. Each
+        draws its random numbers from torch's generator as it stands.
+        """
+        before = self._counts()
+        course, epoch = self._course, 0
+        if course is not None:
+            epoch = int(course.trees["progress"]["epoch"])
+            before = Before(before.steps - course.step, before.epochs - epoch)
+        elif self.checkpoint_dir is not None:
+            TrainingFolder(self.checkpoint_dir, None, 0).set_aside("train_epoch() begins anew")
+        loss = CallersLoss(loss_fn, loss_form, predicts=True)
+        session = self._whole(CallersData(train_loader, before=before), loss, epoch + 1, None, {})
+        result = self._trained(session, before, None, course)
+        ended = session.snapshot()
+        self._course = Snapshot(ended.step, {}, {**ended.trees, "optimizer": {}}, {})
+        return result
+
+    def _counts(self) -> Before:
+        return Before(self.global_step, self.epoch)
+
+    def _whole(
+        self, data: CallersData, loss: CallersLoss, epochs: int, cancel: Any,
+        about: Mapping[str, Any],
+    ) -> Session:  # fmt: skip
+        """A session that ends by itself, after so many epochs; the schedule knows all of them."""
         seed = int(torch.randint(2**32, ()).item())
-        size, per_epoch = self.config.gradient_accumulation_steps, data.batches_per_epoch
-        windows = None if per_epoch is None else -(-per_epoch // size)
+        size, windows = self.config.gradient_accumulation_steps, self._windows(data)
         every = self.config.eval_interval
         settings = self._settings(
             seed=seed,
@@ -539,15 +512,33 @@ class TrainingLoop:
             validate_every=every if windows is None else max(1, min(every, windows)),
             save_every=self.config.save_interval if self.checkpoint_dir else None,
         )
-        total = None if windows is None else windows * epochs
-        session = self._opened(settings, data, loss, total, cancel)
+        if windows is None and self.config.scheduler_type != "constant":
+            log.warning(
+                "the loader does not say how many batches it has: the rate cannot fall over the "
+                "run's length, and stays after the warm-up"
+            )
+        total = None if windows is None else windows * self.config.epochs
+        return self._opened(settings, data, loss, total, cancel, about)
+
+    def _windows(self, data: CallersData) -> int | None:
+        """Optimizer steps of an epoch, where that is known."""
+        size, batches = self.config.gradient_accumulation_steps, data.batches_per_epoch
+        return None if batches is None else -(-batches // size)
+
+    def _trained(
+        self, session: Session, before: Before, folder: TrainingFolder | None,
+        course: Snapshot | None = None,
+    ) -> RunResult:  # fmt: skip
+        """Run a session from where its folder or course is to its end."""
         self.state = TrainingState.TRAINING
+        run = session.run
         try:
             with process_state_kept():
                 session.set_up()
-                if resumes and session.store is not None and session.store.steps():
-                    for problem in session.restore():
-                        log.warning("a checkpoint cannot be used: %s", problem)
+                if folder is not None:
+                    folder.take_up(session)
+                else:
+                    self._go_on(session, course)
                 session.start()
                 session.train()
                 exports = session.finish()
@@ -556,11 +547,25 @@ class TrainingLoop:
             raise
         self.result = result_of(session, exports)
         self.metrics.update(**self.result.final)
-        self.global_step = session.run.progress.step
-        self.epoch = session.run.progress.epoch
+        self.global_step = before.steps + run.progress.step
+        self.epoch = before.epochs + run.progress.epoch
         self.state = TrainingState.STOPPED
         self._warn_of_memory()
         return self.result
+
+    def _go_on(self, session: Session, course: Snapshot | None) -> None:
+        """Take a course's progress and memories up, with weights and optimizer as they are now."""
+        run = session.run
+        data: Any = run.data
+        windows = self._windows(data)
+        if windows is not None:
+            run.total_steps = windows * self.config.epochs
+        if course is None:
+            return
+        now = run.strategy.model_state(run)
+        trees = {**course.trees, "optimizer": optimizer_state(run)}
+        session.take_up(Snapshot(course.step, now, trees, {}), random=False)
+        run.progress.epoch, run.progress.batch = int(course.trees["progress"]["epoch"]), 0
 
     def _warn_of_memory(self) -> None:
         self.memory.max_usage_ratio = self.config.max_memory_usage
@@ -569,6 +574,7 @@ class TrainingLoop:
 
     def _settings(self, **chosen: Any) -> RunConfig:
         config = self.config
+        config.check_switches()
         config.lock("cannot be changed after the first step")
         return RunConfig(
             name="training_loop",
@@ -580,7 +586,7 @@ class TrainingLoop:
 
     def _opened(
         self, settings: RunConfig, data: CallersData, loss: CallersLoss, total: int | None,
-        cancel: Any,
+        cancel: Any, about: Mapping[str, Any] | None = None,
     ) -> Session:  # fmt: skip
         """A session of the caller's parts and the configuration's plugins."""
         optimizer = self.optimizer or self.setup_optimizer()
@@ -589,7 +595,7 @@ class TrainingLoop:
             LiveDataPlugin(data),
             CallersOptimizer(optimizer),
             loss,
-            Callbacks(self._callbacks),
+            Callbacks(self._callbacks, data.before),
         ]
         if settings.ends:
             parts.append(Measuring.meters())
@@ -597,7 +603,9 @@ class TrainingLoop:
         folder = self.checkpoint_dir if settings.ends else None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        return Session.of(parts, settings, folder=folder, cancel=cancel, quiet=True)
+        return Session.of(
+            parts, settings, folder=folder, cancel=cancel, about=about, quiet=True
+        )  # fmt: skip
 
     def _uses(self, total: int | None, *, ends: bool) -> list[Use[Any]]:
         """The plugins that the configuration names."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
 from agent_forge.phases.phase5_training.loss_call import LossFunction
 from agent_forge.phases.phase5_training.measuring import Measuring
-from agent_forge.phases.phase5_training.pipeline.training_loop import goal_of
+from agent_forge.phases.phase5_training.training_settings import goal_of
 from forge_kernel.api import Batch, RunError
 from forge_kernel.durable import write_json
 from forge_plugins.mathematics import language_figures

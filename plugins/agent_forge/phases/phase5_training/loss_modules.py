@@ -1,0 +1,98 @@
+"""What a loss function brings into a training: modules with weights or averages of their own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from agent_forge.phases.phase5_training.pipeline.loss_functions import BaseLoss, LossManager
+from forge_kernel.api import RunError
+
+_OF_A_BATCH: Final = frozenset({"input", "target", "weight"})
+"""Parts of a batch that are not handed to losses by name; a plural too."""
+
+
+def face_loss(loss_fn: Callable[..., Any]) -> BaseLoss | LossManager | None:
+    """The loss of this package that is called: itself, or by one of its methods."""
+    owner = getattr(loss_fn, "__self__", loss_fn)
+    return owner if isinstance(owner, BaseLoss | LossManager) else None
+
+
+def further_of(given: Any) -> dict[str, Any]:
+    """What a batch holds by name beside inputs, targets and weights."""
+    if not isinstance(given, Mapping):
+        return {}
+    named = {str(key): part for key, part in given.items()}
+    return {key: part for key, part in named.items() if key.rstrip("s") not in _OF_A_BATCH}
+
+
+def modules_of(loss_fn: Callable[..., Any], model: nn.Module) -> dict[str, nn.Module]:
+    """Modules with parameters or buffers that are trained, saved and restored beside the model.
+
+    They are the loss function itself or the owner of the method; of an ordinary function, a
+    `functools.partial` or a callable object, the losses of this package that it names. What
+    belongs to the model is the model's.
+
+    Args:
+        loss_fn: the function.
+        model: that is trained.
+
+    Returns:
+        By name: `loss`, `loss_1`, ...
+
+    Raises:
+        RunError: a module holds the model and parameters of its own side by side.
+    """
+    own = {id(one) for one in chain(model.parameters(), model.buffers())}
+    found: dict[int, nn.Module] = {}
+    for module in _named(loss_fn):
+        for part in _apart(module, own):
+            found[id(part)] = part
+    within = {id(inner) for one in found.values() for inner in one.modules() if inner is not one}
+    kept = [one for one in found.values() if id(one) not in within]
+    return {f"loss_{place}" if place else "loss": one for place, one in enumerate(kept)}
+
+
+def _named(loss_fn: Any) -> Iterator[nn.Module]:
+    """The modules that a loss function consists of."""
+    owner = getattr(loss_fn, "__self__", loss_fn)
+    if isinstance(owner, nn.Module):
+        yield owner
+        return
+    if isinstance(owner, functools.partial):
+        yield from _named(owner.func)
+        held: Iterable[Any] = (*owner.args, *owner.keywords.values())
+    elif inspect.isfunction(owner):
+        names = inspect.getclosurevars(owner)
+        held = (*names.nonlocals.values(), *names.globals.values(), *(owner.__defaults__ or ()))
+    else:
+        held = getattr(owner, "__dict__", {}).values()
+    for value in held:
+        part = face_loss(value) if callable(value) else None
+        if part is not None:
+            yield part
+
+
+def _apart(module: nn.Module, own: set[int]) -> Iterator[nn.Module]:
+    """The largest parts of a module that have tensors, none of them the model's."""
+    tensors = list(chain(module.parameters(), module.buffers()))
+    if not tensors:
+        return
+    if all(id(one) not in own for one in tensors):
+        yield module
+        return
+    direct: list[Tensor] = [
+        *module.parameters(recurse=False), *module.buffers(recurse=False)
+    ]  # fmt: skip
+    if any(id(one) not in own for one in direct):
+        raise RunError(
+            f"the loss {type(module).__name__} holds the model, and beside it parameters or "
+            "buffers of its own: keep these in a module of their own within it"
+        )
+    for child in module.children():
+        yield from _apart(child, own)
