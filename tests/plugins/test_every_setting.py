@@ -63,6 +63,7 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "optimizer.sgd.dampening": ({"momentum": 0.9}, 0.5),
     "optimizer.sgd.nesterov": ({"momentum": 0.9}, True),
     "loss.cross_entropy.class_weights": ({}, [1.0, 2.0, 3.0, 4.0, 5.0]),
+    "loss.consistency.loss": ({}, {"use": "cross_entropy", "with": {"label_smoothing": 0.3}}),
     "loss.distillation.hidden": ({}, ["1"]),
     "loss.distillation.hidden_weight": ({"hidden": ["1"]}, 9.0),
     "loss.distillation.loss": ({}, {"use": "cross_entropy", "with": {"label_smoothing": 0.3}}),
@@ -121,6 +122,7 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "validators.classification.by_class": ({}, ["f1"]),
     "policies.early_stopping.patience": ({"patience": 1, "min_delta": 9.0}, 2),
     "policies.best_checkpoint.metric": ({}, "accuracy"),
+    "policies.short_validation.batches": ({}, 1),
     "policies.row_norm.max_norm": ({"max_norm": 0.1}, 0.2),
     "policies.row_norm.names": ({"max_norm": 0.1}, ["0.*"]),
     "policies.stop_at.metric": ({"threshold": 0.5, "metric": "accuracy"}, "loss"),
@@ -175,7 +177,7 @@ ELSEWHERE: dict[str, str] = {
     },
     **{
         f"observers.resources.{name}": "tests/plugins/observers/test_resources.py"
-        for name in ("flops_per_sample", "peak_flops")
+        for name in ("flops_per_sample", "peak_flops", "throughput", "memory", "device")
     },
     **{
         f"observers.memory_profile.{name}": "tests/plugins/observers/test_memory_profile.py"

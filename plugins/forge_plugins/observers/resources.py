@@ -55,7 +55,7 @@ RECORD: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """What is known of the network and of the device; the rest is counted and measured."""
+    """What is known of the network and of the device, and which figures are told."""
 
     flops_per_sample: Annotated[
         Annotated[float, Meta(gt=0)] | None,
@@ -72,6 +72,11 @@ class ResourcesConfig:
             "second"
         ),
     ] = None
+    throughput: Annotated[
+        bool, Meta(description="samples, tokens and steps in a second, and mfu")
+    ] = True
+    memory: Annotated[bool, Meta(description="memory of the process and the machine")] = True
+    device: Annotated[bool, Meta(description="use and memory of the device")] = True
 
 
 class Resources:
@@ -110,8 +115,11 @@ class Resources:
         self._machine = machine.Machine(run.device)
         self._flops = config.flops_per_sample
         self._counted = self._flops is not None or _is_compiled(run.model)
-        given = config.peak_flops
-        self._peak = given if given is not None else _measured_peak(run, dtype)
+        self._peak = config.peak_flops
+        if not config.throughput:
+            self._counted = True  # nothing is measured that nobody reads
+        elif self._peak is None:
+            self._peak = _measured_peak(run, dtype)
         self._tell(run)
         self._samples = self._tokens = 0
         self._step, self._since = run.progress.step, time.perf_counter()
@@ -121,11 +129,12 @@ class Resources:
             return
         config = self.config
         counted = "measured" if self._flops is not None else None
+        measured = "measured" if self._peak is not None else None
         about = {
             "flops_per_sample": self._flops,
             "flops_per_sample_source": "given" if config.flops_per_sample else counted,
             "peak_flops": self._peak,
-            "peak_flops_source": "given" if config.peak_flops else "measured",
+            "peak_flops_source": "given" if config.peak_flops else measured,
             "precision": run.settings.precision,
             "device": str(run.device),
         }
@@ -192,7 +201,14 @@ class Resources:
         self._samples = self._tokens = 0
         self._step, self._since = done, now
         assert self._machine is not None
-        return {**rates, **self._machine.load(), **self._machine.memory()}
+        found = rates if self.config.throughput else {}
+        read = {**self._machine.load(), **self._machine.memory()}
+        return found | {name: value for name, value in read.items() if self._told(name)}
+
+    def _told(self, figure: str) -> bool:
+        if figure.startswith("device"):
+            return self.config.device
+        return self.config.memory or "memory" not in figure
 
 
 def _measured_peak(run: Run, dtype: torch.dtype) -> float:

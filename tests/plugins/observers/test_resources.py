@@ -388,3 +388,29 @@ def test_events_and_figures_of_others_are_left_alone(linear: nn.Module) -> None:
     session.step(plain())
     assert figures(session)["own"] == 1.0
     assert session.run.events == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "gone"),
+    [
+        ("throughput", {"samples_per_second", "tokens_per_second", "steps_per_second", "mfu"}),
+        ("memory", {"memory_bytes", "memory_share"}),
+        ("device", {"device_percent", "device_memory_bytes", "device_memory_peak_bytes",
+                    "device_memory_share"}),
+    ],
+)  # fmt: skip
+def test_what_nobody_asks_for_is_not_told(linear: nn.Module, setting: str, gone: set[str]) -> None:
+    """Planted: the setting not read; memory left out of the device's figures too."""
+    found = []
+    for chosen in ({}, {setting: False}):
+        session = session_of(linear, [], **chosen)
+        session.step(plain(4))
+        found.append(figures(session).keys())
+    assert found[0] - found[1] == gone
+
+
+def test_without_throughput_nothing_is_measured_for_it(linear: nn.Module, monkeypatch: Any) -> None:
+    monkeypatch.setattr(resources, "_measured_peak", lambda *_: pytest.fail("measured"))
+    session = session_of(linear, [], throughput=False, peak_flops=None)
+    session.step(plain(4))
+    assert "mfu" not in figures(session)

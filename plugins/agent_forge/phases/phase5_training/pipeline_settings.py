@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,14 @@ from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
 from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, DataFormat
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
-from agent_forge.phases.phase5_training.pipeline.scheduler import SchedulerConfig, SchedulerType
 from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
+from agent_forge.phases.phase5_training.pipeline_loss import pipeline_loss, pipeline_penalties
+from agent_forge.phases.phase5_training.schedule_settings import (
+    READ,
+    SchedulerConfig,
+    SchedulerType,
+    readers,
+)
 from agent_forge.phases.phase5_training.training_settings import (
     TrainingConfig,
     fitted_warmup,
@@ -34,10 +41,8 @@ from forge_kernel.config.use import (
     Use,
     UseData,
     UseGradients,
-    UseLoss,
     UseObserver,
     UseOptimizer,
-    UsePenalty,
     UsePhases,
     UsePolicy,
     UseQuantizer,
@@ -52,6 +57,7 @@ from forge_plugins.mathematics.phases import fitted
 log = logging.getLogger("agent_forge.phase5_training")
 
 CACHE: Final = "data_cache"
+VALIDATION_BATCH: Final = 1024
 
 
 class PipelineConfig(Configuration):
@@ -169,7 +175,8 @@ class Declaration:
         found: dict[str, Any] = {
             "path": str(path),
             "target": "number" if numbers else "class",
-            "batch_size": data.batch_size if trained_on else 1024,
+            "batch_size": data.batch_size if trained_on else self._validation_batch(),
+            "validation_batch_size": self._validation_batch(),
             "shuffle": data.shuffle and trained_on,
             "drop_last": data.drop_last and trained_on,
             "streaming": data.streaming,
@@ -181,7 +188,8 @@ class Declaration:
         }
         if data.data_format is not None:
             found["format"] = self._format(data.data_format)
-        if data.given("num_workers") and data.num_workers:  # mapped numbers are fastest with none
+        asked = ("num_workers", "prefetch_factor", "persistent_workers")
+        if data.num_workers and any(data.given(name) for name in asked):  # none is fastest
             found["workers"] = data.num_workers
             found["prefetch"] = data.prefetch_factor
             found["keep_workers"] = data.persistent_workers
@@ -196,6 +204,30 @@ class Declaration:
         if classes is not None and not numbers:
             found["classes"] = classes
         return found
+
+    def _validation_batch(self) -> int:
+        """Samples in a validation batch; `validation_steps` counts batches of `batch_size`."""
+        config = self.config
+        counted = config.validation_config.validation_steps is not None
+        return config.data_config.batch_size if counted else VALIDATION_BATCH
+
+    def _check_data(self) -> None:
+        """What a pipeline does not read of the data's settings."""
+        data = self.config.data_config
+        if not data.num_workers:
+            data.refuse("prefetch_factor", "num_workers is 0")
+        if data.pin_memory:
+            data.refuse("pin_memory", "a pipeline's batches are gathered from a mapped file; it is "
+                        "of loaders (DataLoaderFactory)")  # fmt: skip
+        if data.pin_memory is False:
+            self.notices.append("DataConfig.pin_memory: a pipeline pins no memory anyway")
+        data.refuse("max_sequence_length", "a pipeline's rows are as long as the file has them; it "
+                    "is of loaders (DataLoaderFactory)")  # fmt: skip
+        if self.validation is not None and data.assigned("validation_split"):
+            self.notices.append(
+                "DataConfig.validation_split: there is a file to validate with, so that nothing is "
+                "held out of the other"
+            )
 
     @staticmethod
     def _format(chosen: DataFormat) -> str:
@@ -235,11 +267,17 @@ class Declaration:
     def optimizer(self, rate: float) -> Use[Any]:
         """AdamW with the values of the BitNet group where there is one."""
         training, bitnet = self.config.training_config, self.config.bitnet_config
+        schedule = self.config.scheduler_config
+        values = schedule.values()
         first = bitnet.momentum if bitnet else training.beta1
+        moved = schedule.scheduler_type is not None and values.cycles and values.cycle_momentum
+        if moved:  # the schedule's momentum is absolute
+            first = values.max_momentum
         decay = (bitnet or training).weight_decay
         return UseOptimizer("adamw", {
             "lr": rate,
-            "betas": [agreed((training, "beta1"), (bitnet, "momentum"), otherwise=first),
+            "betas": [agreed((training, "beta1"), (bitnet, "momentum"),
+                             (schedule if moved else None, "max_momentum"), otherwise=first),
                       training.beta2],
             "eps": agreed((training, "eps"), (bitnet, "eps"), otherwise=(bitnet or training).eps),
             "weight_decay": agreed((training, "weight_decay"), (bitnet, "weight_decay"),
@@ -247,69 +285,127 @@ class Declaration:
             "fused": training.use_fused_optimizer,
         })  # fmt: skip
 
-    def schedule(self, total: int) -> tuple[Use[Any], float]:
+    def schedule(self, lengths: Lengths) -> tuple[Use[Any], float]:
         """The schedule, and the rate that its factors are of."""
-        config, rate = self.config, self.rate()
-        chosen, grokfast = config.scheduler_config, config.grokfast_config
-        asked = chosen.given("scheduler_type")
-        if grokfast is not None and (not asked or chosen.scheduler_type is SchedulerType.GROKFAST):
-            return self._phased(grokfast, total), rate
-        if not asked:
-            own = copy.copy(config.training_config)
-            own.warmup_steps = self._warmup(own.warmup_steps, total)
+        config, total, rate = self.config, lengths.total, self.rate()
+        chosen, training = config.scheduler_config, config.training_config
+        kind = self._schedule_type()
+        self._check_read(chosen, kind)
+        if kind is SchedulerType.GROKFAST:
+            return self._phased(total, rate), rate
+        if kind is SchedulerType.ADAPTIVE and not lengths.validates:
+            raise SettingError(
+                "SchedulerConfig.scheduler_type ADAPTIVE goes by validations, and there is nothing "
+                "to validate with: set DataConfig.validation_split, or name a val_data_path"
+            )
+        if not chosen.set_fields():
+            own = copy.copy(training)
+            own.scheduler_type, own.warmup_steps = kind.value, self._warmup(training, total)
             return schedule_of(own, total), rate
-        if chosen.scheduler_type is SchedulerType.GROKFAST:
-            raise SettingError("SchedulerType.GROKFAST reads phases: say use_grokfast=True")
-        own_schedule = copy.copy(chosen)
-        own_schedule.base_lr = rate
-        if not chosen.given("total_steps"):
-            own_schedule.total_steps = total
-        warmup = agreed((chosen, "warmup_steps"), (config.training_config, "warmup_steps"),
-                        otherwise=chosen.warmup_steps)  # fmt: skip
-        own_schedule.warmup_steps = self._warmup(warmup, total)
-        name, settings = own_schedule.plugin_settings()
-        return UseSchedule(name, settings), own_schedule.reference_lr
+        floor = {SchedulerType.COSINE: "min_lr", SchedulerType.LINEAR: "final_lr"}.get(kind)
+        otherwise: dict[str, Any] = {"total_steps": total}
+        if floor is None:
+            training.refuse("min_lr_ratio", f"a {kind.name} schedule does not end at a share")
+        elif chosen.scheduler_type is None or training.given("min_lr_ratio"):
+            otherwise[floor] = training.min_lr_ratio * rate
+            if training.given("min_lr_ratio") and getattr(chosen, floor) is not None:
+                raise SettingError(
+                    f"TrainingConfig.min_lr_ratio and SchedulerConfig.{floor} both say where the "
+                    "schedule ends: set one of them"
+                )
+        figures: dict[str, Any] = {}
+        if chosen.monitor_metric is not None:
+            figures["monitor_metric"] = NAMES.get(chosen.monitor_metric, chosen.monitor_metric)
+        values = dataclasses.replace(
+            chosen.values(**otherwise), scheduler_type=kind, base_lr=rate,
+            warmup_steps=self._warmup(chosen, total), **figures,
+        )  # fmt: skip
+        name, settings = values.plugin_settings()
+        return UseSchedule(name, settings), values.reference_lr
 
-    def _warmup(self, steps: int, total: int) -> int:
+    def _schedule_type(self) -> SchedulerType:
+        """The strategy that one of the groups names."""
+        config = self.config
+        chosen, training = config.scheduler_config.scheduler_type, config.training_config
+        own = SchedulerType(training.scheduler_type)
+        if chosen is None and (config.grokfast_config is None or training.given("scheduler_type")):
+            return own
+        if chosen is not None and training.given("scheduler_type") and own is not chosen:
+            raise SettingError(
+                f"TrainingConfig.scheduler_type is {own.name} and SchedulerConfig.scheduler_type "
+                f"is {chosen.name}: they mean the same, so set one of them, or both alike"
+            )
+        found = chosen or SchedulerType.GROKFAST
+        if found is SchedulerType.GROKFAST and config.grokfast_config is None:
+            raise SettingError("SchedulerType.GROKFAST reads phases: say use_grokfast=True")
+        return found
+
+    @staticmethod
+    def _check_read(chosen: SchedulerConfig, kind: SchedulerType) -> None:
+        """Refuse values that the strategy does not read."""
+        unread = {
+            SchedulerType.GROKFAST: ("total_steps",),  # the phases have their lengths
+            SchedulerType.ADAPTIVE: ("performance_window",),  # each validation counts
+        }.get(kind, ())
+        for name in chosen.set_fields():
+            if name != "scheduler_type" and (name not in READ[kind] or name in unread):
+                by = (
+                    "a scheduler of its own"
+                    if name in unread
+                    else f"scheduler_type {readers(name)}"
+                )
+                chosen.refuse(name, f"the schedule is {kind.name}; it is read by {by}")
+
+    def _warmup(self, group: TrainingConfig | SchedulerConfig, total: int) -> int:
+        """Steps of the warm-up, at most a tenth of the run."""
+        config = self.config
+        schedule, training = config.scheduler_config, config.training_config
+        default = training.warmup_steps
+        if group is schedule and schedule.scheduler_type is not None:
+            default = schedule.values().warmup_steps
+        steps = agreed((schedule, "warmup_steps"), (training, "warmup_steps"), otherwise=default)
         found = fitted_warmup(steps, total)
         if found < steps:
             self.notices.append(f"the warm-up of {steps} steps is shortened to {found} of {total}")
         return found
 
-    def _phased(self, grokfast: GrokfastConfig, total: int) -> Use[Any]:
-        chosen = self.config.scheduler_config
-        lengths = fitted(grokfast.lengths(), total)
+    def phase_lengths(self) -> dict[str, int]:
+        """Optimizer steps of Grokfast's phases."""
+        config, grokfast = self.config, self.config.grokfast_config
+        assert grokfast is not None
+        warmup = agreed((grokfast, "warmup_steps"), (config.training_config, "warmup_steps"),
+                        (config.scheduler_config, "warmup_steps"),
+                        otherwise=grokfast.warmup_steps)  # fmt: skip
+        return {**grokfast.lengths(), "warmup_steps": warmup}
+
+    def _phased(self, total: int, rate: float) -> Use[Any]:
+        chosen, grokfast = self.config.scheduler_config, self.config.grokfast_config
+        assert grokfast is not None
+        reason = "Grokfast's phases have multipliers of the rate (GrokfastConfig)"
+        self.config.training_config.refuse("min_lr_ratio", reason)
+        lengths = fitted(self.phase_lengths(), total)
         smoothing = min(100, max(lengths.values()) // 10)
-        if chosen.given("phase_transition_smoothing"):
+        if chosen.phase_transition_smoothing is not None:
             smoothing = chosen.phase_transition_smoothing
         factors = grokfast.multipliers()
         for name in ("acceleration_multiplier", "consolidation_multiplier"):
             factors[name] = agreed((grokfast, name), (chosen, name), otherwise=factors[name])
+        if chosen.min_lr is not None:
+            factors["completed_multiplier"] = chosen.min_lr / rate
+        warmup = 0 if chosen.warmup_type == "none" else lengths["warmup_steps"]
         return UseSchedule("grokfast", {
-            "warmup_steps": lengths["warmup_steps"], "smoothing_steps": smoothing, **factors,
+            "warmup_steps": warmup, "smoothing_steps": smoothing, **factors,
         })  # fmt: skip
 
     # -- the other kinds ------------------------------------------------------------------------
 
     def loss(self) -> Use[Any]:
-        """The loss of the type that is asked for."""
-        config = self.config.loss_config
-        if config.loss_type is LossType.REGRESSION:
-            return UseLoss("regression", {})
-        if config.loss_type is not LossType.CLASSIFICATION:
-            raise SettingError(
-                f"LossConfig.loss_type {config.loss_type.name}: the pipeline reads samples with a "
-                "class or a number as target; train others with TrainingLoop"
-            )
-        settings: dict[str, Any] = {
-            "label_smoothing": config.label_smoothing,
-            "focal_gamma": config.focal_loss_gamma,
-        }
-        if config.class_weights is not None:
-            weights = config.class_weights
-            given = weights.tolist() if hasattr(weights, "tolist") else list(weights)
-            settings["class_weights"] = given
-        return UseLoss("cross_entropy", settings)
+        """The loss of the type that is asked for, with its further terms."""
+        return pipeline_loss(self.config.loss_config, self.config.bitnet_config, self.notices)
+
+    def penalties(self) -> tuple[Use[Any], ...]:
+        """Terms of the weights."""
+        return pipeline_penalties(self.config.loss_config, self.config.bitnet_config)
 
     def gradients(self, total: int) -> tuple[Use[Any], ...]:
         """Filter, scale, clip.
@@ -321,8 +417,14 @@ class Declaration:
         found: list[Use[Any]] = []
         grokfast, bitnet = config.grokfast_config, config.bitnet_config
         if grokfast is not None and grokfast.enable_grokfast:
+            own = copy.copy(grokfast)
+            own.alpha = agreed((grokfast, "alpha"), (config.training_config, "grokfast_alpha"),
+                               otherwise=grokfast.alpha)  # fmt: skip
+            own.lambda_reg = agreed((grokfast, "lambda_reg"),
+                                    (config.training_config, "grokfast_lambda"),
+                                    otherwise=grokfast.lambda_reg)  # fmt: skip
             every = self.log_every(total)
-            found.append(UseGradients("grokfast", grokfast.filter_settings(every)))
+            found.append(UseGradients("grokfast", own.filter_settings(every)))
         if bitnet is not None and bitnet.gradient_limit is not None:
             found.append(UseGradients("adaptive_scale", {"limit": bitnet.gradient_limit}))
         if config.training_config.gradient_clipping:
@@ -354,11 +456,14 @@ class Declaration:
 
     def policies(self, lengths: Lengths) -> tuple[Use[Any], ...]:
         """What decides by the validations."""
-        if not lengths.validates:
-            return ()
         config = self.config
         found: list[Use[Any]] = []
         asked, training = config.validation_config, config.training_config
+        if not lengths.validates:
+            asked.refuse("validation_steps", "there is nothing to validate with")
+            return ()
+        if asked.validation_steps is not None:
+            found.append(UsePolicy("short_validation", {"batches": asked.validation_steps}))
         metric, mode = self.metric()
         if asked.early_stopping_enabled:
             either = "validation_patience" if asked.given("validation_patience") else \
@@ -387,11 +492,11 @@ class Declaration:
             ramps += [bitnet.sparsity_warmup_steps] if bitnet.target_sparsity else []
             found += [fitting(steps, total, LONGEST_WARMUP) for steps in ramps]
         if grokfast is not None:
-            found.append(fitted(grokfast.lengths(), total)["warmup_steps"])
+            found.append(fitted(self.phase_lengths(), total)["warmup_steps"])
         return max(found)
 
     def _consolidation(self, grokfast: GrokfastConfig, total: int) -> list[Use[Any]]:
-        steps = fitted(grokfast.lengths(), total)["consolidation_steps"]
+        steps = fitted(self.phase_lengths(), total)["consolidation_steps"]
         if steps < 4:
             return []
         every = max(2, min(50, steps // 3))
@@ -435,37 +540,49 @@ class Declaration:
     def kernel_pipeline(self, lengths: Lengths) -> KernelPipeline:
         """All of it."""
         config = self.config
-        schedule, rate = self.schedule(lengths.total)
+        training = config.training_config
+        bitnet, grokfast = config.bitnet_config, config.grokfast_config
+        training.check_switches(
+            bitnet_enabled=bitnet is not None,
+            grokfast_enabled=grokfast is not None and grokfast.enable_grokfast,
+        )
+        self._check_data()
+        schedule, rate = self.schedule(lengths)
         found: dict[str, Any] = {
             "run": self.run(lengths),
             "data": self.data(),
             "optimizer": self.optimizer(rate),
             "loss": self.loss(),
+            "penalties": self.penalties(),
             "gradients": self.gradients(lengths.total),
             "schedule": schedule,
             "validators": self.validators(),
             "policies": self.policies(lengths),
             "observers": self._observers(),
         }
-        if config.bitnet_config is not None:
-            found["quantizer"] = UseQuantizer("bitnet", config.bitnet_config.plugin_settings())
-            strength = config.loss_config.quantization_loss_weight
-            if strength and config.bitnet_config.bits < 16:
-                found["penalties"] = (UsePenalty("quantization_distance", {"strength": strength}),)
-        if config.grokfast_config is not None:
-            found["phases"] = UsePhases("grokfast", config.grokfast_config.lengths())
+        if bitnet is not None:
+            curve = {"warmup_curve": training.quantization_schedule}
+            found["quantizer"] = UseQuantizer("bitnet", {**bitnet.plugin_settings(), **curve})
+        if grokfast is not None:
+            found["phases"] = UsePhases("grokfast", self.phase_lengths())
         wrappers: list[Use[Any]] = []
-        if config.grokfast_config is not None and config.grokfast_config.gradient_checkpointing:
+        if grokfast is not None and grokfast.gradient_checkpointing:
             wrappers.append(UseWrapper("activation_checkpointing", {}))
-        if config.training_config.compile_model:
+        if training.compile_model:
             wrappers.append(UseWrapper("compile", {}))
         found["wrappers"] = tuple(wrappers)
         return KernelPipeline(**found)
 
     def _observers(self) -> tuple[Use[Any], ...]:
         found: list[Use[Any]] = [UseObserver("metrics_jsonl", {})]
+        asked = self.config.validation_config
+        told = {
+            "memory": asked.memory_monitoring,
+            "device": asked.gpu_monitoring,
+            "throughput": asked.throughput_monitoring,
+        }
         if self.config.performance_profiling:
-            found.append(UseObserver("resources", {}))
+            found.append(UseObserver("resources", told))
         return tuple(found)
 
 

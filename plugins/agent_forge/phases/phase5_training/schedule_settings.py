@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -50,6 +51,11 @@ class SchedulerType(enum.Enum):
 class SchedulerConfig(Configuration):
     """Rates are absolute and lengths are optimizer steps.
 
+    All is null until it is assigned. A scheduler of its own then goes by the default
+    (`ScheduleValues`), without a type by the cosine. In a pipeline `TrainingConfig` has the
+    schedule until something is assigned here, which takes effect or is refused; the type without
+    assignment is TrainingConfig's, or that of Grokfast's phases.
+
     - constant: `base_lr` after the warm-up;
     - linear: down to `final_lr` at `total_steps`; cosine: down to `min_lr` there;
     - exponential: times `decay_rate` every `decay_steps`, not below `min_lr`;
@@ -66,34 +72,100 @@ class SchedulerConfig(Configuration):
       `quantization_phase_lr` for as long again, then falls as a cosine to `min_lr`.
     """
 
+    scheduler_type: SchedulerType | None = None
+    base_lr: _Positive | None = None
+    max_lr: _Positive | None = None
+    min_lr: _Rate | None = None
+    final_lr: _Rate | None = None
+    warmup_steps: _Count | None = None
+    warmup_type: Literal["linear", "none"] | None = None
+    total_steps: _Length | None = None
+    decay_steps: _Length | None = None
+    decay_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
+    power: _Positive | None = None
+    cycle_momentum: bool | None = None
+    base_momentum: _Share | None = None
+    max_momentum: _Share | None = None
+    cycle_length: Annotated[int, Meta(ge=2)] | None = None
+    patience: _Count | None = None
+    factor: _Share | None = None
+    threshold: _Rate | None = None
+    cooldown: _Count | None = None
+    min_lr_threshold: _Rate | None = None
+    monitor_metric: Annotated[str, Meta(min_length=1)] | None = None
+    mode: Literal["min", "max"] | None = None
+    performance_window: _Length | None = None
+    bitnet_warmup_multiplier: Annotated[float, Meta(gt=0, le=1)] | None = None
+    quantization_phase_lr: _Positive | None = None
+    acceleration_multiplier: _Rate | None = None
+    consolidation_multiplier: _Rate | None = None
+    phase_transition_smoothing: _Count | None = None
+
+    @property
+    def rise_steps(self) -> int:
+        """Steps of the warm-up; 0 when there is none."""
+        return self.values().rise_steps
+
+    @property
+    def reference_lr(self) -> float:
+        """The rate that the plugin's factors are of."""
+        return self.values().reference_lr
+
+    def set_fields(self) -> dict[str, Any]:
+        """The values that are not null, by name."""
+        names = [item.name for item in dataclasses.fields(ScheduleValues)]
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def values(self, **otherwise: Any) -> ScheduleValues:
+        """The values, with defaults in the place of those that are null.
+
+        Args:
+            otherwise: in the place of the defaults.
+        """
+        return ScheduleValues(**{**otherwise, **self.set_fields()})
+
+    def plugin_settings(self) -> tuple[str, dict[str, Any]]:
+        """Name and settings of the kernel's schedule plugin of the same curve.
+
+        Raises:
+            SettingError: settings that contradict each other.
+        """
+        return self.values().plugin_settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleValues:
+    """The values of a schedule, all of them; see `SchedulerConfig`."""
+
     scheduler_type: SchedulerType = SchedulerType.COSINE
-    base_lr: _Positive = 1e-3
-    max_lr: _Positive = 1e-2
-    min_lr: _Rate = 1e-6
-    final_lr: _Rate = 1e-5
-    warmup_steps: _Count = 1000
-    warmup_type: Literal["linear", "none"] = "linear"
-    total_steps: _Length = 100_000
-    decay_steps: _Length = 50_000
-    decay_rate: Annotated[float, Meta(gt=0, le=1)] = 0.95
-    power: _Positive = 1.0
+    base_lr: float = 1e-3
+    max_lr: float = 1e-2
+    min_lr: float = 1e-6
+    final_lr: float = 1e-5
+    warmup_steps: int = 1000
+    warmup_type: str = "linear"
+    total_steps: int = 100_000
+    decay_steps: int = 50_000
+    decay_rate: float = 0.95
+    power: float = 1.0
     cycle_momentum: bool = True
-    base_momentum: _Share = 0.8
-    max_momentum: _Share = 0.95
-    cycle_length: Annotated[int, Meta(ge=2)] = 2000
-    patience: _Count = 10
-    factor: _Share = 0.5
-    threshold: _Rate = 1e-4
-    cooldown: _Count = 0
-    min_lr_threshold: _Rate = 1e-7
-    monitor_metric: Annotated[str, Meta(min_length=1)] = "loss"
-    mode: Literal["min", "max"] = "min"
-    performance_window: _Length = 100
-    bitnet_warmup_multiplier: Annotated[float, Meta(gt=0, le=1)] = 0.1
-    quantization_phase_lr: _Positive = 5e-4
-    acceleration_multiplier: _Rate = 5.0
-    consolidation_multiplier: _Rate = 0.2
-    phase_transition_smoothing: _Count = 100
+    base_momentum: float = 0.8
+    max_momentum: float = 0.95
+    cycle_length: int = 2000
+    patience: int = 10
+    factor: float = 0.5
+    threshold: float = 1e-4
+    cooldown: int = 0
+    min_lr_threshold: float = 1e-7
+    monitor_metric: str = "loss"
+    mode: str = "min"
+    performance_window: int = 100
+    bitnet_warmup_multiplier: float = 0.1
+    quantization_phase_lr: float = 5e-4
+    acceleration_multiplier: float = 5.0
+    consolidation_multiplier: float = 0.2
+    phase_transition_smoothing: int = 100
 
     @property
     def rise_steps(self) -> int:
@@ -101,10 +173,14 @@ class SchedulerConfig(Configuration):
         return self.warmup_steps if self.warmup_type == "linear" else 0
 
     @property
+    def cycles(self) -> bool:
+        """Whether the rate rises to `max_lr`, and momentum may move against it."""
+        return self.scheduler_type in (SchedulerType.CYCLIC, SchedulerType.ONE_CYCLE)
+
+    @property
     def reference_lr(self) -> float:
         """The rate that the plugin's factors are of."""
-        cycles = self.scheduler_type in (SchedulerType.CYCLIC, SchedulerType.ONE_CYCLE)
-        return self.max_lr if cycles else self.base_lr
+        return self.max_lr if self.cycles else self.base_lr
 
     def plugin_settings(self) -> tuple[str, dict[str, Any]]:
         """Name and settings of the kernel's schedule plugin of the same curve.
@@ -115,7 +191,37 @@ class SchedulerConfig(Configuration):
         return _TRANSLATIONS[self.scheduler_type](self)
 
 
-def _share(config: SchedulerConfig, name: str) -> float:
+_RISE: Final = ("base_lr", "warmup_steps", "warmup_type")
+_MOMENTUM: Final = ("cycle_momentum", "base_momentum", "max_momentum")
+READ: Final[Mapping[SchedulerType, tuple[str, ...]]] = {
+    SchedulerType.CONSTANT: _RISE,
+    SchedulerType.LINEAR: (*_RISE, "total_steps", "final_lr"),
+    SchedulerType.COSINE: (*_RISE, "total_steps", "min_lr"),
+    SchedulerType.EXPONENTIAL: (*_RISE, "decay_rate", "decay_steps", "min_lr"),
+    SchedulerType.POLYNOMIAL: (*_RISE, "decay_steps", "final_lr", "power"),
+    SchedulerType.CYCLIC: ("base_lr", "max_lr", "cycle_length", *_MOMENTUM),
+    SchedulerType.ONE_CYCLE: (*_RISE, "max_lr", "final_lr", "total_steps", *_MOMENTUM),
+    SchedulerType.ADAPTIVE: (
+        *_RISE, "patience", "factor", "threshold", "cooldown", "min_lr_threshold",
+        "monitor_metric", "mode", "performance_window",
+    ),
+    SchedulerType.GROKFAST: (
+        *_RISE, "total_steps", "min_lr", "acceleration_multiplier", "consolidation_multiplier",
+        "phase_transition_smoothing",
+    ),
+    SchedulerType.BITNET: (
+        *_RISE, "total_steps", "min_lr", "bitnet_warmup_multiplier", "quantization_phase_lr",
+    ),
+}  # fmt: skip
+"""The values that each strategy reads."""
+
+
+def readers(name: str) -> str:
+    """The strategies that read a value, for messages."""
+    return ", ".join(kind.name for kind, names in READ.items() if name in names)
+
+
+def _share(config: ScheduleValues, name: str) -> float:
     rate = float(getattr(config, name))
     if rate > config.reference_lr:
         top = "max_lr" if config.reference_lr == config.max_lr else "base_lr"
@@ -126,7 +232,7 @@ def _share(config: SchedulerConfig, name: str) -> float:
     return rate / config.reference_lr
 
 
-def _check_end(config: SchedulerConfig) -> None:
+def _check_end(config: ScheduleValues) -> None:
     if config.total_steps <= config.rise_steps:
         raise SettingError(
             f"SchedulerConfig.total_steps {config.total_steps} is not beyond warmup_steps "
@@ -134,11 +240,11 @@ def _check_end(config: SchedulerConfig) -> None:
         )
 
 
-def _constant(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _constant(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "linear_warmup", {"warmup_steps": config.rise_steps}
 
 
-def _span(config: SchedulerConfig, floor: str) -> dict[str, Any]:
+def _span(config: ScheduleValues, floor: str) -> dict[str, Any]:
     _check_end(config)
     return {
         "warmup_steps": config.rise_steps,
@@ -147,15 +253,15 @@ def _span(config: SchedulerConfig, floor: str) -> dict[str, Any]:
     }
 
 
-def _linear(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _linear(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "linear", _span(config, "final_lr")
 
 
-def _cosine(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _cosine(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "warmup_cosine", _span(config, "min_lr")
 
 
-def _exponential(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _exponential(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "exponential", {
         "warmup_steps": config.rise_steps,
         "decay_rate": config.decay_rate,
@@ -164,7 +270,7 @@ def _exponential(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _polynomial(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _polynomial(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "polynomial", {
         "warmup_steps": config.rise_steps,
         "total_steps": max(config.rise_steps, 1) + config.decay_steps,
@@ -173,7 +279,7 @@ def _polynomial(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _lowest_momentum(config: SchedulerConfig) -> float | None:
+def _lowest_momentum(config: ScheduleValues) -> float | None:
     if not config.cycle_momentum:
         return None
     if config.base_momentum > config.max_momentum:
@@ -184,7 +290,7 @@ def _lowest_momentum(config: SchedulerConfig) -> float | None:
     return config.base_momentum / config.max_momentum
 
 
-def _cyclic(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _cyclic(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "cyclic", {
         "rise_steps": config.cycle_length // 2,
         "fall_steps": config.cycle_length - config.cycle_length // 2,
@@ -193,7 +299,7 @@ def _cyclic(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _one_cycle(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _one_cycle(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     _check_end(config)
     rise = max(1, config.rise_steps)
     return "one_cycle", {
@@ -205,7 +311,7 @@ def _one_cycle(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _adaptive(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _adaptive(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "plateau", {
         "metric": config.monitor_metric,
         "mode": config.mode,
@@ -218,7 +324,7 @@ def _adaptive(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _grokfast(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _grokfast(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     return "grokfast", {
         "warmup_steps": config.rise_steps,
         "acceleration_multiplier": config.acceleration_multiplier,
@@ -229,7 +335,7 @@ def _grokfast(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _bitnet(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
+def _bitnet(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     steps = max(1, config.warmup_steps)
     if config.total_steps <= 2 * steps:
         raise SettingError(
@@ -252,7 +358,7 @@ def _bitnet(config: SchedulerConfig) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-_Translation = Callable[[SchedulerConfig], tuple[str, dict[str, Any]]]
+_Translation = Callable[[ScheduleValues], tuple[str, dict[str, Any]]]
 _TRANSLATIONS: Final[Mapping[SchedulerType, _Translation]] = {
     SchedulerType.CONSTANT: _constant,
     SchedulerType.LINEAR: _linear,
@@ -297,8 +403,8 @@ def _stage(use: Mapping[str, Any]) -> Any:
     return BitNetSchedule(dataclasses.replace(config, schedule=part))
 
 
-def schedule_plugin(config: SchedulerConfig) -> Any:
-    """The kernel's schedule plugin of a configuration, with its parts.
+def schedule_plugin(config: ScheduleValues) -> Any:
+    """The kernel's schedule plugin of the values, with its parts.
 
     Raises:
         SettingError: settings that contradict each other.

@@ -178,6 +178,10 @@ class BitNetConfig(Configuration):
         super().check()
         self.scheme()
         _ = self.gradient_limit
+        if self.rounding != QuantizationMode.LEARNED_THRESHOLD.value:
+            self.refuse("threshold_lr_multiplier", "no border is learned (learnable_threshold)")
+        if not self.target_sparsity:
+            self.refuse("sparsity_warmup_steps", "there is no target_sparsity to rise to")
 
 
 class StraightThroughEstimator(bitnet._Applied):
@@ -257,6 +261,7 @@ class BitNetOptimizer(bitnet_optimizer.BitNetOptimizer):
         total_steps: int | None = None,
     ) -> None:
         config = config or BitNetConfig()
+        config.check()
         given = list(params)
         lengths = {"quantization_warmup_steps": config.warmup_steps,
                    "sparsity_warmup_steps": config.sparsity_warmup_steps}  # fmt: skip
@@ -340,6 +345,7 @@ def convert_model_to_bitnet(
         SettingError: settings that cannot work together, or do not fit a layer.
     """
     config = config or BitNetConfig()
+    config.check()
     control = Control(sparsity=config.target_sparsity)
     try:
         converted, report = conversion.convert_model_to_bitnet(

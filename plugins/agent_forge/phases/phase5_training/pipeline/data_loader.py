@@ -62,9 +62,11 @@ class DataFormat(enum.Enum):
 class DataConfig(Configuration):
     """How a file's samples are read and dealt out.
 
-    `max_sequence_length` cuts rows of integers; rows of floats are as long as they are.
-    `cache_size` counts samples kept in memory, in each process that reads; 0 keeps none.
-    `pin_memory` acts where CUDA is. `quality_threshold` leaves samples out and counts them, see
+    `max_sequence_length` cuts rows of integers; rows of floats are as long as they are, and a
+    pipeline's rows too. `cache_size` counts samples kept in memory, in each process that reads; 0
+    keeps none. `pin_memory` is of loaders, and acts where CUDA is (None: so it does). A pipeline
+    maps its file and has `num_workers` where they, `prefetch_factor` or `persistent_workers` were
+    set, else none, which is faster. `quality_threshold` leaves samples out and counts them, see
     `forge_plugins.formats.quality`. `seed` is that of order and split.
     """
 
@@ -73,7 +75,7 @@ class DataConfig(Configuration):
     shuffle: bool = True
     drop_last: bool = False
     prefetch_factor: Annotated[int, Meta(ge=1, le=64)] = 2
-    pin_memory: bool = True
+    pin_memory: bool | None = None
     persistent_workers: bool = True
     max_sequence_length: Annotated[int, Meta(ge=1, le=65536)] = 2048
     cache_size: Annotated[int, Meta(ge=0)] = 1000
@@ -356,7 +358,7 @@ class DataLoaderFactory:
         if dataset_type not in ("cached", "streaming"):
             raise SettingError(f"dataset_type is 'cached' or 'streaming', not {dataset_type!r}")
         streaming = config.streaming or dataset_type == "streaming"
-        return Loader(_data(path, config, streaming=streaming), pin=config.pin_memory)
+        return Loader(_data(path, config, streaming=streaming), pin=config.pin_memory is not False)
 
     @staticmethod
     def create_validation_split(path: str | Path, config: DataConfig) -> tuple[Loader, Loader]:
@@ -366,8 +368,8 @@ class DataLoaderFactory:
             PluginError: see `create_loader`.
         """
         data = _data(path, config, validation_split=config.validation_split)
-        return Loader(data, pin=config.pin_memory), Loader(
-            data, held_out=True, pin=config.pin_memory
+        return Loader(data, pin=config.pin_memory is not False), Loader(
+            data, held_out=True, pin=config.pin_memory is not False
         )
 
 

@@ -17,6 +17,7 @@ from forge_plugins.mathematics.classification_loss import classification_losses
 from forge_plugins.mathematics.contrastive import supervised_contrastive
 from forge_plugins.mathematics.distillation import distillation
 from forge_plugins.mathematics.lacking_margin import lacking_margin
+from forge_plugins.mathematics.latent_answer import latent_answer
 from forge_plugins.mathematics.task_weights import RateOfFall, Uncertainty
 from forge_plugins.mathematics.weight_size import mean_magnitude, mean_square
 
@@ -304,19 +305,12 @@ def _mean_magnitude(model: nn.Module) -> Tensor:
 
 def _latent_answer(model: nn.Module, inputs: Any) -> Tensor:
     """What the model answers when its layers apply their latent weights."""
-    controls = {
-        id(one.control): one.control for one in model.modules() if isinstance(one, BitLayer)
-    }
-    blends = [(control, control.blend) for control in controls.values()]
-    try:
-        for control, _ in blends:
-            control.blend = 0.0
-        with torch.no_grad():
-            found: Tensor = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+    def call() -> Tensor:
+        found: Tensor = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
         return found
-    finally:
-        for control, blend in blends:
-            control.blend = blend
+
+    return latent_answer(model, call)
 
 
 def _lacking_margin(logits: Tensor, targets: Tensor) -> Tensor:

@@ -278,7 +278,8 @@ class TrainingPipeline:
         with self._in_phase(PipelinePhase.MODEL_PREPARATION):
             pipeline = declaration.kernel_pipeline(lengths)
             if isinstance(self.trainer, GrokfastTrainer):
-                self._fit_capabilities(self.trainer, lengths.total)
+                whole = sum(declaration.phase_lengths().values())
+                self._fit_capabilities(self.trainer, whole, lengths.total)
             catalog = Catalog.installed()
             pipeline = check_pipeline(pipeline, catalog, {Kind.MODEL})
             plan(pipeline, catalog, plugins=[LiveModel(self.model), *self._plugins()])
@@ -322,9 +323,8 @@ class TrainingPipeline:
         return Lengths(windows=windows, total=windows * training.epochs, validates=validates)
 
     @staticmethod
-    def _fit_capabilities(trainer: GrokfastTrainer, total: int) -> None:
+    def _fit_capabilities(trainer: GrokfastTrainer, whole: int, total: int) -> None:
         """Durations shrink with the phases, where the run is shorter than these."""
-        whole = sum(trainer.config.lengths().values())
         asked = trainer.config.min_capability_duration
         shrunk = max(1, round(asked * total / whole)) if whole > total else asked
         trainer.capabilities.duration = min(asked, shrunk)

@@ -20,6 +20,7 @@ from agent_forge.phases.phase5_training.configuration import SettingError
 from agent_forge.phases.phase5_training.schedule_settings import (
     SchedulerConfig,
     SchedulerType,
+    ScheduleValues,
     schedule_plugin,
 )
 from forge_kernel.api import Rates, Step
@@ -69,7 +70,7 @@ class _RunView:
         del name, message, facts
 
 
-def grokfast_clock(config: SchedulerConfig) -> Clock:
+def grokfast_clock(config: ScheduleValues) -> Clock:
     """The phases of a Grokfast run after this `warmup_steps`, fitted into `total_steps`."""
     lengths = GrokfastPhasesConfig(warmup_steps=config.warmup_steps).lengths()
     rise = lengths.pop("warmup")
@@ -86,7 +87,7 @@ class Scheduler(LRScheduler):
     Args:
         optimizer: the first group's rate becomes `base_lr` times the factor (of a cyclic or
             one_cycle schedule `max_lr`), those of the others keep their ratio to it.
-        config: see `SchedulerConfig`; read once.
+        config: see `SchedulerConfig`; read once. Its type is the class's where it is null.
         clock: names the phase of a step (grokfast), such as the trainer's; None: see
             `grokfast_clock`.
 
@@ -99,21 +100,22 @@ class Scheduler(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, config: SchedulerConfig, clock: Clock | None = None
     ) -> None:
-        if self.kind is not None and config.scheduler_type is not self.kind:
+        values = config.values(**({} if self.kind is None else {"scheduler_type": self.kind}))
+        if self.kind is not None and values.scheduler_type is not self.kind:
             raise SettingError(
                 f"{type(self).__name__} with SchedulerConfig.scheduler_type "
-                f"{config.scheduler_type.name}: it is {self.kind.name}"
+                f"{values.scheduler_type.name}: it is {self.kind.name}"
             )
         self.optimizer = optimizer
         self.config = config
-        self.plugin = schedule_plugin(config)
-        self.monitor_metric = config.monitor_metric
-        self._window: deque[float] = deque(maxlen=config.performance_window)
-        self._run: Any = _RunView(config.total_steps)
-        self._clock = clock or grokfast_clock(config)
+        self.plugin = schedule_plugin(values)
+        self.monitor_metric = values.monitor_metric
+        self._window: deque[float] = deque(maxlen=values.performance_window)
+        self._run: Any = _RunView(values.total_steps)
+        self._clock = clock or grokfast_clock(values)
         self._phase: str | None = None
-        self.base_lrs: list[Any] = _reference_rates(optimizer, config.reference_lr)
-        self._momentum = config.max_momentum
+        self.base_lrs: list[Any] = _reference_rates(optimizer, values.reference_lr)
+        self._momentum = values.max_momentum
         self.last_epoch = -1
         self._last_lr: list[Any] = list(self.base_lrs)
         self._last_momentum: float | None = None
@@ -350,7 +352,7 @@ class SchedulerFactory:
         optimizer: Optimizer, config: SchedulerConfig, clock: Clock | None = None
     ) -> Scheduler:
         """The schedule that the configuration names; see `Scheduler`."""
-        return _CLASSES[config.scheduler_type](optimizer, config, clock)
+        return _CLASSES[config.values().scheduler_type](optimizer, config, clock)
 
     @staticmethod
     def create_composite_scheduler(
