@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from phase5_parts import network, write_samples
 
 import agent_forge.phases.phase5_training  # noqa: F401  the layers of phase 4 files are allowed
-
-
-def samples(count: int, seed: int, width: int = 128) -> list[dict[str, Any]]:
-    """Rows whose class is how many of the first nine numbers are above zero."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        row = [round(draw.gauss(0, 1), 3) for _ in range(width)]
-        rows.append({"input": row, "target": sum(value > 0 for value in row[:9])})
-    return rows
-
-
-def write_samples(file: Path, count: int, seed: int, width: int = 128) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(samples(count, seed, width)))
-    return file
-
-
-def network(width: int = 128, classes: int = 10) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, classes))
 
 
 @pytest.fixture

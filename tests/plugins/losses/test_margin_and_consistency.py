@@ -60,7 +60,7 @@ def test_the_margin_is_its_formula_and_asks_nothing_of_an_answer_that_leads() ->
     leading = torch.tensor([[5.0, 1.0, 0.0]], requires_grad=True)
     loss = lacking_margin(leading, torch.tensor([0])).sum()
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert leading.grad is not None
     assert not leading.grad.any()
 

@@ -90,7 +90,8 @@ class TrainingConfig(Configuration):
         for switch, names in _SWITCHED.items():
             if not on.get(switch, getattr(self, switch)):
                 for name in names:
-                    self.refuse(name, f"{switch} is off")
+                    part = switch.removesuffix("_enabled")
+                    self.refuse(name, f"{switch} is off (in a pipeline: use_{part})")
 
     def precision(self, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
         """The arithmetic of the forward pass on a device."""

@@ -27,7 +27,11 @@ from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     GrokfastConfig,
     GrokfastTrainer,
 )
-from agent_forge.phases.phase5_training.pipeline.training_loop import TrainingLoop, TrainingState
+from agent_forge.phases.phase5_training.pipeline.training_loop import (
+    MemoryMonitor,
+    TrainingLoop,
+    TrainingState,
+)
 from agent_forge.phases.phase5_training.pipeline.validation import RealTimeValidator
 from agent_forge.phases.phase5_training.pipeline_settings import (
     Declaration,
@@ -35,6 +39,7 @@ from agent_forge.phases.phase5_training.pipeline_settings import (
     PipelineConfig,
     face_names,
 )
+from agent_forge.phases.phase5_training.training_identity import TrainingIdentity
 from forge_kernel import resume, run
 from forge_kernel.api import (
     DataSpec,
@@ -76,6 +81,8 @@ log = logging.getLogger("agent_forge.phase5_training")
 
 LOCK: Final = "was changed after setup(): the run is decided; make a new pipeline"
 RUNS: Final = "runs"
+IDENTITY: Final = "phase5_model.json"
+"""File of a run folder that tells which model the run began with."""
 
 
 class PipelineState(enum.Enum):
@@ -164,11 +171,17 @@ class _Follower:
         self.config = NoConfig()
         self._pipeline = pipeline
         self._begun = False
+        self._since = time.monotonic()
+        self._memory: MemoryMonitor | None = None
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """The trainer is that of this run."""
         self._pipeline.model = run.model
+        self._pipeline.note_identity(run.folder)
+        most = self._pipeline.config.training_config.max_memory_usage
+        self._memory = MemoryMonitor(most, run.device)
+        self._since = time.monotonic()
         self._pipeline.write_line("training begins", device=str(run.device), steps=run.total_steps)
 
     @hookimpl
@@ -187,6 +200,17 @@ class _Follower:
         self._pipeline.metrics.record_training_metrics(record.figures)
         self._pipeline.trainer.metrics.update(**record.figures)
         self._pipeline.write_line("log", step=run.progress.step, **record.figures)
+        begun, self._since = self._since, time.monotonic()
+        pace = record.figures.get("samples_per_second")
+        if pace is not None:
+            passed = self._since - begun
+            self._pipeline.validator.monitor.count(round(pace * passed), passed)
+        over = [] if self._memory is None else self._memory.over()
+        if over:
+            self._memory = None  # said once
+            told = f"memory: {', '.join(over)} of what there is is in use"
+            log.warning("%s", told)
+            self._pipeline.write_line(told, step=run.progress.step)
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
@@ -242,6 +266,7 @@ class TrainingPipeline:
         self._cancel = threading.Event()
         self._log: TextIO | None = None
         self._samples: int | None = None
+        self._identity: TrainingIdentity | None = None
 
     def _new_trainer(self) -> GrokfastTrainer | TrainingLoop:
         config = self.config
@@ -393,7 +418,8 @@ class TrainingPipeline:
             "on_progress": on_progress,
             "model": self.model, "plugins": self._plugins(), "cancel": self._cancel, "quiet": True,
         }  # fmt: skip
-        unfinished = self._unfinished()
+        self._identity = TrainingIdentity.of(self.model)
+        unfinished = self._unfinished(self._identity)
         if unfinished is not None:
             self.write_line("going on with an unfinished run", folder=str(unfinished))
             return resume(unfinished, **parts)
@@ -401,8 +427,12 @@ class TrainingPipeline:
         name = f"{self.config.experiment_name}-{now}-{secrets.token_hex(2)}"
         return run(self._pipeline, output_dir=self.output_dir / RUNS / name, **parts)
 
-    def _unfinished(self) -> Path | None:
-        """The newest run of this very configuration that was stopped or killed."""
+    def _unfinished(self, own: TrainingIdentity) -> Path | None:
+        """The newest run of this configuration and network that was stopped or killed.
+
+        Where its model began with other weights, that is told: a program that draws them anew at
+        each start cannot have the same.
+        """
         if not self.config.auto_resume:
             return None
         assert self._pipeline is not None
@@ -412,12 +442,34 @@ class TrainingPipeline:
             try:
                 state = json.loads((folder / "status.json").read_text())["state"]
                 about = _declared(folder / "config.yaml")
+                known = TrainingIdentity.from_data(json.loads((folder / IDENTITY).read_text()))
             except (OSError, ValueError, KeyError):
                 continue
             steps = any((folder / "checkpoints").glob("step-*"))
-            if steps and state not in ("completed", "failed") and about == wanted:
-                return folder
+            if not steps or state in ("completed", "failed") or about != wanted or known is None:
+                continue
+            if known.network != own.network:
+                self._warn(f"{folder} is an unfinished run of another model: it is left as it is")
+                continue
+            if known.weights != own.weights:
+                self._warn(
+                    f"going on with the unfinished run {folder}, with its weights in the place of "
+                    "the model's, which are not those that it began with; for a run of its own set "
+                    "auto_resume=False or another output_dir"
+                )
+            return folder
         return None
+
+    def _warn(self, message: str) -> None:
+        log.warning("%s", message)
+        self.write_line(message)
+
+    def note_identity(self, folder: Path | None) -> None:
+        """Write beside a new run which model it began with."""
+        if folder is not None and self._identity is not None:
+            file = folder / IDENTITY
+            if not file.exists():
+                write_json(file, self._identity.to_data())
 
     def cancel(self) -> None:
         """Stop `train()` at the next step's edge, from any thread; a later pipeline goes on."""
