@@ -133,6 +133,49 @@ def test_the_optimizer_leads_the_warmup_and_a_short_run_ends_quantized(total: in
     assert optimizer.get_quantization_info()["blend"] == (1.0 if total == 100 else 0.1)
 
 
+def blend(optimizer: BitNetOptimizer) -> Any:
+    return optimizer.get_quantization_info()["blend"]
+
+
+@pytest.mark.parametrize("steps", [1, 10, 40])
+def test_a_warmup_that_was_set_is_made_though_the_runs_length_is_not_known(steps: int) -> None:
+    """Planted: quantized from the first step, whatever was set."""
+    config = BitNetConfig(quantization_warmup_steps=steps, activation_bits=16)
+    plain = network()
+    model: Any = convert_model_to_bitnet(copy.deepcopy(plain), config)
+    optimizer = BitNetOptimizer(model.parameters(), config)
+    assert torch.allclose(applied(model[0]), plain[0].weight, atol=1e-6)  # type: ignore[arg-type]
+    seen = []
+    for _ in range(steps + 2):
+        seen.append(blend(optimizer))
+        train(model, optimizer, 1)
+    assert seen == pytest.approx([min(1.0, done / steps) for done in range(steps + 2)])
+    assert len((applied(model[0]) * 1e4).round().unique()) == 2
+
+
+def test_a_ramp_that_was_set_is_made_though_the_runs_length_is_not_known() -> None:
+    config = BitNetConfig(
+        target_sparsity=0.5, sparsity_warmup_steps=10, quantization_warmup_steps=0
+    )
+    model: Any = convert_model_to_bitnet(network(), config)
+    optimizer = BitNetOptimizer(model.parameters(), config)
+    train(model, optimizer, 5)
+    assert optimizer.get_quantization_info()["target_sparsity"] == pytest.approx(0.25)
+
+
+def test_a_warmup_that_nobody_set_is_none_where_the_length_is_not_known() -> None:
+    """A short run would end in full precision otherwise, and nobody would know."""
+    for config in (BitNetConfig(), BitNetConfig(target_sparsity=0.5)):
+        model: Any = convert_model_to_bitnet(network(), config)
+        optimizer = BitNetOptimizer(model.parameters(), config)
+        info = optimizer.get_quantization_info()
+        assert (info["blend"], info["target_sparsity"]) == (1.0, config.target_sparsity)
+    config = BitNetConfig(quantization_warmup_steps=8)
+    config.full_precision_warmup = False
+    model = convert_model_to_bitnet(network(), config)
+    assert blend(BitNetOptimizer(model.parameters(), config)) == 1.0
+
+
 def test_full_precision_warmup_off_quantizes_from_the_first_step() -> None:
     """Spec: D7."""
     config = BitNetConfig(full_precision_warmup=False, activation_bits=16)
@@ -274,6 +317,8 @@ def test_settings_that_cannot_work_together_are_refused() -> None:
         {"weight_bits": 4, "learnable_threshold": True},
         {"learnable_threshold": True, "quantization_mode": QuantizationMode.STOCHASTIC},
         {"adaptive_gradient_scaling": False, "gradient_scale_factor": 2.0},
+        {"threshold_lr_multiplier": 3.0},
+        {"sparsity_warmup_steps": 3},
     ):
         with pytest.raises(SettingError):
             BitNetConfig(**wrong).check()

@@ -154,3 +154,12 @@ def test_other_pickling_and_copies_keep_the_class() -> None:
         assert again.given("alpha")
         assert not again.given("lambda_reg")
     assert isinstance(pickle.loads(pickle.dumps(config, protocol=2)), OrderedDict)
+
+
+def test_a_configuration_error_is_a_value_error() -> None:
+    """Planted: the pipeline's own errors an Exception only, those of settings a ValueError."""
+    with pytest.raises(ValueError, match="amp_dtype"):
+        TrainingConfig(amp_dtype=torch.float64).check()
+    with pytest.raises(ValueError, match="without weights"):
+        phase5.load_phase4({"epoch": 3})
+    assert issubclass(ConfigError, ValueError)

@@ -28,6 +28,7 @@ from agent_forge.phases.phase5_training import (
     create_training_pipeline,
     load_phase4,
 )
+from agent_forge.phases.phase5_training.phase_controller import Phase5Controller
 from forge_kernel.errors import ConfigError
 from forge_kernel.random_state import read_random_state
 from forge_plugins.mathematics.bit_layer import BitLayer
@@ -529,6 +530,36 @@ def test_weights_without_an_architecture_are_refused_and_loaded_into_a_model(
     model = load_phase4("phase4.pt", network())
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
     assert equal(state(model), {name: value.float() for name, value in half.items()})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda model: model,
+        lambda model: {"model": model},
+        lambda model: {"model": model, "bitnet_config": {"bits": 1.58}, "phase4_metadata": {}},
+        lambda model: {"model_state": model, "compression_stats": {"ratio": 0.1}},
+    ],
+    ids=["module", "model", "model_and_more", "model_state"],
+)
+def test_a_dictionary_with_a_whole_module_is_that_module(
+    make_pipeline: Make, content: Callable[[Any], Any]
+) -> None:
+    """Spec: J1, J2. Red when only tensors are looked for under the known keys."""
+    model = compressed()
+    torch.save(content(model), "phase4.pt")
+    held = torch.load("phase4.pt")
+    pipeline = make_pipeline(held, use_bitnet=True, training_config={"epochs": 1})
+    assert equal(state(pipeline.model), state(model))
+    assert pipeline.trainer.model is pipeline.validator.model is pipeline.model
+    assert pipeline.train().outcome == "completed"
+    assert equal(state(load_phase4("phase4.pt")), state(model))
+    controller = Phase5Controller(
+        "data/train.json", output_dir="by_controller", training_config={"epochs": 1}
+    )
+    assert controller.validate_input(held)
+    result = controller.execute(held)
+    assert result.success, result.error
 
 
 def test_a_file_of_something_else_says_which_keys_were_found(make_pipeline: Make) -> None:

@@ -264,6 +264,87 @@ def test_settings_are_closed_after_the_first_step() -> None:
         loop.setup_optimizer()
 
 
+@pytest.mark.parametrize(
+    ("cls", "chosen", "group"),
+    [
+        (torch.optim.SGD, {}, {"weight_decay": 0}),
+        (torch.optim.SGD, {"weight_decay": 0.5}, {"weight_decay": 0.5}),
+        (torch.optim.Adam, {"beta1": 0.5, "eps": 1e-3}, {"betas": (0.5, 0.999), "eps": 1e-3}),
+        (torch.optim.RMSprop, {"eps": 1e-3}, {"eps": 1e-3}),
+    ],
+)
+def test_an_optimizer_class_is_told_what_the_program_set(
+    cls: Any, chosen: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Planted: the rate alone handed on."""
+    found = TrainingLoop(network(), plain(**chosen), "cpu").setup_optimizer(cls).param_groups[0]
+    assert {name: found[name] for name in group} == group
+    assert found["lr"] == 1e-2
+
+
+def test_what_an_optimizer_class_does_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"TrainingConfig\.beta1.*\n.*SGD takes no betas"):
+        TrainingLoop(network(), plain(beta1=0.5), "cpu").setup_optimizer(torch.optim.SGD)
+
+
+class Places:
+    """Something with `set_epoch`, and what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.told.append(epoch)
+
+
+class Sampler(Places):
+    def __iter__(self) -> Any:
+        return iter(range(52))
+
+    def __len__(self) -> int:
+        return 52
+
+
+@pytest.mark.parametrize("place", ["sampler", "batch_sampler", "inner_sampler", "dataset"])
+def test_set_epoch_is_called_wherever_it_sits_and_counts_on(place: str) -> None:
+    """Planted: only the sampler told; each training's epochs counted from 0."""
+
+    class BatchSampler(torch.utils.data.BatchSampler, Places):
+        def __init__(self, sampler: Any) -> None:
+            torch.utils.data.BatchSampler.__init__(self, sampler, 8, drop_last=False)
+            Places.__init__(self)
+
+    class Data(TensorDataset, Places):
+        def __init__(self) -> None:
+            TensorDataset.__init__(self, *data())
+            Places.__init__(self)
+
+    sampler, rows = Sampler(), Data()
+    batch_sampler = BatchSampler(sampler)
+    options = {"sampler": sampler, "batch_size": 8} if place in ("sampler", "dataset") else {
+        "batch_sampler": batch_sampler
+    }  # fmt: skip
+    told: Any = {"sampler": sampler, "dataset": rows, "batch_sampler": batch_sampler,
+                 "inner_sampler": sampler}[place]  # fmt: skip
+    loop = TrainingLoop(network(), plain(), "cpu")
+    for _ in range(2):
+        loop.train(DataLoader(rows, **options), functional.cross_entropy)
+    assert told.told == [0, 1, 2, 3]
+
+
+def test_a_loader_without_a_length_is_told_that_its_rate_stays(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Endless:
+        def __iter__(self) -> Any:
+            return iter(loader())
+
+    TrainingLoop(network(), plain(scheduler_type="cosine"), "cpu").train(
+        Endless(), functional.cross_entropy
+    )
+    assert "does not say how many batches" in caplog.text
+
+
 def test_an_optimizer_of_another_model_is_refused() -> None:
     """Spec: C2"""
     loop = TrainingLoop(network(), plain(), "cpu")
