@@ -16,7 +16,8 @@ that.
       -> make_optimizer -> make_meters* -> on_run_start*
     per step:
       compute_phase / on_phase_change*
-      on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch)
+      on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch;
+      of several, compute_loss_weights before the first)
       -> penalize* -> unscale -> finite? -> on_gradients* -> compute_rates -> optimizer.step
       -> on_weights* -> on_weights_changed* -> on_step_end*
     when due:  validate -> on_validation*; measure* -> on_log*; on_checkpoint*   (in this order)
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from forge_kernel.counting import LossAnswer
     from forge_kernel.data import Data
     from forge_kernel.result import RunResult
     from forge_kernel.state import Batch, Event, LogRecord, Meter, Rates, Run, Step
@@ -132,13 +134,26 @@ def on_outputs(run: Run, step: Step, batch: Batch, outputs: Any) -> None:
 
 
 @hookspec
-def compute_loss(  # type: ignore[empty-body]
-    run: Run, step: Step, batch: Batch, outputs: Any
-) -> tuple[Tensor, float | Tensor]:
-    """Give the mean loss of the micro-batch (0-d) and its weight. May write: itself, metrics.
+def compute_loss(run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+    """Give the loss of the micro-batch as values of which the kernel takes the mean.
 
-    The weight is what the mean was taken over (samples, tokens, or a sum of sample weights); a
-    weight of 0 goes with a mean of 0, never NaN. Used in training and in validation.
+    A tensor with one value for each target or for each sample; their mean over what counts (see
+    `batch.counted`) as a 0-d tensor; a `LossTerm`, which also has factors of the divisor; or a list
+    of terms, whose means are added up. Sample weights and ignored targets are the kernel's to
+    apply. A loss that counts in its own way gives a pair: the mean (0-d; 0, never NaN, where
+    nothing counts) and what it was taken over.
+
+    What it remembers is written in `on_step_end`, so that a dropped window leaves no trace. Used in
+    training and in validation. May write: metrics.
+    """
+
+
+@hookspec
+def compute_loss_weights(run: Run, batch: Batch) -> Sequence[float | Tensor]:  # type: ignore[empty-body]
+    """Give what each term of the loss will count in a micro-batch, from its targets alone.
+
+    Asked before the first of several micro-batches, of a loss that gives several terms: their
+    gradients cannot be told apart afterwards. Empty: the loss gives one term. May write: nothing.
     """
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_kernel.data import Data, LiveData
+from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.plugin import Kind, PluginInfo
 
@@ -48,18 +49,45 @@ class LiveDataPlugin:
     def __init__(self, data: Any) -> None:
         self.config = NoConfig()
         self._data = data
+        _check_form(data)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
         """The data, brought into the protocol."""
-        del run
         data = self._data
         if hasattr(data, "batches") and hasattr(data, "validation"):
             found: Data = data
-            return found
-        if isinstance(data, tuple) and len(data) == 2:
-            return LiveData(*data)
-        return LiveData(data)
+        elif isinstance(data, tuple) and len(data) == 2:
+            found = LiveData(*data)
+        else:
+            found = LiveData(data)
+        if isinstance(found, LiveData) and run.settings.seed is not None:
+            found.seed(run.seed)
+        return found
+
+
+def _check_form(data: Any) -> None:
+    """Refuse tensors where batches are wanted: a pair of them would be read as two data sets.
+
+    Raises:
+        ConfigError: it is a tensor or array, or holds some.
+    """
+    parts = data if isinstance(data, tuple) else (data,)
+    if any(hasattr(part, "dtype") and hasattr(part, "shape") for part in parts):
+        hint = "batches come from: DataLoader(TensorDataset(inputs, targets), batch_size=32)"
+        raise ConfigError(
+            [
+                Fault(
+                    "data holds tensors: it is an iterable of batches, or a pair (training, "
+                    "validation) of such iterables",
+                    hints=(hint,),
+                )
+            ]
+        )
+    iterates = all(hasattr(part, "__iter__") or hasattr(part, "__getitem__") for part in parts)
+    if not iterates and not hasattr(data, "batches"):
+        what = type(data).__name__
+        raise ConfigError([Fault(f"data is a {what}: it cannot be iterated over for batches")])
 
 
 class Watcher:

@@ -38,6 +38,12 @@ class KindRule:
     at_most: int | None  # None: any number
     answers: tuple[str, ...] = ()
     about: str = ""
+    may_answer: tuple[str, ...] = ()  # too; of a part, its composite asks
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What a composite asks its parts of this kind."""
+        return (*self.answers, *self.may_answer)
 
 
 RULES: Final[dict[Kind, KindRule]] = {
@@ -47,7 +53,7 @@ RULES: Final[dict[Kind, KindRule]] = {
     Kind.WRAPPERS: KindRule(0, None, ("transform_model",), "wrap the model (compile)"),
     Kind.STRATEGY: KindRule(0, 1, (), "how the run spreads over processes"),
     Kind.OPTIMIZER: KindRule(1, 1, ("make_optimizer",), "updates the weights"),
-    Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised"),
+    Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised", ("compute_loss_weights",)),
     Kind.PENALTIES: KindRule(0, None, ("penalize",), "terms of the weights added to the loss"),
     Kind.GRADIENTS: KindRule(0, None, ("on_gradients",), "filters between backward and step"),
     Kind.PHASES: KindRule(0, 1, ("compute_phase",), "the one phase clock"),
@@ -61,7 +67,7 @@ RULES: Final[dict[Kind, KindRule]] = {
 SINGLE_ANSWERS: Final = frozenset(
     {
         "make_data", "make_model", "make_optimizer", "compute_phase", "compute_outputs",
-        "compute_loss", "compute_rates", "compute_evaluation_model",
+        "compute_loss", "compute_loss_weights", "compute_rates", "compute_evaluation_model",
     }
 )  # fmt: skip
 """Hooks that at most one plugin of a run may answer."""

@@ -171,8 +171,6 @@ def export(
         PlanError: the run lacks what the exporter needs.
         CheckpointError: there is no intact checkpoint.
     """
-    from forge_kernel.random_state import process_state_kept
-
     folder = Path(folder)
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
@@ -182,7 +180,7 @@ def export(
     written_then = [f"file:{file.name}" for file in folder.iterdir() if file.is_file()]
     decided = plan(pipeline, catalog, plugins=list(live.values()), given=written_then)
     session = opened_session(decided, folder, None, None, quiet=True)
-    with process_state_kept():
+    with session.streams.kept():
         try:
             session.set_up()
             session.restore()
@@ -278,12 +276,10 @@ def opened_session(
 
 def _execute(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
     """Drive a session; the process's state is left as it was found."""
-    from forge_kernel.random_state import process_state_kept
-
     assert session.run.folder is not None
     record.open(session.run.folder)
     try:
-        with process_state_kept():
+        with session.streams.kept():
             return _drive(session, record, resumed=resumed)
     finally:
         record.close()

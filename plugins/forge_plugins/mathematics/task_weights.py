@@ -21,9 +21,17 @@ class Uncertainty(nn.Module):
         self.names = tuple(names)
         self.log_variance = nn.Parameter(torch.zeros(len(self.names)))
 
+    def factors(self) -> Tensor:
+        """`exp(-s_i)`, shape (tasks,)."""
+        return torch.exp(-self.log_variance)
+
+    def penalty(self) -> Tensor:
+        """`sum_i s_i / 2`, 0-d."""
+        return 0.5 * self.log_variance.sum()
+
     def forward(self, losses: Tensor) -> Tensor:
         """The total of losses of shape (tasks,)."""
-        return (torch.exp(-self.log_variance) * losses + 0.5 * self.log_variance).sum()
+        return (self.factors() * losses).sum() + self.penalty()
 
 
 class RateOfFall:
@@ -53,16 +61,17 @@ class RateOfFall:
         for average, decay in zip(self.averages, self.decays, strict=True):
             average.mul_(decay).add_(losses.float(), alpha=1.0 - decay)
 
-    def weights(self, temperature: float, *, like: Tensor) -> Tensor:
-        """Shape (count,); equal before the first step."""
+    def weights(self, temperature: float, *, like: Tensor | None = None) -> Tensor:
+        """Shape (count,), of the dtype and on the device of `like`; equal before the first step."""
         if self.averages is None or not self.steps:
-            return torch.ones_like(like)
+            return torch.ones(self.count) if like is None else torch.ones_like(like)
         fast, slow = (
             average / (1.0 - decay**self.steps) if decay else average
             for average, decay in zip(self.averages, self.decays, strict=True)
         )
         ratio = fast / slow.clamp_min(1e-12)
-        return (self.count * torch.softmax(ratio / temperature, 0)).to(like)
+        found = self.count * torch.softmax(ratio / temperature, 0)
+        return found if like is None else found.to(like)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages."""
