@@ -6,21 +6,22 @@ The prefix of a hook is its contract:
 - `transform_*`: each gets the last one's answer and returns the next;
 - `compute_*`: at most one plugin answers;
 - `on_*`: everyone is told and answers nothing;
-- a bare verb (`penalize`, `measure`, `export`): everyone's answers are collected.
+- all others (`penalize`, `measure`, `unfinished`, `check_export`, `export`): everyone's answers
+  are collected.
 
 Each docstring says what a listener may write; all else is read only, and `run.checked` enforces
 that.
 
     strategy starts
     make_data -> transform_data* -> make_model -> make_modules* -> transform_model*
-      -> make_optimizer -> make_meters* -> on_run_start*
+      -> make_optimizer -> make_meters* -> check_export* -> on_run_start*
     per step:
       compute_phase / on_phase_change*
       on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch;
       of several, compute_loss_weights before the first)
       -> penalize* -> unscale -> finite? -> on_gradients* -> compute_rates -> optimizer.step
       -> on_weights* -> on_weights_changed* -> on_step_end*
-    when due:  validate -> on_validation*; measure* -> on_log*; on_checkpoint*   (in this order)
+    when due:  validate -> unfinished* -> on_validation*; measure* -> on_log*; on_checkpoint*
                on_epoch_end*; on_event* (what plugins told, after the hook that they told it in)
     finally:   validate -> export* -> on_run_end*          (on_error* when something raised)
 """
@@ -205,8 +206,22 @@ def compute_evaluation_model(run: Run) -> nn.Module:  # type: ignore[empty-body]
 
 
 @hookspec
+def unfinished(run: Run) -> str | None:
+    """Say why the network is not yet what will be exported; None: it is. May write: nothing.
+
+    Such as levels that are still being blended in. Its figures are of another network: they are
+    never kept as the best, and policies do not hear of them (see `on_validation`).
+    """
+
+
+@hookspec
 def on_validation(run: Run, figures: Mapping[str, float]) -> None:
-    """A validation pass is complete. May write: itself; may request stop, save, restore."""
+    """A validation pass is complete. May write: itself; may request stop, save, restore.
+
+    Plugins of the kind policies hear of it when the network is what will be exported, and before
+    that from the step that their setting `not_before` names; those whose card says
+    `hears_unfinished` always do.
+    """
 
 
 @hookspec
@@ -232,6 +247,14 @@ def on_checkpoint(run: Run, folder: Path) -> None:
 @hookspec
 def on_epoch_end(run: Run) -> None:
     """A pass over the training data is complete. May write: itself and metrics."""
+
+
+@hookspec
+def check_export(run: Run) -> str | None:
+    """Say before the first step why `export` could not write this run's result; None: it can.
+
+    The run is refused then, with what was said. May write: nothing.
+    """
 
 
 @hookspec

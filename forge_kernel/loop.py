@@ -26,7 +26,7 @@ from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.counting import loss_terms
 from forge_kernel.data import batch_from
 from forge_kernel.device import resolve_device
-from forge_kernel.errors import NonFiniteError, PluginError, RunError
+from forge_kernel.errors import CheckpointError, Fault, NonFiniteError, PluginError, RunError
 from forge_kernel.exports import write_exports
 from forge_kernel.finite import FiniteCheck, name_non_finite
 from forge_kernel.forward_state import ForwardState
@@ -35,7 +35,7 @@ from forge_kernel.loss_scale import LossScale
 from forge_kernel.model_call import ModelCall
 from forge_kernel.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.ownership import OwnershipGuard
-from forge_kernel.planner import Plan, plan
+from forge_kernel.planner import Plan, Planned, plan
 from forge_kernel.plugin import Kind, Stateful
 from forge_kernel.random_state import (
     StreamState,
@@ -48,10 +48,12 @@ from forge_kernel.random_streams import RunStreams
 from forge_kernel.seeds import stream_seed
 from forge_kernel.state import Batch, LogRecord, Meter, Progress, Request, Run, Step
 from forge_kernel.strategy import OneProcess, Strategy
+from forge_kernel.trainable import check_trainable
 
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
 MAX_EMPTY: Final = 100  # windows in a row in which nothing counts
 MAX_ROLLBACKS: Final = 10
+_TREES: Final = frozenset({"optimizer", "plugins", "random", "progress", "metrics", "loop"})
 _STRATEGY: Final = tuple(name for name in vars(OneProcess) if not name.startswith("_"))
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,6 +97,8 @@ class Session:
         )
         self.stop_reason = ""
         self.cancelled = False
+        self.training_model: nn.Module | None = None  # see `hand_over`
+        self.failed_exports: dict[str, Exception] = {}  # what each one failed of
         self.step_state = Step()
         self._bind_hooks()
         self.loss_scale = LossScale(settings.precision)
@@ -233,6 +237,7 @@ class Session:
         self._several = run.strategy.world_size > 1
         self._autocast = _AUTOCAST.get(self.settings.precision)
         self._checks = self.settings.non_finite != "off" or self.settings.precision == "fp16"
+        check_trainable(run.parameters, {"": run.model, **run.modules}, run.optimizer)
         self._group_rates = GroupRates(run.optimizer)
         self._model_call = ModelCall(run.model)
         forward = ForwardState([run.model, *run.modules.values()])
@@ -241,6 +246,9 @@ class Session:
 
     def start(self) -> None:
         """Seal the run and tell everyone; also after a restore."""
+        if not self._ready:
+            raise RunError("the session is not set up: call set_up() before start()")
+        self._check_exports()
         self.run.seal()
         self._clock = time.monotonic()
         self._schedule()
@@ -251,6 +259,23 @@ class Session:
         rolls_back = self.settings.non_finite == "rollback"
         if rolls_back and self.store is not None and not self.store.steps():
             self.save()
+
+    def _check_exports(self) -> None:
+        """Ask the exporters, before anything is trained, whether they can write the result.
+
+        Raises:
+            PluginError: one of them cannot; names all that cannot.
+        """
+        if self.run.folder is None:
+            return
+        entries = self.plan.answering("check_export")
+        told = [
+            (entry, answer(self.run))
+            for entry, answer in zip(entries, self.bus.calls("check_export"), strict=True)
+        ]
+        faults = [Fault(f"{entry.label}: {reason}") for entry, reason in told if reason]
+        if faults:
+            raise PluginError(faults)
 
     def __enter__(self) -> Session:
         self.set_up()
@@ -710,11 +735,26 @@ class Session:
                 module.training = mode
         self._validated_at = run.progress.step
         if figures:
-            run.metrics.record_validation(figures)
-            for listen in self.bus.calls("on_validation"):
-                listen(run, figures)
+            unfinished = self.unfinished()
+            run.metrics.record_validation(figures, best=not unfinished)
+            entries = self.plan.answering("on_validation")
+            for entry, listen in zip(entries, self.bus.calls("on_validation"), strict=True):
+                if not unfinished or self._hears_unfinished(entry):
+                    listen(run, figures)
             self._tell_events()
         return figures
+
+    def unfinished(self) -> list[str]:
+        """Why the network is not yet what will be exported; empty when it is."""
+        told = [answer(self.run) for answer in self.bus.calls("unfinished")]
+        return [reason for reason in told if reason]
+
+    def _hears_unfinished(self, entry: Planned) -> bool:
+        """Whether a plugin is told the figures of a network that is not yet finished."""
+        if entry.info.kind is not Kind.POLICIES or entry.info.hears_unfinished:
+            return True
+        asked = getattr(entry.config, "not_before", None)
+        return asked is not None and self.run.progress.step >= asked
 
     def _validation_pass(self) -> dict[str, float]:
         run = self.run
@@ -813,18 +853,23 @@ class Session:
             "data": data.state_dict() if isinstance(data, Stateful) else None,
             "progress": asdict(run.progress),
             "metrics": run.metrics.state_dict(),
-            "loop": {
-                "scale": self.loss_scale.value,
-                "clean": self.loss_scale.clean,
-                "skips": self._skips,
-                "phase": self._phase,
-                "validated_at": self._validated_at,
-                "logged_at": self._logged_at,
-            },
+            "loop": self._loop_state(),
         }
         versions = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
         about = {**self.about, "torch": torch.__version__, "plugins": versions}
         return Snapshot(run.progress.step, run.strategy.model_state(run), trees, about)
+
+    def _loop_state(self) -> dict[str, Any]:
+        """The loop's own memory."""
+        return {
+            "scale": self.loss_scale.value,
+            "clean": self.loss_scale.clean,
+            "skips": self._skips,
+            "empty": self._empty,
+            "phase": self._phase,
+            "validated_at": self._validated_at,
+            "logged_at": self._logged_at,
+        }
 
     def _bank_seconds(self) -> None:
         self.run.progress.seconds = self.seconds()
@@ -845,20 +890,38 @@ class Session:
         return folder
 
     def restore(self) -> list[str]:
-        """Take up the newest intact checkpoint of the run folder.
+        """Take up the newest intact checkpoint of the run folder; nothing is written.
 
         Returns:
-            What was wrong with newer ones.
+            What was wrong with newer ones, and what is otherwise than when it was saved.
 
         Raises:
             CheckpointError: there is no intact one.
         """
         assert self.store is not None, "a run without a folder has nothing to restore"
-        self.store.clear_unfinished()
         snapshot, _, problems = self.store.newest()
         self.take_up(snapshot)
         self._saved_at = snapshot.step
-        return problems
+        return [*problems, *self._otherwise(snapshot.about)]
+
+    def _otherwise(self, about: Mapping[str, Any]) -> list[str]:
+        """What a checkpoint was made with that is another now."""
+        found = []
+        if about.get("torch") not in (None, torch.__version__):
+            found.append(f"it was saved with torch {about['torch']}, this is {torch.__version__}")
+        origins = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
+        for label, origin in about.get("plugins", {}).items():
+            if label in origins and origins[label] != origin:
+                found.append(f"{label} was {origin} when it was saved, and is {origins[label]}")
+        config = self.about.get("config")
+        if config is not None and about.get("config") not in (None, config):
+            found.append("the configuration is another than when it was saved")
+        return found
+
+    def clear_unfinished(self) -> None:
+        """Remove what an interrupted save of this run left in its folder."""
+        if self.store is not None:
+            self.store.clear_unfinished()
 
     def take_up(self, snapshot: Snapshot, *, random: bool = True) -> None:
         """Bring the run to the state of a snapshot.
@@ -871,6 +934,11 @@ class Session:
             RunError: it is of another model or of other plugins.
         """
         run, trees = self.run, snapshot.trees
+        lacking = sorted(_TREES - trees.keys())
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint of step {snapshot.step} has no {', '.join(lacking)}"
+            )
         try:
             run.strategy.load_model_state(run, snapshot.model)
         except (KeyError, ValueError) as error:
@@ -884,13 +952,15 @@ class Session:
                 )
             plugin.load_state_dict(known[entry.label])
         for name, value in trees["progress"].items():
+            if not hasattr(run.progress, name):
+                raise CheckpointError(f"the checkpoint's progress has an unknown part '{name}'")
             if random or name not in ("epoch", "batch"):
                 setattr(run.progress, name, value)
         assert isinstance(run.progress, Progress)
         run.metrics.load_state_dict(trees["metrics"])
-        loop = trees["loop"]
+        loop = {**self._loop_state(), **trees["loop"]}  # what an older one lacks stays as it is
         self.loss_scale.value, self.loss_scale.clean = loop["scale"], loop["clean"]
-        self._skips = loop["skips"]
+        self._skips, self._empty = loop["skips"], loop["empty"]
         self._phase = self.step_state.phase = loop["phase"]
         self._validated_at, self._logged_at = loop["validated_at"], loop["logged_at"]
         if random:
@@ -950,7 +1020,34 @@ class Session:
             if self._validated_at < 0:  # weights were restored meanwhile
                 self.validate()
         self._bank_seconds()
+        reasons = self.unfinished()
+        if reasons:
+            self.run.tell(
+                "unfinished",
+                f"The run has ended before its network was finished ({'; '.join(reasons)}): its "
+                "figures are not those of what is exported.",
+            )
+            self._tell_events()
         return self.export()
+
+    def hand_over(self) -> None:
+        """Put the weights that validation and export used into the run's model.
+
+        Where they are others than those in training (an average), the latter change places with
+        them and are `training_model` from then on. Nothing can be trained afterwards.
+        """
+        run = self.run
+        used = self.evaluation_model()
+        if used is run.model:
+            return
+        with torch.no_grad():
+            for mine, theirs in zip(run.model.parameters(), used.parameters(), strict=True):
+                kept = mine.clone()
+                mine.copy_(theirs)
+                theirs.copy_(kept)
+        self.training_model = used
+        for notify in self._on_weights_changed:
+            notify(run)
 
     def evaluation_model(self) -> nn.Module:
         """The model that validation and export use."""
@@ -958,7 +1055,7 @@ class Session:
         return self.run.model if choose is None else choose(self.run)
 
     def export(self) -> dict[str, str]:
-        """Let the exporters write what the model is now.
+        """Let the exporters write what the model is now; one that fails stops no other.
 
         Returns:
             Folders written, by exporter, relative to the run folder.
@@ -969,11 +1066,16 @@ class Session:
         entries = zip(self.plan.answering("export"), self.bus.calls("export"), strict=True)
         run.active_model = self.evaluation_model()
         try:
-            return write_exports(
-                run.folder, [(entry.info.name, partial(call, run)) for entry, call in entries]
-            )
+            with self.streams:
+                written, self.failed_exports = write_exports(
+                    run.folder, [(entry.info.name, partial(call, run)) for entry, call in entries]
+                )
         finally:
             run.active_model = run.model
+        for name, error in self.failed_exports.items():
+            run.tell("export_failed", f"The export {name} failed: {error}", export=name)
+        self._tell_events()
+        return written
 
 
 def _joined(terms: Sequence[TermMean]) -> tuple[Tensor, float | Tensor]:

@@ -101,6 +101,8 @@ class PluginInfo:
         records: JSON Schema of each JSON file that it writes, by the file's name without suffix.
         packages: optional modules that it cannot work without, each with what installs it; a run
             without one of them is refused when it is planned.
+        hears_unfinished: a policy that hears of validations of a network that is not yet what will
+            be exported, since it judges no figures.
     """
 
     name: str
@@ -113,6 +115,7 @@ class PluginInfo:
     api: tuple[int, int] = (API_VERSION, API_VERSION)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    hears_unfinished: bool = False
 
     @property
     def key(self) -> str:

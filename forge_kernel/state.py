@@ -216,12 +216,17 @@ class Metrics:
         self.latest.update(found)
         return found
 
-    def record_validation(self, figures: Mapping[str, float]) -> None:
-        """Take in a validation's figures and keep the best of each."""
+    def record_validation(self, figures: Mapping[str, float], *, best: bool = True) -> None:
+        """Take in a validation's figures and keep the best of each.
+
+        Args:
+            figures: by name.
+            best: False for a network that is not what will be exported.
+        """
         self.validation = {
             name: value if math.isfinite(value) else None for name, value in figures.items()
         }
-        for name, value in figures.items():
+        for name, value in figures.items() if best else ():
             known = self.best.get(name)
             higher = self.goals.get(name, "min") == "max"
             if math.isfinite(value) and (

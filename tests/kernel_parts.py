@@ -12,6 +12,7 @@ from torch import nn
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.counting import loss_terms
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
@@ -19,6 +20,7 @@ from forge_kernel.loading import check_pipeline
 from forge_kernel.loop import Session
 from forge_kernel.planner import plan
 from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.state import Batch
 from forge_kernel.testing.trial import TrialLoss
 
 
@@ -95,3 +97,10 @@ class StopAfter:
 
     def is_set(self) -> bool:
         return self.event.is_set()
+
+
+def loss_and_weight(plugin: Any, batch: Batch, outputs: Any) -> tuple[torch.Tensor, float]:
+    """The mean of a loss plugin's one term over what counts in a batch, and what it counts."""
+    (term,) = loss_terms(plugin.compute_loss(None, None, batch, outputs))
+    mean, weight = term.mean(batch.counted)
+    return mean, float(weight)

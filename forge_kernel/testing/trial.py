@@ -129,38 +129,39 @@ class TrialLoss:
         self.config = NoConfig()
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
         """Over the last dimension."""
         del run, step
         if batch.targets.is_floating_point():
-            return nn.functional.mse_loss(outputs, batch.targets), len(outputs)
+            return nn.functional.mse_loss(outputs, batch.targets, reduction="none")
         if outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]:
             outputs = outputs[:, batch.positions]
         logits = outputs.reshape(-1, outputs.shape[-1])
-        targets = batch.targets.reshape(-1)
-        return nn.functional.cross_entropy(logits, targets), len(targets)
+        return nn.functional.cross_entropy(
+            logits, batch.targets.reshape(-1), reduction="none", ignore_index=batch.ignore_index
+        )
 
 
 class _TrialMeter:
     goals: Mapping[str, Goal] = {"accuracy": "max"}
 
     def __init__(self) -> None:
-        self._counts = torch.zeros(2, dtype=torch.int64)
+        self._counts = torch.zeros(2)
 
     def reset(self) -> None:
-        self._counts = torch.zeros(2, dtype=torch.int64)
+        self._counts = torch.zeros(2)
 
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         del loss, weight
         targets = batch.targets.reshape(-1)
         hits = outputs.reshape(len(targets), -1, outputs.shape[-1])[:, -1].argmax(-1) == targets
-        self._counts = self._counts + torch.tensor([int(hits.sum()), len(targets)])
+        weights = batch.counted.weights
+        counts = torch.ones(len(targets)) if weights is None else weights
+        self._counts = self._counts + torch.stack([(hits * counts).sum(), counts.sum()])
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         hits, total = add(self._counts).tolist()
-        return {"accuracy": hits / total}
+        return {"accuracy": hits / total} if total else {}
 
 
 class TrialValidator:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -38,6 +38,8 @@ else:
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyConfig:
     """How targets are read and weighed."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
     label_smoothing: Annotated[
         float, Meta(ge=0, lt=1, description="share of the target spread over all classes")

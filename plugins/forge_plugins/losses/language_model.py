@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
 
@@ -24,6 +25,8 @@ else:
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelLossConfig:
     """Where the head is, how much of the logits is there at a time, and which targets count."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
     head: Annotated[
         str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -25,6 +25,8 @@ else:
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
     """Which further figures, and of what."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
     top_k: Annotated[
         tuple[Annotated[int, Meta(ge=2)], ...],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
 
@@ -22,6 +22,8 @@ else:
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
     """No settings: which targets count is said by the run."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
 
 class PerplexityMeter:

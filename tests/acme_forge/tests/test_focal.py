@@ -18,7 +18,8 @@ def focal(
     gamma: float, weights: Tensor | None = None, logits: Tensor = LOGITS
 ) -> tuple[Tensor, float]:
     batch = Batch(None, TARGETS[: len(logits)], weights)
-    loss, weight = AcmeFocal(AcmeFocalConfig(gamma=gamma)).compute_loss(batch, logits)
+    losses = AcmeFocal(AcmeFocalConfig(gamma=gamma)).compute_loss(batch, logits)
+    loss, weight = batch.counted.mean(losses)
     return loss, float(weight)
 
 
