@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -29,7 +29,11 @@ class DataSpec:
 
 
 class Data(Protocol):
-    """Where batches come from. Order is a function of (seed, epoch, position)."""
+    """Where batches come from. Order is a function of (seed, epoch, position).
+
+    One that draws or counts otherwise has `state_dict` and `load_state_dict`, which checkpoints
+    keep. One that knows whether it has validation batches says so by `has_validation`.
+    """
 
     spec: DataSpec
     batches_per_epoch: int | None
@@ -143,6 +147,12 @@ class LiveData:
         except TypeError:
             self.batches_per_epoch = None
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is validation data at all."""
+        found = self._validation
+        return found is not None and (not isinstance(found, Sized) or len(found) > 0)
+
     def seed(self, seed: int) -> None:
         """Where the loader's random streams start; otherwise where torch's ambient one stands."""
         self._seed = seed
@@ -249,6 +259,11 @@ class TensorData:
             chosen = slice(begin, begin + self._batch_size)
             index = chosen if order is None else order[chosen]
             yield Batch(self._inputs[index], self._targets[index], None, self._positions)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether samples were held out."""
+        return self._held_out is not None and len(self._held_out[0]) > 0
 
     def validation(self) -> Iterator[Batch]:
         """The held-out samples in their own order."""

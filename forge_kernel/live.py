@@ -36,9 +36,42 @@ class LiveModel:
 
     @hookimpl
     def make_model(self, run: Run) -> nn.Module:
-        """The module as it is."""
-        del run
-        return self._model
+        """The module as it is, by its own names.
+
+        One that was compiled or wrapped by torch is taken out of its wrapper, whose prefix
+        (`_orig_mod.`, `module.`) would stand in every file; it stays compiled.
+
+        Raises:
+            ConfigError: it is no module, or is wrapped for several processes.
+        """
+        return _unwrapped(run, self._model)
+
+
+def _unwrapped(run: Run, model: Any) -> nn.Module:
+    """The module that a compiler's or a replicating wrapper holds."""
+    from torch import nn
+
+    for _ in range(8):
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            message = "the model is wrapped in DistributedDataParallel: hand in the plain module"
+            hint = "how a run spreads over processes is the strategy's: run(..., strategy=...)"
+            raise ConfigError([Fault(message, hints=(hint,))])
+        if isinstance(model, nn.DataParallel):
+            run.tell(
+                "unwrapped",
+                "The model is taken out of DataParallel and runs on the run's device alone.",
+            )
+            model = model.module
+        elif (inner := getattr(model, "_orig_mod", None)) is not None:
+            # what `nn.Module.compile` does, with the compiler's settings that were chosen
+            if model.dynamo_ctx is not None and inner._compiled_call_impl is None:
+                inner._compiled_call_impl = model.dynamo_ctx(inner._call_impl)
+            model = inner
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise ConfigError([Fault(f"model is a {type(model).__name__}, not a torch.nn.Module")])
+    return model
 
 
 class LiveDataPlugin:

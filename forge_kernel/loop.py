@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_kernel.accumulation import GradientAccumulation, TermMean
+from forge_kernel.awaited_metrics import AwaitedMetrics
 from forge_kernel.bus import Bus
 from forge_kernel.cancel import Cancel, cancel_reason
 from forge_kernel.catalog import Catalog
@@ -28,6 +29,7 @@ from forge_kernel.data import batch_from
 from forge_kernel.device import resolve_device
 from forge_kernel.errors import CheckpointError, Fault, NonFiniteError, PluginError, RunError
 from forge_kernel.exports import write_exports
+from forge_kernel.extra_state import check_extra_states, extra_states, load_extra_states
 from forge_kernel.finite import FiniteCheck, name_non_finite
 from forge_kernel.forward_state import ForwardState
 from forge_kernel.group_rates import GroupRates
@@ -101,8 +103,9 @@ class Session:
         self.failed_exports: dict[str, Exception] = {}  # what each one failed of
         self.step_state = Step()
         self._bind_hooks()
+        self._awaited = AwaitedMetrics(plan)
         self.loss_scale = LossScale(settings.precision)
-        self.streams = RunStreams()
+        self.streams = RunStreams(takes_turns=self.run.strategy.world_size == 1)
         self._window = GradientAccumulation()
         self._skips = 0  # windows dropped in a row
         self._empty = 0  # windows in a row in which nothing counted
@@ -203,6 +206,10 @@ class Session:
         run.model.train()
         self._ready = True
 
+    def _need_set_up(self) -> None:
+        if not self._ready:
+            raise RunError("the session is not set up: call set_up() and start(), or use `with`")
+
     def _need(self, hook: str) -> Callable[..., Any]:
         call = self.bus.call(hook)
         assert call is not None, f"the planner let a run pass without {hook}"
@@ -237,6 +244,8 @@ class Session:
         self._several = run.strategy.world_size > 1
         self._autocast = _AUTOCAST.get(self.settings.precision)
         self._checks = self.settings.non_finite != "off" or self.settings.precision == "fp16"
+        if run.folder is not None:
+            check_extra_states(run)
         check_trainable(run.parameters, {"": run.model, **run.modules}, run.optimizer)
         self._group_rates = GroupRates(run.optimizer)
         self._model_call = ModelCall(run.model)
@@ -246,8 +255,8 @@ class Session:
 
     def start(self) -> None:
         """Seal the run and tell everyone; also after a restore."""
-        if not self._ready:
-            raise RunError("the session is not set up: call set_up() before start()")
+        self._need_set_up()
+        self._awaited.check(self.run.data)
         self._check_exports()
         self.run.seal()
         self._clock = time.monotonic()
@@ -255,6 +264,7 @@ class Session:
         self._open_step()
         for listen in self.bus.calls("on_run_start"):
             listen(self.run)
+        self._tell_groups()
         self._tell_events()
         rolls_back = self.settings.non_finite == "rollback"
         if rolls_back and self.store is not None and not self.store.steps():
@@ -276,6 +286,20 @@ class Session:
         faults = [Fault(f"{entry.label}: {reason}") for entry, reason in told if reason]
         if faults:
             raise PluginError(faults)
+
+    def _tell_groups(self) -> None:
+        """Say of a loss over groups of samples that a micro-batch is its group."""
+        count = self.settings.accumulate
+        for entry in self.plan.entries:
+            if count > 1 and entry.info.couples_samples:
+                self.run.tell(
+                    "groups",
+                    f"The loss {entry.info.name} compares the samples of a micro-batch with each "
+                    f"other: run.accumulate ({count}) makes no larger groups of them, as a larger "
+                    "batch would.",
+                    loss=entry.info.name,
+                    accumulate=count,
+                )
 
     def __enter__(self) -> Session:
         self.set_up()
@@ -316,6 +340,7 @@ class Session:
         Returns:
             The micro-batch's mean loss (0-d, detached, on the device).
         """
+        self._need_set_up()
         with self.streams:
             return self._accumulate(batch, last=last)
 
@@ -338,10 +363,8 @@ class Session:
         """The batch on the device, with what counts in it.
 
         Raises:
-            RunError: it is no batch, or the session is not set up.
+            RunError: it is no batch.
         """
-        if not self._ready:
-            raise RunError("the session is not set up: call set_up() and start(), or use `with`")
         taken: Batch = batch_from(batch)
         taken.ignore_index = self.settings.ignore_index
         if not self._moves:
@@ -469,6 +492,7 @@ class Session:
         Returns:
             The window's mean loss (0-d, detached, on the device).
         """
+        self._need_set_up()
         if not batches:
             raise RunError("step() without a batch: hand in the micro-batches of the step")
         with self.streams:
@@ -717,8 +741,7 @@ class Session:
         Returns:
             The figures over the whole set; empty when there is no validation data.
         """
-        if not self._ready:
-            raise RunError("the session is not set up: call set_up() and start(), or use `with`")
+        self._need_set_up()
         run = self.run
         run.active_model = self.evaluation_model()
         modes = [(module, module.training) for module in run.active_model.modules()]
@@ -734,6 +757,7 @@ class Session:
             for module, mode in modes:
                 module.training = mode
         self._validated_at = run.progress.step
+        self._awaited.look(run, figures)
         if figures:
             unfinished = self.unfinished()
             run.metrics.record_validation(figures, best=not unfinished)
@@ -741,7 +765,7 @@ class Session:
             for entry, listen in zip(entries, self.bus.calls("on_validation"), strict=True):
                 if not unfinished or self._hears_unfinished(entry):
                     listen(run, figures)
-            self._tell_events()
+        self._tell_events()
         return figures
 
     def unfinished(self) -> list[str]:
@@ -853,6 +877,7 @@ class Session:
             "data": data.state_dict() if isinstance(data, Stateful) else None,
             "progress": asdict(run.progress),
             "metrics": run.metrics.state_dict(),
+            "extra_state": extra_states(run),
             "loop": self._loop_state(),
         }
         versions = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
@@ -866,6 +891,7 @@ class Session:
             "clean": self.loss_scale.clean,
             "skips": self._skips,
             "empty": self._empty,
+            "total_steps": self.run.total_steps,
             "phase": self._phase,
             "validated_at": self._validated_at,
             "logged_at": self._logged_at,
@@ -943,6 +969,7 @@ class Session:
             run.strategy.load_model_state(run, snapshot.model)
         except (KeyError, ValueError) as error:
             raise RunError(f"the checkpoint is of another model: {error.args[0]}") from error
+        load_extra_states(run, trees.get("extra_state", {}))
         load_optimizer_state(run, trees["optimizer"])
         known = trees["plugins"]
         for entry, plugin in self.bus.stateful():
@@ -961,6 +988,7 @@ class Session:
         loop = {**self._loop_state(), **trees["loop"]}  # what an older one lacks stays as it is
         self.loss_scale.value, self.loss_scale.clean = loop["scale"], loop["clean"]
         self._skips, self._empty = loop["skips"], loop["empty"]
+        self._tell_length(loop["total_steps"])
         self._phase = self.step_state.phase = loop["phase"]
         self._validated_at, self._logged_at = loop["validated_at"], loop["logged_at"]
         if random:
@@ -971,6 +999,20 @@ class Session:
                 write_random_state(trees["random"])
         for notify in self._on_weights_changed:
             notify(run)
+
+    def _tell_length(self, before: int | None) -> None:
+        """Say that a resumed run has another length, over which its schedule may be laid."""
+        run = self.run
+        if before == run.total_steps or self._compute_rates is None:
+            return
+        run.tell(
+            "length_changed",
+            f"The run's length is {run.total_steps or 'open'} steps now, and was "
+            f"{before or 'open'}: a schedule over the whole run goes on at another place of its "
+            "curve, so the learning rate jumps.",
+            before=before,
+            total_steps=run.total_steps,
+        )
 
     def restore_weights(self, tag: str) -> None:
         """Put the weights of a pinned checkpoint into the model.

@@ -103,6 +103,9 @@ class PluginInfo:
             without one of them is refused when it is planned.
         hears_unfinished: a policy that hears of validations of a network that is not yet what will
             be exported, since it judges no figures.
+        couples_samples: a loss whose value for a sample depends on the other samples of the
+            micro-batch (pairs, groups): micro-batches do not add up to the whole batch, which a
+            run with `run.accumulate` above 1 is told.
     """
 
     name: str
@@ -116,6 +119,7 @@ class PluginInfo:
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     hears_unfinished: bool = False
+    couples_samples: bool = False
 
     @property
     def key(self) -> str:

@@ -70,10 +70,15 @@ class RunStreams:
     A run takes them for a step at a time. Alone, that costs a lock that nobody else wants. Runs in
     several threads step in turn, each on its own streams, so that each is what it is alone; a run
     inside a callback of another gives the streams back where that one goes on.
+
+    Args:
+        takes_turns: False for a run that is spread over ranks: inside a step they wait for each
+            other, so that none of them can wait for its turn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_turns: bool = True) -> None:
         self._owner = _Owner()
+        self._takes_turns = takes_turns
 
     def take(self) -> None:
         """Begin a stretch of work that draws.
@@ -81,6 +86,8 @@ class RunStreams:
         Raises:
             RunError: another run of this process does not end its step.
         """
+        if not self._takes_turns:
+            return
         if not _lock.acquire(blocking=False):
             _wait()
         owner = self._owner
@@ -90,6 +97,8 @@ class RunStreams:
 
     def give(self) -> None:
         """End the stretch; the streams stay this run's until somebody else takes them."""
+        if not self._takes_turns:
+            return
         _ = _inside.pop()
         if _inside and _inside[-1] is not _resident:
             _switch(_inside[-1])

@@ -62,6 +62,7 @@ def make_session(
     uses: dict[str, Any] | None = None,
     cancel: Any = None,
     own_loss: bool = False,
+    strategy: Any = None,
     **settings: Any,
 ) -> Session:
     """A session of live parts, set up and started; `own_loss`: `uses` names the loss."""
@@ -76,7 +77,9 @@ def make_session(
     pipeline = check_pipeline(
         PipelineConfig(run=run, **(uses or {})), catalog, {part.info.kind for part in parts}
     )
-    session = Session(plan(pipeline, catalog, plugins=parts), folder=folder, cancel=cancel)
+    session = Session(
+        plan(pipeline, catalog, plugins=parts), folder=folder, cancel=cancel, strategy=strategy
+    )
     return session.__enter__()
 
 

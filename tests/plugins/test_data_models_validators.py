@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_parts import loss_and_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_parts import loss_and_weight
 from torch import nn
 
 from forge_kernel import run

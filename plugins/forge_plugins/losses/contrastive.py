@@ -47,21 +47,15 @@ class Contrastive:
     """
 
     info = PluginInfo(
-        name="contrastive", kind=Kind.LOSS, config=ContrastiveConfig, requires=("data:classes",)
+        name="contrastive",
+        kind=Kind.LOSS,
+        config=ContrastiveConfig,
+        requires=("data:classes",),
+        couples_samples=True,
     )
 
     def __init__(self, config: ContrastiveConfig) -> None:
         self.config = config
-
-    @hookimpl
-    def on_run_start(self, run: Run) -> None:
-        """Say what accumulation does to pairs."""
-        if run.settings.accumulate > 1:
-            run.tell(
-                "contrastive_groups",
-                "Contrastive loss: pairs are formed within a micro-batch, so run.accumulate "
-                f"({run.settings.accumulate}) makes no larger groups, as a larger batch would.",
-            )
 
     @hookimpl
     def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossTerm:

@@ -242,7 +242,7 @@ def test_the_last_line_of_a_run_that_ends_between_intervals_has_no_figure_of_an_
 def test_training_accuracy_can_be_left_out(linear: nn.Module) -> None:
     lines = logged([window([True])] * 2, {"in_training": False}, log_every=1)
     assert "accuracy" not in lines[0]
-    lines = logged([window([True, False])] * 2, {"ignore": 2}, log_every=1)
+    lines = logged([window([True, False])] * 2, {}, log_every=1, ignore_index=2)
     assert lines[0]["accuracy"] == 1.0
 
 
