@@ -881,7 +881,12 @@ class Session:
             "loop": self._loop_state(),
         }
         versions = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
-        about = {**self.about, "torch": torch.__version__, "plugins": versions}
+        about = {
+            **self.about,
+            "torch": torch.__version__,
+            "optimizer": type(run.optimizer).__name__,
+            "plugins": versions,
+        }
         return Snapshot(run.progress.step, run.strategy.model_state(run), trees, about)
 
     def _loop_state(self) -> dict[str, Any]:
@@ -969,6 +974,9 @@ class Session:
             run.strategy.load_model_state(run, snapshot.model)
         except (KeyError, ValueError) as error:
             raise RunError(f"the checkpoint is of another model: {error.args[0]}") from error
+        theirs, mine = snapshot.about.get("optimizer"), type(run.optimizer).__name__
+        if theirs not in (None, mine):
+            raise RunError(f"the checkpoint holds the memory of {theirs}, and this run has {mine}")
         load_extra_states(run, trees.get("extra_state", {}))
         load_optimizer_state(run, trees["optimizer"])
         known = trees["plugins"]
