@@ -63,15 +63,23 @@ def _unwrapped(run: Run, model: Any) -> nn.Module:
             )
             model = model.module
         elif (inner := getattr(model, "_orig_mod", None)) is not None:
-            # what `nn.Module.compile` does, with the compiler's settings that were chosen
-            if model.dynamo_ctx is not None and inner._compiled_call_impl is None:
-                inner._compiled_call_impl = model.dynamo_ctx(inner._call_impl)
+            if inner._compiled_call_impl is None:
+                inner._compiled_call_impl = _compiled(model.dynamo_ctx, inner)
             model = inner
         else:
             break
     if not isinstance(model, nn.Module):
         raise ConfigError([Fault(f"model is a {type(model).__name__}, not a torch.nn.Module")])
     return model
+
+
+def _compiled(compiler: Any, module: nn.Module) -> Any:
+    """What `nn.Module.compile` sets, by a compiler whose settings were chosen already."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        return module._call_impl(*arguments, **named)
+
+    return compiler(call)
 
 
 class LiveDataPlugin:
