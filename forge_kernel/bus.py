@@ -53,7 +53,7 @@ def build(plan: Plan) -> dict[Path, Any]:
 
 def _answer_by_position(part: Any, entry: Planned) -> None:
     """Let a composite ask its part by the hook's full arguments, whichever the part takes."""
-    for hook in RULES[entry.info.kind].answers:
+    for hook in RULES[entry.info.kind].asked:
         method = getattr(part, hook, None)
         if hook in SINGLE_ANSWERS and method is not None:
             call = _positional(method, hook)

@@ -218,6 +218,18 @@ class CheckpointStore:
         if wrong is not None:
             raise CheckpointError(f"{folder} is damaged: {wrong}")
 
+    def _intact_names(self) -> list[Path]:
+        """Folders of whole checkpoints by step; nothing is written.
+
+        Also one that a cut save has moved aside and nothing yet stands in the place of.
+        """
+        found = {step: self.path(step) for step in self.steps()}
+        for path in self.folder.glob(".step-*.replaced-*") if self.folder.is_dir() else ():
+            match = _NAME.match(path.name[1:])
+            if match and path.is_dir():
+                found.setdefault(int(match[1]), path)
+        return [found[step] for step in sorted(found)]
+
     def newest(self) -> tuple[Snapshot, Path, list[str]]:
         """The newest checkpoint that is intact.
 
@@ -228,8 +240,7 @@ class CheckpointStore:
             CheckpointError: there is none.
         """
         problems: list[str] = []
-        for step in reversed(self.steps()):
-            folder = self.path(step)
+        for folder in reversed(self._intact_names()):
             try:
                 return self.load(folder), folder, problems
             except CheckpointError as error:

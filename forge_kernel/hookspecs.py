@@ -6,20 +6,22 @@ The prefix of a hook is its contract:
 - `transform_*`: each gets the last one's answer and returns the next;
 - `compute_*`: at most one plugin answers;
 - `on_*`: everyone is told and answers nothing;
-- a bare verb (`penalize`, `measure`, `export`): everyone's answers are collected.
+- all others (`penalize`, `measure`, `unfinished`, `check_export`, `export`): everyone's answers
+  are collected.
 
 Each docstring says what a listener may write; all else is read only, and `run.checked` enforces
 that.
 
     strategy starts
     make_data -> transform_data* -> make_model -> make_modules* -> transform_model*
-      -> make_optimizer -> make_meters* -> on_run_start*
+      -> make_optimizer -> make_meters* -> check_export* -> on_run_start*
     per step:
       compute_phase / on_phase_change*
-      on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch)
+      on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch;
+      of several, compute_loss_weights before the first)
       -> penalize* -> unscale -> finite? -> on_gradients* -> compute_rates -> optimizer.step
       -> on_weights* -> on_weights_changed* -> on_step_end*
-    when due:  validate -> on_validation*; measure* -> on_log*; on_checkpoint*   (in this order)
+    when due:  validate -> unfinished* -> on_validation*; measure* -> on_log*; on_checkpoint*
                on_epoch_end*; on_event* (what plugins told, after the hook that they told it in)
     finally:   validate -> export* -> on_run_end*          (on_error* when something raised)
 """
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from forge_kernel.counting import LossAnswer
     from forge_kernel.data import Data
     from forge_kernel.result import RunResult
     from forge_kernel.state import Batch, Event, LogRecord, Meter, Rates, Run, Step
@@ -132,13 +135,26 @@ def on_outputs(run: Run, step: Step, batch: Batch, outputs: Any) -> None:
 
 
 @hookspec
-def compute_loss(  # type: ignore[empty-body]
-    run: Run, step: Step, batch: Batch, outputs: Any
-) -> tuple[Tensor, float | Tensor]:
-    """Give the mean loss of the micro-batch (0-d) and its weight. May write: itself, metrics.
+def compute_loss(run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+    """Give the loss of the micro-batch as values of which the kernel takes the mean.
 
-    The weight is what the mean was taken over (samples, tokens, or a sum of sample weights); a
-    weight of 0 goes with a mean of 0, never NaN. Used in training and in validation.
+    A tensor with one value for each target or for each sample; their mean over what counts (see
+    `batch.counted`) as a 0-d tensor; a `LossTerm`, which also has factors of the divisor; or a list
+    of terms, whose means are added up. Sample weights and ignored targets are the kernel's to
+    apply. A loss that counts in its own way gives a pair: the mean (0-d; 0, never NaN, where
+    nothing counts) and what it was taken over.
+
+    What it remembers is written in `on_step_end`, so that a dropped window leaves no trace. Used in
+    training and in validation. May write: metrics.
+    """
+
+
+@hookspec
+def compute_loss_weights(run: Run, batch: Batch) -> Sequence[float | Tensor]:  # type: ignore[empty-body]
+    """Give what each term of the loss will count in a micro-batch, from its targets alone.
+
+    Asked before the first of several micro-batches, of a loss that gives several terms: their
+    gradients cannot be told apart afterwards. Empty: the loss gives one term. May write: nothing.
     """
 
 
@@ -190,8 +206,22 @@ def compute_evaluation_model(run: Run) -> nn.Module:  # type: ignore[empty-body]
 
 
 @hookspec
+def unfinished(run: Run) -> str | None:
+    """Say why the network is not yet what will be exported; None: it is. May write: nothing.
+
+    Such as levels that are still being blended in. Its figures are of another network: they are
+    never kept as the best, and policies do not hear of them (see `on_validation`).
+    """
+
+
+@hookspec
 def on_validation(run: Run, figures: Mapping[str, float]) -> None:
-    """A validation pass is complete. May write: itself; may request stop, save, restore."""
+    """A validation pass is complete. May write: itself; may request stop, save, restore.
+
+    Plugins of the kind policies hear of it when the network is what will be exported, and before
+    that from the step that their setting `not_before` names; those whose card says
+    `hears_unfinished` always do.
+    """
 
 
 @hookspec
@@ -217,6 +247,14 @@ def on_checkpoint(run: Run, folder: Path) -> None:
 @hookspec
 def on_epoch_end(run: Run) -> None:
     """A pass over the training data is complete. May write: itself and metrics."""
+
+
+@hookspec
+def check_export(run: Run) -> str | None:
+    """Say before the first step why `export` could not write this run's result; None: it can.
+
+    The run is refused then, with what was said. May write: nothing.
+    """
 
 
 @hookspec

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_kernel.data import Data, LiveData
+from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.plugin import Kind, PluginInfo
 
@@ -35,9 +36,50 @@ class LiveModel:
 
     @hookimpl
     def make_model(self, run: Run) -> nn.Module:
-        """The module as it is."""
-        del run
-        return self._model
+        """The module as it is, by its own names.
+
+        One that was compiled or wrapped by torch is taken out of its wrapper, whose prefix
+        (`_orig_mod.`, `module.`) would stand in every file; it stays compiled.
+
+        Raises:
+            ConfigError: it is no module, or is wrapped for several processes.
+        """
+        return _unwrapped(run, self._model)
+
+
+def _unwrapped(run: Run, model: Any) -> nn.Module:
+    """The module that a compiler's or a replicating wrapper holds."""
+    from torch import nn
+
+    for _ in range(8):
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            message = "the model is wrapped in DistributedDataParallel: hand in the plain module"
+            hint = "how a run spreads over processes is the strategy's: run(..., strategy=...)"
+            raise ConfigError([Fault(message, hints=(hint,))])
+        if isinstance(model, nn.DataParallel):
+            run.tell(
+                "unwrapped",
+                "The model is taken out of DataParallel and runs on the run's device alone.",
+            )
+            model = model.module
+        elif (inner := getattr(model, "_orig_mod", None)) is not None:
+            if inner._compiled_call_impl is None:
+                inner._compiled_call_impl = _compiled(model.dynamo_ctx, inner)
+            model = inner
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise ConfigError([Fault(f"model is a {type(model).__name__}, not a torch.nn.Module")])
+    return model
+
+
+def _compiled(compiler: Any, module: nn.Module) -> Any:
+    """What `nn.Module.compile` sets, by a compiler whose settings were chosen already."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        return module._call_impl(*arguments, **named)
+
+    return compiler(call)
 
 
 class LiveDataPlugin:
@@ -48,18 +90,45 @@ class LiveDataPlugin:
     def __init__(self, data: Any) -> None:
         self.config = NoConfig()
         self._data = data
+        _check_form(data)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
         """The data, brought into the protocol."""
-        del run
         data = self._data
         if hasattr(data, "batches") and hasattr(data, "validation"):
             found: Data = data
-            return found
-        if isinstance(data, tuple) and len(data) == 2:
-            return LiveData(*data)
-        return LiveData(data)
+        elif isinstance(data, tuple) and len(data) == 2:
+            found = LiveData(*data)
+        else:
+            found = LiveData(data)
+        if isinstance(found, LiveData) and run.settings.seed is not None:
+            found.seed(run.seed)
+        return found
+
+
+def _check_form(data: Any) -> None:
+    """Refuse tensors where batches are wanted: a pair of them would be read as two data sets.
+
+    Raises:
+        ConfigError: it is a tensor or array, or holds some.
+    """
+    parts = data if isinstance(data, tuple) else (data,)
+    if any(hasattr(part, "dtype") and hasattr(part, "shape") for part in parts):
+        hint = "batches come from: DataLoader(TensorDataset(inputs, targets), batch_size=32)"
+        raise ConfigError(
+            [
+                Fault(
+                    "data holds tensors: it is an iterable of batches, or a pair (training, "
+                    "validation) of such iterables",
+                    hints=(hint,),
+                )
+            ]
+        )
+    iterates = all(hasattr(part, "__iter__") or hasattr(part, "__getitem__") for part in parts)
+    if not iterates and not hasattr(data, "batches"):
+        what = type(data).__name__
+        raise ConfigError([Fault(f"data is a {what}: it cannot be iterated over for batches")])
 
 
 class Watcher:

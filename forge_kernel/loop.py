@@ -17,29 +17,45 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from forge_kernel.accumulation import GradientAccumulation, TermMean
+from forge_kernel.awaited_metrics import AwaitedMetrics
 from forge_kernel.bus import Bus
 from forge_kernel.cancel import Cancel, cancel_reason
 from forge_kernel.catalog import Catalog
 from forge_kernel.checkpoint import CheckpointStore, Snapshot
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.counting import loss_terms
+from forge_kernel.data import batch_from
 from forge_kernel.device import resolve_device
-from forge_kernel.epoch_random import EpochRandom
-from forge_kernel.errors import NonFiniteError, PluginError, RunError
+from forge_kernel.errors import CheckpointError, Fault, NonFiniteError, PluginError, RunError
 from forge_kernel.exports import write_exports
+from forge_kernel.extra_state import check_extra_states, extra_states, load_extra_states
 from forge_kernel.finite import FiniteCheck, name_non_finite
+from forge_kernel.forward_state import ForwardState
 from forge_kernel.group_rates import GroupRates
 from forge_kernel.loss_scale import LossScale
+from forge_kernel.model_call import ModelCall
 from forge_kernel.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.ownership import OwnershipGuard
-from forge_kernel.planner import Plan, plan
-from forge_kernel.plugin import Kind
-from forge_kernel.random_state import read_random_state, seed_everything, write_random_state
+from forge_kernel.planner import Plan, Planned, plan
+from forge_kernel.plugin import Kind, Stateful
+from forge_kernel.random_state import (
+    StreamState,
+    drawn_from,
+    read_random_state,
+    seed_everything,
+    write_random_state,
+)
+from forge_kernel.random_streams import RunStreams
+from forge_kernel.seeds import stream_seed
 from forge_kernel.state import Batch, LogRecord, Meter, Progress, Request, Run, Step
 from forge_kernel.strategy import OneProcess, Strategy
-from forge_kernel.window import Window
+from forge_kernel.trainable import check_trainable
 
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
+MAX_EMPTY: Final = 100  # windows in a row in which nothing counts
 MAX_ROLLBACKS: Final = 10
+_TREES: Final = frozenset({"optimizer", "plugins", "random", "progress", "metrics", "loop"})
 _STRATEGY: Final = tuple(name for name in vars(OneProcess) if not name.startswith("_"))
 _AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,12 +99,17 @@ class Session:
         )
         self.stop_reason = ""
         self.cancelled = False
+        self.training_model: nn.Module | None = None  # see `hand_over`
+        self.failed_exports: dict[str, Exception] = {}  # what each one failed of
         self.step_state = Step()
         self._bind_hooks()
+        self._awaited = AwaitedMetrics(plan)
         self.loss_scale = LossScale(settings.precision)
-        self._window = Window()
-        self._epoch_random = EpochRandom()
+        self.streams = RunStreams(takes_turns=self.run.strategy.world_size == 1)
+        self._window = GradientAccumulation()
         self._skips = 0  # windows dropped in a row
+        self._empty = 0  # windows in a row in which nothing counted
+        self._ready = False
         self._validated_at = self._logged_at = self._saved_at = -1
         self._next_due = 0
         self._deadline: float | None = None
@@ -138,6 +159,7 @@ class Session:
         self._compute_phase = bus.call("compute_phase")
         self._compute_outputs = bus.call("compute_outputs")
         self._compute_loss = bus.call("compute_loss")
+        self._compute_loss_weights = bus.call("compute_loss_weights")
         self._compute_rates = bus.call("compute_rates")
 
     def set_up(self) -> Session:
@@ -146,6 +168,11 @@ class Session:
         Raises:
             RunError, PluginError: a device or a part is missing or wrong.
         """
+        with self.streams:
+            self._build()
+        return self
+
+    def _build(self) -> None:
         run, bus, settings = self.run, self.bus, self.settings
         run.device = resolve_device(settings.device)
         if settings.threads is not None and torch.get_num_threads() != settings.threads:
@@ -177,7 +204,11 @@ class Session:
         run.metrics.goals.setdefault("loss", "min")
         self._prepare_step()
         run.model.train()
-        return self
+        self._ready = True
+
+    def _need_set_up(self) -> None:
+        if not self._ready:
+            raise RunError("the session is not set up: call set_up() and start(), or use `with`")
 
     def _need(self, hook: str) -> Callable[..., Any]:
         call = self.bus.call(hook)
@@ -213,21 +244,62 @@ class Session:
         self._several = run.strategy.world_size > 1
         self._autocast = _AUTOCAST.get(self.settings.precision)
         self._checks = self.settings.non_finite != "off" or self.settings.precision == "fp16"
+        if run.folder is not None:
+            check_extra_states(run)
+        check_trainable(run.parameters, {"": run.model, **run.modules}, run.optimizer)
         self._group_rates = GroupRates(run.optimizer)
-        self._takes_positions = "positions" in _forward_arguments(run.model)
+        self._model_call = ModelCall(run.model)
+        forward = ForwardState([run.model, *run.modules.values()])
+        self._forward_state = forward if self._checks and not forward.empty else None
+        self._validation_draws = stream_seed(run.seed, "validation")
 
     def start(self) -> None:
         """Seal the run and tell everyone; also after a restore."""
+        self._need_set_up()
+        self._awaited.check(self.run.data)
+        self._check_exports()
         self.run.seal()
         self._clock = time.monotonic()
         self._schedule()
         self._open_step()
         for listen in self.bus.calls("on_run_start"):
             listen(self.run)
+        self._tell_groups()
         self._tell_events()
         rolls_back = self.settings.non_finite == "rollback"
         if rolls_back and self.store is not None and not self.store.steps():
             self.save()
+
+    def _check_exports(self) -> None:
+        """Ask the exporters, before anything is trained, whether they can write the result.
+
+        Raises:
+            PluginError: one of them cannot; names all that cannot.
+        """
+        if self.run.folder is None:
+            return
+        entries = self.plan.answering("check_export")
+        told = [
+            (entry, answer(self.run))
+            for entry, answer in zip(entries, self.bus.calls("check_export"), strict=True)
+        ]
+        faults = [Fault(f"{entry.label}: {reason}") for entry, reason in told if reason]
+        if faults:
+            raise PluginError(faults)
+
+    def _tell_groups(self) -> None:
+        """Say of a loss over groups of samples that a micro-batch is its group."""
+        count = self.settings.accumulate
+        for entry in self.plan.entries:
+            if count > 1 and entry.info.couples_samples:
+                self.run.tell(
+                    "groups",
+                    f"The loss {entry.info.name} compares the samples of a micro-batch with each "
+                    f"other: run.accumulate ({count}) makes no larger groups of them, as a larger "
+                    "batch would.",
+                    loss=entry.info.name,
+                    accumulate=count,
+                )
 
     def __enter__(self) -> Session:
         self.set_up()
@@ -243,21 +315,19 @@ class Session:
         """What the model gives for a batch."""
         if self._compute_outputs is not None:
             return self._compute_outputs(self.run, self.step_state, batch)
-        if batch.positions is not None and self._takes_positions:
-            return self.run.active_model(batch.inputs, positions=batch.positions)
-        return self.run.active_model(batch.inputs)
+        return self._model_call(self.run.active_model, batch)
 
-    def _cast_loss(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
+    def _cast_loss(self, batch: Batch) -> Any:
         with torch.autocast(self.run.device.type, self._autocast):
             return self._loss_of(batch)
 
-    def _loss_of(self, batch: Batch) -> tuple[Tensor, float | Tensor]:
+    def _loss_of(self, batch: Batch) -> Any:
         assert self._compute_loss is not None
         run, step = self.run, self.step_state
         outputs = self.outputs(batch)
         for listen in self._on_outputs:
             listen(run, step, batch, outputs)
-        return self._compute_loss(run, step, batch, outputs)  # type: ignore[no-any-return]
+        return self._compute_loss(run, step, batch, outputs)
 
     def accumulate(self, batch: Batch, *, last: bool = True) -> Tensor:
         """One micro-step: forward and backward.
@@ -270,11 +340,18 @@ class Session:
         Returns:
             The micro-batch's mean loss (0-d, detached, on the device).
         """
+        self._need_set_up()
+        with self.streams:
+            return self._accumulate(batch, last=last)
+
+    def _accumulate(self, batch: Batch, *, last: bool) -> Tensor:
         run, step = self.run, self.step_state
-        if self._window.count == 0 and self._compute_phase is not None:
-            self._take_phase(self._compute_phase)
-        if self._moves:
-            batch = batch.to(run.device)
+        if self._window.count == 0:
+            if self._forward_state is not None:
+                self._forward_state.keep()
+            if self._compute_phase is not None:
+                self._take_phase(self._compute_phase)
+        batch = self._taken_in(batch)
         for listen in self._on_batch:
             listen(run, step, batch)
         if not self._several:
@@ -282,16 +359,58 @@ class Session:
         with run.strategy.backward_scope(last=last):
             return self._micro_step(batch)
 
+    def _taken_in(self, batch: Any) -> Batch:
+        """The batch on the device, with what counts in it.
+
+        Raises:
+            RunError: it is no batch.
+        """
+        taken: Batch = batch_from(batch)
+        taken.ignore_index = self.settings.ignore_index
+        if not self._moves:
+            return taken
+        counted = taken.counted  # before it moves: on the host counting waits for nothing
+        moved: Batch = taken.to(self.run.device)
+        moved.ignore_index = taken.ignore_index
+        moved.counted_as(counted, self.run.device)
+        return moved
+
     def _micro_step(self, batch: Batch) -> Tensor:
-        loss, weight = self._loss_of(batch) if self._autocast is None else self._cast_loss(batch)
+        answer = self._loss_of(batch) if self._autocast is None else self._cast_loss(batch)
         window = self._window
-        share = window.add(loss, weight)
+        weight: float | Tensor
+        if isinstance(answer, Tensor) and not answer.ndim:
+            counted = batch.counted
+            loss, weight = counted.mean(answer)
+            share = window.add(loss, weight)
+        else:
+            share, weight = self._share_of(answer, batch)
         self.step_state.loss = window.loss
         # a micro-batch of weight 0 adds nothing, but other ranks wait for its gradients
         if isinstance(weight, Tensor) or weight or self._several:
             scale = self.loss_scale.value
             (share if scale == 1.0 else share * scale).backward()  # type: ignore[no-untyped-call]
-        return loss.detach() if window.loss is None else window.loss
+        return share.detach() if window.loss is None else window.loss
+
+    def _share_of(self, answer: Any, batch: Batch) -> tuple[Tensor, float | Tensor]:
+        """What is to be differentiated for a loss of values or of terms, and what it counts."""
+        terms = self._term_means(answer, batch)
+        if len(terms) == 1:
+            (term,) = terms
+            mean = term.mean if term.scale == 1.0 else term.mean * term.scale
+            share = self._window.add(mean, term.weight)
+            return share, term.weight
+        share = self._window.add_terms(terms)
+        weights = [term.weight for term in terms]
+        return share, sum(weights[1:], weights[0])
+
+    @staticmethod
+    def _term_means(answer: Any, batch: Batch) -> list[TermMean]:
+        """The means of a loss's terms over what counts."""
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor):
+            return [TermMean(*answer)]
+        counted = batch.counted
+        return [TermMean(*term.mean(counted), term.scale, term.name) for term in loss_terms(answer)]
 
     def _open_step(self) -> None:
         step, number = self.step_state, self.run.progress.step + 1
@@ -318,18 +437,23 @@ class Session:
             NonFiniteError: a gradient was not finite and the policy is to stop.
             RunError: there is no open window.
         """
-        run, step, window = self.run, self.step_state, self._window
-        if window.count == 0:
+        if self._window.count == 0:
             raise RunError("update() without a micro-batch: call accumulate(batch) first")
-        if window.count > 1:
-            window.close([p.grad for p in self._parameters if p.grad is not None])
+        with self.streams:
+            return self._update()
+
+    def _update(self) -> bool:
+        run, step, window = self.run, self.step_state, self._window
+        several = window.count > 1
+        window.close([p.grad for p in self._parameters if p.grad is not None] if several else ())
+        if several:
             step.loss = window.loss
+        step.losses = window.terms
         if self._penalize:
             self._add_penalties()
         step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]  # not None
         step.gradients = gradients
-        window.count = 0
         if not self._usable(gradients):
             return False
         if step.logs:
@@ -368,12 +492,29 @@ class Session:
         Returns:
             The window's mean loss (0-d, detached, on the device).
         """
-        last = len(batches) - 1
-        for index, batch in enumerate(batches):
-            self.accumulate(batch, last=index == last)
-        _ = self.update()  # a dropped window is counted in `progress.skipped`
+        self._need_set_up()
+        if not batches:
+            raise RunError("step() without a batch: hand in the micro-batches of the step")
+        with self.streams:
+            self._step(batches)
         assert self.step_state.loss is not None
         return self.step_state.loss
+
+    def _step(self, batches: Sequence[Batch]) -> None:
+        last = len(batches) - 1
+        if last > 0 and self._compute_loss_weights is not None:
+            batches = self._weigh(batches, self._compute_loss_weights)
+        for index, batch in enumerate(batches):
+            self._accumulate(batch, last=index == last)
+        _ = self._update()  # a dropped window is counted in `progress.skipped`
+
+    def _weigh(self, batches: Sequence[Batch], weights_of: Callable[..., Any]) -> tuple[Batch, ...]:
+        """Tell the window what the loss's terms will count in all of it."""
+        taken = tuple(self._taken_in(batch) for batch in batches)
+        found = [weights_of(self.run, batch) for batch in taken]
+        if found[0]:
+            self._window.expect(tuple(sum(each[1:], each[0]) for each in zip(*found, strict=True)))
+        return taken
 
     def _add_penalties(self) -> None:
         terms = [call(self.run, self.step_state) for call in self._penalize]
@@ -386,9 +527,10 @@ class Session:
         """Unscale, check, and decide for all ranks whether the window is stepped."""
         weight = self._window.weight
         if not isinstance(weight, Tensor) and not weight:
-            self._drop_window()
+            self._drop_empty()
             return False
         if not self._checks:
+            self._empty = 0
             return True
         loss = self.step_state.loss
         assert loss is not None
@@ -403,20 +545,41 @@ class Session:
             flag = self.run.strategy.reduce(flag)
         code = flag.item()  # the one host read of a step
         if code == 0:
-            self._skips = 0
+            self._skips = self._empty = 0
             self.loss_scale.count_finite()
             return True
         self._finite.clear()
         if isinstance(weight, Tensor) and code == 2.0:
-            self._drop_window()
+            self._drop_empty()
             return False
         self._after_non_finite()
         return False
 
     def _drop_window(self) -> None:
-        """Forget the gradients; the step's number stands for the next window."""
+        """Leave no trace of the window; the step's number stands for the next one."""
         for parameter in self._parameters:
             parameter.grad = None
+        if self._forward_state is not None:
+            self._forward_state.put_back()
+
+    def _drop_empty(self) -> None:
+        """Drop a window in which nothing counted.
+
+        Raises:
+            RunError: there have been too many in a row: the run would never end.
+        """
+        self._drop_window()
+        self._empty += 1
+        if self._empty >= MAX_EMPTY:
+            raise RunError(self._nothing_counts(f"in {self._empty} optimizer steps in a row"))
+
+    def _nothing_counts(self, where: str) -> str:
+        loss = next(entry.info.name for entry in self.plan.answering("compute_loss"))
+        return (
+            f"the loss {loss} has nothing to learn from {where}: every target is "
+            f"run.ignore_index ({self.settings.ignore_index}) or has the sample weight 0. Look at "
+            "the targets, or name another run.ignore_index"
+        )
 
     def _after_non_finite(self) -> None:
         """Apply the policy; the optimizer has not stepped and no filter has seen the values."""
@@ -477,20 +640,22 @@ class Session:
     def _train_epoch(self) -> None:
         """The rest of an epoch, from the position that `progress` tells."""
         progress, size = self.run.progress, self.settings.accumulate
-        self._epoch_random.begin()
         window: list[Batch] = []
-        drawn = 0
+        stepped, drawn, start = progress.step, False, progress.batch
         requests, cancelled, clock = self.run.requests, self.cancel.is_set, time.monotonic
-        for batch in self.run.data.batches(progress.epoch, progress.batch):
-            if drawn == 0:
-                self._epoch_random.settle()
-            drawn += 1
-            window.append(batch)
-            if len(window) < size:
-                continue
-            progress.batch += size
-            self.step(*window)
-            window.clear()
+        batches = iter(self.run.data.batches(progress.epoch, progress.batch))
+        while True:
+            with self.streams:  # other runs in this process may take turns between steps
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                window.append(batch)
+                if len(window) < size:
+                    continue
+                progress.batch += size
+                self._step(window)
+                drawn = True
+                window.clear()
             if (
                 progress.step >= self._next_due
                 or requests
@@ -500,14 +665,16 @@ class Session:
                 return
         if window:
             progress.batch += len(window)
-            self.step(*window)
-        self._epoch_random.settle()
+            with self.streams:
+                self._step(window)
+            drawn = True
         if progress.batch == 0:
             raise RunError("the training data gave no batch: nothing can be trained")
+        if self._empty and drawn and not start and progress.step == stepped:
+            raise RunError(self._nothing_counts("in a whole epoch"))
         if not self.attend():
             return
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        self._epoch_random.end()
         for listen in self.bus.calls("on_epoch_end"):
             listen(self.run)
 
@@ -574,53 +741,92 @@ class Session:
         Returns:
             The figures over the whole set; empty when there is no validation data.
         """
+        self._need_set_up()
         run = self.run
         run.active_model = self.evaluation_model()
         modes = [(module, module.training) for module in run.active_model.modules()]
         run.active_model.eval()
         try:
-            with torch.no_grad():
+            # whatever a validation draws, each one draws the same, and training draws on as if
+            # there had been none
+            own = StreamState.seeded(self._validation_draws)
+            with self.streams, drawn_from(own), torch.no_grad():
                 figures = self._validation_pass()
         finally:
             run.active_model = run.model
             for module, mode in modes:
                 module.training = mode
         self._validated_at = run.progress.step
+        self._awaited.look(run, figures)
         if figures:
-            run.metrics.record_validation(figures)
-            for listen in self.bus.calls("on_validation"):
-                listen(run, figures)
-            self._tell_events()
+            unfinished = self.unfinished()
+            run.metrics.record_validation(figures, best=not unfinished)
+            entries = self.plan.answering("on_validation")
+            for entry, listen in zip(entries, self.bus.calls("on_validation"), strict=True):
+                if not unfinished or self._hears_unfinished(entry):
+                    listen(run, figures)
+        self._tell_events()
         return figures
+
+    def unfinished(self) -> list[str]:
+        """Why the network is not yet what will be exported; empty when it is."""
+        told = [answer(self.run) for answer in self.bus.calls("unfinished")]
+        return [reason for reason in told if reason]
+
+    def _hears_unfinished(self, entry: Planned) -> bool:
+        """Whether a plugin is told the figures of a network that is not yet finished."""
+        if entry.info.kind is not Kind.POLICIES or entry.info.hears_unfinished:
+            return True
+        asked = getattr(entry.config, "not_before", None)
+        return asked is not None and self.run.progress.step >= asked
 
     def _validation_pass(self) -> dict[str, float]:
         run = self.run
         for meter in self._meters:
             meter.reset()
-        # sum of weighted losses, sum of weights, batches: exact however they are shared out
-        total = torch.zeros(3, dtype=torch.float64, device=run.device)
+        # of each term of the loss: sum of weighted means, sum of weights; then the batches:
+        # exact however they are shared out
+        total: Tensor | None = None
+        terms: list[TermMean] = []
         for item in run.data.validation():
-            batch = item.to(run.device) if self._moves else item
+            batch = self._taken_in(item)
             if self._autocast is None:
-                outputs = self.outputs(batch)
-                loss, weight = self._need("compute_loss")(run, self.step_state, batch, outputs)
+                answer, outputs = self._validation_loss(batch)
             else:
                 with torch.autocast(run.device.type, self._autocast):
-                    outputs = self.outputs(batch)
-                    loss, weight = self._need("compute_loss")(run, self.step_state, batch, outputs)
-            total[0] += loss.double() * weight
-            total[1] += weight
-            total[2] += 1
+                    answer, outputs = self._validation_loss(batch)
+            terms = self._term_means(answer, batch)
+            if total is None:
+                total = torch.zeros(2 * len(terms) + 1, dtype=torch.float64, device=run.device)
+            for index, term in enumerate(terms):
+                total[2 * index] += term.mean.double() * term.weight
+                total[2 * index + 1] += term.weight
+            total[-1] += 1
+            loss, weight = _joined(terms)
             for meter in self._meters:
                 meter.update(batch, outputs, loss, weight)
+        if total is None:
+            total = torch.zeros(3, dtype=torch.float64, device=run.device)
         # all ranks add up, also one whose share was empty: the others wait for it
-        losses, weights, seen = run.strategy.reduce(total).tolist()
+        *sums, seen = run.strategy.reduce(total).tolist()
         if not seen:
             return {}
-        figures = {"loss": losses / weights} if weights else {}
+        figures: dict[str, float] = {}
+        if any(sums[1::2]):
+            scales = [float(term.scale) for term in terms] or [1.0]
+            means = [
+                total / weight if weight else 0.0
+                for total, weight in zip(sums[::2], sums[1::2], strict=True)
+            ]
+            figures["loss"] = sum(scale * mean for scale, mean in zip(scales, means, strict=True))
         for meter in self._meters:
             figures.update(meter.compute(run.strategy.reduce))
         return figures
+
+    def _validation_loss(self, batch: Batch) -> tuple[Any, Any]:
+        outputs = self.outputs(batch)
+        answer = self._need("compute_loss")(self.run, self.step_state, batch, outputs)
+        return answer, outputs
 
     def log(self) -> LogRecord:
         """Read the figures and tell everyone; the only place where metrics reach the host."""
@@ -660,26 +866,41 @@ class Session:
     def snapshot(self) -> Snapshot:
         """Everything that the run needs to go on."""
         run = self.run
+        data = run.data
         self._bank_seconds()
+        with self.streams:
+            random = read_random_state()
         trees: dict[str, Any] = {
             "optimizer": optimizer_state(run),
             "plugins": {entry.label: plugin.state_dict() for entry, plugin in self.bus.stateful()},
-            "random": read_random_state(),
-            "epoch_random": self._epoch_random.first,
+            "random": random,
+            "data": data.state_dict() if isinstance(data, Stateful) else None,
             "progress": asdict(run.progress),
             "metrics": run.metrics.state_dict(),
-            "loop": {
-                "scale": self.loss_scale.value,
-                "clean": self.loss_scale.clean,
-                "skips": self._skips,
-                "phase": self._phase,
-                "validated_at": self._validated_at,
-                "logged_at": self._logged_at,
-            },
+            "extra_state": extra_states(run),
+            "loop": self._loop_state(),
         }
         versions = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
-        about = {**self.about, "torch": torch.__version__, "plugins": versions}
+        about = {
+            **self.about,
+            "torch": torch.__version__,
+            "optimizer": type(run.optimizer).__name__,
+            "plugins": versions,
+        }
         return Snapshot(run.progress.step, run.strategy.model_state(run), trees, about)
+
+    def _loop_state(self) -> dict[str, Any]:
+        """The loop's own memory."""
+        return {
+            "scale": self.loss_scale.value,
+            "clean": self.loss_scale.clean,
+            "skips": self._skips,
+            "empty": self._empty,
+            "total_steps": self.run.total_steps,
+            "phase": self._phase,
+            "validated_at": self._validated_at,
+            "logged_at": self._logged_at,
+        }
 
     def _bank_seconds(self) -> None:
         self.run.progress.seconds = self.seconds()
@@ -700,20 +921,38 @@ class Session:
         return folder
 
     def restore(self) -> list[str]:
-        """Take up the newest intact checkpoint of the run folder.
+        """Take up the newest intact checkpoint of the run folder; nothing is written.
 
         Returns:
-            What was wrong with newer ones.
+            What was wrong with newer ones, and what is otherwise than when it was saved.
 
         Raises:
             CheckpointError: there is no intact one.
         """
         assert self.store is not None, "a run without a folder has nothing to restore"
-        self.store.clear_unfinished()
         snapshot, _, problems = self.store.newest()
         self.take_up(snapshot)
         self._saved_at = snapshot.step
-        return problems
+        return [*problems, *self._otherwise(snapshot.about)]
+
+    def _otherwise(self, about: Mapping[str, Any]) -> list[str]:
+        """What a checkpoint was made with that is another now."""
+        found = []
+        if about.get("torch") not in (None, torch.__version__):
+            found.append(f"it was saved with torch {about['torch']}, this is {torch.__version__}")
+        origins = {entry.label: entry.origin for entry, _ in self.bus.stateful()}
+        for label, origin in about.get("plugins", {}).items():
+            if label in origins and origins[label] != origin:
+                found.append(f"{label} was {origin} when it was saved, and is {origins[label]}")
+        config = self.about.get("config")
+        if config is not None and about.get("config") not in (None, config):
+            found.append("the configuration is another than when it was saved")
+        return found
+
+    def clear_unfinished(self) -> None:
+        """Remove what an interrupted save of this run left in its folder."""
+        if self.store is not None:
+            self.store.clear_unfinished()
 
     def take_up(self, snapshot: Snapshot, *, random: bool = True) -> None:
         """Bring the run to the state of a snapshot.
@@ -726,10 +965,19 @@ class Session:
             RunError: it is of another model or of other plugins.
         """
         run, trees = self.run, snapshot.trees
+        lacking = sorted(_TREES - trees.keys())
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint of step {snapshot.step} has no {', '.join(lacking)}"
+            )
         try:
             run.strategy.load_model_state(run, snapshot.model)
         except (KeyError, ValueError) as error:
             raise RunError(f"the checkpoint is of another model: {error.args[0]}") from error
+        theirs, mine = snapshot.about.get("optimizer"), type(run.optimizer).__name__
+        if theirs not in (None, mine):
+            raise RunError(f"the checkpoint holds the memory of {theirs}, and this run has {mine}")
+        load_extra_states(run, trees.get("extra_state", {}))
         load_optimizer_state(run, trees["optimizer"])
         known = trees["plugins"]
         for entry, plugin in self.bus.stateful():
@@ -739,20 +987,40 @@ class Session:
                 )
             plugin.load_state_dict(known[entry.label])
         for name, value in trees["progress"].items():
+            if not hasattr(run.progress, name):
+                raise CheckpointError(f"the checkpoint's progress has an unknown part '{name}'")
             if random or name not in ("epoch", "batch"):
                 setattr(run.progress, name, value)
         assert isinstance(run.progress, Progress)
         run.metrics.load_state_dict(trees["metrics"])
-        loop = trees["loop"]
+        loop = {**self._loop_state(), **trees["loop"]}  # what an older one lacks stays as it is
         self.loss_scale.value, self.loss_scale.clean = loop["scale"], loop["clean"]
-        self._skips = loop["skips"]
+        self._skips, self._empty = loop["skips"], loop["empty"]
+        self._tell_length(loop["total_steps"])
         self._phase = self.step_state.phase = loop["phase"]
         self._validated_at, self._logged_at = loop["validated_at"], loop["logged_at"]
         if random:
-            self._epoch_random.first = trees["epoch_random"]
-            write_random_state(trees["random"])
+            data = run.data
+            if isinstance(data, Stateful) and trees.get("data"):
+                data.load_state_dict(trees["data"])
+            with self.streams:
+                write_random_state(trees["random"])
         for notify in self._on_weights_changed:
             notify(run)
+
+    def _tell_length(self, before: int | None) -> None:
+        """Say that a resumed run has another length, over which its schedule may be laid."""
+        run = self.run
+        if before == run.total_steps or self._compute_rates is None:
+            return
+        run.tell(
+            "length_changed",
+            f"The run's length is {run.total_steps or 'open'} steps now, and was "
+            f"{before or 'open'}: a schedule over the whole run goes on at another place of its "
+            "curve, so the learning rate jumps.",
+            before=before,
+            total_steps=run.total_steps,
+        )
 
     def restore_weights(self, tag: str) -> None:
         """Put the weights of a pinned checkpoint into the model.
@@ -802,7 +1070,34 @@ class Session:
             if self._validated_at < 0:  # weights were restored meanwhile
                 self.validate()
         self._bank_seconds()
+        reasons = self.unfinished()
+        if reasons:
+            self.run.tell(
+                "unfinished",
+                f"The run has ended before its network was finished ({'; '.join(reasons)}): its "
+                "figures are not those of what is exported.",
+            )
+            self._tell_events()
         return self.export()
+
+    def hand_over(self) -> None:
+        """Put the weights that validation and export used into the run's model.
+
+        Where they are others than those in training (an average), the latter change places with
+        them and are `training_model` from then on. Nothing can be trained afterwards.
+        """
+        run = self.run
+        used = self.evaluation_model()
+        if used is run.model:
+            return
+        with torch.no_grad():
+            for mine, theirs in zip(run.model.parameters(), used.parameters(), strict=True):
+                kept = mine.clone()
+                mine.copy_(theirs)
+                theirs.copy_(kept)
+        self.training_model = used
+        for notify in self._on_weights_changed:
+            notify(run)
 
     def evaluation_model(self) -> nn.Module:
         """The model that validation and export use."""
@@ -810,7 +1105,7 @@ class Session:
         return self.run.model if choose is None else choose(self.run)
 
     def export(self) -> dict[str, str]:
-        """Let the exporters write what the model is now.
+        """Let the exporters write what the model is now; one that fails stops no other.
 
         Returns:
             Folders written, by exporter, relative to the run folder.
@@ -821,17 +1116,23 @@ class Session:
         entries = zip(self.plan.answering("export"), self.bus.calls("export"), strict=True)
         run.active_model = self.evaluation_model()
         try:
-            return write_exports(
-                run.folder, [(entry.info.name, partial(call, run)) for entry, call in entries]
-            )
+            with self.streams:
+                written, self.failed_exports = write_exports(
+                    run.folder, [(entry.info.name, partial(call, run)) for entry, call in entries]
+                )
         finally:
             run.active_model = run.model
+        for name, error in self.failed_exports.items():
+            run.tell("export_failed", f"The export {name} failed: {error}", export=name)
+        self._tell_events()
+        return written
 
 
-def _forward_arguments(model: nn.Module) -> frozenset[str]:
-    import inspect
-
-    try:
-        return frozenset(inspect.signature(model.forward).parameters)
-    except (TypeError, ValueError):
-        return frozenset()
+def _joined(terms: Sequence[TermMean]) -> tuple[Tensor, float | Tensor]:
+    """One mean and weight of a batch's terms, for whoever looks at the batch alone."""
+    if len(terms) == 1:
+        (term,) = terms
+        return term.mean if term.scale == 1.0 else term.mean * term.scale, term.weight
+    mean = torch.stack([term.mean * term.scale for term in terms]).sum()
+    weights = [term.weight for term in terms]
+    return mean, sum(weights[1:], weights[0]) / len(weights)

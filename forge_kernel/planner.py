@@ -219,7 +219,7 @@ class _Planner:
             self.faults += _check_signatures(plugin, label, self.mark(path), self.manager)
         hooks = set(implemented_hooks(plugin))
         if parent is not None:
-            hooks -= set(RULES[info.kind].answers) & SINGLE_ANSWERS  # the parent calls these
+            hooks -= set(RULES[info.kind].asked) & SINGLE_ANSWERS  # the parent calls these
         ordered = tuple(hook for hook in HOOKS if hook in hooks)
         self.entries.append(Planned(path, info, plugin, config, origin, ordered, instance, parent))
 
@@ -243,7 +243,7 @@ class _Planner:
             if hook not in implemented:
                 message = f"{entry.label}: a plugin of the kind {kind} must answer {hook}"
                 self.fault(message, entry.path)
-        owners = {hook: owner for owner in Kind for hook in RULES[owner].answers}
+        owners = {hook: owner for owner in Kind for hook in RULES[owner].asked}
         for hook in sorted(implemented & SINGLE_ANSWERS):
             if hook in owners and owners[hook] is not kind:
                 message = f"{entry.label}: {hook} is answered by the kind {owners[hook]} alone"

@@ -38,6 +38,12 @@ class KindRule:
     at_most: int | None  # None: any number
     answers: tuple[str, ...] = ()
     about: str = ""
+    may_answer: tuple[str, ...] = ()  # too; of a part, its composite asks
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What a composite asks its parts of this kind."""
+        return (*self.answers, *self.may_answer)
 
 
 RULES: Final[dict[Kind, KindRule]] = {
@@ -47,7 +53,7 @@ RULES: Final[dict[Kind, KindRule]] = {
     Kind.WRAPPERS: KindRule(0, None, ("transform_model",), "wrap the model (compile)"),
     Kind.STRATEGY: KindRule(0, 1, (), "how the run spreads over processes"),
     Kind.OPTIMIZER: KindRule(1, 1, ("make_optimizer",), "updates the weights"),
-    Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised"),
+    Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised", ("compute_loss_weights",)),
     Kind.PENALTIES: KindRule(0, None, ("penalize",), "terms of the weights added to the loss"),
     Kind.GRADIENTS: KindRule(0, None, ("on_gradients",), "filters between backward and step"),
     Kind.PHASES: KindRule(0, 1, ("compute_phase",), "the one phase clock"),
@@ -61,7 +67,7 @@ RULES: Final[dict[Kind, KindRule]] = {
 SINGLE_ANSWERS: Final = frozenset(
     {
         "make_data", "make_model", "make_optimizer", "compute_phase", "compute_outputs",
-        "compute_loss", "compute_rates", "compute_evaluation_model",
+        "compute_loss", "compute_loss_weights", "compute_rates", "compute_evaluation_model",
     }
 )  # fmt: skip
 """Hooks that at most one plugin of a run may answer."""
@@ -95,6 +101,11 @@ class PluginInfo:
         records: JSON Schema of each JSON file that it writes, by the file's name without suffix.
         packages: optional modules that it cannot work without, each with what installs it; a run
             without one of them is refused when it is planned.
+        hears_unfinished: a policy that hears of validations of a network that is not yet what will
+            be exported, since it judges no figures.
+        couples_samples: a loss whose value for a sample depends on the other samples of the
+            micro-batch (pairs, groups): micro-batches do not add up to the whole batch, which a
+            run with `run.accumulate` above 1 is told.
     """
 
     name: str
@@ -107,6 +118,8 @@ class PluginInfo:
     api: tuple[int, int] = (API_VERSION, API_VERSION)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    hears_unfinished: bool = False
+    couples_samples: bool = False
 
     @property
     def key(self) -> str:

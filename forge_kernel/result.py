@@ -25,9 +25,11 @@ class RunResult:
         final: the last figures by name; a validation's under its own names.
         best: the best validation figures.
         exports: folders written by exporters, by exporter.
+        failed_exports: what other exporters failed of; the run itself is complete.
         error: what went wrong, for `failed`.
         folder: the run folder, if there is one.
-        model: the live model.
+        model: the live model, with the weights that its figures and exports are of.
+        training_model: where those are an average: a model with the weights in training.
     """
 
     outcome: Outcome
@@ -38,9 +40,11 @@ class RunResult:
     final: dict[str, float | None] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
+    failed_exports: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     folder: Path | None = None
     model: nn.Module | None = field(default=None, repr=False)
+    training_model: nn.Module | None = field(default=None, repr=False)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data without the live parts."""
@@ -53,5 +57,6 @@ class RunResult:
             "final": dict(self.final),
             "best": dict(self.best),
             "exports": dict(self.exports),
+            "failed_exports": dict(self.failed_exports),
             "error": self.error,
         }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +57,7 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Path:
         folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear_if_never_begun(folder)
         used = any(folder.iterdir())
     except (OSError, ValueError) as error:
         raise ConfigError([Fault(f"cannot make the run folder {folder}: {error}")]) from error
@@ -63,6 +66,26 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Path:
         message = f"the folder {folder} is not empty: a run never reuses one"
         raise ConfigError([Fault(message, hints=(hint,))])
     return folder
+
+
+def _clear_if_never_begun(folder: Path) -> None:
+    """Empty the folder of a run that failed before its first step; others are left alone.
+
+    Only what the run left there is removed (`status.json` says what that was): with anything else
+    in it the folder stays as it is.
+    """
+    try:
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        left = set(status["left"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if status.get("state") != "failed" or {path.name for path in folder.iterdir()} - left:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_config(folder: Path, data: Mapping[str, Any], live: tuple[str, ...]) -> None:
@@ -241,5 +264,8 @@ class RunRecord:
         self.state(result.outcome, run)
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log; of a run that failed before its first step, keep what it leaves."""
         self._stream.close()
+        if self._status["state"] == "failed" and self._status["step"] == 0:
+            self._status["left"] = sorted(path.name for path in self._folder.iterdir())
+            write_json(self._folder / STATUS, self._status, durable=False)

@@ -8,8 +8,9 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.live import LiveDataPlugin, LiveModel, ProgressCallback, Watcher
 from forge_kernel.loading import check_pipeline, fill, load_pipeline
+from forge_kernel.path_settings import with_absolute_paths
 from forge_kernel.planner import Plan, plan
 from forge_kernel.plugin import Kind
 from forge_kernel.result import RunResult
@@ -76,9 +78,10 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
     folder = new_run_folder(checked.run.name, output_dir)
-    write_config(folder, fill(checked), names)
+    write_config(folder, with_absolute_paths(fill(checked), checked), names)
     session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
-    return _execute(session, record, resumed=False)
+    with session.streams.kept():
+        return _recorded(session, record, partial(_begin, session))
 
 
 def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
@@ -117,11 +120,14 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     pipeline = recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
     record = RunRecord()
     decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
-    if settings:
-        names = tuple(pipeline.notes.get("x-live", ()))
-        write_config(folder, fill(pipeline), names)
     session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
-    return _execute(session, record, resumed=True)
+    with session.streams.kept():
+        problems = _taken_up(session)  # what is refused has changed nothing in the folder
+        session.clear_unfinished()
+        if settings:
+            names = tuple(pipeline.notes.get("x-live", ()))
+            write_config(folder, with_absolute_paths(fill(pipeline), pipeline), names)
+        return _recorded(session, record, partial(_tell_problems, record, problems))
 
 
 def recorded_pipeline(
@@ -171,8 +177,6 @@ def export(
         PlanError: the run lacks what the exporter needs.
         CheckpointError: there is no intact checkpoint.
     """
-    from forge_kernel.random_state import process_state_kept
-
     folder = Path(folder)
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
@@ -182,11 +186,13 @@ def export(
     written_then = [f"file:{file.name}" for file in folder.iterdir() if file.is_file()]
     decided = plan(pipeline, catalog, plugins=list(live.values()), given=written_then)
     session = opened_session(decided, folder, None, None, quiet=True)
-    with process_state_kept():
+    with session.streams.kept():
         try:
             session.set_up()
             session.restore()
             written = session.export()
+            for failed in session.failed_exports.values():
+                raise failed
         finally:
             session.run.strategy.finish()
     return {name: folder / place for name, place in written.items()}
@@ -245,7 +251,8 @@ def _checked(
 
 def digest(pipeline: PipelineConfig) -> str:
     """SHA-256 of the filled configuration, in hex."""
-    return hashlib.sha256(write_yaml(fill(pipeline)).encode()).hexdigest()
+    data = with_absolute_paths(fill(pipeline), pipeline)
+    return hashlib.sha256(write_yaml(data).encode()).hexdigest()
 
 
 def _handed_in(
@@ -276,20 +283,41 @@ def opened_session(
     )
 
 
-def _execute(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
-    """Drive a session; the process's state is left as it was found."""
-    from forge_kernel.random_state import process_state_kept
+def _taken_up(session: Session) -> list[str]:
+    """Set a session up and bring it to its newest checkpoint; nothing is written.
 
+    Returns:
+        What the user should know of that checkpoint.
+    """
+    try:
+        session.set_up()
+        return session.restore()
+    except BaseException:
+        session.run.strategy.finish()
+        raise
+
+
+def _begin(session: Session) -> None:
+    """Set a new run up."""
+    session.set_up()
+
+
+def _tell_problems(record: RunRecord, problems: Sequence[str]) -> None:
+    for problem in problems:
+        record.event("checkpoint", level="warning", problem=problem)
+
+
+def _recorded(session: Session, record: RunRecord, prepare: Callable[[], None]) -> RunResult:
+    """Drive a session while its folder is written."""
     assert session.run.folder is not None
     record.open(session.run.folder)
     try:
-        with process_state_kept():
-            return _drive(session, record, resumed=resumed)
+        return _drive(session, record, prepare)
     finally:
         record.close()
 
 
-def _drive(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
+def _drive(session: Session, record: RunRecord, prepare: Callable[[], None]) -> RunResult:
     """Take a session through its life; an error is told to everyone, then raised again."""
     from forge_kernel.durable import write_json
 
@@ -299,14 +327,12 @@ def _drive(session: Session, record: RunRecord, *, resumed: bool) -> RunResult:
         record.state("initializing")
         for notice in session.settings.notices():
             record.event("notice", level="warning", notice=notice)
-        session.set_up()
+        prepare()
         write_json(folder / "environment.json", environment(session.plan, session.run.device))
-        if resumed:
-            for problem in session.restore():
-                record.event("checkpoint_refused", level="warning", problem=problem)
         session.start()
         session.train()
         exports = session.finish()
+        session.hand_over()
         result = result_of(session, exports, None)
         record.end(session.run, result)
         for listen in session.bus.calls("on_run_end"):
@@ -360,7 +386,12 @@ def result_of(
         final=final,
         best=dict(metrics.best),
         exports=exports,
+        failed_exports={
+            name: f"{type(failed).__name__}: {failed}"
+            for name, failed in session.failed_exports.items()
+        },
         error=message,
         folder=run.folder,
         model=getattr(run, "model", None),
+        training_model=session.training_model,
     )

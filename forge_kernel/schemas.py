@@ -52,6 +52,7 @@ RECORDS: Final[dict[str, Schema]] = {
             "final": _FIGURES,
             "best": _FIGURES,
             "exports": {"type": "object", "additionalProperties": {"type": "string"}},
+            "failed_exports": {"type": "object", "additionalProperties": {"type": "string"}},
             "error": _TEXT_OR_NULL,
         },
     ),
@@ -81,6 +82,14 @@ RECORDS: Final[dict[str, Schema]] = {
             "host": {"type": "string", "description": "the machine that the pid is of"},
             "started": {"type": "number"},
             "heartbeat": _NUMBER_OR_NULL,
+        },
+        optional={
+            "left": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "of a run that failed before its first step: what it wrote, so that "
+                "its folder can be used again",
+            }
         },
     ),
     "metrics": _record(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from forge_kernel.counting import IGNORE_INDEX, Counted, count
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +34,52 @@ class Batch:
         weights: weight of each sample in the loss, shape (samples,), or None for equal weights.
         positions: which positions of the sequence (second dimension) the loss reads, as an index
             of that dimension; models and validators need compute no others. None: all.
+        ignore_index: the integer target that counts for nothing; the kernel sets it to
+            `run.ignore_index`.
     """
 
     inputs: Any
     targets: Any = None
     weights: Tensor | None = None
     positions: slice | Tensor | None = None
+    ignore_index: int = field(default=IGNORE_INDEX, kw_only=True)
+    _count: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def counted(self) -> Counted:
+        """How much each target counts: what every loss and validator weighs by.
+
+        Raises:
+            RunError: the weights do not fit the targets.
+        """
+        key = self._count_key()
+        known = self._count
+        if known is None or any(a is not b for a, b in zip(known[:2], key[:2], strict=True)) or (
+            known[2:4] != key[2:]
+        ):  # fmt: skip
+            found = count(self.targets, self.weights, self.inputs, self.ignore_index)
+            self._count = known = (*key, found)
+        answer: Counted = known[4]
+        return answer
+
+    def _count_key(self) -> tuple[Any, Any, int, int]:
+        """What a count is of: it is taken anew when any of it is replaced or written to."""
+        version = getattr(self.targets, "_version", 0)
+        return self.targets, self.weights, self.ignore_index, version
+
+    def as_numbers(self) -> Batch:
+        """The batch with targets that are numbers, all of which count, even if they are whole."""
+        targets = self.targets
+        if not hasattr(targets, "is_floating_point") or targets.is_floating_point():
+            return self
+        return replace(self, targets=targets.float())
+
+    def counted_as(self, counted: Counted, device: torch.device) -> None:
+        """Take over the count of the same batch on the host, where counting waits for nothing."""
+        weights = counted.weights
+        if weights is not None and weights.device != device:
+            counted = replace(counted, weights=weights.to(device, non_blocking=True))
+        self._count = (*self._count_key(), counted)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -55,6 +97,7 @@ class Batch:
             all_moved(self.targets),
             moved(self.weights),
             moved(self.positions),
+            ignore_index=self.ignore_index,
         )
 
 
@@ -63,14 +106,16 @@ class Step:
     """The optimizer step in progress.
 
     `number` counts from 1; `logs` says that this step ends a log interval; `loss` is the weighted
-    mean over the window so far (0-d, on the device); `parameters` and `gradients` are those that
-    have a gradient, in one order, from `on_gradients` on.
+    mean over the window so far (0-d, on the device); `losses` the means of the loss's named terms
+    over the whole window, and `parameters` and `gradients` those that have a gradient, in one
+    order, from `on_gradients` on.
     """
 
     number: int = 1
     phase: str | None = None
     logs: bool = False
     loss: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
     parameters: list[nn.Parameter] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
 
@@ -171,12 +216,17 @@ class Metrics:
         self.latest.update(found)
         return found
 
-    def record_validation(self, figures: Mapping[str, float]) -> None:
-        """Take in a validation's figures and keep the best of each."""
+    def record_validation(self, figures: Mapping[str, float], *, best: bool = True) -> None:
+        """Take in a validation's figures and keep the best of each.
+
+        Args:
+            figures: by name.
+            best: False for a network that is not what will be exported.
+        """
         self.validation = {
             name: value if math.isfinite(value) else None for name, value in figures.items()
         }
-        for name, value in figures.items():
+        for name, value in figures.items() if best else ():
             known = self.best.get(name)
             higher = self.goals.get(name, "min") == "max"
             if math.isfinite(value) and (

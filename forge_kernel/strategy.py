@@ -55,6 +55,15 @@ class Strategy(Protocol):
         ...
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what `get_extra_state` of its modules gives."""
+    return {
+        key: value
+        for key, value in module.state_dict().items()
+        if key.rpartition(".")[2] != "_extra_state"
+    }
+
+
 class OneProcess:
     """The whole run in this process."""
 
@@ -83,10 +92,10 @@ class OneProcess:
         return code
 
     def model_state(self, run: Run) -> dict[str, Tensor]:
-        """The live tensors of the model and its companions."""
-        state = dict(run.model.state_dict())
+        """The live tensors of the model and its companions; their extra state is kept apart."""
+        state = _tensors(run.model)
         for name, module in run.modules.items():
-            state.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
+            state.update({f"{name}.{key}": value for key, value in _tensors(module).items()})
         return state
 
     def load_model_state(self, run: Run, state: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,6 @@ def trained_model(folder: str | Path) -> nn.Module:
     """
     from forge_kernel.catalog import Catalog
     from forge_kernel.planner import plan
-    from forge_kernel.random_state import process_state_kept
     from forge_kernel.runner import opened_session, recorded_pipeline
 
     place = Path(folder)
@@ -33,7 +32,7 @@ def trained_model(folder: str | Path) -> nn.Module:
     settings = ["observers=null", "exporters=null", "run.device=cpu"]
     pipeline = recorded_pipeline(place, settings, (), catalog, ())
     session = opened_session(plan(pipeline, catalog), place, None, None, quiet=True)
-    with process_state_kept():
+    with session.streams.kept():
         try:
             session.set_up()
             session.restore()

@@ -12,6 +12,7 @@ from torch import nn
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.counting import loss_terms
 from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
@@ -19,6 +20,7 @@ from forge_kernel.loading import check_pipeline
 from forge_kernel.loop import Session
 from forge_kernel.planner import plan
 from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.state import Batch
 from forge_kernel.testing.trial import TrialLoss
 
 
@@ -60,6 +62,7 @@ def make_session(
     uses: dict[str, Any] | None = None,
     cancel: Any = None,
     own_loss: bool = False,
+    strategy: Any = None,
     **settings: Any,
 ) -> Session:
     """A session of live parts, set up and started; `own_loss`: `uses` names the loss."""
@@ -74,7 +77,9 @@ def make_session(
     pipeline = check_pipeline(
         PipelineConfig(run=run, **(uses or {})), catalog, {part.info.kind for part in parts}
     )
-    session = Session(plan(pipeline, catalog, plugins=parts), folder=folder, cancel=cancel)
+    session = Session(
+        plan(pipeline, catalog, plugins=parts), folder=folder, cancel=cancel, strategy=strategy
+    )
     return session.__enter__()
 
 
@@ -95,3 +100,10 @@ class StopAfter:
 
     def is_set(self) -> bool:
         return self.event.is_set()
+
+
+def loss_and_weight(plugin: Any, batch: Batch, outputs: Any) -> tuple[torch.Tensor, float]:
+    """The mean of a loss plugin's one term over what counts in a batch, and what it counts."""
+    (term,) = loss_terms(plugin.compute_loss(None, None, batch, outputs))
+    mean, weight = term.mean(batch.counted)
+    return mean, float(weight)

@@ -68,6 +68,15 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
             print("forge: the traceback is in forge.log of the run folder", file=sys.stderr)
             raise typer.Exit(3) from error
     show_result(result)
+    if result.failed_exports:
+        for name, why in result.failed_exports.items():
+            print(f"forge: the export {name} failed: {why}", file=sys.stderr)
+        print(
+            f"the run is complete; export it again with: forge export {result.folder} --use "
+            f"{next(iter(result.failed_exports)).rstrip('_')}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(3)
     if result.outcome == "stopped":
         print(f"go on with: forge resume {result.folder}", file=sys.stderr)
         raise typer.Exit(128 + interrupt.signal if interrupt.signal else 130)

@@ -49,18 +49,13 @@ KINDS: Final[dict[str, KindTemplate]] = {
         "    import torch.nn.functional as functional\n    from torch import Tensor\n",
         '''
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """Cross-entropy times the factor; its weight is what the mean was taken over."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
+        """Cross-entropy times the factor, target by target: the kernel takes the mean."""
         logits = outputs.reshape(-1, outputs.shape[-1])
-        targets = batch.targets.reshape(-1)
-        losses = functional.cross_entropy(logits, targets, reduction="none") * self.config.scale
-        if batch.weights is None:
-            return losses.mean(), len(targets)
-        weights = batch.weights.repeat_interleave(len(targets) // len(batch.weights)).to(losses)
-        total = weights.sum()
-        return (losses * weights).sum() / total.clamp_min(1e-30), total.detach()
+        losses = functional.cross_entropy(
+            logits, batch.targets.reshape(-1), reduction="none", ignore_index=batch.ignore_index
+        )
+        return losses * self.config.scale
 ''',
     ),
     "penalties": KindTemplate(

@@ -242,6 +242,11 @@ class _Teller:
 
     def _unknown(self, error: Error, path: Path, key: str) -> Fault:
         known = list(error.schema.get("properties", {}))
+        renamed = error.schema.get("x-renamed", {}).get(key)
+        if renamed is not None:
+            full = (*path, key)
+            message = f"'{show_word(key)}' is renamed to {renamed}"
+            return Fault(message, show_path(full), self.document.key_mark(full), self._see(path))
         hints = did_you_mean(key, known)
         if {"use", "with"} == set(known):
             hints += ("a plugin's settings stand under `with`",)

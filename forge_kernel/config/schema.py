@@ -72,6 +72,8 @@ def _read_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema
         if part.get("type") == "object" and "properties" in part:
             part.setdefault("additionalProperties", False)
     own = closed[top[0]["$ref"].removeprefix(f"#/$defs/{name}:")]
+    if renamed := getattr(config, "renamed", None):
+        own["x-renamed"] = dict(renamed)
     used = {part["$ref"] for _, part in walk(closed) if isinstance(part, dict) and "$ref" in part}
     inner = {f"{name}:{title}": part for title, part in closed.items()}
     return own, {title: part for title, part in inner.items() if f"#/$defs/{title}" in used}

@@ -15,10 +15,17 @@ from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.schema import bind_config, config_data, config_schema
 from forge_kernel.plugin import Kind
 from forge_kernel.testing.compare import differences
+from forge_kernel.testing.counted import (
+    faults_of_loss,
+    faults_of_validator,
+    traces_of_dropped_window,
+)
 from forge_kernel.testing.trial import Trial
 
 __all__ = [
+    "test_a_dropped_window_leaves_no_trace",
     "test_bad_settings_are_refused",
+    "test_counts_what_counts",
     "test_is_constructed_without_any_effect",
     "test_its_card_is_complete",
     "test_resumes_bit_for_bit",
@@ -125,3 +132,26 @@ def test_writes_only_what_it_owns(
 ) -> None:
     """The checked mode finds nothing."""
     assert _trial(forge_plugin, forge_config).run(tmp_path / "run", checked=True).steps > 0
+
+
+def test_counts_what_counts(forge_plugin: str, forge_config: dict[str, Any]) -> None:
+    """A loss and a validator weigh by what counts in the batch, and by nothing else.
+
+    Rows of weight 0, ignored targets and how samples are cut into micro-batches or batches change
+    no gradient and no metric; a batch in which nothing counts teaches nothing.
+    """
+    _, kind, _, plugin = _plugin(forge_plugin)
+    trial = _trial(forge_plugin, forge_config)
+    if kind is Kind.LOSS:
+        assert faults_of_loss(trial, couples=plugin.info.couples_samples) == []
+    elif kind is Kind.VALIDATORS:
+        assert faults_of_validator(trial) == []
+
+
+def test_a_dropped_window_leaves_no_trace(
+    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """A window that is dropped for a NaN leaves the memory of every part as it was."""
+    if _plugin(forge_plugin)[1] is Kind.OBSERVERS:
+        return  # they only watch: what they remember steers nothing
+    assert traces_of_dropped_window(_trial(forge_plugin, forge_config), tmp_path) == []

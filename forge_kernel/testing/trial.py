@@ -16,6 +16,8 @@ from forge_kernel.config.use import USE_OF_KIND
 from forge_kernel.data import Data, DataSpec, TensorData
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import NoConfig
+from forge_kernel.loop import Session
+from forge_kernel.planner import plan
 from forge_kernel.plugin import Kind, PluginInfo, facts
 from forge_kernel.result import RunResult
 from forge_kernel.runner import resume, run
@@ -54,9 +56,15 @@ class TrialData:
         self._numbers = numbers
         self._text = text
 
-    @hookimpl
-    def make_data(self, run: Run) -> Data:
-        """Shuffled batches of four; the last one of an epoch is smaller."""
+    def samples(self, count: int) -> Batch:
+        """The first samples as one batch."""
+        inputs, targets, _ = self._made()
+        return Batch(inputs[:count], targets[:count], None, self._positions())
+
+    def _positions(self) -> slice | None:
+        return slice(-1, None) if self._tokens else None
+
+    def _made(self) -> tuple[Tensor, Tensor, DataSpec]:
         generator = torch.Generator().manual_seed(1)
         targets = torch.randint(CLASSES, (SAMPLES, 1), generator=generator)
         if self._tokens:
@@ -68,6 +76,12 @@ class TrialData:
             spec = DataSpec(features=FEATURES, classes=CLASSES)
         if self._numbers:
             targets = torch.randn((SAMPLES, CLASSES), generator=generator)
+        return inputs, targets, spec
+
+    @hookimpl
+    def make_data(self, run: Run) -> Data:
+        """Shuffled batches of four; the last one of an epoch is smaller."""
+        inputs, targets, spec = self._made()
         data = TensorData(
             inputs,
             targets,
@@ -75,7 +89,7 @@ class TrialData:
             seed=run.seed,
             spec=spec,
             held_out=(inputs[:9], targets[:9]),
-            positions=slice(-1, None) if self._tokens else None,
+            positions=self._positions(),
         )
         if self._text:
             data.tokenizer = TrialWords()
@@ -129,38 +143,39 @@ class TrialLoss:
         self.config = NoConfig()
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
         """Over the last dimension."""
         del run, step
         if batch.targets.is_floating_point():
-            return nn.functional.mse_loss(outputs, batch.targets), len(outputs)
+            return nn.functional.mse_loss(outputs, batch.targets, reduction="none")
         if outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]:
             outputs = outputs[:, batch.positions]
         logits = outputs.reshape(-1, outputs.shape[-1])
-        targets = batch.targets.reshape(-1)
-        return nn.functional.cross_entropy(logits, targets), len(targets)
+        return nn.functional.cross_entropy(
+            logits, batch.targets.reshape(-1), reduction="none", ignore_index=batch.ignore_index
+        )
 
 
 class _TrialMeter:
     goals: Mapping[str, Goal] = {"accuracy": "max"}
 
     def __init__(self) -> None:
-        self._counts = torch.zeros(2, dtype=torch.int64)
+        self._counts = torch.zeros(2)
 
     def reset(self) -> None:
-        self._counts = torch.zeros(2, dtype=torch.int64)
+        self._counts = torch.zeros(2)
 
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         del loss, weight
         targets = batch.targets.reshape(-1)
         hits = outputs.reshape(len(targets), -1, outputs.shape[-1])[:, -1].argmax(-1) == targets
-        self._counts = self._counts + torch.tensor([int(hits.sum()), len(targets)])
+        weights = batch.counted.weights
+        counts = torch.ones(len(targets)) if weights is None else weights
+        self._counts = self._counts + torch.stack([(hits * counts).sum(), counts.sum()])
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         hits, total = add(self._counts).tolist()
-        return {"accuracy": hits / total}
+        return {"accuracy": hits / total} if total else {}
 
 
 class TrialValidator:
@@ -296,6 +311,25 @@ class Trial:
             cancel=stop,
             quiet=True,
         )
+
+    def session(self, *plugins: Any, folder: Path | None = None, **settings: Any) -> Session:
+        """A session that is stepped by hand, without dropout."""
+        decided = plan(
+            self.pipeline(**{"log_every": 10**6, **settings}),
+            self.catalog,
+            plugins=[*self.parts(), *plugins],
+        )
+        session = Session(decided, folder=folder, quiet=True).set_up()
+        for module in session.run.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        session.start()
+        return session
+
+    def batch(self) -> Batch:
+        """Eight samples of the trial's data, in the form that the plugin under test reads."""
+        (data,) = (part for part in self._small_parts() if part.info.kind is Kind.DATA)
+        return data.samples(8)  # type: ignore[no-any-return]
 
     def resume(self, folder: Path, *settings: str) -> RunResult:
         """Go on with a run."""

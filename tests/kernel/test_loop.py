@@ -24,6 +24,7 @@ from forge_kernel.planner import HOOKS
 from forge_kernel.plugin import Kind, PluginInfo
 from forge_kernel.state import Batch, Rates
 from forge_kernel.strategy import OneProcess
+from forge_kernel.testing.trial import TrialLoss
 
 
 def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
@@ -360,7 +361,8 @@ def recorder(events: list[str]) -> list[Any]:
 
     policy = [
         hook for hook in HOOKS
-        if hook.startswith("on_") or hook in ("measure", "penalize", "export", "make_modules")
+        if hook.startswith("on_")
+        or hook in ("measure", "penalize", "export", "make_modules", "unfinished", "check_export")
     ]  # fmt: skip
     answers: dict[str, Any] = dict.fromkeys(policy, silent)
     answers["measure"] = lambda run, step: {}
@@ -396,11 +398,12 @@ def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: 
         "penalize", "on_gradients", "compute_rates", "on_weights", "on_weights_changed",
         "on_step_end",
     ]  # fmt: skip
-    validation = ["compute_evaluation_model", "compute_outputs", "on_validation"]
+    validation = ["compute_evaluation_model", "compute_outputs", "unfinished", "on_validation"]
     due = [*validation, "measure", "on_log"]
     phase = ["compute_phase", "on_phase_change"]
     assert events == [
-        "transform_data", "make_modules", "transform_model", "make_meters", "on_run_start", "on_event",
+        "transform_data", "make_modules", "transform_model", "make_meters",
+        "check_export", "on_run_start", "on_event",
     ]  # fmt: skip
     events.clear()
     session.train()
@@ -410,18 +413,34 @@ def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: 
     ]  # fmt: skip
     events.clear()
     session.finish()
-    assert events == ["compute_evaluation_model", "export"]
+    assert events == ["unfinished", "compute_evaluation_model", "export"]
+
+
+class Weighed(TrialLoss):
+    """A loss that tells the weights of its terms."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    @hookimpl
+    def compute_loss_weights(self, run: Any, batch: Batch) -> list[Any]:
+        self.events.append("compute_loss_weights")
+        return []
 
 
 def test_every_hook_is_called_in_a_run_and_described_in_the_book(tmp_path: Any) -> None:
     """A hook without a call or without a word on what it may write is a defect."""
     from forge_kernel import hookspecs, run
-    from forge_kernel.testing.trial import TrialData, TrialLoss, TrialModel, TrialOptimizer
+    from forge_kernel.testing.trial import TrialData, TrialModel, TrialOptimizer
 
     events: list[str] = []
     pipeline = pipeline_of(max_steps=2, save_every=1)
     parts = [TrialData(tokens=False), TrialModel(), TrialOptimizer(), TrialLoss()]
     run(pipeline, plugins=[*parts, *recorder(events)], output_dir=tmp_path / "a", quiet=True)
+    several = pipeline_of(max_steps=1, accumulate=2)
+    parts = [TrialData(tokens=False), TrialModel(), TrialOptimizer(), Weighed(events)]
+    run(several, plugins=parts, output_dir=tmp_path / "c", quiet=True)
 
     def broken(self: Any, run: Any, step: Any) -> None:
         raise ArithmeticError("planned")
@@ -618,9 +637,10 @@ def test_validation_figures_are_over_all_ranks_also_where_a_share_is_empty(
     def rank_with(model: nn.Module, share: list[Batch]) -> Any:
         def call(add: Any) -> dict[str, float]:
             strategy = OneProcess()
+            strategy.world_size = 2
             strategy.reduce = add  # type: ignore[method-assign]
-            session = make_session(model, LiveData(batches(1), share), optimizer=SgdPart())
-            object.__setattr__(session.run, "strategy", strategy)
+            data = LiveData(batches(1), share)
+            session = make_session(model, data, optimizer=SgdPart(), strategy=strategy)
             return session.validate()
 
         return call

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from forge_kernel.epoch_random import EpochRandom
 from forge_kernel.errors import PluginError
 from forge_kernel.exports import write_exports
 from forge_kernel.group_rates import GroupRates
 from forge_kernel.loss_scale import LossScale
-from forge_kernel.random_state import process_state_kept, read_random_state, write_random_state
 from forge_kernel.state import Rates
 
 
@@ -79,30 +77,6 @@ def test_factors_that_do_not_fit_are_refused() -> None:
         rates.write(Rates(1.0, (1.0,)))
     with pytest.raises(PluginError, match="the optimizer has none"):
         GroupRates(torch.optim.Adagrad(groups())).write(Rates(1.0, 0.5))
-
-
-def test_an_epoch_is_replayed_from_its_own_first_states() -> None:
-    with process_state_kept():
-        torch.manual_seed(0)
-        epochs = EpochRandom()
-        iterators = []
-        for _ in range(2):
-            epochs.begin()
-            iterators.append(torch.rand(3))  # as a loader's iterator draws
-            epochs.settle()
-            torch.rand(5)  # the steps before the checkpoint
-            first, step = epochs.first, read_random_state()
-            drawn = torch.rand(3)
-            epochs.end()
-        assert not torch.equal(*iterators)
-        torch.manual_seed(99)
-        write_random_state(step)
-        resumed = EpochRandom()
-        resumed.first = first
-        resumed.begin()
-        assert torch.equal(torch.rand(3), iterators[1])
-        resumed.settle()
-        assert torch.equal(torch.rand(3), drawn)
 
 
 def test_two_exporters_of_one_name_get_a_folder_each(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_parts import loss_and_weight
 from torch import nn
 
 from forge_kernel import run
@@ -178,7 +179,7 @@ def test_a_perceptron_reads_features_or_tokens() -> None:
 
 
 def loss_of(config: CrossEntropyConfig, batch: Batch, outputs: torch.Tensor) -> Any:
-    return CrossEntropy(config).compute_loss(None, None, batch, outputs)  # type: ignore[arg-type]
+    return loss_and_weight(CrossEntropy(config), batch, outputs)
 
 
 def test_cross_entropy_equals_torchs_also_smoothed_weighted_and_by_position() -> None:

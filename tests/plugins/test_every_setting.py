@@ -69,7 +69,6 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "loss.distillation.loss": ({}, {"use": "cross_entropy", "with": {"label_smoothing": 0.3}}),
     "loss.language_model.piece": ({"head": "4"}, 512),
     "loss.language_model.label_smoothing": ({"head": "4"}, 0.2),
-    "loss.language_model.ignore": ({"head": "4"}, 1),
     "loss.regression.delta": ({"distance": "huber"}, 0.1),
     "penalties.delayed_compression.strength": ({"threshold": 99.0}, 0.3),
     "penalties.delayed_compression.threshold": ({}, 99.0),
@@ -152,7 +151,6 @@ ELSEWHERE: dict[str, str] = {
     "loss.multi_task.temperature": "tests/plugins/losses/test_losses.py",
     "loss.multi_task.decay": "tests/plugins/losses/test_losses.py",
     "schedule.grokfast.completed_multiplier": "tests/plugins/test_schedules.py",
-    "validators.classification.ignore": "tests/plugins/validators/test_classification.py",
     **{
         f"schedule.plateau.{name}": "tests/plugins/test_schedules.py"
         for name in ("metric", "mode", "factor", "patience", "threshold", "threshold_mode",

@@ -63,7 +63,8 @@ class StateDict:
             PluginError: weights as applied are asked for, and there is no ternary layer.
         """
         file = folder / "model.safetensors"
-        state = dict(run.active_model.state_dict())
+        whole = run.active_model.state_dict()
+        state = {name: value for name, value in whole.items() if isinstance(value, torch.Tensor)}
         if self.config.weights == "applied":
             try:
                 layers = ternary_layers.read_layers(run.active_model)
@@ -81,6 +82,7 @@ class StateDict:
             "weights": self.config.weights,
             "step": run.progress.step,
             "tensors": len(tensors),
+            "left_out": sorted(whole.keys() - tensors.keys()),
             "bytes": file.stat().st_size,
             "verified": {"read_back_bit_equal": equal},
         }

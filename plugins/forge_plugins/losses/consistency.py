@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from msgspec import Meta
@@ -12,32 +12,36 @@ from forge_kernel.api import (
     Batch,
     Kind,
     LazyModule,
+    LossAnswer,
+    LossTerm,
     PluginInfo,
     Run,
     Step,
     UseLoss,
+    call_model,
     hookimpl,
+    loss_terms,
+    loss_weights,
 )
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from forge_plugins.mathematics import answer_rows, latent_answer
     from forge_plugins.mathematics import distillation as mathematics
-    from forge_plugins.mathematics import latent_answer
 else:
     torch = LazyModule("torch")
     mathematics = LazyModule("forge_plugins.mathematics.distillation")
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
     latent_answer = LazyModule("forge_plugins.mathematics.latent_answer")
 
 
 class Loss(Protocol):
     """What the nested plugin is asked for."""
 
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """Mean loss and its weight."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+        """Values of which the kernel takes the mean."""
         ...
 
 
@@ -67,29 +71,29 @@ class Consistency:
 
     def __init__(self, config: ConsistencyConfig) -> None:
         self.config = config
-        self._positions = False
 
     @hookimpl
-    def on_run_start(self, run: Run) -> None:
-        """Whether the model is told where it is to answer."""
-        self._positions = "positions" in inspect.signature(run.model.forward).parameters
-
-    @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """The nested loss with the divergence."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+        """The nested loss with the divergence, of the rows that count."""
         config = self.config
-        loss, weight = cast(Loss, config.loss).compute_loss(run, step, batch, outputs)
-        if not torch.is_grad_enabled() or not config.weight:
-            return loss, weight
-        takes = self._positions and batch.positions is not None
-        options = {"positions": batch.positions} if takes else {}
-        answers = latent_answer.latent_answer(
-            run.active_model, lambda: run.active_model(batch.inputs, **options)
+        answer = cast(Loss, config.loss).compute_loss(run, step, batch, outputs)
+        if not torch.is_grad_enabled():
+            return answer
+        terms = [replace(one, name=one.name or "target_loss") for one in loss_terms(answer)]
+        own = answer_rows.main_output(outputs)
+        latent = latent_answer.latent_answer(
+            run.active_model, lambda: answer_rows.main_output(call_model(run.active_model, batch))
         )
-        told = mathematics.distillation(outputs, answers, 1.0)
-        if step.logs:
-            run.metrics.put("consistency", told.detach())
-            run.metrics.put("target_loss", loss.detach())
-        return loss + config.weight * told, weight
+        told = mathematics.divergences(own, latent, 1.0)
+        return [*terms, LossTerm(told, scale=config.weight, name="consistency")]
+
+    @hookimpl
+    def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
+        """What the nested loss counts, and the rows that are compared."""
+        return [*loss_weights(self.config.loss, run, batch), batch.counted.total]
+
+    @hookimpl
+    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+        """The parts of the loss, over the whole optimizer step."""
+        del run
+        return dict(step.losses)

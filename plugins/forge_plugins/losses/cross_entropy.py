@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import (
+    Batch,
+    Kind,
+    LazyModule,
+    LossTerm,
+    PluginError,
+    PluginInfo,
+    Run,
+    Step,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import functional
 
+    from forge_plugins.mathematics import answer_rows, stablemax
     from forge_plugins.mathematics import classification_loss as mathematics
-    from forge_plugins.mathematics import stablemax
 else:
     torch = LazyModule("torch")
+    functional = LazyModule("torch.nn.functional")
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
     stablemax = LazyModule("forge_plugins.mathematics.stablemax")
     mathematics = LazyModule("forge_plugins.mathematics.classification_loss")
 
@@ -24,6 +38,8 @@ else:
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyConfig:
     """How targets are read and weighed."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
     label_smoothing: Annotated[
         float, Meta(ge=0, lt=1, description="share of the target spread over all classes")
@@ -35,10 +51,6 @@ class CrossEntropyConfig:
     focal_gamma: Annotated[
         float, Meta(ge=0, le=20, description="how far well-classified samples are weighed down")
     ] = 0.0
-    ignore: Annotated[
-        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
-    ] = None
-
     link: Annotated[
         Literal["softmax", "stablemax"],
         Meta(description="how outputs become probabilities; stablemax grows linearly where softmax "
@@ -53,7 +65,7 @@ class CrossEntropyConfig:
 class CrossEntropy:
     """Cross-entropy over classes.
 
-    Mean cross-entropy; its weight is the number of targets or the sum of their weights.
+    The mean over the targets that count; with class weights it is divided by their sum.
     """
 
     info = PluginInfo(
@@ -77,39 +89,45 @@ class CrossEntropy:
             )
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor | LossTerm:
         """Outputs of shape (..., classes) against integer targets of shape (...)."""
         del run, step
-        targets = batch.targets
-        if outputs.ndim == 3 and batch.positions is not None:
-            if outputs.shape[1] != targets.shape[1]:
-                outputs = outputs[:, batch.positions]  # a model that answers everywhere
-            outputs = outputs.flatten(0, 1)
-        elif outputs.ndim > 2:
-            outputs = outputs.flatten(0, -2)
-        flat = targets.reshape(-1)
-        if len(outputs) != len(flat):
-            raise PluginError(
-                f"cross_entropy: {len(outputs)} outputs for {len(flat)} targets; the model must "
-                "give one row of logits for each target"
+        config = self.config
+        try:
+            logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
+        except ValueError as error:
+            raise PluginError(f"cross_entropy: {error}") from error
+        if config.link == "stablemax":
+            logits = stablemax.stablemax_logits(logits)
+        weighed = config.class_weights is not None or config.focal_gamma
+        if not weighed and batch.counted.weights is None:
+            return functional.cross_entropy(
+                logits, targets, label_smoothing=config.label_smoothing,
+                ignore_index=batch.ignore_index,
+            )  # fmt: skip
+        return LossTerm(
+            *mathematics.classification_losses(
+                logits,
+                targets,
+                class_weights=self._weights_of_classes(logits),
+                label_smoothing=config.label_smoothing,
+                focal_gamma=config.focal_gamma,
+                ignored=batch.ignore_index,
             )
-        if self.config.link == "stablemax":
-            outputs = stablemax.stablemax_logits(outputs)
-        weights = None
-        if batch.weights is not None:
-            weights = batch.weights.reshape(len(batch.weights), -1)
-            weights = weights.expand(-1, len(flat) // len(weights)).reshape(-1).to(outputs)
-        return mathematics.classification_loss(
-            outputs,
-            flat,
-            sample_weights=weights,
-            class_weights=self._weights_of_classes(outputs),
-            label_smoothing=self.config.label_smoothing,
-            focal_gamma=self.config.focal_gamma,
-            ignored=self.config.ignore,
         )
+
+    @hookimpl
+    def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
+        """What the targets count, each times the weight of its class."""
+        del run
+        wanted = self.config.class_weights
+        if wanted is None:
+            return [batch.counted.total]
+        targets = batch.targets.reshape(-1)
+        safe = torch.where(targets != batch.ignore_index, targets, 0)
+        parts = torch.tensor(wanted, device=targets.device)[safe]
+        weights = batch.counted.weights
+        return [(parts if weights is None else parts * weights).sum()]
 
     def _weights_of_classes(self, outputs: Tensor) -> Tensor | None:
         """On the outputs' device, made once."""

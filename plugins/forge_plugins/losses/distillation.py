@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import fnmatch
 import hashlib
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
 from msgspec import Meta
@@ -16,12 +15,17 @@ from forge_kernel.api import (
     Batch,
     Kind,
     LazyModule,
+    LossAnswer,
+    LossTerm,
     PluginError,
     PluginInfo,
     Run,
     Step,
     UseLoss,
+    call_model,
     hookimpl,
+    loss_terms,
+    loss_weights,
     trained_model,
 )
 
@@ -29,19 +33,19 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from forge_plugins.mathematics import answer_rows
     from forge_plugins.mathematics import distillation as mathematics
 else:
     torch = LazyModule("torch")
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
     mathematics = LazyModule("forge_plugins.mathematics.distillation")
 
 
 class Loss(Protocol):
     """What the nested plugin is asked for."""
 
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """Mean loss and its weight."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+        """Values of which the kernel takes the mean."""
         ...
 
 
@@ -83,7 +87,8 @@ class DistillationConfig:
 class Distillation:
     """A loss with a teacher: what a trained model answers, beside the targets.
 
-    `target_weight * loss + weight * T^2 KL(teacher || student) + hidden_weight * distance`.
+    `target_weight * loss + weight * T^2 KL(teacher || student) + hidden_weight * distance`, each a
+    mean over the targets that count: a row that counts for nothing teaches nothing.
 
     In a validation the nested loss alone is computed, so that its figure can be compared with that
     of other runs.
@@ -95,7 +100,6 @@ class Distillation:
         self.config = config
         self._made: nn.Module | None = None
         self._teacher: nn.Module | None = None
-        self._positions = False
         self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self._digest = ""
 
@@ -127,7 +131,6 @@ class Distillation:
             )
         self._digest = digest
         self._teacher = teacher.to(run.device).requires_grad_(requires_grad=False)
-        self._positions = "positions" in inspect.signature(teacher.forward).parameters
         for pattern in self.config.hidden:
             self._watch(run.model, pattern, self._seen[0])
             self._watch(teacher, pattern, self._seen[1])
@@ -143,37 +146,46 @@ class Distillation:
             model.get_submodule(name).register_forward_hook(_keeping(seen, name))
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """The nested loss with what is learned from the teacher."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+        """The nested loss with what is learned from the teacher, from the rows that count."""
         config = self.config
-        loss, weight = cast(Loss, config.loss).compute_loss(run, step, batch, outputs)
+        answer = cast(Loss, config.loss).compute_loss(run, step, batch, outputs)
         if not torch.is_grad_enabled():
-            return loss, weight
-        answers = self._answers(batch)
-        total = config.target_weight * loss
-        told = mathematics.distillation(outputs, _like(answers, outputs, batch), config.temperature)
-        total = total + config.weight * told
-        if step.logs:
-            run.metrics.put("distillation", told.detach())
-            run.metrics.put("target_loss", loss.detach())
+            return answer
+        terms = [
+            replace(term, scale=term.scale * config.target_weight, name=term.name or "target_loss")
+            for term in loss_terms(answer)
+        ]
+        outputs = answer_rows.main_output(outputs)
+        answers = _like(self._answers(batch), outputs, batch)
+        told = mathematics.divergences(outputs, answers, config.temperature)
+        terms.append(LossTerm(told, scale=config.weight, name="distillation"))
         if config.hidden:
-            distance = self._distance()
-            total = total + config.hidden_weight * distance
-            if step.logs:
-                run.metrics.put("hidden_distance", distance.detach())
-        return total, weight
+            distances = self._distances(batch)
+            terms.append(LossTerm(distances, scale=config.hidden_weight, name="hidden_distance"))
+        return terms
+
+    @hookimpl
+    def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
+        """What the nested loss counts, and the rows that the teacher is asked about."""
+        total = batch.counted.total
+        own = loss_weights(self.config.loss, run, batch)
+        return [*own, total, *([total] if self.config.hidden else [])]
+
+    @hookimpl
+    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+        """The parts of the loss, over the whole optimizer step."""
+        del run
+        return dict(step.losses)
 
     def _answers(self, batch: Batch) -> Tensor:
         assert self._teacher is not None
-        takes = self._positions and batch.positions is not None
-        options = {"positions": batch.positions} if takes else {}
         with torch.no_grad():
-            return cast("Tensor", self._teacher(batch.inputs, **options))
+            found = call_model(self._teacher, batch)
+        return cast("Tensor", answer_rows.main_output(found))
 
-    def _distance(self) -> Tensor:
-        """Mean over layers of `|s - t|^2 / |t|^2`."""
+    def _distances(self, batch: Batch) -> Tensor:
+        """Mean over layers of `|s - t|^2 / |t|^2` of each target's row, or of each sample."""
         student, teacher = self._seen
         if student.keys() != teacher.keys():
             raise PluginError(
@@ -188,11 +200,12 @@ class Distillation:
                     f"distillation: {name} has outputs of shape {tuple(own.shape)}, and "
                     f"{tuple(other.shape)} in the teacher"
                 )
-            apart = (own.float() - other.float()).square().sum()
-            parts.append(apart / other.float().square().sum().clamp_min(1e-12))
+            parts.append(mathematics.row_distances(own, other, batch.targets, batch.positions))
         student.clear()
         teacher.clear()
-        return torch.stack(parts).mean()
+        if len({len(part) for part in parts}) > 1:  # rows of some layers, samples of others
+            parts = [part.reshape(len(batch.targets), -1).mean(1) for part in parts]
+        return torch.stack(parts).mean(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Which teacher it was."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
 
@@ -25,6 +26,8 @@ else:
 class LanguageModelLossConfig:
     """Where the head is, how much of the logits is there at a time, and which targets count."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
+
     head: Annotated[
         str,
         Meta(min_length=1, description="the model's last layer, by module name (lm_head in models "
@@ -34,9 +37,6 @@ class LanguageModelLossConfig:
     label_smoothing: Annotated[
         float, Meta(ge=0, lt=1, description="share of the target spread over all tokens")
     ] = 0.0
-    ignore: Annotated[
-        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
-    ] = None
 
 
 class LanguageModelLoss:
@@ -89,10 +89,8 @@ class LanguageModelLoss:
         return found
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """The mean over the targets.
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
+        """The mean over the targets that count.
 
         Raises:
             PluginError: there are not as many answers as targets.
@@ -101,17 +99,12 @@ class LanguageModelLoss:
         hidden, targets = outputs.hidden.flatten(0, -2), batch.targets.reshape(-1)
         if len(hidden) != len(targets):
             raise PluginError(f"language_model: {len(hidden)} answers for {len(targets)} targets")
-        weights = None
-        if batch.weights is not None:
-            rows = batch.weights.reshape(len(batch.weights), -1)
-            weights = rows.expand(-1, len(targets) // len(rows)).reshape(-1)
-        config = self.config
         return chunked_cross_entropy.chunked_cross_entropy(
             hidden,
             targets,
             outputs.head,
-            piece=config.piece,
-            label_smoothing=config.label_smoothing,
-            ignored=config.ignore,
-            sample_weights=weights,
+            piece=self.config.piece,
+            label_smoothing=self.config.label_smoothing,
+            ignored=batch.ignore_index,
+            weights=batch.counted.weights,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from forge_plugins.mathematics import answer_rows
     from forge_plugins.mathematics import lacking_margin as mathematics
 else:
     torch = LazyModule("torch")
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
     mathematics = LazyModule("forge_plugins.mathematics.lacking_margin")
 
 
@@ -38,27 +41,20 @@ class Margin:
         self.config = config
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
         """Outputs of shape (..., classes) against integer targets of shape (...)."""
-        del step
-        chosen = outputs.ndim == 3 and batch.positions is not None
-        if chosen and outputs.shape[1] != batch.targets.shape[1]:
-            outputs = outputs[:, batch.positions]  # a model that answers everywhere
-        flat, rows = batch.targets.reshape(-1), outputs.flatten(0, -2)
-        if len(rows) != len(flat):
-            raise PluginError(
-                f"margin: {len(rows)} outputs for {len(flat)} targets; the model must give one row "
-                "of logits for each target"
-            )
-        if rows.shape[-1] < 2:
+        del run, step
+        try:
+            logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
+        except ValueError as error:
+            raise PluginError(f"margin: {error}") from error
+        if logits.shape[-1] < 2:
             raise PluginError("margin: one class has no wrong answers; two or more are needed")
-        weights = (flat != run.settings.ignore_index).to(rows.dtype)
-        if batch.weights is not None:
-            given = batch.weights.reshape(len(batch.weights), -1).to(weights)
-            weights = weights * given.expand(-1, len(flat) // len(given)).reshape(-1)
-        known = torch.where(flat != run.settings.ignore_index, flat, 0).long()
-        total = weights.sum()
-        losses = mathematics.lacking_margin(rows, known) * weights
-        return losses.sum() / torch.where(total > 0, total, 1.0), total.detach()
+        known = torch.where(targets != batch.ignore_index, targets, 0).long()
+        return mathematics.lacking_margin(logits, known)
+
+    @hookimpl
+    def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
+        """What the targets count."""
+        del run
+        return [batch.counted.total]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
@@ -13,12 +13,16 @@ from forge_kernel.api import (
     Batch,
     Kind,
     LazyModule,
+    LossAnswer,
+    LossTerm,
     PluginError,
     PluginInfo,
     Run,
     Step,
     UseLoss,
     hookimpl,
+    loss_terms,
+    loss_weights,
 )
 
 if TYPE_CHECKING:
@@ -34,10 +38,8 @@ else:
 class Loss(Protocol):
     """What a nested plugin is asked for."""
 
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """Mean loss and its weight."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossAnswer:
+        """Values of which the kernel takes the mean."""
         ...
 
 
@@ -78,7 +80,7 @@ class MultiTaskConfig:
 class MultiTask:
     """Several losses over the named outputs of one model.
 
-    The weighted sum of the tasks' mean losses; its weight is the number of samples.
+    The weighted sum of the tasks' losses, each the mean over the task's own targets that count.
 
     Outputs and targets are mappings by task; a single output or target is every task's.
     """
@@ -90,6 +92,8 @@ class MultiTask:
         self._names = tuple(config.tasks)
         self._module: Any = None
         self._progress: Any = None
+        self._shown: dict[str, list[tuple[str, float]]] = {}  # of a task: terms and their scales
+        self._weights: Any = None  # adaptive ones of the step in progress
 
     @hookimpl
     def make_modules(self, run: Run) -> Mapping[str, nn.Module]:
@@ -101,40 +105,83 @@ class MultiTask:
         return {"task_uncertainty": self._module}
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """One loss of all tasks."""
-        losses: dict[str, Tensor] = {}
-        for name, loss in self.config.tasks.items():
-            part = dataclasses.replace(batch, targets=_part(batch.targets, name, "target"))
-            found, _ = cast(Loss, loss).compute_loss(
-                run, step, part, _part(outputs, name, "output")
-            )
-            losses[name] = found
-            if step.logs:
-                run.metrics.put(f"loss/{name}", found.detach())
-        return self._weighted(run, step, losses), _samples(batch.inputs)
-
-    def _weighted(self, run: Run, step: Step, losses: Mapping[str, Tensor]) -> Tensor:
-        fixed = torch.stack([torch.as_tensor(self.config.weights.get(n, 1.0)) for n in self._names])
-        stacked = torch.stack([losses[name] for name in self._names])
-        fixed = fixed.to(stacked)
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> list[LossTerm]:
+        """The terms of all tasks."""
+        factors = self._factors()
+        found: list[LossTerm] = []
+        for task, factor in zip(self._names, factors, strict=True):
+            loss = cast(Loss, self.config.tasks[task])
+            part = _task(batch, task)
+            answer = loss.compute_loss(run, step, part, _part(outputs, task, "output"))
+            found += self._terms(task, loss_terms(answer), factor, part)
         if self._module is not None:
-            learned: Tensor = self._module(stacked * fixed)
-            return learned
-        if self.config.weighting == "fixed":
-            return (stacked * fixed).sum()
+            found.append(LossTerm(self._module.penalty()))
+        return found
+
+    def _terms(
+        self, task: str, terms: Sequence[LossTerm], factor: float | Tensor, part: Batch
+    ) -> list[LossTerm]:
+        """A task's terms, under its name, times its factor."""
+        fixed = self.config.weights.get(task, 1.0)
+        one = len(terms) == 1
+        names = [
+            f"loss/{task}" if one else f"loss/{task}/{term.name or number}"
+            for number, term in enumerate(terms)
+        ]
+        self._shown[task] = [
+            (name, float(torch.as_tensor(term.scale).detach()))
+            for name, term in zip(names, terms, strict=True)
+        ]
+        return [
+            dataclasses.replace(
+                term,
+                scale=term.scale * fixed * factor,
+                counted=term.counted or part.counted,
+                name=name,
+            )
+            for name, term in zip(names, terms, strict=True)
+        ]
+
+    def _factors(self) -> Sequence[float | Tensor]:
+        """What each task's loss is multiplied by besides its fixed weight."""
+        if self._module is not None:
+            factors: Tensor = self._module.factors()
+            return list(factors.unbind())
+        if self.config.weighting == "fixed" or self._progress is None:
+            return [1.0] * len(self._names)
+        self._weights = self._progress.weights(self.config.temperature)
+        return list(self._weights.unbind())
+
+    @hookimpl
+    def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
+        """What each task's terms count."""
+        found: list[float | Tensor] = []
+        for task, loss in self.config.tasks.items():
+            found += loss_weights(loss, run, _task(batch, task))
+        return [*found, batch.counted.total] if self._module is not None else found
+
+    @hookimpl
+    def on_step_end(self, run: Run, step: Step) -> None:
+        """Take the tasks' means of the step into the averages of the adaptive weighting."""
+        del run
+        if self.config.weighting != "adaptive" or not self._shown:
+            return
+        means = [
+            torch.stack([step.losses[name] * scale for name, scale in self._shown[task]]).sum()
+            for task in self._names
+        ]
         if self._progress is None:
             self._progress = task_weights.RateOfFall(len(self._names), self.config.decay)
-        if torch.is_grad_enabled():  # a validation leaves the averages alone
-            self._progress.take(stacked.detach())
-        adaptive = self._progress.weights(self.config.temperature, like=stacked)
-        if step.logs:
-            for name, weight in zip(self._names, adaptive, strict=True):
-                run.metrics.put(f"weight/{name}", weight)
-        total: Tensor = (stacked * fixed * adaptive).sum()
-        return total
+        self._progress.take(torch.stack(means))
+
+    @hookimpl
+    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+        """The tasks' losses over the whole optimizer step, and their adaptive weights."""
+        del run
+        found: dict[str, Tensor | None] = dict(step.losses)
+        if self._weights is not None:
+            found |= {f"weight/{n}": w for n, w in zip(self._names, self._weights, strict=True)}
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of the adaptive weighting."""
@@ -156,6 +203,6 @@ def _part(values: Any, name: str, what: str) -> Any:
     return values[name]
 
 
-def _samples(inputs: Any) -> int:
-    found = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
-    return len(found)
+def _task(batch: Batch, task: str) -> Batch:
+    """The batch with one task's targets."""
+    return dataclasses.replace(batch, targets=_part(batch.targets, task, "target"))

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import (
+    Batch,
+    Kind,
+    LazyModule,
+    LossTerm,
+    PluginError,
+    PluginInfo,
+    Run,
+    Step,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import functional
+
+    from forge_plugins.mathematics import answer_rows
 else:
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
     functional = LazyModule("torch.nn.functional")
 
 
@@ -36,7 +50,7 @@ class RegressionConfig:
 class Regression:
     """Squared, absolute or Huber distance from numbers.
 
-    Mean over samples of each sample's mean distance.
+    Mean over samples of each sample's mean distance. Every number counts, whatever it is.
     """
 
     info = PluginInfo(
@@ -47,26 +61,26 @@ class Regression:
         self.config = config
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """Outputs and targets of the same shape, or of the same number of entries."""
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> LossTerm:
+        """Outputs and targets of the same shape but for dimensions of 1.
+
+        Raises:
+            PluginError: the shapes differ.
+        """
         del run, step
-        targets = batch.targets.to(outputs.dtype)
-        if targets.shape != outputs.shape and targets.numel() == outputs.numel():
-            targets = targets.view_as(outputs)
-        if targets.shape != outputs.shape:
-            raise PluginError(
-                f"regression: outputs of shape {tuple(outputs.shape)} for targets of shape "
-                f"{tuple(targets.shape)}"
-            )
-        distances = self._distances(outputs, targets)
-        if batch.weights is None:
-            return distances.mean(), len(distances)
-        weights = batch.weights.to(distances)
-        total = weights.sum()
+        try:
+            numbers, wanted = answer_rows.number_pairs(outputs, batch.targets)
+        except ValueError as error:
+            raise PluginError(f"regression: {error}") from error
+        distances = self._distances(numbers, wanted)
         each = distances.reshape(len(distances), -1).mean(1)
-        return (each * weights).sum() / total.clamp_min(1e-30), total.detach()
+        return LossTerm(each, counted=batch.as_numbers().counted)
+
+    @hookimpl
+    def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
+        """What the samples count."""
+        del run
+        return [batch.as_numbers().counted.total]
 
     def _distances(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.config.distance == "squared":

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_NEVER = -(2**40)  # no target is this one: torch's own default, -100, would be passed over
-
 
 def chunked_cross_entropy(
     hidden: Tensor,
@@ -18,10 +16,10 @@ def chunked_cross_entropy(
     *,
     piece: int,
     label_smoothing: float = 0.0,
-    ignored: int | None = None,
-    sample_weights: Tensor | None = None,
-) -> tuple[Tensor, float | Tensor]:
-    """The mean cross-entropy of `head(hidden)`, and what it was taken over.
+    ignored: int = -100,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The mean cross-entropy of `head(hidden)`.
 
     The gradients of a piece are taken while its logits are there and kept for backward, so that
     neither pass holds more than one piece of logits, and the head is computed once. Values are in
@@ -33,25 +31,20 @@ def chunked_cross_entropy(
         head: gives logits (m, vocabulary) of (m, width); its parameters get their gradients.
         piece: rows of logits at a time.
         label_smoothing: share of the target that is spread over all classes.
-        ignored: a target that counts as nothing.
-        sample_weights: shape (n,), or None for equal weights.
+        ignored: the target that counts for nothing: its loss is 0.
+        weights: what each target counts, shape (n,), without gradient; None: each 1.
 
     Returns:
-        The mean (0-d), and the number of targets or the sum of their weights. Without anything to
-        average both are 0.
+        The mean over the weights (0-d); 0 where nothing counts.
     """
-    weights = None if sample_weights is None else sample_weights.detach().float()
-    if ignored is not None:
-        counted = (targets != ignored).float()
-        weights = counted if weights is None else weights * counted
     total: float | Tensor = len(targets) if weights is None else weights.sum()
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    options = (piece, label_smoothing, _NEVER if ignored is None else ignored)
+    options = (piece, label_smoothing, ignored)
     apply: Any = _Sum.apply
     summed: Tensor = apply(hidden, targets, weights, head, options, *parameters)
     if isinstance(total, Tensor):
-        return summed / torch.where(total > 0, total, 1.0), total
-    return summed / (total or 1.0), total
+        return summed / torch.where(total > 0, total, 1.0)
+    return summed / (total or 1.0)
 
 
 class _Sum(torch.autograd.Function):

@@ -1,11 +1,13 @@
 """Counts of classes found and missed, and the shares that follow from them.
 
-Counts are whole numbers on the device, so that those of batches and of processes add up exactly;
-what is a mean over a set is taken from its sums, never from the means of its batches.
+Counts are doubles on the device: those of whole numbers, of batches and of processes, add up
+exactly, and targets may count less or more than 1. What is a mean over a set is taken from its
+sums, never from the means of its batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -21,7 +23,7 @@ BY_CLASS: Final[tuple[ByClass, ...]] = (
 
 
 def hit_counts(
-    logits: Tensor, targets: Tensor, ranks: Sequence[int] = (1,), ignored: int | None = None
+    logits: Tensor, targets: Tensor, ranks: Sequence[int] = (1,), weights: Tensor | None = None
 ) -> Tensor:
     """How many targets are among the likeliest classes, and how many targets there are.
 
@@ -30,12 +32,14 @@ def hit_counts(
         targets: shape (n,), integers.
         ranks: for each k, targets among the k likeliest classes are counted; 1 is the first of the
             largest logits.
-        ignored: a target that counts as nothing.
+        weights: what each target counts, shape (n,); None: each 1.
 
     Returns:
-        int64, shape (len(ranks) + 1,); the number of targets stands last.
+        float64, shape (len(ranks) + 1,); what all targets count stands last. NaN where a row that
+        counts has an answer that is no number: nothing was answered.
     """
-    counted = torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+    exact = _exact(logits.device)
+    counts = _counts(targets, weights, exact)
     found = []
     for k in ranks:
         if k == 1:
@@ -43,42 +47,66 @@ def hit_counts(
         else:
             likely = logits.topk(min(k, logits.shape[-1])).indices
             hits = (likely == targets.unsqueeze(1)).any(1)
-        found.append((hits & counted).sum())
-    return torch.stack([*found, counted.sum()])
+        found.append((hits * counts).sum())
+    return torch.stack([*found, counts.sum() + _no_number(logits, counts)])
 
 
-def class_counts(logits: Tensor, targets: Tensor, ignored: int | None = None) -> Tensor:
+def no_counts(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    """The counts of a set without a target."""
+    place = torch.device(device)
+    return torch.zeros(shape, dtype=_exact(place), device=place)
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """Whole numbers up to 2^53 (2^24 on a device without doubles) are exact in it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _counts(targets: Tensor, weights: Tensor | None, exact: torch.dtype) -> Tensor:
+    if weights is None:
+        return torch.ones(len(targets), dtype=exact, device=targets.device)
+    return weights.to(exact)
+
+
+def _no_number(logits: Tensor, counts: Tensor) -> Tensor:
+    """NaN when a row that counts holds NaN or has no finite largest logit; else 0."""
+    wrong = ~torch.isfinite(logits.amax(-1)) & (counts > 0)
+    return torch.where(wrong.any(), torch.nan, 0.0).to(counts)
+
+
+def class_counts(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Hits, answers and targets of each class.
 
     Args:
         logits: shape (n, classes).
-        targets: shape (n,), integers in 0 .. classes - 1 or `ignored`.
-        ignored: a target that counts as nothing, and so does its answer.
+        targets: shape (n,), integers in 0 .. classes - 1 where they count.
+        weights: what each target counts, shape (n,), and so does its answer; None: each 1.
 
     Returns:
-        int64, shape (3, classes).
+        float64, shape (3, classes); NaN as in `hit_counts`.
 
     Raises:
-        ValueError: a target is none of the classes.
+        ValueError: a target that counts is none of the classes.
     """
     classes = logits.shape[-1]
-    # place 0 takes what counts as nothing; what is below 0 has no place, which bincount refuses
-    answers, wanted = logits.argmax(-1) + 1, torch.where(targets < 0, -1, targets + 1)
-    if ignored is not None:
-        counted = targets != ignored
-        answers, wanted = answers * counted, wanted * counted
+    counts = _counts(targets, weights, _exact(logits.device))
+    counted = counts > 0
+    # place 0 takes what counts for nothing; what is below 0 has no place, which bincount refuses
+    answers = (logits.argmax(-1) + 1) * counted
+    wanted = torch.where(targets < 0, -1, targets + 1) * counted
     hits = torch.where(answers == wanted, wanted, 0)
     try:
-        counts = [torch.bincount(one, minlength=classes + 1) for one in (hits, answers, wanted)]
+        found = [
+            torch.bincount(one, counts, minlength=classes + 1) for one in (hits, answers, wanted)
+        ]
     except RuntimeError as error:
         raise ValueError(
-            "a target is below 0, which is no class: name the one that counts as nothing (ignore)"
+            "a target is below 0, which is no class: the target that counts for nothing is named "
+            "by run.ignore_index"
         ) from error
-    if len(counts[2]) > classes + 1:
-        raise ValueError(
-            f"a target is {len(counts[2]) - 2}, and the classes are 0 to {classes - 1}"
-        )
-    return torch.stack(counts)[:, 1:]
+    if len(found[2]) > classes + 1:
+        raise ValueError(f"a target is {len(found[2]) - 2}, and the classes are 0 to {classes - 1}")
+    return torch.stack(found)[:, 1:] + _no_number(logits, counts)
 
 
 def class_figures(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[str, float]:
@@ -97,12 +125,15 @@ def class_figures(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[s
     hits, answers, targets = counts.double().cpu()
     if not float(targets.sum()):
         return {}
+    if bool(targets.isnan().any()):
+        return dict.fromkeys(names, math.nan)
     occurs = (answers + targets) > 0
-    f1 = 2 * hits / (answers + targets).clamp_min(1)
+    tiny = torch.finfo(torch.float64).tiny  # a class that does not occur: 0 / tiny is 0
+    f1 = 2 * hits / (answers + targets).clamp_min(tiny)
     found = {
         "f1": f1[occurs].mean(),
-        "precision": (hits / answers.clamp_min(1))[occurs].mean(),
-        "recall": (hits / targets.clamp_min(1))[occurs].mean(),
+        "precision": (hits / answers.clamp_min(tiny))[occurs].mean(),
+        "recall": (hits / targets.clamp_min(tiny))[occurs].mean(),
         "f1_micro": 2 * hits.sum() / (answers + targets).sum(),
         "precision_micro": hits.sum() / answers.sum(),
         "recall_micro": hits.sum() / targets.sum(),

@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_NEVER = -(2**40)
-"""No target is this one: torch's own default, -100, would be passed over in silence."""
-
 
 def no_sums(device: torch.device | str) -> Tensor:
     """The sums of a set without a target."""
@@ -21,25 +18,26 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def cross_entropy_sums(logits: Tensor, targets: Tensor, ignored: int | None = None) -> Tensor:
-    """The plain cross-entropy of a batch, summed, and the number of its targets.
+def cross_entropy_sums(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, ignored: int = -100
+) -> Tensor:
+    """The plain cross-entropy of a batch, summed, and what its targets count.
 
     Args:
         logits: shape (n, classes).
         targets: shape (n,), integers.
-        ignored: a target that counts as nothing.
+        weights: what each target counts, shape (n,); None: each 1.
+        ignored: the target that counts for nothing: it needs not be a class.
 
     Returns:
         Shape (2,), float64 (float32 where the device has no other): nats, targets.
     """
     exact = _exact(logits.device)
-    passed_over = _NEVER if ignored is None else ignored
-    each = functional.cross_entropy(
-        logits.float(), targets, reduction="none", ignore_index=passed_over
-    )
-    count = targets.numel() if ignored is None else (targets != ignored).sum()
-    total = each.to(exact).sum()
-    return torch.stack([total, torch.as_tensor(count, device=total.device).to(exact)])
+    each = functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=ignored)
+    if weights is None:
+        return torch.stack([each.to(exact).sum(), each.new_full((), len(each), dtype=exact)])
+    own = weights.to(exact)
+    return torch.stack([torch.where(own > 0, each.to(exact), 0.0) @ own, own.sum()])
 
 
 def perplexity(nats: float) -> float:

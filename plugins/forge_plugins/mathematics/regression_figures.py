@@ -17,24 +17,35 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def regression_sums(outputs: Tensor, targets: Tensor) -> Tensor:
+def regression_sums(outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """What a batch brings: count, mean and squared deviation of the targets, both distances.
 
     Args:
         outputs: numbers, any shape.
-        targets: as many.
+        targets: as many, in the same order.
+        weights: what each number counts, as many; None: each 1.
 
     Returns:
-        float64, shape (5,): count, mean of the targets, sum of squares about that mean, sum of
-        squared differences, sum of absolute differences. An empty batch gives zeros.
+        float64, shape (5,): what the numbers count, mean of the targets, sum of squares about that
+        mean, sum of squared differences, sum of absolute differences. An empty batch gives zeros.
     """
     exact = _exact(targets.device)
     wanted = targets.detach().to(exact).reshape(-1)
     apart = outputs.detach().to(exact).reshape(-1) - wanted
-    count = wanted.new_full((), float(wanted.numel()))
-    mean = wanted.sum() / count.clamp_min(1)
-    spread = (wanted - mean).square().sum()
-    return torch.stack([count, mean, spread, apart.square().sum(), apart.abs().sum()])
+    if weights is None:
+        own = torch.ones_like(wanted)
+    else:
+        own = weights.detach().to(exact).reshape(-1)
+        wanted, apart = torch.where(own > 0, wanted, 0.0), torch.where(own > 0, apart, 0.0)
+    count = own.sum()
+    mean = (own * wanted).sum() / _divisor(count)
+    spread = (own * (wanted - mean).square()).sum()
+    squares, distances = (own * apart.square()).sum(), (own * apart.abs()).sum()
+    return torch.stack([count, mean, spread, squares, distances])
+
+
+def _divisor(count: Tensor) -> Tensor:
+    return torch.where(count > 0, count, 1.0)
 
 
 def merged(first: Tensor, second: Tensor) -> Tensor:
@@ -45,7 +56,7 @@ def merged(first: Tensor, second: Tensor) -> Tensor:
     """
     count = first[0] + second[0]
     shift = second[1] - first[1]
-    share = second[0] / count.clamp_min(1)
+    share = second[0] / _divisor(count)
     mean = first[1] + shift * share
     spread = first[2] + second[2] + shift.square() * first[0] * share
     return torch.stack([count, mean, spread, first[3] + second[3], first[4] + second[4]])
@@ -62,7 +73,7 @@ def regression_figures(sums: Tensor, add: Callable[[Tensor], Tensor]) -> dict[st
         Empty without a number; without `r2` when all targets are equal.
     """
     plain = add(torch.stack([sums[0], sums[0] * sums[1], sums[3], sums[4]]))
-    count = plain[0].clamp_min(1)
+    count = _divisor(plain[0])
     mean = plain[1] / count
     spread = float(add(sums[2] + sums[0] * (sums[1] - mean).square()))
     numbers, _, squares, distances = plain.tolist()

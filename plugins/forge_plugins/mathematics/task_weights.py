@@ -20,9 +20,17 @@ class Uncertainty(nn.Module):
         self.names = tuple(names)
         self.log_variance = nn.Parameter(torch.zeros(len(self.names)))
 
+    def factors(self) -> Tensor:
+        """`exp(-s_i)`, shape (tasks,)."""
+        return torch.exp(-self.log_variance)
+
+    def penalty(self) -> Tensor:
+        """`sum_i s_i / 2`, 0-d."""
+        return 0.5 * self.log_variance.sum()
+
     def forward(self, losses: Tensor) -> Tensor:
         """The total of losses of shape (tasks,)."""
-        return (torch.exp(-self.log_variance) * losses + 0.5 * self.log_variance).sum()
+        return (self.factors() * losses).sum() + self.penalty()
 
 
 class RateOfFall(nn.Module):
@@ -63,8 +71,9 @@ class RateOfFall(nn.Module):
             average.copy_(torch.where(finite, taken, average))
         self.steps += finite
 
-    def weights(self, temperature: float, *, like: Tensor) -> Tensor:
-        """Shape (count,); equal before the first step."""
+    def weights(self, temperature: float, *, like: Tensor | None = None) -> Tensor:
+        """Shape (count,), of the dtype and on the device of `like`; equal before the first step."""
+        like = self.averages[0] if like is None else like
         steps, averages = self.steps.to(like.device), self.averages.to(like.device)
         fast, slow = (
             average / (1.0 - decay ** steps.double())

@@ -103,14 +103,10 @@ class ScheduleFree:
         return made  # type: ignore[no-any-return]
 
     @hookimpl
-    def on_run_start(self, run: Run) -> None:
-        """Make the model that is validated."""
-        self._shadow = shadow_model.ShadowModel(run.model)
-
-    @hookimpl
     def compute_evaluation_model(self, run: Run) -> nn.Module:
         """The model of the averaged weights, taken now."""
-        assert self._shadow is not None, "the run has started"
+        if self._shadow is None:
+            self._shadow = shadow_model.ShadowModel(run.model)
         share = 1.0 - 1.0 / self.config.momentum
         for own, point in zip(self._shadow.weights(), run.model.parameters(), strict=True):
             iterate = self._optimizer.state.get(point, {}).get("z")

@@ -23,6 +23,12 @@ class BestCheckpointConfig:
     min_delta: Annotated[
         float, Meta(ge=0, description="a figure is better when it is so by more than this")
     ] = 0.0
+    not_before: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="validations before this step are not looked at; null: none is looked at "
+             "before the network is what will be exported (levels still being blended in); a "
+             "number: from that step on, whatever the network is"),
+    ] = None  # fmt: skip
 
 
 class BestCheckpoint:
@@ -43,6 +49,8 @@ class BestCheckpoint:
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Compare and ask."""
         value = figures.get(self.config.metric)
+        if run.progress.step < (self.config.not_before or 0):
+            return
         if value is not None and self._best.better(value):
             run.request("save", tag="best")
 

@@ -42,6 +42,12 @@ class CapabilitiesConfig:
             description="what to watch, by a name of yours",
         ),
     ] = field(default_factory=lambda: {"learned": Capability(figure="accuracy", threshold=0.95)})
+    not_before: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="validations before this step are not looked at; null: none is looked at "
+             "before the network is what will be exported (levels still being blended in); a "
+             "number: from that step on, whatever the network is"),
+    ] = None  # fmt: skip
 
 
 class Track:
@@ -65,7 +71,7 @@ class Track:
     def take(self, value: float, step: int) -> str | None:
         """Take in a figure; `acquired` or `lost` when that is what has happened."""
         self.best.better(value)
-        self.latest = value if math.isfinite(value) else None
+        self.latest = value
         if not self.capability.holds(value):
             lost = self.acquired_step is not None
             self.held, self.acquired_step = 0, None
@@ -121,11 +127,15 @@ class Capabilities:
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Compare each figure with its threshold."""
         step = run.progress.step
+        if step < (self.config.not_before or 0):
+            return
         for name, track in self._tracks.items():
             wanted = track.capability
             if wanted.figure not in figures:
                 continue
             value = figures[wanted.figure]
+            if not math.isfinite(value):
+                continue  # nothing was measured
             change = track.take(value, step)
             if change is None:
                 continue

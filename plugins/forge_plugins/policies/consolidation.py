@@ -40,6 +40,12 @@ class ConsolidationConfig:
     mode: Annotated[
         Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
     ] = "min"
+    not_before: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="validations before this step are not looked at; null: none is looked at "
+             "before the network is what will be exported (levels still being blended in); a "
+             "number: from that step on, whatever the network is"),
+    ] = None  # fmt: skip
 
 
 def _needs(config: ConsolidationConfig) -> tuple[str, ...]:
@@ -112,7 +118,8 @@ class Consolidation:
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Judge the weights drawn, remember the best, keep those that are to be drawn."""
-        if self.config.metric not in figures:
+        early = run.progress.step < (self.config.not_before or 0)
+        if early or self.config.metric not in figures:
             return
         value = figures[self.config.metric]
         stage, self._stage = self._stage, "idle"

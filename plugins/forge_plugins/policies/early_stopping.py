@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -29,10 +30,11 @@ class EarlyStoppingConfig:
         float, Meta(ge=0, description="a figure is better when it is so by more than this")
     ] = 0.0
     not_before: Annotated[
-        int,
-        Meta(ge=0, description="validations before this step count for nothing: the figures of a "
-             "warm-up, or of weights that are not quantized yet, are of another model"),
-    ] = 0  # fmt: skip
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="validations before this step are not looked at; null: none is looked at "
+             "before the network is what will be exported (levels still being blended in); a "
+             "number: from that step on, whatever the network is"),
+    ] = None  # fmt: skip
     restore_best: Annotated[
         bool, Meta(description="end with the weights of the best validation")
     ] = False
@@ -58,10 +60,12 @@ class EarlyStopping:
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """Keep the best, or lose patience."""
         config = self.config
-        early = run.progress.step < config.not_before
-        if self._over or early or config.metric not in figures:
+        value = figures.get(config.metric, math.nan)
+        if self._over or run.progress.step < (config.not_before or 0):
             return
-        if self._best.better(figures[config.metric]):
+        if not math.isfinite(value):
+            return  # nothing was measured: neither better nor worse
+        if self._best.better(value):
             self._waited = 0
             if config.restore_best:
                 run.request("save", tag=TAG)

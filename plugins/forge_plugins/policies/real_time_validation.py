@@ -71,7 +71,10 @@ class RealTimeValidation:
     """
 
     info = PluginInfo(
-        name="real_time_validation", kind=Kind.POLICIES, config=RealTimeValidationConfig
+        name="real_time_validation",
+        kind=Kind.POLICIES,
+        config=RealTimeValidationConfig,
+        hears_unfinished=True,  # of how long they take
     )
 
     def __init__(self, config: RealTimeValidationConfig) -> None:

@@ -54,10 +54,14 @@ class RowNorm:
         self._watched = [
             parameter.detach()
             for name, parameter in run.named_parameters()
-            if parameter.ndim == 2 and any(fnmatch.fnmatchcase(name, each) for each in patterns)
+            if parameter.requires_grad
+            and parameter.ndim == 2
+            and any(fnmatch.fnmatchcase(name, each) for each in patterns)
         ]
         if not self._watched:
-            raise PluginError(f"row_norm: no matrix has a name like {list(patterns)}")
+            raise PluginError(
+                f"row_norm: no matrix that is trained has a name like {list(patterns)}"
+            )
 
     @hookimpl
     def on_weights(self, run: Run, step: Step) -> None:

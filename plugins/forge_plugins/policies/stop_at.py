@@ -22,6 +22,12 @@ class StopAtConfig:
     mode: Annotated[
         Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
     ] = "max"
+    not_before: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="validations before this step are not looked at; null: none is looked at "
+             "before the network is what will be exported (levels still being blended in); a "
+             "number: from that step on, whatever the network is"),
+    ] = None  # fmt: skip
 
 
 class StopAt:
@@ -42,7 +48,7 @@ class StopAt:
         """Compare."""
         config = self.config
         value = figures.get(config.metric)
-        if value is None:
+        if value is None or run.progress.step < (config.not_before or 0):
             return
         reached = value >= config.threshold if config.mode == "max" else value <= config.threshold
         if reached:

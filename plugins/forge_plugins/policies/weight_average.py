@@ -48,22 +48,24 @@ class WeightAverage:
         self._loaded: dict[str, Any] | None = None
         self._count = 0
 
-    def _ready(self) -> ShadowModel:
-        assert self._shadow is not None, "the run has started"
+    def _ready(self, run: Run) -> ShadowModel:
+        """The average: of the weights as they are, or of the checkpoint, when first asked for."""
+        if self._shadow is None:
+            self._shadow = shadow_model.ShadowModel(run.model)
+            if self._loaded is not None:
+                self._shadow.put(self._loaded)
+                self._loaded = None
         return self._shadow
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Begin with the weights as they are, or with those of the checkpoint."""
-        self._shadow = shadow_model.ShadowModel(run.model)
-        if self._loaded is not None:
-            self._shadow.put(self._loaded)
-            self._loaded = None
+        _ = self._ready(run)
 
     @hookimpl
     def on_step_end(self, run: Run, step: Step) -> None:
         """One step of the average."""
-        shadow = self._ready()
+        shadow = self._ready(run)
         mine = shadow.weights()
         theirs = [parameter.detach() for parameter in run.model.parameters()]
         if step.number <= self.config.start_step:
@@ -79,8 +81,7 @@ class WeightAverage:
     @hookimpl
     def compute_evaluation_model(self, run: Run) -> nn.Module:
         """The averaged model."""
-        del run
-        return self._ready().model
+        return self._ready(run).model
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights and the steps that went into them."""

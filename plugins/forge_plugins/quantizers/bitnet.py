@@ -302,6 +302,21 @@ class BitNet:
         control.sparsity = self.config.target_sparsity * ramp
 
     @hookimpl
+    def unfinished(self, run: Run) -> str | None:
+        """Levels or zeros that are still on their way."""
+        del run
+        control = self._control
+        if control is None or not self._layers:
+            return None
+        if control.blend < 1.0:
+            return f"bitnet: the levels are blended in at {control.blend:.3g}"
+        if control.sparsity < self.config.target_sparsity:
+            return (
+                f"bitnet: the sparsity is {control.sparsity:.3g} of {self.config.target_sparsity:g}"
+            )
+        return None
+
+    @hookimpl
     def on_weights_changed(self, run: Run) -> None:
         """The kept quantized weights are of the old ones."""
         for layer in self._layers.values():

@@ -65,7 +65,10 @@ class CompositeConfig:
     ] = "run"
     join: Annotated[
         Literal["scale", "jump"],
-        Meta(description="scale: a new schedule is scaled to begin at the rate that the last had"),
+        Meta(
+            description="scale: a new schedule is scaled to begin at the rate that the last had, "
+            "unless that was 0; jump: it begins at its own"
+        ),
     ] = "scale"
 
     def __post_init__(self) -> None:
@@ -147,7 +150,7 @@ class Composite:
         if self.config.clock == "switch":
             asked = dataclasses.replace(step, number=step.number - self._began)
         found = active.compute_rates(run, asked)
-        if self._joining and self.config.join == "scale" and self._last is not None:
+        if self._joining and self.config.join == "scale" and self._last:  # 0 has no scale
             if _first(found) == 0.0:
                 raise PluginError(
                     f"composite: schedules[{self._active}] begins at 0, which cannot be scaled to "

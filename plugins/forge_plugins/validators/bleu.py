@@ -88,6 +88,9 @@ class BleuMeter:
         config, row = self._config, batch.inputs
         if batch.targets.shape == row.shape:  # the last target is one more token of the text
             row = torch.cat([row, batch.targets[:, -1:]], 1)
+        counts = batch.counted.samplewise()
+        if counts is not None:
+            row = row[counts > 0]
         if config.windows is not None:
             row = row[: max(0, config.windows - self._windows)]
         prompts, follows = row[:, : config.prompt], row[:, config.prompt :][:, : config.tokens]
@@ -97,8 +100,12 @@ class BleuMeter:
         model, context = self._run.active_model, self._run.data.spec.sequence
         written = continuation.greedy_continuation(model, prompts, follows.shape[1], context)
         decode = self._tokenizer.decode
+        texts = [
+            [token for token in one if token != batch.ignore_index] for one in follows.tolist()
+        ]
         found = self._score.corpus_score(
-            [decode(one) for one in written.tolist()], [[decode(one) for one in follows.tolist()]]
+            [decode(one[: len(text)]) for one, text in zip(written.tolist(), texts, strict=True)],
+            [[decode(text) for text in texts]],
         )
         counts = torch.tensor([*found.counts, *found.totals, found.sys_len, found.ref_len])
         self._counts = counts if self._counts is None else self._counts + counts

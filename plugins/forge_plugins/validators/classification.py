@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -26,6 +26,8 @@ else:
 class ClassificationConfig:
     """Which further figures, and of what."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
+
     top_k: Annotated[
         tuple[Annotated[int, Meta(ge=2)], ...],
         Meta(description="also the share of targets among the k likeliest classes, for these k"),
@@ -43,9 +45,6 @@ class ClassificationConfig:
             "(macro), weighted by their targets, or over all answers alike (micro)"
         ),
     ] = ()  # fmt: skip
-    ignore: Annotated[
-        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
-    ] = None
     in_training: Annotated[
         bool,
         Meta(description="also the accuracy of the training batches of a step that ends a log "
@@ -69,15 +68,12 @@ class ClassMeter:
 
     Args:
         names: of figures by class.
-        ignored: a target that counts as nothing.
         device: where the counts of a process without a batch stand.
     """
 
-    def __init__(
-        self, names: Sequence[ByClass], ignored: int | None = None, device: Any = "cpu"
-    ) -> None:
+    def __init__(self, names: Sequence[ByClass], device: Any = "cpu") -> None:
         self._names = tuple(names)
-        self._ignored, self._device = ignored, device
+        self._device = device
         self.goals: Mapping[str, Goal] = dict.fromkeys(self._names, "max")
         self._counts: Tensor | None = None
 
@@ -88,8 +84,11 @@ class ClassMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count."""
         del loss, weight
-        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
-            found = class_figures.class_counts(logits, targets, self._ignored)
+        weights = batch.counted.weights
+        pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
+        for logits, targets, rows in pieces:
+            own = None if weights is None else weights[rows]
+            found = class_figures.class_counts(logits, targets, own)
             self._counts = found if self._counts is None else self._counts + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
@@ -104,7 +103,7 @@ class ClassMeter:
         if not having:
             return {}
         if own is None:
-            own = torch.zeros((3, classes // having), dtype=torch.int64, device=self._device)
+            own = class_figures.no_counts((3, classes // having), self._device)
         return class_figures.class_figures(add(own), self._names)
 
 
@@ -113,15 +112,12 @@ class AccuracyMeter:
 
     Args:
         top_k: numbers of classes among which the target may be.
-        ignored: a target that counts as nothing.
         device: where the counts stand.
     """
 
-    def __init__(
-        self, top_k: Sequence[int] = (), ignored: int | None = None, device: Any = "cpu"
-    ) -> None:
+    def __init__(self, top_k: Sequence[int] = (), device: Any = "cpu") -> None:
         self._ranks = (1, *top_k)
-        self._ignored, self._device = ignored, device
+        self._device = device
         self.goals: Mapping[str, Goal] = dict.fromkeys(self._names(), "max")
         self._counts: Tensor | None = None
 
@@ -135,15 +131,18 @@ class AccuracyMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Count targets found; outputs (..., classes) against integer targets (...)."""
         del loss, weight
-        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
-            found = class_figures.hit_counts(logits, targets, self._ranks, self._ignored)
+        weights = batch.counted.weights
+        pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
+        for logits, targets, rows in pieces:
+            own = None if weights is None else weights[rows]
+            found = class_figures.hit_counts(logits, targets, self._ranks, own)
             self._counts = found if self._counts is None else self._counts + found
 
     def counts(self) -> Tensor:
         """Targets found for each k, then all targets; zeros before the first batch."""
         if self._counts is not None:
             return self._counts
-        return torch.zeros(len(self._ranks) + 1, dtype=torch.int64, device=self._device)
+        return class_figures.no_counts((len(self._ranks) + 1,), self._device)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Shares in [0, 1]; nothing when no target was seen."""
@@ -176,7 +175,7 @@ class TrainingAccuracy:
         """`accuracy` (0-d) over all processes; None for another step than the one counted."""
         if run.progress.step != self._step:
             return {"accuracy": None}
-        hits, total = run.strategy.reduce(self._meter.counts()).double()
+        hits, total = run.strategy.reduce(self._meter.counts())
         return {"accuracy": hits / total}  # without a target: 0 / 0, which is "not measured"
 
 
@@ -200,10 +199,10 @@ class Classification:
         """One meter for shares of hits, one for figures by class."""
         config, device = self.config, run.device
         if config.in_training:
-            self._training = TrainingAccuracy(AccuracyMeter((), config.ignore, device))
-        meters: list[Meter] = [AccuracyMeter(config.top_k, config.ignore, device)]
+            self._training = TrainingAccuracy(AccuracyMeter((), device))
+        meters: list[Meter] = [AccuracyMeter(config.top_k, device)]
         if config.by_class:
-            meters.append(ClassMeter(config.by_class, config.ignore, device))
+            meters.append(ClassMeter(config.by_class, device))
         return meters
 
     @hookimpl

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-from msgspec import Meta
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
 
@@ -23,25 +21,22 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
-    """Which targets count."""
+    """No settings: which targets count is said by the run."""
 
-    ignore: Annotated[
-        int | None, Meta(description="a target that counts as nothing, such as padding; null: none")
-    ] = None
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
 
 class PerplexityMeter:
     """Sums the plain cross-entropy, whatever the training loss adds to it (smoothing, terms).
 
     Args:
-        ignored: a target that counts as nothing.
         device: where the sums of a process without a batch stand.
     """
 
     goals: Mapping[str, Goal] = {"perplexity": "min", "bits_per_token": "min"}
 
-    def __init__(self, ignored: int | None = None, device: Any = "cpu") -> None:
-        self._ignored, self._device = ignored, device
+    def __init__(self, device: Any = "cpu") -> None:
+        self._device = device
         self._sums: Tensor | None = None
 
     def reset(self) -> None:
@@ -51,8 +46,11 @@ class PerplexityMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Take in outputs (..., classes) and integer targets (...)."""
         del loss, weight
-        for logits, targets in answer_rows.answer_pieces(outputs, batch.targets, batch.positions):
-            found = language_figures.cross_entropy_sums(logits, targets, self._ignored)
+        weights = batch.counted.weights
+        pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
+        for logits, targets, rows in pieces:
+            own = None if weights is None else weights[rows]
+            found = language_figures.cross_entropy_sums(logits, targets, own, batch.ignore_index)
             self._sums = found if self._sums is None else self._sums + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
@@ -90,4 +88,4 @@ class LanguageModel:
     @hookimpl
     def make_meters(self, run: Run) -> Sequence[Meter]:
         """One meter."""
-        return [PerplexityMeter(self.config.ignore, run.device)]
+        return [PerplexityMeter(run.device)]

@@ -11,8 +11,9 @@ from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, R
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forge_plugins.mathematics import regression_figures
+    from forge_plugins.mathematics import answer_rows, regression_figures
 else:
+    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
     regression_figures = LazyModule("forge_plugins.mathematics.regression_figures")
 
 
@@ -39,9 +40,13 @@ class RegressionMeter:
         self._sums = None
 
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
-        """Take in outputs and targets with the same number of entries."""
+        """Take in outputs and targets of the same shape but for dimensions of 1."""
         del loss, weight
-        found = regression_figures.regression_sums(outputs, batch.targets)
+        numbers, wanted = answer_rows.number_pairs(outputs, batch.targets)
+        weights = batch.as_numbers().counted.samplewise()
+        if weights is not None:
+            weights = weights.reshape(-1, *(1,) * (numbers.ndim - 1)).expand(numbers.shape)
+        found = regression_figures.regression_sums(numbers, wanted, weights)
         known = self._sums
         self._sums = found if known is None else regression_figures.merged(known, found)
 

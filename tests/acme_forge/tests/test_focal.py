@@ -18,7 +18,8 @@ def focal(
     gamma: float, weights: Tensor | None = None, logits: Tensor = LOGITS
 ) -> tuple[Tensor, float]:
     batch = Batch(None, TARGETS[: len(logits)], weights)
-    loss, weight = AcmeFocal(AcmeFocalConfig(gamma=gamma)).compute_loss(batch, logits)
+    losses = AcmeFocal(AcmeFocalConfig(gamma=gamma)).compute_loss(batch, logits)
+    loss, weight = batch.counted.mean(losses)
     return loss, float(weight)
 
 
@@ -57,6 +58,7 @@ def test_a_sure_answer_has_a_finite_gradient(gamma: float) -> None:
 def test_it_reads_only_the_positions_of_the_answers() -> None:
     everywhere = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
     batch = Batch(None, TARGETS[:, None], positions=slice(-1, None))
-    loss, weight = AcmeFocal(AcmeFocalConfig()).compute_loss(batch, everywhere)
+    losses = AcmeFocal(AcmeFocalConfig()).compute_loss(batch, everywhere)
+    loss, weight = batch.counted.mean(losses)
     torch.testing.assert_close(loss, focal(2.0, logits=everywhere[:, -1])[0])
     assert weight == 4

@@ -46,7 +46,7 @@ def by_hand(logits: Tensor, targets: Tensor) -> Tensor:
     found = []
     for row, target in zip(logits, targets.tolist(), strict=True):
         wrong = max(value for place, value in enumerate(row.tolist()) if place != target)
-        found.append(max(0.0, 1.0 - (float(row[target]) - wrong)))
+        found.append(max(0.0, 1.0 - (row[target].item() - wrong)))
     return torch.tensor(found)
 
 
@@ -95,11 +95,11 @@ def test_two_micro_batches_of_a_margin_are_one_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "message"), [(nn.Linear(4, 1), "two or more"), (nn.Flatten(0), "24 outputs")]
+    ("outputs", "message"), [(nn.Linear(4, 1), "two or more"), (nn.Flatten(0), "24 answers")]
 )
 def test_outputs_without_wrong_answers_are_refused(outputs: nn.Module, message: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), outputs)
-    if message == "24 outputs":
+    if message == "24 answers":
         model.append(nn.Unflatten(0, (24, 1)))
     with pytest.raises(PluginError, match=message):
         session_of(model, "margin", {}).step(batch())

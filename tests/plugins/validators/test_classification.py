@@ -68,10 +68,11 @@ def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
     return logits, torch.randint(max(1, classes - 1), (samples,), generator=generator)
 
 
-def fed(meter: Any, logits: Tensor, targets: Tensor, cuts: list[int]) -> Any:
+def fed(meter: Any, logits: Tensor, targets: Tensor, cuts: list[int], ignored: int = -100) -> Any:
     meter.reset()
     for begin, end in pairwise(cuts):
-        meter.update(Batch(None, targets[begin:end]), logits[begin:end], ZERO, 1.0)
+        batch = Batch(None, targets[begin:end], ignore_index=ignored)
+        meter.update(batch, logits[begin:end], ZERO, 1.0)
     return meter
 
 
@@ -111,8 +112,8 @@ def test_without_a_target_anywhere_there_is_no_figure() -> None:
     for meters in ([ClassMeter(BY_CLASS), ClassMeter(BY_CLASS)], [AccuracyMeter((2,))] * 1):
         assert computed(meters) == {}
     logits, targets = torch.zeros(2, 3), torch.tensor([-1, -1])
-    assert computed([fed(ClassMeter(BY_CLASS, -1), logits, targets, [0, 2])]) == {}
-    assert computed([fed(AccuracyMeter((), -1), logits, targets, [0, 2])]) == {}
+    assert computed([fed(ClassMeter(BY_CLASS), logits, targets, [0, 2], ignored=-1)]) == {}
+    assert computed([fed(AccuracyMeter(()), logits, targets, [0, 2], ignored=-1)]) == {}
 
 
 def test_an_ignored_target_counts_as_nothing() -> None:
@@ -121,19 +122,20 @@ def test_an_ignored_target_counts_as_nothing() -> None:
     padded[::3] = -100
     kept = padded != -100
     expected = reference(logits.argmax(1)[kept].tolist(), targets[kept].tolist())
-    counts = class_counts(logits, padded, -100)
+    counts = class_counts(logits, padded, kept.float())
     assert class_figures(counts) == pytest.approx(expected)
-    hits, total = hit_counts(logits, padded, (1,), -100).tolist()
+    hits, total = hit_counts(logits, padded, (1,), kept.float()).tolist()
     assert (hits / total, total) == (pytest.approx(expected["f1_micro"]), int(kept.sum()))
 
 
-@pytest.mark.parametrize("ignored", [None, 1, -100])
-def test_a_target_that_is_no_class_is_refused(ignored: int | None) -> None:
+@pytest.mark.parametrize("weights", [None, [0.0, 1.0], [0.5, 2.0]])
+def test_a_target_that_counts_and_is_no_class_is_refused(weights: list[float] | None) -> None:
     """Red when it is counted as an ignored one."""
+    counts = None if weights is None else torch.tensor(weights)
     with pytest.raises(ValueError, match="a target is 3, and the classes are 0 to 2"):
-        class_counts(torch.zeros(2, 3), torch.tensor([0, 3]), ignored)
+        class_counts(torch.zeros(2, 3), torch.tensor([0, 3]), counts)
     with pytest.raises(ValueError, match="a target is below 0"):
-        class_counts(torch.zeros(2, 3), torch.tensor([0, -1]), ignored)
+        class_counts(torch.zeros(2, 3), torch.tensor([0, -1]), counts)
 
 
 def test_rows_stand_beside_their_targets_wherever_the_model_answers() -> None:
@@ -240,7 +242,7 @@ def test_the_last_line_of_a_run_that_ends_between_intervals_has_no_figure_of_an_
 def test_training_accuracy_can_be_left_out(linear: nn.Module) -> None:
     lines = logged([window([True])] * 2, {"in_training": False}, log_every=1)
     assert "accuracy" not in lines[0]
-    lines = logged([window([True, False])] * 2, {"ignore": 2}, log_every=1)
+    lines = logged([window([True, False])] * 2, {}, log_every=1, ignore_index=2)
     assert lines[0]["accuracy"] == 1.0
 
 

@@ -21,12 +21,13 @@ from forge_plugins.validators.language_model import PerplexityMeter
 
 
 def fed(
-    logits: torch.Tensor, targets: torch.Tensor, cuts: list[int], ignored: int | None = None
+    logits: torch.Tensor, targets: torch.Tensor, cuts: list[int], ignored: int = -100
 ) -> PerplexityMeter:
-    meter = PerplexityMeter(ignored)
+    meter = PerplexityMeter()
     meter.reset()
     for begin, end in pairwise(cuts):
-        meter.update(Batch(None, targets[begin:end]), logits[begin:end], torch.zeros(()), 1.0)
+        batch = Batch(None, targets[begin:end], ignore_index=ignored)
+        meter.update(batch, logits[begin:end], torch.zeros(()), 1.0)
     return meter
 
 
@@ -68,8 +69,10 @@ def test_a_perplexity_beyond_all_numbers_is_no_number() -> None:
 def test_no_target_is_passed_over_unless_it_is_named() -> None:
     logits, targets = torch.zeros(2, 3), torch.tensor([0, -100])
     with pytest.raises(IndexError):
-        cross_entropy_sums(logits, targets)
-    assert cross_entropy_sums(logits, targets, -100).tolist() == pytest.approx([math.log(3), 1])
+        cross_entropy_sums(logits, targets, ignored=-1)
+    kept = torch.tensor([1.0, 0.0])
+    sums = cross_entropy_sums(logits, targets, kept, ignored=-100)
+    assert sums.tolist() == pytest.approx([math.log(3), 1])
 
 
 def test_a_run_measures_it_and_smoothing_does_not_change_it(tmp_path: Path) -> None:

@@ -28,10 +28,7 @@ class AcmeFocalConfig:
 
 
 class AcmeFocal:
-    """Mean of `-(1 - p)^gamma log p`, p the probability of the target (arXiv 1708.02002).
-
-    Its weight is the number of targets, or the sum of sample weights.
-    """
+    """`-(1 - p)^gamma log p`, p the probability of the target (arXiv 1708.02002)."""
 
     info = PluginInfo(
         name="acme_focal", kind=Kind.LOSS, config=AcmeFocalConfig, requires=("data:classes",)
@@ -41,7 +38,7 @@ class AcmeFocal:
         self.config = config
 
     @hookimpl
-    def compute_loss(self, batch: Batch, outputs: Any) -> tuple[Tensor, float | Tensor]:
+    def compute_loss(self, batch: Batch, outputs: Any) -> Tensor:
         """Outputs of shape (..., classes) against integer targets of shape (...)."""
         if (
             batch.positions is not None
@@ -51,13 +48,9 @@ class AcmeFocal:
             outputs = outputs[:, batch.positions]  # a model that answers everywhere
         targets = batch.targets.reshape(-1)
         logits = outputs.reshape(-1, outputs.shape[-1])
-        log_p = -functional.cross_entropy(logits, targets, reduction="none")
+        log_p = -functional.cross_entropy(
+            logits, targets, reduction="none", ignore_index=batch.ignore_index
+        )
         # The bound keeps the gradient finite where p rounds to 1 and gamma lies below 1.
         unsure = (-torch.expm1(log_p)).clamp_min(1e-12)
-        losses = -(unsure**self.config.gamma) * log_p
-        if batch.weights is None:
-            return losses.mean(), len(targets)
-        each = len(targets) // len(batch.weights)  # targets of one sample
-        weights = batch.weights.reshape(-1).repeat_interleave(each).to(losses)
-        total = weights.sum()
-        return (losses * weights).sum() / total.clamp_min(1e-30), total.detach()
+        return -(unsure**self.config.gamma) * log_p
