@@ -47,9 +47,9 @@ class Data(Protocol):
         ...
 
 
-_INPUTS: Final = ("input", "inputs", "x", "features", "data")
-_TARGETS: Final = ("target", "targets", "y", "label", "labels")
-_WEIGHTS: Final = ("weight", "weights", "sample_weight", "sample_weights")
+INPUTS: Final = ("input", "inputs", "x", "features", "data")
+TARGETS: Final = ("target", "targets", "y", "label", "labels")
+WEIGHTS: Final = ("weight", "weights", "sample_weight", "sample_weights")
 
 
 def batch_from(value: Any) -> Batch:
@@ -78,7 +78,7 @@ def batch_from(value: Any) -> Batch:
 def _from_mapping(value: Mapping[Any, Any]) -> Batch:
     found: dict[str, Any] = {}
     left = {str(key): item for key, item in value.items()}
-    for what, names in (("input", _INPUTS), ("target", _TARGETS), ("weight", _WEIGHTS)):
+    for what, names in (("input", INPUTS), ("target", TARGETS), ("weight", WEIGHTS)):
         present = [name for name in names if name in left]
         if len(present) > 1:
             raise RunError(f"a batch names its {what}s twice: {' and '.join(present)}")

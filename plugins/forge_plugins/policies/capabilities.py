@@ -69,9 +69,9 @@ class Track:
         return now / best if self.capability.mode == "max" else best / now
 
     def take(self, value: float, step: int) -> str | None:
-        """Take in a figure; `acquired` or `lost` when that is what has happened."""
+        """Take in a figure, NaN: not known; `acquired` or `lost` when that is what has happened."""
         self.best.better(value)
-        self.latest = value
+        self.latest = value if math.isfinite(value) else None
         if not self.capability.holds(value):
             lost = self.acquired_step is not None
             self.held, self.acquired_step = 0, None

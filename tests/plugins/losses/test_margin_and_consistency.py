@@ -115,8 +115,8 @@ def test_consistency_adds_the_divergence_from_the_latent_answers() -> None:
     told = functional.kl_div(
         outputs.log_softmax(1), latent.log_softmax(1), log_target=True, reduction="batchmean"
     )
-    assert float(told) > 1e-4
-    assert float(session.step(given)) == pytest.approx(base + 0.7 * float(told), rel=1e-5)
+    assert told.item() > 1e-4
+    assert float(session.step(given)) == pytest.approx(base + 0.7 * told.item(), rel=1e-5)
     assert session.log().figures["target_loss"] == pytest.approx(base, rel=1e-6)
     assert all(one.blend == 1.0 for one in session.run.model.modules() if isinstance(one, BitLayer))
 

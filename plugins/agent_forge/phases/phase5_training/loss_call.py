@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_modules import face_loss, further_of, modules_of
-from forge_kernel.api import Batch, DataSpec, Kind, PluginInfo, Run, RunError, Step, hookimpl
-from forge_kernel.data import batch_from
+from forge_kernel.api import Batch, Kind, PluginInfo, Run, RunError, Step, hookimpl
+from forge_kernel.data import LiveData, batch_from
 from forge_kernel.group_rates import initial_rate
 from forge_kernel.live import NoConfig
 from forge_plugins.mathematics.samples import samples_in
@@ -83,8 +83,12 @@ class CallersBatch(Batch):
     @classmethod
     def of(cls, given: Any) -> CallersBatch:
         """Inputs and targets where the form tells them, else the whole as inputs."""
+        further = further_of(given)
+        named = (
+            {key: part for key, part in given.items() if key not in further} if further else given
+        )
         try:
-            known = batch_from(given)
+            known = batch_from(named)
         except RunError:
             return cls(given, None, None, None, given)
         return cls(known.inputs, known.targets, known.weights, known.positions, given)
@@ -106,17 +110,8 @@ class Before:
     epochs: int = 0
 
 
-def tell_epoch(loader: Any, epoch: int) -> None:
-    """Call `set_epoch` wherever it sits: loader, sampler, batch sampler, data set."""
-    batches = getattr(loader, "batch_sampler", None)
-    places = [loader, getattr(loader, "sampler", None), batches,
-              getattr(batches, "sampler", None), getattr(loader, "dataset", None)]  # fmt: skip
-    for place in {id(one): one for one in places if hasattr(one, "set_epoch")}.values():
-        place.set_epoch(epoch)
-
-
-class CallersData:
-    """The caller's loaders as data of a run.
+class CallersData(LiveData):
+    """The caller's loaders as data of a run; batches keep the form in which they came.
 
     Args:
         training: an iterable of batches, begun anew for each epoch.
@@ -128,28 +123,14 @@ class CallersData:
         self,
         training: Iterable[Any],
         validation: Iterable[Any] = (),
-        classes: int | None = None,
         before: Before | None = None,
     ) -> None:
-        self.spec = DataSpec(classes=classes)
+        super().__init__(training, validation, convert=CallersBatch.of)
         self.before = before or Before()
-        self._training, self._validation = training, validation
-        try:
-            self.batches_per_epoch: int | None = len(training)  # type: ignore[arg-type]
-        except TypeError:
-            self.batches_per_epoch = None
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """One pass, without its first `start` batches."""
-        tell_epoch(self._training, self.before.epochs + epoch)
-        for position, given in enumerate(self._training):
-            if position >= start:
-                yield CallersBatch.of(given)
-
-    def validation(self) -> Iterator[Batch]:
-        """One pass over the validation batches."""
-        for given in self._validation:
-            yield CallersBatch.of(given)
+        """One pass, without its first `start` batches; the loader hears the epoch over all runs."""
+        return super().batches(self.before.epochs + epoch, start)
 
 
 class CallersLoss:

@@ -6,15 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.pipeline.loss_functions import BaseLoss, LossManager
 from forge_kernel.api import RunError
-
-_OF_A_BATCH: Final = frozenset({"input", "target", "weight"})
-"""Parts of a batch that are not handed to losses by name; a plural too."""
+from forge_kernel.data import INPUTS, TARGETS, WEIGHTS
 
 
 def face_loss(loss_fn: Callable[..., Any]) -> BaseLoss | LossManager | None:
@@ -24,11 +22,11 @@ def face_loss(loss_fn: Callable[..., Any]) -> BaseLoss | LossManager | None:
 
 
 def further_of(given: Any) -> dict[str, Any]:
-    """What a batch holds by name beside inputs, targets and weights."""
-    if not isinstance(given, Mapping):
+    """What a batch that names its inputs holds beside inputs, targets and weights."""
+    if not isinstance(given, Mapping) or not any(name in given for name in INPUTS):
         return {}
-    named = {str(key): part for key, part in given.items()}
-    return {key: part for key, part in named.items() if key.rstrip("s") not in _OF_A_BATCH}
+    own = (*INPUTS, *TARGETS, *WEIGHTS)
+    return {str(key): part for key, part in given.items() if key not in own}
 
 
 def modules_of(loss_fn: Callable[..., Any], model: nn.Module) -> dict[str, nn.Module]:

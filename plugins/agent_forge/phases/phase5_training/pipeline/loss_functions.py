@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from agent_forge.phases.phase5_training.loss_settings import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import mean_quantization_distance
+from forge_plugins.mathematics.answer_rows import number_pairs
 from forge_plugins.mathematics.bit_layer import BitLayer
 from forge_plugins.mathematics.classification_loss import classification_losses
 from forge_plugins.mathematics.contrastive import supervised_contrastive
@@ -81,6 +82,12 @@ class BaseLoss(nn.Module):
         return losses.sum() / torch.where(total > 0, total, 1.0)
 
 
+def _parts(losses: Tensor, parts: Tensor | None, targets: Tensor) -> Tensor:
+    """Each loss's part of the divisor of the mean; padding has none."""
+    counted = (targets != PADDING).to(losses.dtype)
+    return counted if parts is None else counted * parts
+
+
 class ClassificationLoss(BaseLoss):
     """Cross-entropy of logits of shape (n, classes) and integer targets (n,).
 
@@ -106,19 +113,20 @@ class ClassificationLoss(BaseLoss):
             raise ValueError(f"{classes} logits for num_classes {self.num_classes}")
         if wanted is not None and len(wanted) != classes:
             raise ValueError(f"{len(wanted)} class_weights for {classes} classes")
-        losses, weights = classification_losses(
+        flat = targets.reshape(-1).long()
+        losses, parts = classification_losses(
             predictions,
-            targets.reshape(-1).long(),
+            flat,
             class_weights=None if wanted is None else predictions.new_tensor(list(wanted)),
             label_smoothing=self.config.label_smoothing,
             focal_gamma=self.config.focal_loss_gamma,
             ignored=PADDING,
         )
-        return self.reduced(losses, weights)
+        return self.reduced(losses, _parts(losses, parts, flat))
 
 
 class RegressionLoss(BaseLoss):
-    """Distance of predictions from numbers of the same shape, or with as many entries.
+    """Distance of predictions from numbers of the same shape but for dimensions of 1.
 
     Args:
         config: see `LossConfig`.
@@ -144,12 +152,7 @@ class RegressionLoss(BaseLoss):
             ValueError: shapes that do not fit.
         """
         del further
-        if predictions.numel() != targets.numel():
-            raise ValueError(
-                f"predictions of shape {tuple(predictions.shape)} for targets of shape "
-                f"{tuple(targets.shape)}"
-            )
-        wanted = targets.to(predictions.dtype).view_as(predictions)
+        predictions, wanted = number_pairs(predictions, targets)
         if self.distance == "squared":
             losses = functional.mse_loss(predictions, wanted, reduction="none")
         elif self.distance == "absolute":
@@ -165,13 +168,14 @@ class GenerationLoss(BaseLoss):
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """See the class; "none" gives one value for each token."""
         del further
-        losses, weights = classification_losses(
+        flat = targets.reshape(-1).long()
+        losses, parts = classification_losses(
             predictions.flatten(0, -2),
-            targets.reshape(-1).long(),
+            flat,
             label_smoothing=self.config.label_smoothing,
             ignored=PADDING,
         )
-        return self.reduced(losses, weights)
+        return self.reduced(losses, _parts(losses, parts, flat))
 
 
 class ContrastiveLoss(BaseLoss):

@@ -599,7 +599,8 @@ class TrainingLoop:
         ]
         if settings.ends:
             parts.append(Measuring.meters())
-        parts += live_plugins(self._uses(total, ends=settings.ends))
+        judged = settings.ends and data.has_validation
+        parts += live_plugins(self._uses(total, judged=judged))
         folder = self.checkpoint_dir if settings.ends else None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -607,8 +608,8 @@ class TrainingLoop:
             parts, settings, folder=folder, cancel=cancel, about=about, quiet=True
         )  # fmt: skip
 
-    def _uses(self, total: int | None, *, ends: bool) -> list[Use[Any]]:
-        """The plugins that the configuration names."""
+    def _uses(self, total: int | None, *, judged: bool) -> list[Use[Any]]:
+        """The plugins that the configuration names; `judged`: there are validations to stop by."""
         config = self.config
         found: list[Use[Any]] = [schedule_of(config, total)]
         if config.grokfast_enabled:
@@ -616,7 +617,7 @@ class TrainingLoop:
             found.append(UseGradients("grokfast", chosen))
         if config.gradient_clipping:
             found.append(UseGradients("clip_norm", {"max_norm": config.max_grad_norm}))
-        if ends:
+        if judged:
             patience = {"patience": config.validation_patience, "min_delta": config.min_delta}
             found.append(UsePolicy("early_stopping", patience))
         if config.compile_model:
