@@ -399,7 +399,7 @@ class Session:
     def _share_of(self, answer: Any, batch: Batch) -> tuple[Tensor, float | Tensor]:
         """What is to be differentiated for a loss of values or of terms, and what it counts."""
         terms = self._term_means(answer, batch)
-        if len(terms) == 1:
+        if len(terms) == 1 and not terms[0].name:
             (term,) = terms
             mean = term.mean if term.scale == 1.0 else term.mean * term.scale
             share = self._window.add(mean, term.weight)

@@ -32,47 +32,51 @@ class _Owner:
         self.depth = 0  # runs of the thread, one inside a callback of the other
 
 
-_program = _Owner()  # the main thread's, and of all code outside of runs
-_resident = _program  # whose the ambient streams are now
-_thread = 0  # the thread that has made them so; 0: it is not known, look it up
-_threads = threading.local()
-_waiting = 0
+class _Ambient:
+    """Whose the ambient streams are now; changed by the thread that holds the lock."""
+
+    def __init__(self) -> None:
+        self.program = _Owner()  # the main thread's, and of all code outside of runs
+        self.resident = self.program
+        self.thread = 0  # the thread that is the resident; 0: it is to be looked up
+        self.waiting = 0  # threads
+        self._owners = threading.local()
+
+    def own(self) -> _Owner:
+        """The owner that this thread is."""
+        owner: _Owner | None = getattr(self._owners, "owner", None)
+        if owner is None:
+            main = threading.current_thread() is threading.main_thread()
+            owner = self._owners.owner = self.program if main else _Owner()
+        return owner
+
+    def give(self, owner: _Owner) -> None:
+        """Make an owner's streams the ambient ones."""
+        self.thread = get_ident() if owner is self.own() else 0
+        if owner is self.resident:
+            return
+        self.resident.saved = StreamState.read()
+        self.resident = owner
+        if owner.saved is not None:
+            owner.saved.write()
+            owner.saved = None
+
+    def wait(self) -> None:
+        """Wait for the lock."""
+        self.waiting += 1
+        try:
+            taken = STREAMS_LOCK.acquire(timeout=WAIT_SECONDS)
+        finally:
+            self.waiting -= 1
+        if not taken:
+            raise RunError(
+                f"another run in this process has been inside a step for {WAIT_SECONDS:.0f} s; "
+                "perhaps one of its hooks waits for this run. Start the runs in processes of "
+                "their own"
+            )
 
 
-def _own() -> _Owner:
-    """The owner that this thread is."""
-    owner: _Owner | None = getattr(_threads, "owner", None)
-    if owner is None:
-        main = threading.current_thread() is threading.main_thread()
-        owner = _threads.owner = _program if main else _Owner()
-    return owner
-
-
-def _switch(owner: _Owner) -> None:
-    """Make an owner's streams the ambient ones; the lock is held."""
-    global _resident, _thread  # noqa: PLW0603  the streams are the process's, and so is their owner
-    _thread = get_ident() if owner is _own() else 0
-    if owner is _resident:
-        return
-    _resident.saved = StreamState.read()
-    _resident = owner
-    if owner.saved is not None:
-        owner.saved.write()
-        owner.saved = None
-
-
-def _wait() -> None:
-    global _waiting  # noqa: PLW0603  see `_switch`
-    _waiting += 1
-    try:
-        taken = STREAMS_LOCK.acquire(timeout=WAIT_SECONDS)
-    finally:
-        _waiting -= 1
-    if not taken:
-        raise RunError(
-            f"another run in this process has been inside a step for {WAIT_SECONDS:.0f} s; perhaps "
-            "one of its hooks waits for this run. Start the runs in processes of their own"
-        )
+_AMBIENT: Final = _Ambient()
 
 
 class RunStreams:
@@ -98,24 +102,24 @@ class RunStreams:
         if not self._takes_turns:
             return
         if not STREAMS_LOCK.acquire(False):
-            _wait()
-        if _thread != get_ident():
-            _switch(_own())
+            _AMBIENT.wait()
+        if _AMBIENT.thread != get_ident():
+            _AMBIENT.give(_AMBIENT.own())
 
     def __exit__(self, *_: object) -> None:
         """End the stretch; the streams stay as they are until another thread takes them."""
         if not self._takes_turns:
             return
         STREAMS_LOCK.release()
-        if _waiting:
+        if _AMBIENT.waiting:
             time.sleep(1e-5)  # whoever waits comes in before this thread asks again
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """For a whole run: afterwards streams, grad mode, determinism and threads are as found."""
-        owner = _own()
+        owner = _AMBIENT.own()
         with STREAMS_LOCK:
-            _switch(owner)
+            _AMBIENT.give(owner)
             found = StreamState.read()
             owner.depth += 1
         grad = torch.is_grad_enabled()
@@ -126,11 +130,11 @@ class RunStreams:
             yield
         finally:
             with STREAMS_LOCK:
-                _switch(owner)
+                _AMBIENT.give(owner)
                 found.write()
                 owner.depth -= 1
                 if not owner.depth:
-                    _switch(_program)
+                    _AMBIENT.give(_AMBIENT.program)
             torch.set_grad_enabled(grad)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             if torch.get_num_threads() != threads:

@@ -184,7 +184,10 @@ ELSEWHERE: dict[str, str] = {
     "observers.prometheus.host": "tests/plugins/test_sinks.py",
     "observers.tensorboard.flush_seconds": "tests/plugins/test_sinks.py",
     "policies.early_stopping.metric": "tests/plugins/test_policies.py",
-    "policies.early_stopping.not_before": "tests/plugins/test_policies.py",
+    **{
+        f"policies.{name}.not_before": "tests/kernel/test_endings.py"
+        for name in ("early_stopping", "stop_at", "best_checkpoint", "capabilities", "consolidation")
+    },
 }  # fmt: skip
 
 

@@ -134,8 +134,9 @@ class Capabilities:
             if wanted.figure not in figures:
                 continue
             value = figures[wanted.figure]
-            if not math.isfinite(value):
-                continue  # nothing was measured
+            if not math.isfinite(value):  # nothing was measured: neither held nor lost
+                track.latest = None
+                continue
             change = track.take(value, step)
             if change is None:
                 continue
