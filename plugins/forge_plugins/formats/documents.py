@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.json_file import elements, line_blocks, parsed_lines
+from forge_plugins.formats.json_file import elements, line_values
 from forge_plugins.formats.json_text import JsonText
 
 PART: Final = 2**18
@@ -164,13 +162,7 @@ def _objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
                 record += 1
         text.end()
         return
-    for piece in line_blocks(text):
-        lines = piece.split(b"\n")
-        try:
-            values = [orjson.loads(line) for line in lines if line.strip()]
-        except orjson.JSONDecodeError:
-            values = parsed_lines(text, lines, record)
-        numbers = [number for number, line in enumerate(lines) if line.strip()]
-        for number, value in zip(numbers, values, strict=True):
-            yield record, value, f"line {text.line + number + 1}"
+    for values, places, _ in line_values(text, ()):
+        for at, value in enumerate(values):
+            yield record, value, places(at)
             record += 1

@@ -33,6 +33,7 @@ DIGITS = sorted(file.stem for file in (ROOT / "pipelines").glob("digits_*.yaml")
 
 class Seeded:
     strategy = OneProcess()
+    settings = RunConfig(name="data")
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
