@@ -43,6 +43,13 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         InputForm, typer.Option("--input", help="as data.with.input; text: documents")
     ] = (InputForm.FEATURES),
     target: Annotated[TargetForm, typer.Option(help="as data.with.target")] = TargetForm.AUTO,
+    input_column: Annotated[
+        str, typer.Option(metavar="NAME", help="as data.with.input_column")
+    ] = "input",
+    target_column: Annotated[
+        str, typer.Option(metavar="NAME", help="as data.with.target_column")
+    ] = "target",
+    ignore_index: Annotated[int, typer.Option(help="as run.ignore_index")] = -100,
     classes: Annotated[int | None, typer.Option(min=1, help="labels are below it")] = None,
     vocabulary: Annotated[int | None, typer.Option(min=1, help="tokens are below it")] = None,
     threshold: Annotated[
@@ -82,8 +89,13 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         if word not in known:
             hint = f"there are: {', '.join(known)}"
             raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
-    reading = Reading(lenient=True, trust_pickle=trust_pickle, integers=integers, length=length)
-    meant = _Question(form, inputs, target, classes, vocabulary, threshold, field, cache_dir)
+    reading = Reading(
+        input=input_column, target=None if target is TargetForm.NONE else target_column,
+        lenient=True, trust_pickle=trust_pickle, integers=integers, length=length,
+    )  # fmt: skip
+    meant = _Question(
+        form, inputs, target, classes, vocabulary, threshold, ignore_index, field, cache_dir
+    )
     try:
         found = meant.asked_of(data_file(file), reading)
     except DataFault as fault:
@@ -106,12 +118,13 @@ class _Question:
         classes: int | None,
         vocabulary: int | None,
         threshold: float,
+        ignore: int,
         field: str,
         cache_dir: Path | None,
     ) -> None:
         self._form, self._inputs, self._target = form, inputs, target
         self._classes, self._vocabulary, self._threshold = classes, vocabulary, threshold
-        self._field, self._cache_dir = field, cache_dir
+        self._ignore, self._field, self._cache_dir = ignore, field, cache_dir
 
     def asked_of(self, file: Path, reading: Any) -> Profile:
         """Look at every record.
@@ -121,13 +134,15 @@ class _Question:
         """
         from forge_plugins.formats.opening import open_table
         from forge_plugins.formats.profile import profile_of, profile_of_texts
-        from forge_plugins.formats.quality import assess
+        from forge_plugins.formats.quality import assess, check_floats
         from forge_plugins.formats.source import Source
 
         if self._inputs is InputForm.TEXT:
             Source(file).close()  # says what is wrong with the path itself
             return profile_of_texts(file, self._field)
         table = open_table(file, self._form, reading, cache_dir=self._cache_dir)
+        if reading.target not in (None, "target") and "target" not in table.columns:
+            raise table.without("target")
         meant = _meant(table) if self._target is TargetForm.AUTO else self._target.value
         assessment = assess(
             table,
@@ -135,8 +150,10 @@ class _Question:
             target=meant,  # type: ignore[arg-type]
             classes=self._classes,
             vocabulary=self._vocabulary,
+            ignore=self._ignore,
         )
-        return profile_of(table, assessment, meant, self._threshold)
+        check_floats(table, self._inputs.value, meant)  # type: ignore[arg-type]
+        return profile_of(table, assessment, meant, self._threshold, self._ignore)
 
 
 def _meant(table: Table) -> str:
@@ -183,6 +200,8 @@ def _lines(found: Profile) -> list[str]:
             figures = f"{about['smallest']:.6g} to {about['largest']:.6g}, mean {about['mean']:.6g}"
         unit = " characters" if texts else ""
         lines.append(f"  {name}: {about['type']}, {shape}{figures}{unit}")
+    if found.others:
+        lines.append(f"  not read: {', '.join(found.others)}")
     if texts:
         lines += [f"  characters in all: {found.length:,}", f"kept: {found.kept:,}"]
     else:

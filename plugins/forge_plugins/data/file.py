@@ -20,6 +20,7 @@ from forge_kernel.api import (
     Step,
     hookimpl,
 )
+from forge_plugins.data import workers
 from forge_plugins.data.identity import Identity, OnChange
 from forge_plugins.data.samples import FileData
 from forge_plugins.formats import installed
@@ -316,6 +317,9 @@ def deal(
             f"has {data.global_batch} of them, so that drop_last leaves out the only one: lower "
             f"{_smaller(config)}, or set drop_last: false"
         )
+    many = workers.too_many(config.workers, config.prefetch, data.batches_per_epoch)
+    if many is not None:
+        raise PluginError(f"file: {many}")
     return data
 
 

@@ -86,9 +86,7 @@ def _asked(file: Path, columns: ColumnFolder, names: Sequence[str], schema: Any)
     return [name for name in names if name in schema.names]
 
 
-def _parquet(
-    arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]
-) -> Iterator[Any]:
+def _parquet(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]) -> Iterator[Any]:
     """Some rows at a time; of a row group, one page of each column is unpacked."""
     with arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened:
         asked = _asked(file, columns, names, opened.schema_arrow)
@@ -97,9 +95,7 @@ def _parquet(
         yield from opened.iter_batches(batch_size=rows, columns=asked, use_threads=False)
 
 
-def _batches(
-    arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]
-) -> Iterator[Any]:
+def _batches(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]) -> Iterator[Any]:
     """Some rows at a time; a record batch that is not packed lies mapped."""
     with arrow.memory_map(str(file)) as source:
         try:
@@ -141,9 +137,7 @@ def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Col
             # each list above has as many numbers, so that a place tells the row
             place = int(arrow.compute.index(column.is_null(), True).as_py())
             at = record + place * shape[0] // max(1, len(column))
-            raise DataFault(
-                file, "holds null", field=name, record=at, hint="write a number or NaN"
-            )
+            raise DataFault(file, "holds null", field=name, record=at, hint="write a number or NaN")
         unwrapped = _unwrapped(arrow, column)
         if unwrapped is not column:
             column = unwrapped
@@ -199,9 +193,7 @@ def read_parquet(
     _read(file, columns, [*names], parquet=True)
 
 
-def read_arrow(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
-) -> None:
+def read_arrow(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
     """Write columns of an Arrow file or stream; see `_read`."""
     del reading
     _read(file, columns, [*names], parquet=False)

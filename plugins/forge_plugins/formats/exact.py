@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.gather import Column
 
-_HINT: Final = (
+HINT: Final = (
     "different ones would become the same number: write what is learned from as floats "
     "(a difference, a logarithm), leave out what is a name, or read whole rows as tokens"
 )
+_DIGITS: Final = np.finfo(np.float32).nmant + 1
 
 
 def inexact(rows: Column, dtype: np.dtype[Any]) -> NDArray[np.int64]:
@@ -68,13 +69,15 @@ def check_exact(
     for place in inexact(rows, dtype).tolist():
         number = begin + place // width
         if record(number):
-            raise rounded(file, name, rows.reshape(-1)[place].item(), dtype, number)
+            told = rounded(rows.reshape(-1)[place].item(), dtype.itemsize * 8)
+            raise DataFault(file, told, record=number, field=name, hint=HINT)
 
 
-def rounded(
-    file: Path, name: str, value: int, dtype: np.dtype[Any], record: int | None
-) -> DataFault:
-    """What to say of an integer that is no float of a type."""
-    bits = dtype.itemsize * 8
-    told = f"the integer {value} is no {bits}-bit float and would be rounded"
-    return DataFault(file, told, record=record, field=name, hint=_HINT)
+def is_exact(value: int) -> bool:
+    """Whether an integer of any length has no more digits than a 32-bit float."""
+    return not value or (abs(value) // (value & -value)).bit_length() <= _DIGITS
+
+
+def rounded(value: int, bits: int = 32) -> str:
+    """What to say of an integer that is no float of so many bits."""
+    return f"the integer {value} is no {bits}-bit float and would be rounded"

@@ -159,9 +159,7 @@ def _chunks(found: Any, filters: list[int]) -> Layout | None:
     )  # fmt: skip
 
 
-def read_hdf5(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
-) -> None:
+def read_hdf5(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
     """Write columns, some chunks at a time.
 
     Args:

@@ -387,9 +387,7 @@ def _name(text: JsonText) -> str:
     return name
 
 
-def read_json(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
-) -> None:
+def read_json(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
     """Write the columns of a JSON file; integers become int64, other numbers float32.
 
     Args:

@@ -15,10 +15,11 @@ import orjson
 from forge_plugins.formats.records import NoNumber
 
 _PART: Final = re.compile(
-    rb'"(?:[^"\\]|\\.)*+"|-?(?:NaN|Infinity)|-?[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+', re.DOTALL
+    rb'"(?:[^"\\]|\\.)*+"|-?(?:NaN|Infinity)|-?[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+',
+    re.DOTALL,
 )
 """A text, or what stands for a number."""
-_DIGITS: Final = 400  # more are beyond all floats
+_DIGITS: Final = 300  # more are beyond all floats
 
 
 def parsed(raw: bytes) -> Any:

@@ -76,9 +76,7 @@ def npy_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     }
 
 
-def read_npz(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
-) -> None:
+def read_npz(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
     """Write columns, each copied out of the archive as it is.
 
     Args:

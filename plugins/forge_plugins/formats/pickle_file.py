@@ -169,7 +169,9 @@ class Content:
         """
         found = value
         if isinstance(found, list | tuple) and len(found) == len(_ROLES):
-            parts = [part if isinstance(part, Mapping | Opaque) else plain(part, 1) for part in found]
+            parts = [
+                part if isinstance(part, Mapping | Opaque) else plain(part, 1) for part in found
+            ]
             found = dict(zip(_ROLES, parts, strict=True)) if _are_arrays(parts) else found
         elif isinstance(found, np.ndarray) and found.ndim:
             found = {"input": found}
@@ -247,7 +249,9 @@ class Content:
             raise absent(self._file, self._reading.input, [*self._columns.others(), *asked])
         check_lengths(self._file, {name: reader.count for name, (reader, _) in asked.items()})
         if self._reading.lenient:
-            self._columns.note(first_defects([np.concatenate(noted) for _, noted in asked.values()]))
+            self._columns.note(
+                first_defects([np.concatenate(noted) for _, noted in asked.values()])
+            )
 
 
 def _blocks(column: Column) -> Iterator[Column]:

@@ -150,9 +150,7 @@ def _about(column: Column | Rows, problems: Column | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _labels(
-    column: Column | Rows, kept: NDArray[np.int64], ignore: int | None
-) -> dict[str, int]:
+def _labels(column: Column | Rows, kept: NDArray[np.int64], ignore: int | None) -> dict[str, int]:
     answers = np.asarray(column[:]).reshape(len(column), -1)[kept]
     answers = answers[np.isfinite(answers)]
     answers = answers if ignore is None else answers[answers != ignore]

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from forge_plugins.formats import exact
 from forge_plugins.formats.column_file import ColumnFolder
-from forge_plugins.formats.exact import inexact, rounded
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.table import PROBLEMS, Column, absent
@@ -38,6 +38,9 @@ class NoNumber:
 
     def __init__(self, text: str) -> None:
         self.text = text
+
+
+_ABSENT: Final = (type(None), NoNumber)
 
 
 class _DefectError(Exception):
@@ -84,20 +87,25 @@ def _leaves(value: Any, found: list[Any], budget: int, depth: int = 0) -> tuple[
     return (len(value), *shape)
 
 
+def _array_row(value: Column) -> Column:
+    """An array as int64 or float32."""
+    if value.dtype.kind not in "iufb":
+        raise _wrong_type(f"is an array of {value.dtype}, not of numbers")
+    if value.dtype.kind == "u" and value.dtype.itemsize == 8 and (value > 2**63 - 1).any():
+        raise _wrong_type("an integer does not fit 64 bits")
+    if value.dtype.kind != "f":
+        return value.astype(np.int64)
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if (np.isfinite(value) & ~np.isfinite(narrow)).any():
+        raise _wrong_type("a number is too large for 32-bit floats")
+    return narrow
+
+
 def _row(value: Any, budget: int, *, lenient: bool) -> Column:
     """One field of one record as an array of int64 or float32."""
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iufb":
-            raise _wrong_type(f"is an array of {value.dtype}, not of numbers")
-        if value.dtype.kind == "u" and value.dtype.itemsize == 8 and (value > 2**63 - 1).any():
-            raise _wrong_type("an integer does not fit 64 bits")
-        if value.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                narrow = value.astype(np.float32)
-            if (np.isfinite(value) & ~np.isfinite(narrow)).any():
-                raise _wrong_type("a number is too large for 32-bit floats")
-            return narrow
-        return value.astype(np.int64)
+        return _array_row(value)
     leaves: list[Any] = []
     shape = _leaves(value, leaves, budget)
     kinds = set(map(type, leaves))
@@ -112,9 +120,8 @@ def _row(value: Any, budget: int, *, lenient: bool) -> Column:
         except OverflowError:
             raise _wrong_type("an integer does not fit 64 bits") from None
     for leaf in leaves if int in kinds else ():
-        if type(leaf) is int and abs(leaf) > _EXACT and int(np.float32(leaf)) != leaf:
-            fault = rounded(Path(), "", leaf, np.dtype(np.float32), None)
-            raise _wrong_type(fault.message, fault.hint)
+        if type(leaf) is int and not exact.is_exact(leaf):
+            raise _wrong_type(exact.rounded(leaf), exact.HINT)
     wide = np.array(leaves, np.float64)
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
@@ -122,9 +129,6 @@ def _row(value: Any, budget: int, *, lenient: bool) -> Column:
     if strange_numbers.any() and np.isfinite(wide[strange_numbers]).any():
         raise _wrong_type("a number is too large for 32-bit floats")
     return narrow.reshape(shape)
-
-
-_ABSENT: Final = (type(None), NoNumber)
 
 
 def _no_number(leaves: Sequence[Any], kinds: set[type]) -> _DefectError:

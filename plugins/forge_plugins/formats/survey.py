@@ -76,7 +76,7 @@ class Question:
         classes: labels are below it.
         vocabulary: tokens are below it.
         threshold: samples of less quality are left out; 0: none is.
-        ignore: an integer target that counts for nothing.
+        ignore: an integer target that counts for nothing; None: none does.
         floats: inputs that are no tokens, and numbers to be predicted, become 32-bit floats.
         parts: look at a part of `PART_BYTES` at a time, in memory that does not grow with the
             table: repeats are found within a part only.
@@ -88,8 +88,8 @@ class Question:
     vocabulary: int | None
     threshold: float
     parts: bool
-    ignore: int
-    floats: bool
+    ignore: int | None = None
+    floats: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -35,9 +35,7 @@ def _begins(start: bytes) -> bool:
     return start.startswith(b"PK") and bool(_MEMBER.match(start[_NAME : _NAME + length]))
 
 
-def read_torch(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
-) -> None:
+def read_torch(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
     """Write the columns of a file of torch.save.
 
     Args:
