@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,8 +95,9 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         lenient=True, trust_pickle=trust_pickle, integers=integers, length=length,
     )  # fmt: skip
     meant = _Question(
-        form, inputs, target, classes, vocabulary, threshold, ignore_index, field, cache_dir
-    )
+        form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
+        threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
+    )  # fmt: skip
     try:
         found = meant.asked_of(data_file(file), reading)
     except DataFault as fault:
@@ -107,24 +109,19 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Question:
     """What is asked of a file."""
 
-    def __init__(
-        self,
-        form: str,
-        inputs: InputForm,
-        target: TargetForm,
-        classes: int | None,
-        vocabulary: int | None,
-        threshold: float,
-        ignore: int,
-        field: str,
-        cache_dir: Path | None,
-    ) -> None:
-        self._form, self._inputs, self._target = form, inputs, target
-        self._classes, self._vocabulary, self._threshold = classes, vocabulary, threshold
-        self._ignore, self._field, self._cache_dir = ignore, field, cache_dir
+    form: str
+    inputs: InputForm
+    target: TargetForm
+    classes: int | None
+    vocabulary: int | None
+    threshold: float
+    ignore: int
+    field: str
+    cache_dir: Path | None
 
     def asked_of(self, file: Path, reading: Any) -> Profile:
         """Look at every record.
@@ -137,23 +134,23 @@ class _Question:
         from forge_plugins.formats.quality import assess, check_floats
         from forge_plugins.formats.source import Source
 
-        if self._inputs is InputForm.TEXT:
+        if self.inputs is InputForm.TEXT:
             Source(file).close()  # says what is wrong with the path itself
-            return profile_of_texts(file, self._field)
-        table = open_table(file, self._form, reading, cache_dir=self._cache_dir)
+            return profile_of_texts(file, self.field)
+        table = open_table(file, self.form, reading, cache_dir=self.cache_dir)
         if reading.target not in (None, "target") and "target" not in table.columns:
             raise table.without("target")
-        meant = _meant(table) if self._target is TargetForm.AUTO else self._target.value
+        meant = _meant(table) if self.target is TargetForm.AUTO else self.target.value
         assessment = assess(
             table,
-            inputs=self._inputs.value,  # type: ignore[arg-type]  # checked by the enumeration
+            inputs=self.inputs.value,  # type: ignore[arg-type]  # checked by the enumeration
             target=meant,  # type: ignore[arg-type]
-            classes=self._classes,
-            vocabulary=self._vocabulary,
-            ignore=self._ignore,
+            classes=self.classes,
+            vocabulary=self.vocabulary,
+            ignore=self.ignore,
         )
-        check_floats(table, self._inputs.value, meant)  # type: ignore[arg-type]
-        return profile_of(table, assessment, meant, self._threshold, self._ignore)
+        check_floats(table, self.inputs.value, meant)  # type: ignore[arg-type]
+        return profile_of(table, assessment, meant, self.threshold, self.ignore)
 
 
 def _meant(table: Table) -> str:

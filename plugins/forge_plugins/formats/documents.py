@@ -12,6 +12,7 @@ from typing import Any, Final
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.json_file import elements, line_values
 from forge_plugins.formats.json_text import JsonText
+from forge_plugins.formats.records import type_name
 
 PART: Final = 2**18
 """Bytes of a plain text that are given at a time, cut at an end of a line."""
@@ -100,11 +101,11 @@ class Documents:
         """The text of an object; None when it is left out."""
         reason = None
         if not isinstance(value, dict):
-            reason, told = "wrong type", f"the record is a {type(value).__name__}, not an object"
+            reason, told = "wrong type", f"the record is a {type_name(value)}, not an object"
         elif self.key not in value:
             reason, told = "missing field", f"is missing; there are {sorted(value)[:8]}"
         elif not isinstance(value[self.key], str):
-            reason, told = "wrong type", f"holds a {type(value[self.key]).__name__}, not a text"
+            reason, told = "wrong type", f"holds a {type_name(value[self.key])}, not a text"
         if reason is None:
             found: str = value[self.key]
             if len(found) >= self.least:

@@ -177,7 +177,10 @@ def line_blocks(text: JsonText) -> Iterator[bytes]:
 def _lines(text: JsonText, columns: ColumnFolder, reading: Reading) -> None:
     records = RecordColumns(text.file, columns, MAX_RECORD, reading)
     for values, places, piece in line_values(text, reading.names):
-        again = partial(_parsed_lines, text, piece.split(b"\n"), records.count, exactly)
+
+        def again(piece: bytes = piece) -> list[Any]:
+            return _parsed_lines(text, piece.split(b"\n"), records.count, exactly)
+
         records.take(values, places, signs(piece, "."), again)
     records.close()
 

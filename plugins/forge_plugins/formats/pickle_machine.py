@@ -41,6 +41,7 @@ HELD: Final = 2**25
 _NUMBERS: Final = 2**20  # numbers of a column that are handed on at a time
 _SMALL: Final = 512  # bytes up to which they are copied out of the file
 _INTEGER: Final = 64  # bytes
+_LINE: Final = 100  # digits
 _TORCH: Final = 0x1950A86A20F9469CFC6C  # what torch's own format begins with
 _FLOATS: Final = re.compile(rb"(?:G[\x00-\xff]{8}){4,}+")
 _FLOAT: Final = np.dtype([("code", "u1"), ("number", ">f8")])
@@ -267,6 +268,9 @@ class Machine:
     def _integer_line(self, place: int) -> int:
         text, after = line(self._view, place + 1)
         truth = {b"00": False, b"01": True}.get(text)
+        if len(text) > _LINE and text.strip(b"+-L").isdigit():
+            self._push(Opaque(f"an integer of {len(text)} digits"), 64)
+            return after
         number = integer(text.removesuffix(b"L"), place)
         self._push(number if truth is None else truth, 64)
         return after

@@ -43,6 +43,11 @@ class NoNumber:
 _ABSENT: Final = (type(None), NoNumber)
 
 
+def type_name(value: Any) -> str:
+    """What a value is, for messages."""
+    return value.text[:40] if isinstance(value, NoNumber) else type(value).__name__
+
+
 class _DefectError(Exception):
     def __init__(self, kind: int, message: str, hint: str) -> None:
         self.kind, self.hint = kind, hint
@@ -354,6 +359,8 @@ class RecordColumns:
         for name, shape in self._shapes.items():
             found = [row[name] for row in rows if row is not None]
             stacked = np.stack(found) if found else np.zeros((0, *shape), np.int64)
+            if stacked.dtype != np.int64:
+                self._check_integers(name, rows)
             kind = np.int64 if stacked.dtype == np.int64 else np.float32
             columns[name] = np.zeros((len(block), *shape), kind)
             columns[name][defects == 0] = stacked
@@ -368,7 +375,7 @@ class RecordColumns:
             return fault
 
         if not isinstance(record, Mapping):
-            found = type(record).__name__
+            found = type_name(record)
             hint = "each record is an object with the fields input and target"
             raise refused(_wrong_type(f"the record is a {found}, not an object", hint), None)
         if self._input not in record and not self._shapes:
@@ -391,6 +398,13 @@ class RecordColumns:
             except _DefectError as defect:
                 raise refused(defect, name) from defect
         return rows
+
+    def _check_integers(self, name: str, rows: Sequence[dict[str, Column] | None]) -> None:
+        """Whether the integers among a block's floats are floats."""
+        for at, row in enumerate(rows):
+            if row is not None and row[name].dtype == np.int64:
+                one, kind = row[name][np.newaxis], np.dtype(np.float32)
+                exact.check_exact(self._file, name, one, kind, self.count + at)
 
     def _settle(
         self, rows: Sequence[dict[str, Column] | None], first: DataFault | None = None
@@ -489,7 +503,7 @@ def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
         return value
     forms = "give a list of records or one object of columns, with the fields input and target"
     if not isinstance(value, Mapping) or any(not isinstance(name, str) for name in value):
-        raise DataFault(file, f"the whole is a {type(value).__name__}", hint=forms)
+        raise DataFault(file, f"the whole is a {type_name(value)}", hint=forms)
     if names[0] not in value:
         raise absent(file, names[0], value)
     asked = {name: value[name] for name in names if name in value}
