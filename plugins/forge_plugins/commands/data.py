@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from forge_plugins.formats.format import Reading
     from forge_plugins.formats.profile import Profile
     from forge_plugins.formats.table import Table
 
@@ -75,21 +76,14 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
 ) -> None:
     """Show what a data file holds. Fields, counts, quality with reasons, label balance."""
     from forge_kernel.errors import ConfigError, Fault
-    from forge_plugins.data.file import data_file
-    from forge_plugins.formats.fault import DataFault
     from forge_plugins.formats.format import Reading
-    from forge_plugins.formats.installed import names
-    from forge_plugins.formats.token_file import TYPES
 
     if formats:
         typer.echo("\n".join(_formats()))
         return
     if file is None:
         raise ConfigError([Fault("no file is named", hints=("forge data FILE, or --formats",))])
-    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
-        if word not in known:
-            hint = f"there are: {', '.join(known)}"
-            raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
+    _check_words(form, integers)
     reading = Reading(
         input=input_column, target=None if target is TargetForm.NONE else target_column,
         lenient=True, trust_pickle=trust_pickle, integers=integers, length=length,
@@ -98,15 +92,48 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
         threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
     )  # fmt: skip
+    found = _answer(meant, file, reading)
+    _show(found, page, as_json=as_json)
+
+
+def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
+    if page is not None:
+        _write(found, page)
+    typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
+
+
+def _check_words(form: str, integers: str) -> None:
+    """Whether there are such a format and such integers.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_plugins.formats.installed import names
+    from forge_plugins.formats.token_file import TYPES
+
+    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
+        if word not in known:
+            hint = f"there are: {', '.join(known)}"
+            raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
+
+
+def _answer(meant: _Question, file: str, reading: Reading) -> Profile:
+    """What the file says.
+
+    Raises:
+        ConfigError: it cannot be read as asked.
+    """
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_plugins.data.file import data_file
+    from forge_plugins.formats.fault import DataFault
+
     try:
-        found = meant.asked_of(data_file(file), reading)
+        return meant.asked_of(data_file(file), reading)
     except DataFault as fault:
         hints = (fault.hint,) if fault.hint else ()
         message = str(fault).removesuffix(f"; {fault.hint}")
         raise ConfigError([Fault(message, hints=hints)]) from fault
-    if page is not None:
-        _write(found, page)
-    typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +150,7 @@ class _Question:
     field: str
     cache_dir: Path | None
 
-    def asked_of(self, file: Path, reading: Any) -> Profile:
+    def asked_of(self, file: Path, reading: Reading) -> Profile:
         """Look at every record.
 
         Raises:

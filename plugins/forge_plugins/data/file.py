@@ -1,4 +1,4 @@
-"""Samples from a file: JSON, HDF5, pickle, binary records, numpy, safetensors, raw tokens."""
+"""Samples from a file: JSON, HDF5, pickle, torch, binary records, numpy, Parquet, raw tokens."""
 
 from __future__ import annotations
 
@@ -368,7 +368,7 @@ def _check(
 
 
 class File:
-    """Samples of a file: JSON, HDF5, pickle, binary records, numpy, safetensors, Parquet, tokens.
+    """Samples of a file: JSON, HDF5, pickle, torch, records, numpy, safetensors, Parquet, tokens.
 
     Maps a file's columns, looks at every sample once, and deals them out.
     """

@@ -346,32 +346,41 @@ def _names(text: JsonText) -> Iterator[str]:
         closed = text.expect(b",}", "a comma or the object's end") == b"}"
 
 
-def _skip(text: JsonText, depth: int = 0) -> None:
+def _skip(text: JsonText) -> None:
     """Take a value that nobody reads.
 
     Raises:
         DataFault: it is no JSON, or is nested too deeply.
     """
-    start = text.next()
-    if depth > _MAX_DEPTH:
-        raise text.fault("is nested too deeply")
-    if start == b"{":
-        for _ in _names(text):
-            _skip(text, depth + 1)
-    elif start == b"[":
-        text.drop(1)
-        for _ in elements(text):
-            pass
-    else:
-        text.fill(MAX_RECORD)
-        found = _SINGLE.match(text.held)
-        if found is None:
-            raise text.fault("is not JSON: a value is expected")
-        try:
-            parsed(found[0])
-        except orjson.JSONDecodeError as error:
-            raise text.not_json(error, 0) from error
-        text.drop(found.end())
+    opened: list[Iterator[str]] = [iter([""])]  # the value, and objects in it that are not ended
+    while opened:
+        if next(opened[-1], None) is None:
+            opened.pop()
+            continue
+        start = text.next()
+        if start == b"{":
+            opened.append(_names(text))
+        elif start == b"[":
+            text.drop(1)
+            for _ in elements(text):
+                pass
+        else:
+            _skip_single(text)
+        if len(opened) > _MAX_DEPTH:
+            raise text.fault("is nested too deeply")
+
+
+def _skip_single(text: JsonText) -> None:
+    """Take a text, a number or a word."""
+    text.fill(MAX_RECORD)
+    found = _SINGLE.match(text.held)
+    if found is None:
+        raise text.fault("is not JSON: a value is expected")
+    try:
+        parsed(found[0])
+    except orjson.JSONDecodeError as error:
+        raise text.not_json(error, 0) from error
+    text.drop(found.end())
 
 
 def _name(text: JsonText) -> str:
