@@ -69,7 +69,10 @@ def _data_set(file: Path, name: str, found: Any) -> Any:
     import h5py
 
     if not isinstance(found, h5py.Dataset):
-        hint = f"name a data set in it, such as '{name}/{next(iter(found), 'x')}'"
+        first = next(iter(found), None)
+        hint = (
+            "name a data set" if first is None else f"name what is in it, such as '{name}/{first}'"
+        )
         raise DataFault(file, "is a group, not a data set", field=name, hint=hint)
     if found.is_virtual or found.external:
         hint = "copy the numbers into this file"

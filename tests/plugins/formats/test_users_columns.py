@@ -215,7 +215,7 @@ def test_data_sets_in_groups_are_named_by_their_path(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "a") as opened:
         opened["link"] = h5py.ExternalLink("other.h5", "/")
     for name, told in (
-        ("train", "is a group, not a data set; name a data set in it, such as 'train/x'"),
+        ("train", "is a group, not a data set; name what is in it, such as 'train/x'"),
         ("train/z", "there is no field 'train/z'"),
         ("train//x", "there is no field"),
         ("link/x", "is a ExternalLink, which may lead anywhere"),
