@@ -169,6 +169,8 @@ class Declaration:
         found: dict[str, Any] = {
             "path": str(path),
             "target": "number" if numbers else "class",
+            "input_column": data.input_column,
+            "target_column": data.target_column,
             "batch_size": data.batch_size if trained_on else 1024,
             "shuffle": data.shuffle and trained_on,
             "drop_last": data.drop_last and trained_on,

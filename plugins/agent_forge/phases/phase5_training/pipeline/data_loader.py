@@ -62,6 +62,7 @@ class DataConfig(Configuration):
 
     `max_sequence_length` cuts rows of integers; rows of floats are as long as they are.
     `cache_size` counts samples kept in memory, in each process that reads; 0 keeps none.
+    `input_column` and `target_column` name what is read of a file; its other columns are not read.
     `pin_memory` acts where CUDA is. `quality_threshold` leaves samples out and counts them, see
     `forge_plugins.formats.quality`. `seed` is that of order and split.
     """
@@ -81,6 +82,8 @@ class DataConfig(Configuration):
     seed: Annotated[int, Meta(ge=0)] = 0
     data_format: DataFormat | None = None
     num_classes: Annotated[int, Meta(ge=1)] | None = None
+    input_column: Annotated[str, Meta(min_length=1)] = "input"
+    target_column: Annotated[str, Meta(min_length=1)] = "target"
     cache_dir: str | None = None
     trust_pickle: bool = False
 
@@ -108,7 +111,9 @@ def _file_settings(path: str | Path, config: DataConfig, **chosen: Any) -> FileC
         "path": str(path),
         "format": _FORMATS[kind],
         "input": "tokens" if tokens else "features",
-        "target": "next" if tokens else "none",
+        "target": "next" if tokens else "class",
+        "input_column": config.input_column,
+        "target_column": config.target_column,
         "classes": config.num_classes,
         "integers": "uint8" if kind is DataFormat.TEXT else "uint16",
         "length": config.max_sequence_length,
@@ -372,7 +377,8 @@ class CachedDataset(Dataset[Sample]):
     """
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
-        self._data = _data(path, config, streaming=False, shuffle=False, cache_policy=_lru(config))
+        chosen = {"shuffle": False, "drop_last": False, "cache_policy": _lru(config)}
+        self._data = _data(path, config, streaming=False, **chosen)
 
     def __len__(self) -> int:
         return self._data.deck.training
@@ -417,7 +423,7 @@ class StreamingDataset(IterableDataset[Sample]):
     """
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
-        self._data = _data(path, config, streaming=True)
+        self._data = _data(path, config, streaming=True, drop_last=False)
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
