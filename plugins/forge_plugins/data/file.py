@@ -53,7 +53,8 @@ class FileConfig:
         str | None,
         Meta(
             description="the file, relative to where the command runs; `shipped:NAME` is one that "
-            "comes with the package; null: shipped:digits.frec, handwritten digits of 8 x 8 pixels"
+            "comes with the package; null: shipped:digits.frec, handwritten digits of 8 x 8 pixels",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     format: Annotated[
@@ -192,7 +193,8 @@ class FileConfig:
         str | None,
         Meta(
             description="where files that cannot be mapped are kept converted; null: "
-            "forge-kernel/data below the user's cache folder"
+            "forge-kernel/data below the user's cache folder",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     trust_pickle: Annotated[

@@ -56,7 +56,8 @@ class TextConfig:
         Meta(
             description="a UTF-8 text, or JSON Lines or an array of objects with a text each "
             "(.json, .jsonl, .ndjson), plain or .gz; null: the help texts about the language that "
-            "every Python carries (pydoc_data.topics, English, half a megabyte)"
+            "every Python carries (pydoc_data.topics, English, half a megabyte)",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     field: Annotated[str, Meta(min_length=1, description="the text's field in an object")] = "text"
@@ -69,7 +70,10 @@ class TextConfig:
     ] = "bytes"
     tokenizer_file: Annotated[
         str | None,
-        Meta(description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)"),
+        Meta(
+            description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)",
+            extra_json_schema={"format": "path"},
+        ),
     ] = None
     end_token: Annotated[
         str | None,
@@ -102,7 +106,8 @@ class TextConfig:
         str | None,
         Meta(
             description="where the tokens are kept, mapped from there; null: forge-kernel/data "
-            "below the user's cache folder"
+            "below the user's cache folder",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     on_change: OnChange = "refuse"
