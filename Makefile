@@ -21,6 +21,7 @@ test: $(STAMP)  ## the tests, without the deep batteries
 
 deep: $(STAMP)  ## the long batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "hypothesis and not deep" --hypothesis-profile=search
 
 lint: $(STAMP)  ## style, types, layers, schemas
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def by_line(path: Path) -> None:
 def converted(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         columns = ColumnFolder(path, Path(folder))
-        read_json(path, columns, Reading())
+        read_json(path, columns, Reading(), Reading().names)
         columns.close()
 
 

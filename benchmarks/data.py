@@ -29,6 +29,7 @@ import torch
 from data_peers import Batches, peers
 from safetensors.numpy import save_file
 
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 from forge_plugins.data.samples import FileData
@@ -44,7 +45,7 @@ LIMIT, FRESH, LOADER = "limit", "take into fresh memory", "DataLoader, sample by
 
 
 class Run:
-    seed, strategy = 0, OneProcess()
+    seed, strategy, settings = 0, OneProcess(), RunConfig()
 
     def tell(self, *_: Any, **__: Any) -> None: ...
 

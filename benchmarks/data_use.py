@@ -29,6 +29,7 @@ import numpy as np
 import psutil
 import torch
 
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import File, FileConfig
@@ -45,7 +46,7 @@ RECORDS, WIDTH, SIZE = 200_000, 128, 256
 
 
 class Run:
-    seed, strategy = 0, OneProcess()
+    seed, strategy, settings = 0, OneProcess(), RunConfig()
 
     def tell(self, *_: Any, **__: Any) -> None: ...
 

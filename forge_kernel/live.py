@@ -77,7 +77,7 @@ def _compiled(compiler: Any, module: nn.Module) -> Any:
     """What `nn.Module.compile` sets, by a compiler whose settings were chosen already."""
 
     def call(*arguments: Any, **named: Any) -> Any:
-        return module._call_impl(*arguments, **named)
+        return module._call_impl(*arguments, **named)  # type: ignore[no-untyped-call]
 
     return compiler(call)
 

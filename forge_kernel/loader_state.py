@@ -115,9 +115,9 @@ def _state(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):
-        return json.dumps(_plain(generator.bit_generator.state))
+        return json.dumps(generator.bit_generator.state, default=_plain)
     if isinstance(generator, np.random.RandomState):
-        return json.dumps(_plain(generator.get_state(legacy=False)))
+        return json.dumps(generator.get_state(legacy=False), default=_plain)
     return json.dumps(generator.getstate())
 
 
@@ -125,27 +125,23 @@ def _set_state(generator: Any, state: Any) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = _arrays(json.loads(state))
+        generator.bit_generator.state = json.loads(state, object_hook=_array)
     elif isinstance(generator, np.random.RandomState):
-        generator.set_state(_arrays(json.loads(state)))
+        generator.set_state(json.loads(state, object_hook=_array))
     else:
         version, numbers, gauss = json.loads(state)
         generator.setstate((version, tuple(numbers), gauss))
 
 
 def _plain(value: Any) -> Any:
-    """numpy's state in lists and numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+    """An array or number of numpy's states as JSON can hold it."""
     if isinstance(value, np.ndarray):
         return {"array": value.tolist(), "dtype": str(value.dtype)}
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item()
 
 
-def _arrays(value: Any) -> Any:
-    """What `_plain` was given."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"array", "dtype"}:
-            return np.asarray(value["array"], dtype=value["dtype"])
-        return {key: _arrays(item) for key, item in value.items()}
+def _array(value: dict[str, Any]) -> Any:
+    """The array that `_plain` was given."""
+    if value.keys() == {"array", "dtype"}:
+        return np.asarray(value["array"], dtype=value["dtype"])
     return value

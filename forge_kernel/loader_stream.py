@@ -68,12 +68,12 @@ class LoaderStream:
             return
         with drawn_from(self._stream):
             iterator = iter(self._loader)
-        while True:
+
+        def following() -> Any:
             with drawn_from(self._stream):
-                value = next(iterator, _END)
-            if value is _END:
-                return
-            yield value
+                return next(iterator, _END)
+
+        yield from iter(following, _END)
 
     def _compare(self, value: Any, *, replay: bool) -> None:
         digest = _digest(value)

@@ -315,6 +315,8 @@ class Session:
         """What the model gives for a batch."""
         if self._compute_outputs is not None:
             return self._compute_outputs(self.run, self.step_state, batch)
+        if batch.positions is None and isinstance(batch.inputs, Tensor):
+            return self.run.active_model(batch.inputs)
         return self._model_call(self.run.active_model, batch)
 
     def _cast_loss(self, batch: Batch) -> Any:
@@ -365,7 +367,7 @@ class Session:
         Raises:
             RunError: it is no batch.
         """
-        taken: Batch = batch_from(batch)
+        taken: Batch = batch if isinstance(batch, Batch) else batch_from(batch)
         taken.ignore_index = self.settings.ignore_index
         if not self._moves:
             return taken
@@ -381,7 +383,9 @@ class Session:
         weight: float | Tensor
         if isinstance(answer, Tensor) and not answer.ndim:
             counted = batch.counted
-            loss, weight = counted.mean(answer)
+            loss, weight = answer, counted.total
+            if counted.weights is not None or not weight:
+                loss, weight = counted.mean(answer)
             share = window.add(loss, weight)
         else:
             share, weight = self._share_of(answer, batch)
@@ -395,7 +399,7 @@ class Session:
     def _share_of(self, answer: Any, batch: Batch) -> tuple[Tensor, float | Tensor]:
         """What is to be differentiated for a loss of values or of terms, and what it counts."""
         terms = self._term_means(answer, batch)
-        if len(terms) == 1:
+        if len(terms) == 1 and not terms[0].name:
             (term,) = terms
             mean = term.mean if term.scale == 1.0 else term.mean * term.scale
             share = self._window.add(mean, term.weight)
@@ -643,19 +647,15 @@ class Session:
         window: list[Batch] = []
         stepped, drawn, start = progress.step, False, progress.batch
         requests, cancelled, clock = self.run.requests, self.cancel.is_set, time.monotonic
-        batches = iter(self.run.data.batches(progress.epoch, progress.batch))
-        while True:
-            with self.streams:  # other runs in this process may take turns between steps
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                window.append(batch)
-                if len(window) < size:
-                    continue
-                progress.batch += size
+        for batch in self.run.data.batches(progress.epoch, progress.batch):
+            window.append(batch)
+            if len(window) < size:
+                continue
+            progress.batch += size
+            with self.streams:  # between steps other threads' runs take their turn
                 self._step(window)
-                drawn = True
-                window.clear()
+            drawn = True
+            window.clear()
             if (
                 progress.step >= self._next_due
                 or requests

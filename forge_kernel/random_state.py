@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+STREAMS_LOCK = threading.RLock()
+"""Held by the thread that draws from the ambient streams on behalf of a run."""
 
 
 @dataclass(slots=True)
@@ -114,15 +118,16 @@ def drawn_from(state: StreamState) -> Iterator[None]:
     Args:
         state: where the streams begin; where they end is written back into it.
     """
-    outside = StreamState.read()
-    state.write()
-    try:
-        yield
-    finally:
-        ended = StreamState.read()
-        state.python, state.numpy = ended.python, ended.numpy
-        state.torch, state.cuda = ended.torch, ended.cuda
-        outside.write()
+    with STREAMS_LOCK:
+        outside = StreamState.read()
+        state.write()
+        try:
+            yield
+        finally:
+            ended = StreamState.read()
+            state.python, state.numpy = ended.python, ended.numpy
+            state.torch, state.cuda = ended.torch, ended.cuda
+            outside.write()
 
 
 def _cuda_in_use() -> bool:

@@ -1,8 +1,8 @@
-"""Whose the process's random streams are: the program's, or one of its runs'.
+"""Whose the process's random streams are: those of the thread whose run is at work.
 
-Python, numpy and torch each have one ambient stream for the whole process. The program and its runs
-(in threads, or one inside a callback of another) use them in turn: whoever comes in finds them as
-it left them. So what a run draws never depends on what another draws in between.
+Python, numpy and torch each have one ambient stream for the whole process. Runs in several threads
+use them in turn: whoever comes in finds them as it left them. So what a run draws never depends on
+what another one draws in between.
 """
 
 from __future__ import annotations
@@ -11,65 +11,79 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Final
 
 import torch
 
 from forge_kernel.errors import RunError
-from forge_kernel.random_state import StreamState
+from forge_kernel.random_state import STREAMS_LOCK, StreamState
 
 WAIT_SECONDS: Final = 600.0  # for another run in this process to end its step
 
 
 class _Owner:
-    """Whose the ambient streams are, and their states while they are not in use."""
+    """A thread's streams, while they are not the ambient ones."""
 
-    __slots__ = ("active", "saved")
+    __slots__ = ("depth", "saved")
 
     def __init__(self) -> None:
         self.saved: StreamState | None = None
-        self.active = True
+        self.depth = 0  # runs of the thread, one inside a callback of the other
 
 
-_lock = threading.RLock()
-_program = _Owner()
-_resident = _program  # whose the ambient streams are now
-_inside: list[_Owner] = []  # those at work, the innermost last; all in the thread with the lock
-_waiting = 0
+class _Ambient:
+    """Whose the ambient streams are now; changed by the thread that holds the lock."""
+
+    def __init__(self) -> None:
+        self.program = _Owner()  # the main thread's, and of all code outside of runs
+        self.resident = self.program
+        self.thread = 0  # the thread that is the resident; 0: it is to be looked up
+        self.waiting = 0  # threads
+        self._owners = threading.local()
+
+    def own(self) -> _Owner:
+        """The owner that this thread is."""
+        owner: _Owner | None = getattr(self._owners, "owner", None)
+        if owner is None:
+            main = threading.current_thread() is threading.main_thread()
+            owner = self._owners.owner = self.program if main else _Owner()
+        return owner
+
+    def give(self, owner: _Owner) -> None:
+        """Make an owner's streams the ambient ones."""
+        self.thread = get_ident() if owner is self.own() else 0
+        if owner is self.resident:
+            return
+        self.resident.saved = StreamState.read()
+        self.resident = owner
+        if owner.saved is not None:
+            owner.saved.write()
+            owner.saved = None
+
+    def wait(self) -> None:
+        """Wait for the lock."""
+        self.waiting += 1
+        try:
+            taken = STREAMS_LOCK.acquire(timeout=WAIT_SECONDS)
+        finally:
+            self.waiting -= 1
+        if not taken:
+            raise RunError(
+                f"another run in this process has been inside a step for {WAIT_SECONDS:.0f} s; "
+                "perhaps one of its hooks waits for this run. Start the runs in processes of "
+                "their own"
+            )
 
 
-def _switch(owner: _Owner) -> None:
-    """Give the ambient streams to an owner; the lock is held."""
-    global _resident  # noqa: PLW0603  the streams are the process's, and so is their owner
-    if owner is _resident:
-        return
-    _resident.saved = StreamState.read()
-    _resident = owner
-    if owner.saved is not None:
-        owner.saved.write()
-        owner.saved = None
-
-
-def _wait() -> None:
-    global _waiting  # noqa: PLW0603  see `_switch`
-    _waiting += 1
-    try:
-        taken = _lock.acquire(timeout=WAIT_SECONDS)
-    finally:
-        _waiting -= 1
-    if not taken:
-        raise RunError(
-            f"another run in this process has been inside a step for {WAIT_SECONDS:.0f} s; perhaps "
-            "one of its hooks waits for this run. Start the runs in processes of their own"
-        )
+_AMBIENT: Final = _Ambient()
 
 
 class RunStreams:
-    """The ambient streams of one run, which other runs of the process neither see nor move.
+    """The ambient streams of one run, which runs in other threads neither see nor move.
 
     A run takes them for a step at a time. Alone, that costs a lock that nobody else wants. Runs in
-    several threads step in turn, each on its own streams, so that each is what it is alone; a run
-    inside a callback of another gives the streams back where that one goes on.
+    several threads step in turn, each on its own streams, so that each is what it is alone.
 
     Args:
         takes_turns: False for a run that is spread over ranks: inside a step they wait for each
@@ -77,10 +91,9 @@ class RunStreams:
     """
 
     def __init__(self, *, takes_turns: bool = True) -> None:
-        self._owner = _Owner()
         self._takes_turns = takes_turns
 
-    def take(self) -> None:
+    def __enter__(self) -> None:
         """Begin a stretch of work that draws.
 
         Raises:
@@ -88,36 +101,27 @@ class RunStreams:
         """
         if not self._takes_turns:
             return
-        if not _lock.acquire(blocking=False):
-            _wait()
-        owner = self._owner
-        _inside.append(owner)
-        if _resident is not owner:
-            _switch(owner)
-
-    def give(self) -> None:
-        """End the stretch; the streams stay this run's until somebody else takes them."""
-        if not self._takes_turns:
-            return
-        _ = _inside.pop()
-        if _inside and _inside[-1] is not _resident:
-            _switch(_inside[-1])
-        _lock.release()
-        if _waiting:
-            time.sleep(1e-5)  # whoever waits comes in before this thread asks again
-
-    def __enter__(self) -> None:
-        self.take()
+        if not STREAMS_LOCK.acquire(False):
+            _AMBIENT.wait()
+        if _AMBIENT.thread != get_ident():
+            _AMBIENT.give(_AMBIENT.own())
 
     def __exit__(self, *_: object) -> None:
-        self.give()
+        """End the stretch; the streams stay as they are until another thread takes them."""
+        if not self._takes_turns:
+            return
+        STREAMS_LOCK.release()
+        if _AMBIENT.waiting:
+            time.sleep(1e-5)  # whoever waits comes in before this thread asks again
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """For a whole run: afterwards streams, grad mode, determinism and threads are as found."""
-        with _lock:
-            found = _resident
-            self._owner.saved = StreamState.read()
+        owner = _AMBIENT.own()
+        with STREAMS_LOCK:
+            _AMBIENT.give(owner)
+            found = StreamState.read()
+            owner.depth += 1
         grad = torch.is_grad_enabled()
         deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -125,10 +129,12 @@ class RunStreams:
         try:
             yield
         finally:
-            with _lock:
-                self._owner.active = False
-                if _resident is self._owner:
-                    _switch(found if found.active else _program)
+            with STREAMS_LOCK:
+                _AMBIENT.give(owner)
+                found.write()
+                owner.depth -= 1
+                if not owner.depth:
+                    _AMBIENT.give(_AMBIENT.program)
             torch.set_grad_enabled(grad)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             if torch.get_num_threads() != threads:

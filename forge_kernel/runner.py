@@ -19,7 +19,14 @@ from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.live import LiveDataPlugin, LiveModel, ProgressCallback, Watcher
-from forge_kernel.loading import check_pipeline, fill, load_pipeline
+from forge_kernel.loading import (
+    check_document,
+    check_pipeline,
+    fill,
+    load_pipeline,
+    read_document,
+)
+from forge_kernel.migration import migrated
 from forge_kernel.path_settings import with_absolute_paths
 from forge_kernel.planner import Plan, plan
 from forge_kernel.plugin import Kind
@@ -141,7 +148,8 @@ def recorded_pipeline(
     if not (folder / CONFIG).is_file():
         hint = "a run folder holds config.yaml and checkpoints/"
         raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
-    pipeline = load_pipeline(folder / CONFIG, settings, catalog=catalog, live=kinds)
+    document = migrated(read_document(folder / CONFIG, settings), catalog)
+    pipeline = check_document(document, catalog, kinds)
     missing = sorted(set(pipeline.notes.get("x-live", ())) - set(given))
     if missing:
         raise ConfigError([Fault(f"this run was given live parts: hand in {', '.join(missing)}")])

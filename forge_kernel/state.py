@@ -52,13 +52,16 @@ class Batch:
         Raises:
             RunError: the weights do not fit the targets.
         """
-        key = self._count_key()
-        known = self._count
-        if known is None or any(a is not b for a, b in zip(known[:2], key[:2], strict=True)) or (
-            known[2:4] != key[2:]
-        ):  # fmt: skip
-            found = count(self.targets, self.weights, self.inputs, self.ignore_index)
-            self._count = known = (*key, found)
+        known, targets = self._count, self.targets
+        if (
+            known is None
+            or known[0] is not targets
+            or known[1] is not self.weights
+            or known[2:4] != (self.ignore_index, getattr(targets, "_version", 0))
+        ):
+            found = count(targets, self.weights, self.inputs, self.ignore_index)
+            self._count = (*self._count_key(), found)
+            return found
         answer: Counted = known[4]
         return answer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import NoConfig
 from forge_kernel.loop import Session
-from forge_kernel.plugin import Kind, PluginInfo, Stateful
+from forge_kernel.plugin import Kind, PluginInfo
 from forge_kernel.state import Batch, Run, Step
 from forge_kernel.testing.trial import Trial
+from forge_kernel.tree import split_tree
 
 TOLERANCE = 1e-5
 """Of gradients, as a share of the largest: sums in fp32 in another order."""
@@ -198,32 +199,22 @@ def traces_of_dropped_window(trial: Trial, folder: Path) -> list[str]:
     return sorted(label for label in before if not _same(before[label], after[label]))
 
 
-def _memories(session: Session) -> dict[str, Any]:
+Memory = tuple[Any, dict[str, Tensor]]
+"""State as plain data, and copies of its tensors by name."""
+
+
+def _memories(session: Session) -> dict[str, Memory]:
+    """What each part remembers."""
     found: dict[str, Any] = {"the model": session.run.strategy.model_state(session.run)}
-    for entry, plugin in session.bus.stateful():
-        if isinstance(plugin, Stateful):
-            found[entry.label] = plugin.state_dict()
-    copied: dict[str, Any] = _mapped(found, _copy)
-    return copied
+    found |= {entry.label: plugin.state_dict() for entry, plugin in session.bus.stateful()}
+    split = {label: split_tree(state, label) for label, state in found.items()}
+    return {
+        label: (plain, {name: tensor.clone() for name, tensor in tensors.items()})
+        for label, (plain, tensors) in split.items()
+    }
 
 
-def _copy(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(tree, dict):
-        return {key: _mapped(value, change) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_mapped(value, change) for value in tree]
-    return change(tree)
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    return bool(one == other)
+def _same(one: Memory, other: Memory) -> bool:
+    return one[0] == other[0] and all(
+        torch.equal(tensor, other[1][name]) for name, tensor in one[1].items()
+    )

@@ -277,6 +277,37 @@ def test_a_cached_dataset_is_read_by_number(tmp_path: Path) -> None:
         dataset[50]
 
 
+def test_columns_can_be_named_and_others_are_left_alone(tmp_path: Path) -> None:
+    rows = [{"pixels": r["input"], "label": r["target"], "name": "a", "problem": 1} for r in ROWS]
+    named = {"input_column": "pixels", "target_column": "label", "quality_threshold": 0.0}
+    file = lines(tmp_path, rows)
+    loader = DataLoaderFactory.create_loader(file, config(tmp_path, shuffle=False, **named))
+    batch = next(iter(loader))
+    assert batch["input"].tolist() == INPUTS[:32].tolist()
+    assert batch["target"].tolist() == TARGETS[:32].tolist()
+    with pytest.raises(PluginError, match="did you mean 'pixels'"):
+        CachedDataset(file, config(tmp_path, input_column="pixel"))
+    with pytest.raises(PluginError, match="no field 'labels'"):
+        CachedDataset(file, config(tmp_path, **{**named, "target_column": "labels"}))
+
+
+def test_drop_last_that_leaves_no_batch_is_the_loaders_matter(tmp_path: Path) -> None:
+    """Planted fault: a loader with one sample less than a batch gave nothing, without a word."""
+    chosen = config(tmp_path, batch_size=COUNT + 1, drop_last=True)
+    with pytest.raises(PluginError, match="50 samples .* batch has 51 .*drop_last"):
+        DataLoaderFactory.create_loader(lines(tmp_path), chosen)
+    assert len(CachedDataset(lines(tmp_path), chosen)) == COUNT
+    assert len(list(StreamingDataset(lines(tmp_path), chosen))) == COUNT
+
+
+def test_integers_stay_integers_and_true_and_false_are_1_and_0(tmp_path: Path) -> None:
+    rows = [{"input": [2**24, 2**24 + 1], "target": True}, {"input": [1, 2], "target": False}]
+    loader = DataLoaderFactory.create_loader(lines(tmp_path, rows), config(tmp_path, shuffle=False))
+    batch = next(iter(loader))
+    assert batch["input"].tolist() == [[2**24, 2**24 + 1], [1, 2]]
+    assert batch["target"].tolist() == [1, 0]
+
+
 @pytest.mark.spec("B7")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_loader_goes_on_at_its_position(streaming: bool, tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ SHOWN: dict[str, Any] = {
     "DataConfig.quality_threshold": Declares(0.5),
     "DataConfig.seed": Declares(3),
     "DataConfig.data_format": Declares("json"),
+    "DataConfig.input_column": Declares("features"),
+    "DataConfig.target_column": Declares("label"),
     "DataConfig.num_classes": Declares(12),
     "DataConfig.cache_dir": Declares("cache"),
     "DataConfig.trust_pickle": Declares(True),
@@ -390,6 +392,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_samples(tmp_path / "train.json", 120, 1)
     write_samples(tmp_path / "val.json", 41, 2)
+    for name in ("train.json", "val.json"):  # with other names of its columns beside
+        rows = json.loads((tmp_path / name).read_text())
+        more = [{**row, "features": row["input"], "label": row["target"]} for row in rows]
+        (tmp_path / name).write_text(json.dumps(more))
     return tmp_path
 
 

@@ -83,7 +83,7 @@ def watching(**capability: Any) -> UsePolicy[Any]:
         ({"threshold": 0.5, "duration": 2}, [0.6, 0.6, 0.4, 0.6, 0.6],
          [(2, "acquired"), (3, "lost"), (5, "acquired")]),
         ({"threshold": 0.5, "mode": "min"}, [0.9, 0.5, 0.6], [(2, "acquired"), (3, "lost")]),
-        ({"threshold": 0.5}, [0.9, math.nan], [(1, "acquired"), (2, "lost")]),
+        ({"threshold": 0.5}, [0.9, math.nan, 0.4], [(1, "acquired"), (3, "lost")]),
         ({"threshold": 2.0}, [0.9, 1.0], []),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from forge_kernel.catalog import Catalog
 from forge_kernel.config.schema import bind_config, config_schema
+from forge_kernel.errors import PluginError
 from forge_kernel.plugin import Kind
 from forge_kernel.testing.trial import CLASSES, FEATURES, Trial
 
@@ -137,11 +138,19 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
         chosen |= {"factory": "torch.nn:Linear", "arguments": ARGUMENTS}
     if key == "data.file":  # the trial's loss is of classes
         chosen["target"] = "class"
+        told = ("drop_last", "workers: ")  # what the file and the machine must have room for
+    else:
+        told = ()
     try:
         bind_config(plugin.info.config, chosen)
     except msgspec.ValidationError:
         return  # a contradiction between fields, told at check time
     with tempfile.TemporaryDirectory() as folder:
         options = {"max_steps": 2, "validate_every": 1, "non_finite": "skip", "max_seconds": 20.0}
-        result = Trial(catalog, Kind(kind), name, chosen).run(Path(folder) / "run", **options)
+        try:
+            result = Trial(catalog, Kind(kind), name, chosen).run(Path(folder) / "run", **options)
+        except PluginError as error:
+            if any(words in str(error) for words in told):
+                return
+            raise
     assert result.outcome == "completed"

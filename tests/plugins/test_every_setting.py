@@ -138,6 +138,8 @@ ELSEWHERE: dict[str, str] = {
     "model.python_class.factory": "tests/plugins/test_two_sources_and_python_class.py",
     "model.python_class.arguments": "tests/plugins/test_two_sources_and_python_class.py",
     "model.python_class.state": "tests/plugins/test_two_sources_and_python_class.py",
+    "data.file.input_column": "tests/plugins/formats/test_users_columns.py",
+    "data.file.target_column": "tests/plugins/formats/test_users_columns.py",
     "quantizer.bitnet.convolutions": "tests/plugins/test_bitnet_conversion.py",
     "optimizer.sgd.fused": "tests/plugins/optimizers/test_torch_optimizers.py",
     "optimizer.adamw_8bit.block_size": "tests/plugins/optimizers/test_adamw_8bit.py",
@@ -186,7 +188,10 @@ ELSEWHERE: dict[str, str] = {
     "observers.prometheus.host": "tests/plugins/test_sinks.py",
     "observers.tensorboard.flush_seconds": "tests/plugins/test_sinks.py",
     "policies.early_stopping.metric": "tests/plugins/test_policies.py",
-    "policies.early_stopping.not_before": "tests/plugins/test_policies.py",
+    **{
+        f"policies.{name}.not_before": "tests/kernel/test_endings.py"
+        for name in ("early_stopping", "stop_at", "best_checkpoint", "capabilities", "consolidation")
+    },
 }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def test_a_run_stops_when_the_figure_is_there(
         ({"mode": "max", "patience": 2}, [0.1, 0.3, 0.2, 0.3, 0.9], 4),
         ({"mode": "min", "patience": 1}, [0.5, 0.4, 0.4, 0.1], 3),
         ({"mode": "max", "patience": 2, "min_delta": 0.1}, [0.1, 0.15, 0.19, 0.9], 3),
-        ({"mode": "max", "patience": 2}, [0.1, float("nan"), float("nan"), 0.9], 3),
+        ({"mode": "max", "patience": 2}, [0.1, float("nan"), 0.0, float("nan"), 0.1, 0.9], 5),
         ({"mode": "max", "patience": 3}, [0.1, 0.0, 0.2, 0.1], 4),
         ({"mode": "max", "patience": 1, "not_before": 3}, [0.9, 0.1, 0.2, 0.1, 0.9], 4),
     ],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from forge_plugins.formats.format import Reading
     from forge_plugins.formats.profile import Profile
     from forge_plugins.formats.table import Table
 
@@ -43,6 +45,13 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         InputForm, typer.Option("--input", help="as data.with.input; text: documents")
     ] = (InputForm.FEATURES),
     target: Annotated[TargetForm, typer.Option(help="as data.with.target")] = TargetForm.AUTO,
+    input_column: Annotated[
+        str, typer.Option(metavar="NAME", help="as data.with.input_column")
+    ] = "input",
+    target_column: Annotated[
+        str, typer.Option(metavar="NAME", help="as data.with.target_column")
+    ] = "target",
+    ignore_index: Annotated[int, typer.Option(help="as run.ignore_index")] = -100,
     classes: Annotated[int | None, typer.Option(min=1, help="labels are below it")] = None,
     vocabulary: Annotated[int | None, typer.Option(min=1, help="tokens are below it")] = None,
     threshold: Annotated[
@@ -67,53 +76,81 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
 ) -> None:
     """Show what a data file holds. Fields, counts, quality with reasons, label balance."""
     from forge_kernel.errors import ConfigError, Fault
-    from forge_plugins.data.file import data_file
-    from forge_plugins.formats.fault import DataFault
     from forge_plugins.formats.format import Reading
-    from forge_plugins.formats.installed import names
-    from forge_plugins.formats.token_file import TYPES
 
     if formats:
         typer.echo("\n".join(_formats()))
         return
     if file is None:
         raise ConfigError([Fault("no file is named", hints=("forge data FILE, or --formats",))])
-    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
-        if word not in known:
-            hint = f"there are: {', '.join(known)}"
-            raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
-    reading = Reading(lenient=True, trust_pickle=trust_pickle, integers=integers, length=length)
-    meant = _Question(form, inputs, target, classes, vocabulary, threshold, field, cache_dir)
-    try:
-        found = meant.asked_of(data_file(file), reading)
-    except DataFault as fault:
-        hints = (fault.hint,) if fault.hint else ()
-        message = str(fault).removesuffix(f"; {fault.hint}")
-        raise ConfigError([Fault(message, hints=hints)]) from fault
+    _check_words(form, integers)
+    reading = Reading(
+        input=input_column, target=None if target is TargetForm.NONE else target_column,
+        lenient=True, trust_pickle=trust_pickle, integers=integers, length=length,
+    )  # fmt: skip
+    meant = _Question(
+        form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
+        threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
+    )  # fmt: skip
+    found = _answer(meant, file, reading)
+    _show(found, page, as_json=as_json)
+
+
+def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
     if page is not None:
         _write(found, page)
     typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
 
 
+def _check_words(form: str, integers: str) -> None:
+    """Whether there are such a format and such integers.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_plugins.formats.installed import names
+    from forge_plugins.formats.token_file import TYPES
+
+    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
+        if word not in known:
+            hint = f"there are: {', '.join(known)}"
+            raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
+
+
+def _answer(meant: _Question, file: str, reading: Reading) -> Profile:
+    """What the file says.
+
+    Raises:
+        ConfigError: it cannot be read as asked.
+    """
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_plugins.data.file import data_file
+    from forge_plugins.formats.fault import DataFault
+
+    try:
+        return meant.asked_of(data_file(file), reading)
+    except DataFault as fault:
+        hints = (fault.hint,) if fault.hint else ()
+        message = str(fault).removesuffix(f"; {fault.hint}")
+        raise ConfigError([Fault(message, hints=hints)]) from fault
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Question:
     """What is asked of a file."""
 
-    def __init__(
-        self,
-        form: str,
-        inputs: InputForm,
-        target: TargetForm,
-        classes: int | None,
-        vocabulary: int | None,
-        threshold: float,
-        field: str,
-        cache_dir: Path | None,
-    ) -> None:
-        self._form, self._inputs, self._target = form, inputs, target
-        self._classes, self._vocabulary, self._threshold = classes, vocabulary, threshold
-        self._field, self._cache_dir = field, cache_dir
+    form: str
+    inputs: InputForm
+    target: TargetForm
+    classes: int | None
+    vocabulary: int | None
+    threshold: float
+    ignore: int
+    field: str
+    cache_dir: Path | None
 
-    def asked_of(self, file: Path, reading: Any) -> Profile:
+    def asked_of(self, file: Path, reading: Reading) -> Profile:
         """Look at every record.
 
         Raises:
@@ -121,22 +158,26 @@ class _Question:
         """
         from forge_plugins.formats.opening import open_table
         from forge_plugins.formats.profile import profile_of, profile_of_texts
-        from forge_plugins.formats.quality import assess
+        from forge_plugins.formats.quality import assess, check_floats
         from forge_plugins.formats.source import Source
 
-        if self._inputs is InputForm.TEXT:
+        if self.inputs is InputForm.TEXT:
             Source(file).close()  # says what is wrong with the path itself
-            return profile_of_texts(file, self._field)
-        table = open_table(file, self._form, reading, cache_dir=self._cache_dir)
-        meant = _meant(table) if self._target is TargetForm.AUTO else self._target.value
+            return profile_of_texts(file, self.field)
+        table = open_table(file, self.form, reading, cache_dir=self.cache_dir)
+        if reading.target not in (None, "target") and "target" not in table.columns:
+            raise table.without("target")
+        meant = _meant(table) if self.target is TargetForm.AUTO else self.target.value
         assessment = assess(
             table,
-            inputs=self._inputs.value,  # type: ignore[arg-type]  # checked by the enumeration
+            inputs=self.inputs.value,  # type: ignore[arg-type]  # checked by the enumeration
             target=meant,  # type: ignore[arg-type]
-            classes=self._classes,
-            vocabulary=self._vocabulary,
+            classes=self.classes,
+            vocabulary=self.vocabulary,
+            ignore=self.ignore,
         )
-        return profile_of(table, assessment, meant, self._threshold)
+        check_floats(table, self.inputs.value, meant)  # type: ignore[arg-type]
+        return profile_of(table, assessment, meant, self.threshold, self.ignore)
 
 
 def _meant(table: Table) -> str:
@@ -183,6 +224,8 @@ def _lines(found: Profile) -> list[str]:
             figures = f"{about['smallest']:.6g} to {about['largest']:.6g}, mean {about['mean']:.6g}"
         unit = " characters" if texts else ""
         lines.append(f"  {name}: {about['type']}, {shape}{figures}{unit}")
+    if found.others:
+        lines.append(f"  not read: {', '.join(found.others)}")
     if texts:
         lines += [f"  characters in all: {found.length:,}", f"kept: {found.kept:,}"]
     else:

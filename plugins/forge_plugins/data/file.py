@@ -1,4 +1,4 @@
-"""Samples from a file: JSON, HDF5, pickle, binary records, numpy, safetensors, raw tokens."""
+"""Samples from a file: JSON, HDF5, pickle, torch, binary records, numpy, Parquet, raw tokens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from forge_kernel.api import (
     Step,
     hookimpl,
 )
+from forge_plugins.data import workers
 from forge_plugins.data.identity import Identity, OnChange
 from forge_plugins.data.samples import FileData
 from forge_plugins.formats import installed
@@ -38,6 +39,9 @@ else:
 
 SHIPPED: Final = "shipped:"
 """Before the name of a data file that comes with the package."""
+IGNORE_INDEX: Final = -100
+"""The integer target that counts for nothing, where no run says another one."""
+_TARGET: Final = "target"
 _CLASSES, _PIXELS = 10, 17  # of the shipped digits: labels 0 .. 9, pixels 0 .. 16
 
 
@@ -49,7 +53,8 @@ class FileConfig:
         str | None,
         Meta(
             description="the file, relative to where the command runs; `shipped:NAME` is one that "
-            "comes with the package; null: shipped:digits.frec, handwritten digits of 8 x 8 pixels"
+            "comes with the package; null: shipped:digits.frec, handwritten digits of 8 x 8 pixels",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     format: Annotated[
@@ -68,6 +73,7 @@ class FileConfig:
                     "npy",
                     "npz",
                     "safetensors",
+                    "torch",
                     "tokens",
                     "parquet",
                     "arrow",
@@ -86,6 +92,17 @@ class FileConfig:
             "file, or the inputs shifted by one), or not there"
         ),
     ] = "class"
+    input_column: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="the column or field that is the input, as the file names it; in HDF5 also "
+            "a path such as train/x; columns that are not named here are not read",
+        ),
+    ] = "input"
+    target_column: Annotated[
+        str, Meta(min_length=1, description="the column or field that is the target")
+    ] = "target"
     classes: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="labels are below it; null: one more than the largest in the file"),
@@ -176,7 +193,8 @@ class FileConfig:
         str | None,
         Meta(
             description="where files that cannot be mapped are kept converted; null: "
-            "forge-kernel/data below the user's cache folder"
+            "forge-kernel/data below the user's cache folder",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     trust_pickle: Annotated[
@@ -198,6 +216,8 @@ class FileConfig:
             raise ValueError("target: next needs input: tokens")
         if self.format == "tokens" and (self.input, self.target) != ("tokens", "next"):
             raise ValueError("format: tokens needs input: tokens and target: next")
+        if self.target == "none" and self.target_column != _TARGET:
+            raise ValueError("target_column is not read with target: none: set another target")
         if self.prefetch is not None and not self.workers:
             raise ValueError("prefetch is read by workers: set workers above 0")
         if not self.workers and not self.keep_workers:
@@ -246,71 +266,111 @@ def open_file(config: FileConfig) -> tables.Table:
         PluginError: the file cannot be read as asked.
     """
     reading = formats.Reading(
+        input=config.input_column,
+        target=None if config.target == "none" else config.target_column,
         lenient=config.quality_threshold > 0, trust_pickle=config.trust_pickle,
         integers=config.integers, length=config.length, streaming=config.streaming,
     )  # fmt: skip
     try:
-        return opening.open_table(
+        table = opening.open_table(
             data_file(config.path),
             config.format,
             reading,
             cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
             verify=config.verify,
         )
+        if config.target_column != _TARGET and _TARGET not in table.columns:
+            raise table.without(_TARGET)
     except fault.DataFault as error:
         raise PluginError(f"file: {error}") from error
+    return table
 
 
-def deal(table: tables.Table, config: FileConfig, seed: int, **options: Any) -> FileData:
+def deal(
+    table: tables.Table,
+    config: FileConfig,
+    seed: int,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    **options: Any,
+) -> FileData:
     """A table's samples, looked at and ready to be dealt out.
 
     Args:
         table: from `open_file`.
         config: how they are dealt out.
         seed: of the run.
+        ignore_index: an integer target that counts for nothing: it is no label, and stays as it is.
         options: as for `FileData`.
 
     Raises:
         PluginError: a sample cannot be used, or too few are left.
     """
+    floats = options.get("form") is None  # another form may keep integers
     try:
-        found = _looked_at(table, config)
-        _check(table, found, config)
+        found = _looked_at(table, config, ignore_index, floats=floats)
+        _check(table, found, config, ignore_index)
     except fault.DataFault as error:
         raise PluginError(f"file: {error}") from error
-    return FileData(table, found, config, seed, **options)
+    data = FileData(table, found, config, seed, **options)
+    if not data.batches_per_epoch:
+        raise PluginError(
+            f"file: {table.file}: {data.deck.training} samples are left to train on and a batch "
+            f"has {data.global_batch} of them, so that drop_last leaves out the only one: lower "
+            f"{_smaller(config)}, or set drop_last: false"
+        )
+    many = workers.too_many(config.workers, config.prefetch, data.batches_per_epoch)
+    if many is not None:
+        raise PluginError(f"file: {many}")
+    return data
 
 
-def _looked_at(table: tables.Table, config: FileConfig) -> survey.Survey:
+def _smaller(config: FileConfig) -> str:
+    """The settings that make a batch of what there is."""
+    return "batch_size or validation_split" if config.validation_split else "batch_size"
+
+
+def _looked_at(
+    table: tables.Table, config: FileConfig, ignore_index: int, *, floats: bool
+) -> survey.Survey:
     asked = survey.Question(
         inputs=config.input, target=config.target, classes=config.classes,
         vocabulary=config.vocabulary, threshold=config.quality_threshold, parts=config.streaming,
+        ignore=ignore_index, floats=floats,
     )  # fmt: skip
     given = config.cache_dir
     folder = cache.default_folder(table.file) if given is None else Path(given)
     return survey.survey(table, asked, folder)
 
 
-def _check(table: tables.Table, found: survey.Survey, config: FileConfig) -> None:
+def _check(
+    table: tables.Table, found: survey.Survey, config: FileConfig, ignore_index: int
+) -> None:
     if found.unusable is not None:
         record, reason = found.unusable
-        field = {"label out of range": "target", "token out of range": "input"}.get(reason)
-        hint = "mend the record, or raise data.with.quality_threshold to leave such samples out"
+        role = {"label out of range": _TARGET, "token out of range": "input"}.get(reason)
+        field = None if role is None else table.name_of(role)
+        hint = "mend the record, or raise quality_threshold to leave such samples out"
         raise fault.DataFault(
             table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
         )
     if found.kept_count < (2 if config.validation_split else 1):
         told = f"{found.kept_count} of {len(table)} samples are left: {found.left_out}"
-        hint = "lower data.with.quality_threshold or data.with.validation_split"
+        hint = "lower quality_threshold or validation_split"
         raise fault.DataFault(table.file, told, hint=hint)
+    if found.largest_label is not None and found.largest_label < 0:
+        told = f"every label is {ignore_index}, which counts for nothing (run.ignore_index)"
+        hint = "write labels, or ignore another number"
+        raise fault.DataFault(table.file, told, field=table.name_of(_TARGET), hint=hint)
     if config.target == "next" and table.columns["input"].shape[1] < 2:
         raise fault.DataFault(
-            table.file, "one token has no next one", field="input", hint="write longer rows"
-        )
+            table.file, "one token has no next one", field=table.name_of("input"),
+            hint="write longer rows",
+        )  # fmt: skip
 
 
 class File:
-    """Samples of a file: JSON, HDF5, pickle, binary records, numpy, safetensors, Parquet, tokens.
+    """Samples of a file: JSON, HDF5, pickle, torch, records, numpy, safetensors, Parquet, tokens.
 
     Maps a file's columns, looks at every sample once, and deals them out.
     """
@@ -357,14 +417,17 @@ class File:
         table = open_file(self.config)
         self._identity.set(str(table.file), table.content, len(table))
         rank, world = run.strategy.rank, run.strategy.world_size
-        data = deal(table, self.config, run.seed, rank=rank, world=world)
+        data = deal(
+            table, self.config, run.seed,
+            ignore_index=run.settings.ignore_index, rank=rank, world=world,
+        )  # fmt: skip
         self._tell(run, data)
         return data
 
     def _tell(self, run: Run, data: FileData) -> None:
         """What whoever reads the log should know of the file."""
         table = data.table
-        if self.config.trust_pickle and table.format == "pickle":
+        if self.config.trust_pickle and table.format in ("pickle", "torch"):
             told = f"data.file: {table.file} is a pickle and was run as it is, on trust"
             run.tell("pickle_trusted", told, sha256=table.content)
         if data.left_out:

@@ -56,7 +56,8 @@ class TextConfig:
         Meta(
             description="a UTF-8 text, or JSON Lines or an array of objects with a text each "
             "(.json, .jsonl, .ndjson), plain or .gz; null: the help texts about the language that "
-            "every Python carries (pydoc_data.topics, English, half a megabyte)"
+            "every Python carries (pydoc_data.topics, English, half a megabyte)",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     field: Annotated[str, Meta(min_length=1, description="the text's field in an object")] = "text"
@@ -69,7 +70,10 @@ class TextConfig:
     ] = "bytes"
     tokenizer_file: Annotated[
         str | None,
-        Meta(description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)"),
+        Meta(
+            description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)",
+            extra_json_schema={"format": "path"},
+        ),
     ] = None
     end_token: Annotated[
         str | None,
@@ -102,7 +106,8 @@ class TextConfig:
         str | None,
         Meta(
             description="where the tokens are kept, mapped from there; null: forge-kernel/data "
-            "below the user's cache folder"
+            "below the user's cache folder",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     on_change: OnChange = "refuse"
@@ -194,11 +199,12 @@ class _Encoding:
         key = cache.content_key(self._content, *settings)
         found = cache.cached(self._folder, key)
         if found is None:
-            found = cache.keep(self._path, self._folder, key, self._fill, lambda columns: columns)
-        counts = dict(zip(documents.REASONS, found["left_out"].tolist(), strict=True))
+            found = cache.keep(self._path, self._folder, key, self._fill, lambda kept: kept)
+        columns = found.columns
+        counts = dict(zip(documents.REASONS, columns["left_out"].tolist(), strict=True))
         left_out = {reason: count for reason, count in counts.items() if count}
-        tokenizer = self._tokenizer(found.get("alphabet"))
-        return Row(found["tokens"], tokenizer, self._content, left_out)
+        tokenizer = self._tokenizer(columns.get("alphabet"))
+        return Row(columns["tokens"], tokenizer, self._content, left_out)
 
     def _tokenizer(self, alphabet: Any) -> tokenizers.Tokenizer:
         if self._library is not None:
@@ -207,17 +213,17 @@ class _Encoding:
             return tokenizers.ByteTokenizer()
         return tokenizers.CharacterTokenizer([chr(one) for one in alphabet.tolist()])
 
-    def _fill(self, folder: Path) -> list[str]:
+    def _fill(self, folder: Path) -> dict[str, Any]:
         from forge_plugins.formats.column_file import ColumnFolder
 
         columns = ColumnFolder(self._path, folder)
         try:
             self._write(columns)
-            names = columns.close()
+            written = columns.close()
         finally:
             columns.abandon()
         self._source.check_whole()
-        return names
+        return written
 
     def _write(self, columns: ColumnFolder) -> None:
         tokenizer = self._tokenizer(self._alphabet(columns))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.api import LazyModule, RunError
 
@@ -20,6 +23,41 @@ Key = tuple[int, int, int]
 """Epoch, first place, place after the last one."""
 Fetch = Callable[[Key], Any]
 Figures = Callable[[], dict[str, float]]
+PREFETCH: Final = 2
+"""Batches that each process fetches ahead, unless told."""
+_PIPES: Final = 4  # files of a process: both ends of its queue, and two that tell of its end
+_TENSORS: Final = 2  # files of a batch on its way: memory of its inputs and of its targets
+_OWN: Final = 32  # files that a run opens beside: checkpoints, logs
+_MEND: Final = "lower workers or prefetch, or allow more (ulimit -n, ulimit -u, room in /dev/shm)"
+
+
+def too_many(count: int, prefetch: int | None, batches: int) -> str | None:
+    """Why so many processes cannot be had here, if that is known before they are begun.
+
+    Args:
+        count: processes.
+        prefetch: batches that each fetches ahead; None: `PREFETCH`.
+        batches: of an epoch, more of which are never on their way.
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ahead = min(count * (prefetch or PREFETCH), batches)
+    needed = _opened() + _OWN + count * _PIPES + ahead * _TENSORS
+    if not count or most == resource.RLIM_INFINITY or needed <= most:
+        return None
+    return (
+        f"workers: {count} with prefetch: {prefetch or PREFETCH} need about {needed} open files, "
+        f"and this process may have {most}: {_MEND}"
+    )
+
+
+def _opened() -> int:
+    """Files that this process has opened, as far as the system tells."""
+    folder = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    return len(os.listdir(folder))
 
 
 class Workers:
@@ -36,7 +74,7 @@ class Workers:
     def __init__(
         self, count: int, fetch: Fetch, figures: Figures, *, prefetch: int | None, keep: bool
     ) -> None:
-        self._keys = _Keys()
+        self._keys, self._count = _Keys(), count
         self.figures: dict[int, dict[str, float]] = {}
         self.busy = False
         with warnings.catch_warnings():
@@ -54,26 +92,46 @@ class Workers:
         """The batches of keys, one iteration at a time.
 
         Raises:
-            RunError: a batch cannot be read, or a process is gone.
+            RunError: a batch cannot be read, a process cannot be begun, or one is gone.
         """
         assert not self.busy
         self.busy, self._keys.keys = True, keys
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "This DataLoader will create")
-                iterator = iter(self._loader)
-            for batch, worker, figures, fault in iterator:
+            for batch, worker, figures, fault in self._begun():
                 if fault is not None:
                     raise RunError(fault)
                 self.figures[worker] = figures
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
+            if _is_of_open_files(error):
+                raise RunError(
+                    f"{self._count} workers have too many files open: {_MEND}"
+                ) from error
             if not _is_of_a_lost_process(error):
                 raise
             told = f"a process that fetches batches is gone: {str(error)[:200]}"
             raise RunError(f"{told}; was it killed, or is the memory full?") from error
         finally:
             self.busy = False
+
+    def _begun(self) -> Iterator[Any]:
+        """The loader's batches; its processes are begun now.
+
+        Raises:
+            RunError: not all of them could be, and those that were are ended.
+        """
+        before = {child.pid for child in multiprocessing.active_children()}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "This DataLoader will create")
+                return iter(self._loader)
+        except (OSError, RuntimeError) as error:
+            for child in multiprocessing.active_children():
+                if child.pid not in before:
+                    child.terminate()
+                    child.join()
+            told = f"{self._count} workers cannot be begun: {str(error)[:200]}"
+            raise RunError(f"{told}; {_MEND}") from error
 
 
 class _Keys:
@@ -109,6 +167,17 @@ def _is_of_a_lost_process(error: Exception) -> bool:
     if isinstance(error, RuntimeError):
         return "exited unexpectedly" in str(error) or "killed by signal" in str(error)
     return not str(error).startswith("Caught ")  # that one was raised by the reader, in a worker
+
+
+def _is_of_open_files(error: Exception) -> bool:
+    """Whether a batch could not be handed over for want of files, in any library's words."""
+    limits = (errno.EMFILE, errno.ENFILE)
+    told = str(error)
+    return (
+        getattr(error, "errno", None) in limits
+        or "ancillary data" in told
+        or "Too many open files" in told
+    )
 
 
 def _as_it_is(value: Any) -> Any:

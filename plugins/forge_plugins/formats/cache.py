@@ -10,18 +10,20 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from forge_plugins.formats.column_file import DEFECTS
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.gather import Column
 
 if sys.platform != "win32":
     import fcntl
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the folders' form and of what all readers share."""
 _MANIFEST: Final = "manifest.json"
 _TRIES: Final = 1000
@@ -60,25 +62,41 @@ def _checksum(file: Path) -> int:
     return found
 
 
-def _mapped(folder: Path, *, verify: bool = False) -> dict[str, Column] | None:
-    """The columns of a cache folder; None if there is none or it is not whole."""
+@dataclass(frozen=True)
+class Kept:
+    """What a cache folder holds.
+
+    Args:
+        columns: array by name, mapped.
+        defects: of the records, for a lenient reading, mapped; None for another.
+        others: names of the file's columns that were not read.
+    """
+
+    columns: dict[str, Column]
+    defects: Column | None
+    others: tuple[str, ...]
+
+
+def _mapped(folder: Path, *, verify: bool = False) -> Kept | None:
+    """What a cache folder holds; None if there is none or it is not whole."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        columns = {}
-        for number, name in enumerate(manifest["columns"]):
-            column = folder / f"{number}.npy"
-            if column.stat().st_size != manifest["sizes"][number]:
+        files = {}
+        for number, name in enumerate(manifest["files"]):
+            file = folder / name
+            if file.stat().st_size != manifest["sizes"][number]:
                 return None
-            if verify and _checksum(column) != manifest["checksums"][number]:
+            if verify and _checksum(file) != manifest["checksums"][number]:
                 return None
-            columns[name] = np.load(column, mmap_mode="r", allow_pickle=False)
+            files[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+        columns = {name: files[f"{number}.npy"] for number, name in enumerate(manifest["columns"])}
+        return Kept(columns, files.get(DEFECTS), tuple(manifest["others"]))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
-    return columns
 
 
-def cached(folder: Path, key: str, *, verify: bool = False) -> dict[str, Column] | None:
-    """The columns that were kept under a key, mapped; None if there are none.
+def cached(folder: Path, key: str, *, verify: bool = False) -> Kept | None:
+    """What was kept under a key; None if there is nothing.
 
     Args:
         folder: the cache.
@@ -116,11 +134,11 @@ def keep(
     file: Path,
     folder: Path,
     key: str,
-    fill: Callable[[Path], list[str]],
-    check: Callable[[dict[str, Column]], object],
+    fill: Callable[[Path], dict[str, Any]],
+    check: Callable[[Kept], object],
     *,
     verify: bool = False,
-) -> dict[str, Column]:
+) -> Kept:
     """Write columns under a key and map them, unless another process has done so.
 
     They are written beside and renamed, so that no process sees half of them; a process that finds
@@ -130,8 +148,8 @@ def keep(
         file: the data file, for messages.
         folder: the cache.
         key: from `content_key`.
-        fill: writes the columns into an empty folder, as `0.npy` and so on; their names.
-        check: looks at the written columns; what it refuses is not kept.
+        fill: writes the columns into an empty folder; what `ColumnFolder.close` tells of them.
+        check: looks at what was written; what it refuses is not kept.
         verify: columns that are there are kept only if their checksums are what they were.
 
     Raises:
@@ -164,24 +182,26 @@ def keep(
 def _build(
     file: Path,
     building: Path,
-    fill: Callable[[Path], list[str]],
-    check: Callable[[dict[str, Column]], object],
+    fill: Callable[[Path], dict[str, Any]],
+    check: Callable[[Kept], object],
 ) -> None:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
-    names = fill(building)
-    columns = [building / f"{number}.npy" for number in range(len(names))]
-    for column in columns:
-        _to_disk(column)
-    manifest: dict[str, Any] = {
-        "columns": names,
-        "sizes": [column.stat().st_size for column in columns],
-        "checksums": [_checksum(column) for column in columns],
+    written = fill(building)
+    files = [building / name for name in written["files"]]
+    for one in files:
+        _to_disk(one)
+    manifest = {
+        **written,
+        "sizes": [one.stat().st_size for one in files],
+        "checksums": [_checksum(one) for one in files],
         "source": file.name,
     }
     (building / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     _to_disk(building / _MANIFEST)
-    check(_mapped(building) or {})
+    found = _mapped(building)
+    assert found is not None, "what was written just now is whole"
+    check(found)
 
 
 def _to_disk(path: Path) -> None:

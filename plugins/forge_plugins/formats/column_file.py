@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from forge_plugins.formats.exact import check_exact
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.table import Column, check_numeric
 
-_ROWS = 2**20  # bytes that are brought to another type at a time
+DEFECTS: Final = "defects.npy"
+"""Beside the columns, which are numbered: a user's column may have any name."""
+_ROWS: Final = 2**20  # bytes that are brought to another type at a time
 
 
 def _header(stream: BinaryIO, rows: Column, count: int) -> None:
@@ -46,13 +49,15 @@ class ColumnFile:
         """Write rows of the shape of the earlier ones.
 
         Raises:
-            DataFault: they are no numbers.
+            DataFault: they are no numbers, or integers among floats that are none of those floats.
         """
         if self._stream is None:
             check_numeric(self._file, self._name, rows.dtype)
             self._open(rows)
         elif rows.dtype.kind == "f" and self._first.dtype.kind != "f":
             self._widen(rows.dtype)
+        elif self._first.dtype.kind == "f":
+            check_exact(self._file, self._name, rows, self._first.dtype, self.count)
         assert self._stream is not None
         assert rows.shape[1:] == self._first.shape[1:], "readers check shapes"
         self._stream.write(np.ascontiguousarray(rows, self._first.dtype).data)
@@ -73,7 +78,9 @@ class ColumnFile:
         step = max(1, _ROWS * len(written) // max(1, written.nbytes))
         assert self._stream is not None
         for begin in range(0, count, step):
-            self._stream.write(np.ascontiguousarray(written[begin : begin + step], dtype).data)
+            rows = written[begin : begin + step]
+            check_exact(self._file, self._name, rows, dtype, begin)
+            self._stream.write(np.ascontiguousarray(rows, dtype).data)
         self.count = count
         earlier.unlink()
 
@@ -96,7 +103,7 @@ class ColumnFile:
 
 
 class ColumnFolder:
-    """The columns of one data file, each a `.npy` file named by its number.
+    """The columns of one data file, each a `.npy` file named by its number, and what else is known.
 
     Args:
         file: the data file that is read, for messages.
@@ -107,6 +114,8 @@ class ColumnFolder:
     def __init__(self, file: Path, folder: Path, alive: Callable[[], None] = lambda: None) -> None:
         self._file, self._folder, self._alive = file, folder, alive
         self._columns: dict[str, ColumnFile | None] = {}
+        self._defects: ColumnFile | None = None
+        self._others: dict[str, None] = {}
 
     def path(self, name: str) -> Path:
         """Where a column lies that the caller writes as a whole `.npy` file."""
@@ -121,28 +130,52 @@ class ColumnFolder:
             column = self._columns[name] = ColumnFile(self._file, self.path(name), name)
         column.append(rows)
 
+    def note(self, defects: Column) -> None:
+        """The defects of the next records, for a lenient reading; see `PROBLEMS`.
+
+        Args:
+            defects: uint8, shape (records,).
+        """
+        if self._defects is None:
+            self._defects = ColumnFile(self._file, self._folder / DEFECTS, "defects")
+        self._defects.append(defects)
+
+    def pass_over(self, names: Iterable[str]) -> None:
+        """Columns that the file has and nobody asked for."""
+        self._others.update(dict.fromkeys(names))
+
     def names(self) -> list[str]:
         """Of the columns so far."""
         return list(self._columns)
+
+    def others(self) -> list[str]:
+        """Names of the columns that were passed over so far."""
+        return list(self._others)
 
     def first(self, name: str) -> Column | None:
         """No row of a column, of its shape and type; None when it has none so far."""
         column = self._columns.get(name)
         return None if column is None else column.first
 
-    def close(self) -> list[str]:
+    def close(self) -> dict[str, Any]:
         """Finish all files.
 
         Returns:
-            The columns' names, in the order of their numbers.
+            For JSON: `columns`, their names in the order of their numbers; `others`, the names of
+            those that were passed over; `files`, the names of all files.
         """
-        for column in self._columns.values():
+        for column in (*self._columns.values(), self._defects):
             if column is not None:
                 column.close()
-        return list(self._columns)
+        files = [f"{number}.npy" for number in range(len(self._columns))]
+        return {
+            "columns": list(self._columns),
+            "others": list(self._others),
+            "files": files if self._defects is None else [*files, DEFECTS],
+        }
 
     def abandon(self) -> None:
         """Let go of what is half written."""
-        for column in self._columns.values():
+        for column in (*self._columns.values(), self._defects):
             if column is not None and column._stream is not None:
                 column._stream.close()

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.json_file import elements, line_blocks, parsed_lines
+from forge_plugins.formats.json_file import elements, line_values
 from forge_plugins.formats.json_text import JsonText
+from forge_plugins.formats.records import type_name
 
 PART: Final = 2**18
 """Bytes of a plain text that are given at a time, cut at an end of a line."""
@@ -102,11 +101,11 @@ class Documents:
         """The text of an object; None when it is left out."""
         reason = None
         if not isinstance(value, dict):
-            reason, told = "wrong type", f"the record is a {type(value).__name__}, not an object"
+            reason, told = "wrong type", f"the record is a {type_name(value)}, not an object"
         elif self.key not in value:
             reason, told = "missing field", f"is missing; there are {sorted(value)[:8]}"
         elif not isinstance(value[self.key], str):
-            reason, told = "wrong type", f"holds a {type(value[self.key]).__name__}, not a text"
+            reason, told = "wrong type", f"holds a {type_name(value[self.key])}, not a text"
         if reason is None:
             found: str = value[self.key]
             if len(found) >= self.least:
@@ -164,13 +163,7 @@ def _objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
                 record += 1
         text.end()
         return
-    for piece in line_blocks(text):
-        lines = piece.split(b"\n")
-        try:
-            values = [orjson.loads(line) for line in lines if line.strip()]
-        except orjson.JSONDecodeError:
-            values = parsed_lines(text, lines, record)
-        numbers = [number for number, line in enumerate(lines) if line.strip()]
-        for number, value in zip(numbers, values, strict=True):
-            yield record, value, f"line {text.line + number + 1}"
+    for values, places, _ in line_values(text, ()):
+        for at, value in enumerate(values):
+            yield record, value, places(at)
             record += 1

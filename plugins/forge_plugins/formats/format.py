@@ -17,6 +17,8 @@ class Reading:
     """What a user asks of a reader.
 
     Args:
+        input: the column that is the input, as the file names it.
+        target: the column that is the target, where there is one; None: no target is asked for.
         lenient: note records with a defect instead of refusing the file, where records are read.
         trust_pickle: run pickles as they are. They may do whatever their authors like.
         integers: type of a raw token.
@@ -24,15 +26,22 @@ class Reading:
         streaming: leave packed columns as they are where they can be read in blocks.
     """
 
+    input: str = "input"
+    target: str | None = "target"
     lenient: bool = False
     trust_pickle: bool = False
     integers: str = "uint16"
     length: int = 128
     streaming: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that are asked for; all others are a user's own and are left alone."""
+        return (self.input,) if self.target in (None, self.input) else (self.input, self.target)
+
 
 Find = Callable[[Path, Reading], "Mapping[str, Layout | None]"]
-Read = Callable[[Path, "ColumnFolder", Reading, "Collection[str] | None"], None]
+Read = Callable[[Path, "ColumnFolder", Reading, "Collection[str]"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +55,12 @@ class Format:
         name: the word in a pipeline file.
         suffixes: of file names, each with its dot; `.gz` behind them is looked through.
         magic: what files begin with, one of them; stronger than a name.
-        begins: whether the first bytes of a file may be this format; weaker than a name.
-        layouts: tells where each column lies, to be mapped; None for those that must be read.
-        read: writes columns (those named; None: all) that are then mapped from the cache.
+        begins: whether the first bytes of a file may be this format; weaker than a name. Of formats
+            with one magic, it tells which is meant.
+        layouts: tells where each column lies, to be mapped; None for those that must be read, and
+            for those that nobody asks for, which are not looked at.
+        read: writes the columns that are named, as far as the file has them, to be mapped from the
+            cache; the names of the others go to `ColumnFolder.pass_over`.
         shaped_by: settings of `Reading` that change the columns.
         version: of the reader: a change of what it makes of a file needs another one.
         apart: in a process of its own, since its library crashes of files made for it.

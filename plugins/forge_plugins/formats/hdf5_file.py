@@ -1,4 +1,4 @@
-"""HDF5: one data set for each column, at the top of the file.
+"""HDF5: one data set for each column, at the top of the file or, by its path, in its groups.
 
 The library is asked where the numbers lie, and copies what must be copied, in a process apart:
 files made for it crash it. What lies in the file as an array or in whole-row chunks is mapped.
@@ -6,6 +6,7 @@ files made for it crash it. What lies in the file as an array or in whole-row ch
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -33,17 +34,45 @@ _BUILT_IN: Final = {*_FILTERS, 4, 5, 6, 32000}
 """Those of the library and of h5py: szip, n-bit, scale and offset, lzf."""
 
 
-def _checked(file: Path, group: Any, name: str) -> Any:
+def _checked(file: Path, opened: Any, name: str) -> Any:
+    """A data set whose numbers may be read; None when there is none of this name or path.
+
+    Raises:
+        DataFault: it is refused.
+    """
+    try:
+        found = _led_to(file, opened, name)
+        return None if found is None else _data_set(file, name, found)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        told = f"cannot be opened: {str(error)[:120]}"
+        raise DataFault(file, told, field=name, hint="write it anew") from error
+
+
+def _led_to(file: Path, opened: Any, name: str) -> Any:
+    """What a name, or a path part by part, leads to inside the file; None when to nothing."""
     import h5py
 
-    link = group.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        kind = type(link).__name__
-        hint = "copy the numbers into this file"
-        raise DataFault(file, f"is a {kind}, which may lead anywhere", field=name, hint=hint)
-    found = group[name]
+    found = opened
+    for part in name.split("/"):
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) and part else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            kind = type(link).__name__
+            hint = "copy the numbers into this file"
+            raise DataFault(file, f"is a {kind}, which may lead anywhere", field=name, hint=hint)
+        found = found[part]
+    return found
+
+
+def _data_set(file: Path, name: str, found: Any) -> Any:
+    import h5py
+
     if not isinstance(found, h5py.Dataset):
-        hint = "put the data sets at the top of the file"
+        first = next(iter(found), None)
+        hint = (
+            "name a data set" if first is None else f"name what is in it, such as '{name}/{first}'"
+        )
         raise DataFault(file, "is a group, not a data set", field=name, hint=hint)
     if found.is_virtual or found.external:
         hint = "copy the numbers into this file"
@@ -79,13 +108,19 @@ def _filters(found: Any) -> list[int]:
 
 
 def layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
-    """Where the columns lie; None for one that the library must copy.
+    """Where the columns lie; None for one that the library must copy or nobody asks for.
 
     Raises:
         DataFault: the file is broken or a data set is refused.
     """
-    del reading
-    return {name: _layout(found) if plain else None for name, found, plain in _data_sets(file)}
+    with _opened(file) as opened:
+        found = dict.fromkeys(_names(file, opened))
+        plain = not opened.userblock_size  # else places in it are not places in the file
+        for name in reading.names:
+            data_set = _checked(file, opened, name)
+            if data_set is not None:
+                found[name] = _layout(data_set) if plain else None
+    return found
 
 
 def _layout(found: Any) -> Layout | None:
@@ -127,27 +162,25 @@ def _chunks(found: Any, filters: list[int]) -> Layout | None:
     )  # fmt: skip
 
 
-def read_hdf5(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
-) -> None:
-    """Write the columns, some chunks at a time.
+def read_hdf5(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
+    """Write columns, some chunks at a time.
 
     Args:
         file: the file.
         columns: where they are written.
         reading: not asked.
-        names: of the columns that are copied; None: all.
+        names: of the columns that are copied.
 
     Raises:
         DataFault: the file is broken or a data set is refused.
     """
     del reading
-    for name, found, _ in _data_sets(file):
-        if names is not None and name not in names:
-            continue
-        step = _block_rows(file, name, found)
-        for begin in range(0, max(1, len(found)), step):
-            columns.append(name, _rows(file, name, found, begin, begin + step))
+    with _opened(file) as opened:
+        for name in names:
+            found = _checked(file, opened, name)
+            step = _block_rows(file, name, found)
+            for begin in range(0, max(1, len(found)), step):
+                columns.append(name, _rows(file, name, found, begin, begin + step))
 
 
 def _block_rows(file: Path, name: str, found: Any) -> int:
@@ -178,8 +211,13 @@ def _rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column:
     return rows
 
 
-def _data_sets(file: Path) -> Iterator[tuple[str, Any, bool]]:
-    """Name, data set, and whether places in it are places in the file."""
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The file, opened by the library.
+
+    Raises:
+        DataFault: it cannot be.
+    """
     import h5py
 
     try:
@@ -188,18 +226,15 @@ def _data_sets(file: Path) -> Iterator[tuple[str, Any, bool]]:
         hint = "it is cut short or no HDF5 file: write it anew"
         raise DataFault(file, f"cannot be opened: {str(error)[:120]}", hint=hint) from error
     with opened:
-        try:
-            names = list(opened)
-        except (RuntimeError, OSError, ValueError) as error:
-            told = f"cannot be listed: {str(error)[:120]}"
-            raise DataFault(file, told, hint="write it anew") from error
-        for name in names:
-            try:
-                found = _checked(file, opened, name)
-            except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-                told = f"cannot be opened: {str(error)[:120]}"
-                raise DataFault(file, told, field=name, hint="write it anew") from error
-            yield name, found, not opened.userblock_size
+        yield opened
+
+
+def _names(file: Path, opened: Any) -> list[str]:
+    try:
+        return list(opened)
+    except (RuntimeError, OSError, ValueError) as error:
+        told = f"cannot be listed: {str(error)[:120]}"
+        raise DataFault(file, told, hint="write it anew") from error
 
 
 FORMAT: Final = Format(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import re
+import json
 import zlib
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
-import orjson
 
 from forge_plugins.formats.fault import DataFault
 
@@ -159,21 +158,17 @@ class JsonText:
         hint = "mend or remove the text there"
         return DataFault(self.file, message, record=record, place=place, hint=hint)
 
-    def not_json(self, error: orjson.JSONDecodeError, record: int, before: int = 0) -> DataFault:
-        """What orjson says of a text that began with the first byte held.
+    def not_json(self, error: json.JSONDecodeError, record: int, before: int = 0) -> DataFault:
+        """What a parser says of a text that began with the first byte held.
 
         Args:
-            error: of orjson.
+            error: of the parser.
             record: number of the first record of the text.
             before: characters that were put before the text.
         """
         column = error.colno + (self._column - before if error.lineno == 1 else 0)
         place = f"line {self.line + error.lineno} column {column}"
         text = error.doc or ""
-        near = text[max(0, error.pos - 4) : error.pos + 10]
         message, hint = f"is not JSON: {error.msg}", "mend or remove the text there"
-        if re.search(r"NaN|Infinity|nan|inf", near):
-            message = "NaN and Infinity are not JSON"
-            hint = "write null and set quality_threshold above 0"
         record += text[: error.pos].count("}")
         return DataFault(self.file, message, record=record, place=place, hint=hint)

@@ -50,15 +50,16 @@ def _header(
 
 
 def npy_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
-    """The column `input` in place, or one column for each field of a structured array.
+    """The column `input` in place, or the fields that are asked for of a structured array.
 
     Raises:
         DataFault: the header is broken, or the file is not as long as it says.
     """
-    del reading
     with file.open("rb") as stream:
         shape, fortran, dtype, offset = _header(file, stream, file.stat().st_size, None)
-    for name in dtype.names or ():
+    fields = dtype.names or ()
+    asked = [name for name in reading.names if name in fields]
+    for name in asked:
         check_numeric(file, name, dtype[name].base)
     if dtype.names is None:
         check_numeric(file, "input", dtype)
@@ -70,32 +71,35 @@ def npy_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     if dtype.names is None:
         strides = strides_of(shape, dtype.itemsize, fortran=True) if fortran else None
         return {"input": Layout(dtype=dtype.str, shape=shape, offset=offset, strides=strides)}
-    return {name: field_layout(dtype, name, shape, offset, fortran=fortran) for name in dtype.names}
+    return dict.fromkeys(fields) | {
+        name: field_layout(dtype, name, shape, offset, fortran=fortran) for name in asked
+    }
 
 
-def read_npz(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
-) -> None:
-    """Write the columns, each copied out of the archive as it is.
+def read_npz(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
+    """Write columns, each copied out of the archive as it is.
 
     Args:
         file: the archive.
         columns: where they are written.
         reading: not asked.
-        names: all are written.
+        names: of the columns that are written.
 
     Raises:
         DataFault: the archive is broken or expands beyond bounds, or a header is broken.
     """
-    del reading, names
+    del reading
     try:
         with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            names = [member.filename for member in members]
-            if len(set(names)) < len(names):
+            members = {member.filename: member for member in archive.infolist()}
+            if len(members) < len(archive.infolist()):
                 raise DataFault(file, "the archive names a member twice", hint=_HINT)
-            for member in members:
-                _copy(file, archive, member, columns)
+            for member in members.values():
+                name = member.filename.removesuffix(".npy")
+                if name not in names:
+                    columns.pass_over([name])
+                else:
+                    _copy(file, archive, member, columns)
     except (
         zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError,
     ) as error:  # fmt: skip

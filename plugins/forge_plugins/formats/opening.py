@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,12 @@ from forge_plugins.formats.gather import Column, Rows
 from forge_plugins.formats.layout import Layout, map_layout
 from forge_plugins.formats.memo import Memos
 from forge_plugins.formats.source import Source
-from forge_plugins.formats.table import PROBLEM, Table
+from forge_plugins.formats.table import Table
 
 _START: Final = 4096
 NARROW: Final = 64
 """Bytes of a row up to which packed rows are converted in streaming too."""
+_NOTHING: Final = cache.Kept({}, None, ())
 
 
 def sniff(file: Path) -> Format:
@@ -33,16 +34,14 @@ def sniff(file: Path) -> Format:
     with file.open("rb") as stream:
         start = stream.read(_START)
     formats, wrong = installed.known()
-    for one in formats:
-        if any(start.startswith(magic) for magic in one.magic):
-            return one
     suffixes = [suffix.lower() for suffix in reversed(file.suffixes) if suffix.lower() != ".gz"]
-    for one in formats:
-        if suffixes and suffixes[0] in one.suffixes:
-            return one
-    for one in formats:
-        if one.begins is not None and one.begins(start):
-            return one
+    begun = [one for one in formats if one.begins is not None and one.begins(start)]
+    named = [one for one in formats if suffixes and suffixes[0] in one.suffixes]
+    marked = [one for one in formats if any(start.startswith(magic) for magic in one.magic)]
+    ranked = [one for one in marked if one in begun] + [one for one in marked if one in named]
+    for found in (ranked, marked, named, begun):
+        if found:
+            return found[0]
     names = ", ".join(installed.names())
     raise DataFault(
         file,
@@ -111,16 +110,18 @@ class _Opening:
         self._content = source.content(self._memos, again=verify)
         shaped = [f"{name}={getattr(reading, name)}" for name in sorted(format.shaped_by)]
         self._settings = (format.name, str(format.version), *shaped)
-        self._layouts_key = ("layouts", *self._settings, self._content)
+        asked = json.dumps([reading.input, reading.target])
+        self._layouts_key = ("layouts", *self._settings, asked, self._content)
+        self._of_table = (*self._settings, asked)
         self._fresh: dict[str, Any] | None = None
 
     def table(self) -> Table:
-        """All columns, mapped or converted."""
-        found = self._layouts()
+        """The columns that are asked for, mapped or converted."""
+        found, names = self._layouts(), self._reading.names
         placed: dict[str, Column | Rows] = {
             name: map_layout(self._file, name, layout)
-            for name, layout in found.items()
-            if layout is not None
+            for name in names
+            if (layout := found.get(name)) is not None
         }
         packed = {
             name: column
@@ -128,10 +129,10 @@ class _Opening:
             if isinstance(column, PackedChunks) and not self._as_it_is(column)
         }
         mapped = {name: column for name, column in placed.items() if name not in packed}
-        columns = {**dict.fromkeys(found), **mapped}
-        if len(mapped) < len(columns) or not found:
-            columns |= self._converted(mapped, packed, [*found] or None)
-        table = self._as_table(columns, self._source if mapped else None)
+        there = names if self._format.layouts is None else [name for name in names if name in found]
+        rest = [name for name in there if name not in mapped]
+        kept = self._converted(mapped, packed, found, rest) if rest else _NOTHING
+        table = self._as_table(mapped, found, kept, self._source if mapped else None)
         if self._fresh is not None:  # nothing is kept of a file that is refused
             self._memos.keep(*self._layouts_key, value=self._fresh)
         return table
@@ -168,59 +169,70 @@ class _Opening:
         self,
         mapped: Mapping[str, Column | Rows],
         packed: Mapping[str, PackedChunks],
-        every: list[str] | None,
-    ) -> dict[str, Column]:
+        found: Collection[str],
+        names: list[str],
+    ) -> cache.Kept:
         """Columns from the cache, written now if they are not there.
 
         Args:
             mapped: the columns that are in place.
             packed: the columns that are unpacked.
-            every: names of all columns; None: they are not known, and none is in place.
+            found: names of the columns whose places were looked for.
+            names: of the columns that are converted.
         """
-        names = None if every is None else [name for name in every if name not in mapped]
-        chosen = () if names is None else (json.dumps(sorted(names)),)
-        key = cache.content_key(self._content, *self._settings, *chosen)
+        key = cache.content_key(self._content, *self._settings, json.dumps(sorted(names)))
         kept = cache.cached(self._folder, key, verify=self._verify)
         if kept is not None:
             return kept
 
-        def fill(building: Path) -> list[str]:
-            found = self._written(building, packed, names)
+        def fill(building: Path) -> dict[str, Any]:
+            written = self._written(building, packed, names)
             self._source.check_whole()
-            return found
+            return written
 
-        def check(columns: dict[str, Column]) -> None:
-            self._as_table({**mapped, **columns}, None)  # what is refused is not kept
+        def check(kept: cache.Kept) -> None:
+            self._as_table(mapped, found, kept, None)  # what is refused is not kept
 
         return cache.keep(self._file, self._folder, key, fill, check, verify=self._verify)
 
     def _written(
-        self, building: Path, packed: Mapping[str, PackedChunks], names: list[str] | None
-    ) -> list[str]:
-        """Write columns into a folder; their names."""
+        self, building: Path, packed: Mapping[str, PackedChunks], names: list[str]
+    ) -> dict[str, Any]:
+        """Write columns into a folder; what `ColumnFolder.close` tells of them."""
         read = self._format.read
-        rest = None if names is None else [name for name in names if name not in packed]
+        rest = [name for name in names if name not in packed]
 
-        def write(alive: Any = lambda: None) -> list[str]:
+        def write(alive: Any = lambda: None) -> dict[str, Any]:
             columns = ColumnFolder(self._file, building, alive)
             try:
                 for name, column in packed.items():
                     for rows in column.pieces():
                         columns.append(name, rows)
-                if rest is None or rest:
+                if rest:
                     assert read is not None, "a format without a reader has all in place"
                     read(self._file, columns, self._reading, rest)
                 return columns.close()
             finally:
                 columns.abandon()
 
-        library = self._format.apart and (rest is None or bool(rest))
-        found: list[str] = apart(self._file, write) if library else write()
+        found: dict[str, Any] = apart(self._file, write) if self._format.apart and rest else write()
         return found
 
-    def _as_table(self, columns: Mapping[str, Any], source: Source | None) -> Table:
-        plain = {name: column for name, column in columns.items() if name != PROBLEM}
-        problems = columns.get(PROBLEM)
+    def _as_table(
+        self,
+        mapped: Mapping[str, Column | Rows],
+        found: Collection[str],
+        kept: cache.Kept,
+        source: Source | None,
+    ) -> Table:
+        """Of what is mapped and what is kept, the columns in their roles."""
+        reading, columns = self._reading, {**kept.columns, **mapped}
+        roles = {"input": reading.input}
+        if reading.target is not None:
+            roles["target"] = reading.target
+        others = sorted({*found, *kept.others, *kept.columns} - {*roles.values()})
         return Table(
-            self._file, self._format.name, plain, problems, self._content, source, self._settings
-        )
+            self._file, self._format.name,
+            {role: columns[name] for role, name in roles.items() if name in columns},
+            kept.defects, self._content, source, self._of_table, roles, tuple(others),
+        )  # fmt: skip

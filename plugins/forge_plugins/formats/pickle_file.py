@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import pickle
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +16,25 @@ from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.gather import Column
 from forge_plugins.formats.pickle_codes import BrokenError
-from forge_plugins.formats.pickle_machine import PART, Growing, Machine, plain
-from forge_plugins.formats.pickle_values import RefusedError
-from forge_plugins.formats.records import RecordColumns, check_lengths, not_a_list, records_of
-from forge_plugins.formats.table import PROBLEM, check_numeric
+from forge_plugins.formats.pickle_machine import PART, Growing, Machine, opened, plain
+from forge_plugins.formats.pickle_values import Opaque, RefusedError
+from forge_plugins.formats.records import (
+    RecordColumns,
+    check_lengths,
+    first_defects,
+    is_record,
+    not_a_list,
+    records_of,
+)
+from forge_plugins.formats.table import absent, check_numeric
 
 MAX_TRUSTED: Final = 2**28
 """Bytes of a pickle that is run as it is: it is in memory as a whole."""
 _MAX_ROW: Final = 2**22
 """Numbers of one field of one record."""
 _BLOCK: Final = 2**22
+_ROLES: Final = ("input", "target")
+"""What two arrays without names are."""
 _HINT: Final = (
     "pickle containers, numbers, numpy arrays or torch tensors only; or, if you trust whoever "
     "wrote the file with your account, set trust_pickle: true"
@@ -33,22 +43,23 @@ _FORMS: Final = "pickle a list of records, an object of columns, or one such obj
 
 
 def read_pickle(
-    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str] | None = None
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
 ) -> None:
     """Write the columns of the pickles in a file, one after the other.
 
     Args:
         file: the pickles. With `trust_pickle` there is one, in memory as a whole.
         columns: where they are written.
-        reading: whether it is `lenient`, see `RecordColumns`, and whether the pickle is trusted.
-        names: all are written.
+        reading: which columns are read, whether it is `lenient`, see `RecordColumns`, and whether
+            the pickle is trusted.
+        names: those that `reading` tells.
 
     Raises:
         DataFault: one is broken, holds what is not allowed, too much at once, or no records of
             numbers.
     """
     del names
-    content = _Content(file, columns, lenient=reading.lenient)
+    content = Content(file, columns, reading)
     if reading.trust_pickle:
         _trusted(file, content)
     else:
@@ -58,7 +69,7 @@ def read_pickle(
     content.close()
 
 
-def _pickles(file: Path, view: memoryview, content: _Content) -> None:
+def _pickles(file: Path, view: memoryview, content: Content) -> None:
     place = 0
     try:
         for number in range(len(view)):
@@ -76,7 +87,7 @@ def _pickles(file: Path, view: memoryview, content: _Content) -> None:
         ) from error
 
 
-def _trusted(file: Path, content: _Content) -> None:
+def _trusted(file: Path, content: Content) -> None:
     size = file.stat().st_size
     if size > MAX_TRUSTED:
         told = f"{size} bytes; a pickle that is run is in memory as a whole: {MAX_TRUSTED} may be"
@@ -92,29 +103,36 @@ def _trusted(file: Path, content: _Content) -> None:
         raise DataFault(file, f"is refused: {error}", hint=_HINT) from error
 
 
-class _Content:
-    """What the pickles of a file hold, on its way into columns."""
+class Content:
+    """What the pickles of a file hold, on its way into columns.
 
-    def __init__(self, file: Path, columns: ColumnFolder, *, lenient: bool) -> None:
-        self._file, self._columns, self._lenient = file, columns, lenient
-        self._records = self._reader()
+    Args:
+        file: for the messages.
+        columns: where the columns are written.
+        reading: which columns are read, and whether it is lenient.
+    """
+
+    def __init__(self, file: Path, columns: ColumnFolder, reading: Reading) -> None:
+        self._file, self._columns, self._reading = file, columns, reading
+        self._records = RecordColumns(file, columns, _MAX_ROW, reading)
         self._by_column: dict[str, tuple[RecordColumns, list[Column]]] = {}
         self._whole = 0  # records that came as arrays
-
-    def _reader(self, noted: list[Column] | None = None) -> RecordColumns:
-        note = None if noted is None else noted.append
-        return RecordColumns(self._file, self._columns, _MAX_ROW, lenient=self._lenient, note=note)
 
     def take(self, column: str | None, items: Any) -> None:
         """A part of a long list: of records, or of a column."""
         if column is None:
-            self._records.take([_record(item) for item in items])
+            self._records.take([self._record(item) for item in items])
             return
         if self._records.count or self._whole:
             raise self._mixed()
+        if column not in self._reading.names:
+            self._columns.pass_over([column])
+            return
         if column not in self._by_column:
             noted: list[Column] = []
-            self._by_column[column] = self._reader(noted), noted
+            alone = replace(self._reading, input=column, target=None)
+            reader = RecordColumns(self._file, self._columns, _MAX_ROW, alone, note=noted.append)
+            self._by_column[column] = reader, noted
         rows = items if isinstance(items, np.ndarray) else [plain(item, 2) for item in items]
         self._by_column[column][0].take([{column: _number(row)} for row in rows])
 
@@ -130,21 +148,48 @@ class _Content:
             assert machine is not None
             self._rest_of_columns(machine, value)
             return
-        found = plain(value)
-        if isinstance(found, list) and len(found) in (2, 3) and _are_arrays(found):
-            found = dict(zip(("input", "target", "weight"), found, strict=False))
+        found = self._columns_of(opened(value))
         if isinstance(found, Mapping) and found and _are_arrays([*found.values()]):
             self._add_arrays(found)
-        elif isinstance(found, Mapping) and _is_record(found):
-            self._records.take([_record(found)])
+        elif isinstance(found, Mapping) and is_record(found, self._reading):
+            self._records.take([self._record(found)])
         else:
             if isinstance(found, Mapping):
                 found = {n: _listed(column) for n, column in found.items()}
-            records = records_of(self._file, found)
+            records = records_of(self._file, found, self._reading.names)
             for begin in range(0, len(records), PART):
-                self._records.take([_record(part) for part in records[begin : begin + PART]])
+                self._records.take([self._record(part) for part in records[begin : begin + PART]])
         if self._whole and self._records.count:
             raise self._mixed()
+
+    def _columns_of(self, value: Any) -> Any:
+        """Columns by name, without those that nobody asks for; all else as it is.
+
+        One array is the inputs, two are inputs and targets.
+        """
+        found = value
+        if isinstance(found, list | tuple) and len(found) == len(_ROLES):
+            parts = [
+                part if isinstance(part, Mapping | Opaque) else plain(part, 1) for part in found
+            ]
+            found = dict(zip(_ROLES, parts, strict=True)) if _are_arrays(parts) else found
+        elif isinstance(found, np.ndarray) and found.ndim:
+            found = {"input": found}
+        if not isinstance(found, Mapping) or is_record(found, self._reading):
+            return found
+        names = self._reading.names
+        self._columns.pass_over(n for n in found if isinstance(n, str) and n not in names)
+        if names[0] not in found:
+            raise absent(self._file, names[0], [n for n in found if isinstance(n, str)])
+        return {name: plain(found[name], 1) for name in names if name in found}
+
+    def _record(self, record: Any) -> Any:
+        """A record with what is asked for as numbers, lists and arrays, and nothing of the rest."""
+        found = opened(record)
+        if not isinstance(found, Mapping):
+            return found
+        asked = {n: _number(plain(found[n], 2)) for n in self._reading.names if n in found}
+        return {**dict.fromkeys(found), **asked}
 
     def _mixed(self) -> DataFault:
         told = "holds records, columns of arrays and columns of lists in turns"
@@ -152,8 +197,8 @@ class _Content:
 
     def _rest_of_columns(self, machine: Machine, value: dict[Any, Any]) -> None:
         for name, column in value.items():
-            if not isinstance(name, str):
-                raise DataFault(self._file, "a column's name is no text", hint=_FORMS)
+            if name not in self._reading.names:
+                continue
             if isinstance(column, Growing) and column.handed:
                 machine.rest(column)
                 continue
@@ -163,9 +208,7 @@ class _Content:
             for begin in range(0, len(whole), PART):
                 self.take(name, whole[begin : begin + PART])
 
-    def _add_arrays(self, found: Mapping[Any, Column]) -> None:
-        if any(not isinstance(name, str) for name in found):
-            raise DataFault(self._file, "a column's name is no text", hint="name columns by texts")
+    def _add_arrays(self, found: Mapping[str, Column]) -> None:
         if self._whole and set(found) != set(self._columns.names()):
             told = f"has the columns {sorted(found)}, not {sorted(self._columns.names())}"
             raise DataFault(self._file, told, record=self._whole, hint=_FORMS)
@@ -179,7 +222,7 @@ class _Content:
                 self._check_alike(name, first, column)
             for rows in _blocks(column):
                 self._columns.append(name, rows)
-        self._whole += lengths.get("input", next(iter(lengths.values())))
+        self._whole += lengths[self._reading.input]
 
     def _check_alike(self, name: str, first: Column, column: Column) -> None:
         hint = "give every object columns of the same types and shapes"
@@ -201,15 +244,14 @@ class _Content:
             if not self._whole:
                 self._records.close()
             return
-        check_lengths(
-            self._file, {name: reader.count for name, (reader, _) in self._by_column.items()}
-        )
-        if self._lenient:
-            noted = [np.concatenate(parts) for _, parts in self._by_column.values()]
-            worst = noted[0]
-            for other in noted[1:]:
-                worst = np.where(worst == 0, other, worst)
-            self._columns.append(PROBLEM, worst)
+        asked = {n: self._by_column[n] for n in self._reading.names if n in self._by_column}
+        if self._reading.input not in asked:
+            raise absent(self._file, self._reading.input, [*self._columns.others(), *asked])
+        check_lengths(self._file, {name: reader.count for name, (reader, _) in asked.items()})
+        if self._reading.lenient:
+            self._columns.note(
+                first_defects([np.concatenate(noted) for _, noted in asked.values()])
+            )
 
 
 def _blocks(column: Column) -> Iterator[Column]:
@@ -227,35 +269,19 @@ def _listed(column: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _record(record: Any) -> Any:
-    found = plain(record, 1)
-    if not isinstance(found, Mapping):
-        return found
-    return {
-        name: value.item() if isinstance(value, np.ndarray) and not value.ndim else _number(value)
-        for name, value in found.items()
-    }
-
-
-def _is_record(value: Mapping[Any, Any]) -> bool:
-    """Whether an object is one record: its target is a single number."""
-    target = value.get("target")
-    single = isinstance(target, np.ndarray) and not target.ndim
-    return single or isinstance(target, int | float | np.generic)
+    single = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return value.item() if single else value
 
 
 def _are_arrays(values: list[Any]) -> bool:
-    return all(isinstance(value, np.ndarray) and value.ndim for value in values)
+    return all(isinstance(value, np.ndarray) and value.ndim > 0 for value in values)
 
 
 FORMAT: Final = Format(
     name="pickle",
     suffixes=(".pkl", ".pickle"),
     read=read_pickle,
-    version=3,
+    version=4,
     shaped_by=("lenient", "trust_pickle"),  # what was read with trust must not be found without it
 )
 """Read by a machine of our own."""

@@ -1,6 +1,8 @@
 """A pickle read by a machine of our own: containers, numbers, texts, arrays, tensors, no more.
 
 It has no opcode that imports, calls or makes anything else, so there is nothing to escape from.
+What else a pickle names is kept as a name (`Opaque`) and refused when it is read as data: fields
+that nobody asks for may hold dates, texts or objects of any class.
 Numbers of arrays stay where they are in the file; the floats of lists are read in runs; and a long
 list of records, or a long column in an object of columns, is handed on in parts while it grows. So
 a file of any size is read in bounded memory.
@@ -26,6 +28,7 @@ from forge_plugins.formats.pickle_values import (
     Array,
     Dtype,
     Name,
+    Opaque,
     RefusedError,
     Storage,
     stored,
@@ -38,12 +41,15 @@ HELD: Final = 2**25
 _NUMBERS: Final = 2**20  # numbers of a column that are handed on at a time
 _SMALL: Final = 512  # bytes up to which they are copied out of the file
 _INTEGER: Final = 64  # bytes
+_LINE: Final = 100  # digits
 _TORCH: Final = 0x1950A86A20F9469CFC6C  # what torch's own format begins with
 _FLOATS: Final = re.compile(rb"(?:G[\x00-\xff]{8}){4,}+")
 _FLOAT: Final = np.dtype([("code", "u1"), ("number", ">f8")])
 _SMALL_INTEGERS: Final = re.compile(rb"(?:K[\x00-\xff]){4,}+")
 _RUN: Final = 2**16
 _CLOSERS: Final = frozenset(b"et")  # opcodes that take all since the mark
+_ODD: Final = object()
+"""Key of what is wrong with a dict as a whole."""
 
 Take = Callable[["str | None", list[Any]], None]
 """Takes a part of the list that a pickle is (None), or of a column by its name."""
@@ -114,8 +120,10 @@ def plain(value: Any, depth: int = 0) -> Any:
     """
     if depth > 16:
         raise RefusedError("containers inside themselves or nested too deeply")
-    found = _opened(value)
+    found = opened(value)
     if isinstance(found, Mapping):
+        if _ODD in found:
+            raise RefusedError(found[_ODD])
         return {name: plain(part, depth + 1) for name, part in found.items()}
     if not isinstance(found, list | tuple):
         return found
@@ -125,12 +133,18 @@ def plain(value: Any, depth: int = 0) -> Any:
     return _stacked(items) if depth > 1 else items  # below: rows of one record's field
 
 
-def _opened(value: Any) -> Any:
-    """What a shell holds; what the library has made of a trusted pickle, as arrays and numbers."""
+def opened(value: Any) -> Any:
+    """What a shell holds; what a library has made of a trusted pickle, as arrays and numbers.
+
+    Raises:
+        RefusedError: it is something that is no data.
+    """
     if isinstance(value, Array):
         if value.array is None:
-            raise RefusedError("an array without values")
+            raise RefusedError(value.told)
         return value.array
+    if isinstance(value, Opaque):
+        raise RefusedError(value.told)
     if isinstance(value, Name | Dtype | Storage):
         raise RefusedError("a name that is no data")
     if isinstance(value, Growing):
@@ -141,7 +155,20 @@ def _opened(value: Any) -> Any:
         return bytes(value)
     if isinstance(value, np.generic):
         return value.item()
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    return _of_tensor(value) if hasattr(value, "detach") else value
+
+
+def _of_tensor(tensor: Any) -> Column:
+    """The numbers of a torch tensor, of which numpy may not have the type."""
+    plain = tensor.detach().cpu()
+    try:
+        found: Column = plain.numpy()
+    except TypeError:
+        try:
+            found = plain.float().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise RefusedError(f"a tensor that is no array of numbers ({plain.dtype})") from error
+    return found
 
 
 def _stacked(items: list[Any]) -> Any:
@@ -233,13 +260,17 @@ class Machine:
     def _long_integer(self, place: int) -> int:
         begin, end = argument(self._view, place)
         if end - begin > _INTEGER:
-            raise RefusedError(f"an integer of {end - begin} bytes")
+            self._push(Opaque(f"an integer of {end - begin} bytes"), 64)
+            return end
         self._push(int.from_bytes(self._view[begin:end], "little", signed=True), 64)
         return end
 
     def _integer_line(self, place: int) -> int:
         text, after = line(self._view, place + 1)
         truth = {b"00": False, b"01": True}.get(text)
+        if len(text) > _LINE and text.strip(b"+-L").isdigit():
+            self._push(Opaque(f"an integer of {len(text)} digits"), 64)
+            return after
         number = integer(text.removesuffix(b"L"), place)
         self._push(number if truth is None else truth, 64)
         return after
@@ -329,6 +360,8 @@ class Machine:
         return place + 1
 
     def _grown(self, found: Any, items: list[Any]) -> None:
+        if type(found) is Opaque:
+            return
         if type(found) is not Growing:
             raise RefusedError("a list that is none")
         found.add(items)
@@ -396,11 +429,14 @@ class Machine:
 
     def _set(self, items: list[Any]) -> None:
         found = self._stack[-1]
+        if type(found) is Opaque:
+            return
         if type(found) is not dict or len(items) % 2:
             raise RefusedError("items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int | float):
-                raise RefusedError(f"a dict with a key of the type {type(key).__name__}")
+                found[_ODD] = f"a dict with a key of the type {type(key).__name__}"
+                continue
             if key in found:
                 raise RefusedError(f"a dict with the key {key!r:.40} twice")
             found[key] = value
@@ -482,42 +518,93 @@ class Machine:
             make = _storage
         if make is None and self._torch and module == "torch" and name in STORAGES:
             make = stored
-        if make is None:
-            raise RefusedError(f"it names {module[:100]}.{name[:100]}")
-        self._push(Name(f"{module}.{name}", make), 60)
+        told = f"it names {module[:100]}.{name[:100]}"
+        self._push(Opaque(told) if make is None else Name(f"{module}.{name}", make), 60)
 
     def _reduce(self, place: int) -> int:
         values, name = self._stack.pop(), self._stack.pop()
-        if type(name) is not Name or not isinstance(values, tuple):
-            raise RefusedError("a call of what is no name")
-        self._push(name.call(values), 200)
+        if type(name) is not Opaque:
+            if type(name) is not Name or not isinstance(values, tuple):
+                raise RefusedError("a call of what is no name")
+            try:
+                name = name.call(values)
+            except RefusedError as error:
+                name = Opaque(str(error))
+        self._push(name, 200)
         return place + 1
 
     def _build(self, place: int) -> int:
         state, found = self._stack.pop(), self._stack[-1]
+        if type(found) is Opaque:
+            return place + 1
         if not isinstance(found, Name | Dtype | Array):
             raise RefusedError(f"a state for a {type(found).__name__}")
-        found.build(state)
+        try:
+            found.build(state)
+        except RefusedError as error:
+            if isinstance(found, Array):  # which the memo may have
+                found.told = str(error)
+            self._stack[-1] = found if isinstance(found, Array) else Opaque(str(error))
         return place + 1
 
     def _reference(self, place: int) -> int:
         key = self._stack.pop()
         if not self._torch:
-            raise RefusedError(f"it refers to an object outside the file ({str(key)[:40]})")
+            key = Opaque(f"it refers to an object outside the file ({str(key)[:40]})")
         self._push(key, 8)
         return place + 1
 
-    def _refused(self, place: int) -> int:
+    # what is kept as a name
+
+    def _outside_line(self, place: int) -> int:
+        text, after = line(self._view, place + 1)
+        told = f"it refers to an object outside the file ({str(text[:40], 'latin1')})"
+        self._push(Opaque(told), 60)
+        return after
+
+    def _outside_bytes(self, place: int) -> int:
+        self._push(Opaque("bytes outside the file"), 60)
+        return place + 1
+
+    def _read_only(self, place: int) -> int:
+        self._stack[-1] = Opaque("bytes outside the file")
+        return place + 1
+
+    def _registered(self, place: int) -> int:
+        self._push(Opaque("a name by its number in a registry"), 60)
+        return place + 1 + {0x82: 1, 0x83: 2, 0x84: 4}[self._view[place]]
+
+    def _instance_line(self, place: int) -> int:
+        after = self._name_lines(place)
+        name = self._stack.pop()
+        self._since_mark()
+        self._push(self._object(name), 200)
+        return after
+
+    def _instance(self, place: int) -> int:
+        self._push(self._object(self._since_mark()[0]), 200)
+        return place + 1
+
+    def _new(self, place: int) -> int:
+        count = 1 if self._view[place] == 0x81 else 2  # positional, and named arguments
+        for _ in range(count):
+            self._stack.pop()
+        self._push(self._object(self._stack.pop()), 200)
+        return place + 1
+
+    def _object(self, name: Any) -> Opaque:
+        """An object of a class, of any way to ask for one."""
+        told = name.told if isinstance(name, Opaque) else "an object of a class"
+        return Opaque(told)
+
+    def _set_of(self, place: int) -> int:
         code = self._view[place]
-        if code in b"i":
-            return self._name_lines(place)  # which is refused by its name, or is no class
-        told = {
-            0x6F: "an object of a class", 0x81: "an object of a class",
-            0x92: "an object of a class", 0x8F: "a set", 0x90: "a set", 0x91: "a set",
-            0x50: "it refers to an object outside the file", 0x97: "bytes outside the file",
-            0x98: "bytes outside the file",
-        }  # fmt: skip
-        raise RefusedError(told.get(code, "a name by its number in a registry"))
+        if code != 0x8F:  # items for it, or that it is made of
+            self._since_mark()
+        if code == 0x90:
+            self._stack.pop()
+        self._push(Opaque("a set"), 200)
+        return place + 1
 
     def _protocol(self, place: int) -> int:
         if byte(self._view, place + 1) > 5:
@@ -536,8 +623,9 @@ _HANDLERS: Final[dict[str, bytes]] = {
     "empty_dict": b"}", "dict": b"d", "set_item": b"s", "set_items": b"u", "pop": b"0",
     "pop_mark": b"1", "double": b"2", "memoize": b"\x94", "put": b"pqr", "get": b"ghj",
     "name_lines": b"c", "name": b"\x93", "reduce": b"R", "build": b"b", "reference": b"Q",
-    "refused": b"ioP\x81\x82\x83\x84\x8f\x90\x91\x92\x97\x98", "protocol": b"\x80",
-    "frame": b"\x95",
+    "outside_line": b"P", "outside_bytes": b"\x97", "read_only": b"\x98",
+    "registered": b"\x82\x83\x84", "instance_line": b"i", "instance": b"o",
+    "new": b"\x81\x92", "set_of": b"\x8f\x90\x91", "protocol": b"\x80", "frame": b"\x95",
 }  # fmt: skip
 
 

@@ -20,6 +20,21 @@ class RefusedError(Exception):
     """The pickle holds what is not allowed; the text says what."""
 
 
+class Opaque:
+    """What is no number, no text and no container of them, and was not made: only named.
+
+    It stands where the object would, so that a field that nobody reads may hold anything.
+
+    Args:
+        told: what it is; what is said when it is read after all.
+    """
+
+    __slots__ = ("told",)
+
+    def __init__(self, told: str) -> None:
+        self.told = told
+
+
 class Name:
     """What an allowed name stands for; nothing can be set on it."""
 
@@ -68,13 +83,14 @@ class Dtype:
 class Array:
     """A numpy array before its state is known."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "told")
 
     def __init__(self, kind: Any, shape: Any, code: Any) -> None:
         if not isinstance(kind, Name) or kind.name != "numpy.ndarray":
             raise RefusedError("an array of an unknown class")
         del shape, code  # of the empty array that numpy begins with
         self.array: Column | None = None
+        self.told = "an array without values"
 
     def build(self, state: Any) -> None:
         """Take shape, type and numbers."""
@@ -90,6 +106,8 @@ def array_of(raw: Any, dtype: Any, shape: Any, *, columns_first: bool) -> Column
     Raises:
         RefusedError: they are no bytes, of no type of numbers, or not as many as the shape needs.
     """
+    if isinstance(dtype, Opaque):
+        raise RefusedError(dtype.told)
     if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | memoryview):
         raise RefusedError("an array whose values are objects")
     if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):

@@ -57,6 +57,7 @@ class Profile:
         spread: how often numbers of inputs fall into each part of their range, or how many
             documents have a length.
         quality_deciles: from the lowest to the highest.
+        others: names of the file's columns that were not asked for, as far as they are known.
     """
 
     file: str
@@ -73,13 +74,16 @@ class Profile:
     scores: Bars | None = None
     spread: Bars | None = None
     quality_deciles: list[float] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def told(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-def profile_of(table: Table, found: Assessment, target: str, threshold: float) -> Profile:
+def profile_of(
+    table: Table, found: Assessment, target: str, threshold: float, ignore: int | None = None
+) -> Profile:
     """What a table holds.
 
     Args:
@@ -87,6 +91,7 @@ def profile_of(table: Table, found: Assessment, target: str, threshold: float) -
         found: in a look at all of them.
         target: what targets are.
         threshold: of the quality.
+        ignore: an integer target that counts for nothing.
     """
     kept = found.kept(threshold)
     shifted = target == "next" and "target" not in table.columns
@@ -97,7 +102,10 @@ def profile_of(table: Table, found: Assessment, target: str, threshold: float) -
     return Profile(
         str(table.file), table.format, len(table), len(kept), threshold, target,
         int(np.prod(inputs.shape[1:])) - shifted,
-        {name: _about(column, table.problems) for name, column in table.columns.items()},
+        {
+            table.name_of(role): _about(column, table.problems)
+            for role, column in table.columns.items()
+        },
         found.left_out(threshold),
         {
             reason: {
@@ -107,10 +115,11 @@ def profile_of(table: Table, found: Assessment, target: str, threshold: float) -
             for reason in REASONS
             if found.found[reason].any()
         },
-        _labels(table.columns["target"], kept) if target == "class" else {},
+        _labels(table.columns["target"], kept, ignore) if target == "class" else {},
         Bars(names, counts[there].tolist()),
         _spread(inputs, table.problems),
         [round(float(q), 6) for q in np.quantile(found.scores, np.linspace(0, 1, 11))],
+        list(table.others),
     )  # fmt: skip
 
 
@@ -141,9 +150,10 @@ def _about(column: Column | Rows, problems: Column | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _labels(column: Column | Rows, kept: NDArray[np.int64]) -> dict[str, int]:
+def _labels(column: Column | Rows, kept: NDArray[np.int64], ignore: int | None) -> dict[str, int]:
     answers = np.asarray(column[:]).reshape(len(column), -1)[kept]
     answers = answers[np.isfinite(answers)]
+    answers = answers if ignore is None else answers[answers != ignore]
     values, counts = np.unique(answers, return_counts=True)
     pairs = zip(values.tolist()[:_LABELS], counts.tolist()[:_LABELS], strict=True)
     return {str(int(value)): count for value, count in pairs if value == int(value)}

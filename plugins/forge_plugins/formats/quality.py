@@ -6,7 +6,8 @@ use. It says nothing of wrong labels: a label inside the range counts as right.
     missing field, wrong type,
     wrong shape, wrong length                0   noted by a lenient reading; a length is that of a
                                                  plain list
-    label out of range                       0   not an integer in 0 .. classes - 1
+    label out of range                       0   not an integer in 0 .. classes - 1, nor the one
+                                                 that counts for nothing
     token out of range                       0   not an integer in 0 .. vocabulary - 1
     duplicate                                0   the same numbers as an earlier sample
     not finite                               a number that is NaN or infinite does not pass
@@ -26,6 +27,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from forge_plugins.formats.exact import check_exact
 from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.table import PROBLEMS, Column, Rows, Table, take
 
@@ -96,8 +98,8 @@ def check_form(table: Table, inputs: Inputs, target: Target) -> None:
         DataFault: there is no target, or its shape does not fit.
     """
 
-    def refused(field: str, message: str, hint: str) -> DataFault:
-        return DataFault(table.file, message, field=field, hint=hint)
+    def refused(role: str, message: str, hint: str) -> DataFault:
+        return DataFault(table.file, message, field=table.name_of(role), hint=hint)
 
     shape = table.columns["input"].shape
     if inputs == "tokens":
@@ -110,8 +112,8 @@ def check_form(table: Table, inputs: Inputs, target: Target) -> None:
     if target == "none" or (target == "next" and "target" not in table.columns):
         return
     if "target" not in table.columns:
-        told = f"there is no field 'target'; there are {sorted(table.columns)[:8]}"
-        raise refused("target", told, "write one, or set target: none")
+        fault = table.without("target")
+        raise refused("target", fault.message, f"{fault.hint}; without any, set target: none")
     found = table.columns["target"].shape
     fits = {
         "class": found[1:] in ((), (1,)) or (inputs == "tokens" and found == shape),
@@ -123,6 +125,32 @@ def check_form(table: Table, inputs: Inputs, target: Target) -> None:
         raise refused("target", told, "write one target for each sample, or change target")
 
 
+def check_floats(table: Table, inputs: Inputs, target: Target) -> None:
+    """Whether what becomes 32-bit floats is what it was, as far as it is integers.
+
+    Args:
+        table: the samples; those with a defect do not count.
+        inputs: whether inputs are features, which become floats, or tokens.
+        target: what targets are; numbers become floats.
+
+    Raises:
+        DataFault: two different integers would be one number.
+    """
+    there = ["input"] if inputs == "features" else []
+    if target == "number" and "target" in table.columns:
+        there.append("target")
+
+    def counts(number: int) -> bool:
+        return table.problems is None or not table.problems[number]
+
+    for role in there:
+        column = table.columns[role]
+        if column.dtype.kind in "iu":
+            for rows, block in _blocks(column, column.dtype):
+                name = table.name_of(role)
+                check_exact(table.file, name, block, np.dtype(np.float32), rows.start, counts)
+
+
 def assess(
     table: Table,
     *,
@@ -132,6 +160,7 @@ def assess(
     vocabulary: int | None = None,
     thorough: bool = True,
     limits: Limits | None = None,
+    ignore: int | None = None,
 ) -> Assessment:
     """Look at every number of a table once, block by block.
 
@@ -144,6 +173,7 @@ def assess(
         thorough: also look for duplicates and outliers.
         limits: of inputs that are no outliers, when the table is a part of another; None: from
             this table.
+        ignore: an integer target that counts for nothing (padding) and is no label; None: none.
 
     Raises:
         DataFault: see `check_form`; or labels or tokens are too large to be counted from the data.
@@ -164,7 +194,7 @@ def assess(
             found["token out of range"] |= _outside(column, vocabulary) & ~broken
         elif name == "target" and target in ("class", "next"):
             limit = vocabulary if target == "next" else classes
-            found["label out of range"] |= _outside(column, limit) & ~broken
+            found["label out of range"] |= _outside(column, limit, ignore) & ~broken
         else:
             own = _own_limits(column, broken, limits) if thorough and name == "input" else None
             for rows, block in _blocks(column):
@@ -184,7 +214,7 @@ def assess(
     return Assessment(
         scores,
         found,
-        _largest(table, "target", usable, "classes", classes) if labels else None,
+        _largest(table, "target", usable, "classes", classes, ignore) if labels else None,
         _largest(table, "input", usable, "vocabulary", vocabulary) if inputs == "tokens" else None,
     )
 
@@ -201,8 +231,10 @@ def _blocks(
             yield rows, np.asarray(column[rows]).astype(dtype, copy=False).reshape(-1, width)
 
 
-def _outside(column: Column | Rows, limit: int | None) -> NDArray[np.bool_]:
-    """Which rows hold anything but integers in 0 .. limit - 1."""
+def _outside(
+    column: Column | Rows, limit: int | None, ignore: int | None = None
+) -> NDArray[np.bool_]:
+    """Which rows hold anything but integers in 0 .. limit - 1 and the ignored one."""
     outside = np.zeros(len(column), np.bool_)
     for rows, block in _blocks(column, column.dtype):
         wrong = np.zeros(block.shape, np.bool_)
@@ -212,24 +244,33 @@ def _outside(column: Column | Rows, limit: int | None) -> NDArray[np.bool_]:
             wrong |= block < 0
             if limit is not None:
                 wrong |= block >= limit
+        if ignore is not None:
+            wrong &= block != ignore
         outside[rows] = wrong.any(1)
     return outside
 
 
 def _largest(
-    table: Table, name: str, usable: NDArray[np.bool_], setting: str, given: int | None
+    table: Table,
+    role: str,
+    usable: NDArray[np.bool_],
+    setting: str,
+    given: int | None,
+    ignore: int | None = None,
 ) -> int:
-    column = table.columns[name]
+    """The largest number of the usable samples; -1 when there is none that counts."""
+    column = table.columns[role]
     largest = -1
     for rows, block in _blocks(column, column.dtype):
         good = block[usable[rows]]
+        good = good if ignore is None else good[good != ignore]
         largest = max(largest, int(good.max())) if good.size else largest
     if given is None and largest >= MAX_CLASSES:
         raise DataFault(
             table.file,
             f"has {largest}, too large to count {setting} from it",
-            field=name,
-            hint=f"give {setting}, or mend the file",
+            field=table.name_of(role),
+            hint=f"say how many {setting} there are, or mend the file",
         )
     return largest
 

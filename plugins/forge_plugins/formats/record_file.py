@@ -71,7 +71,6 @@ def _field(file: Path, field: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]
     except (TypeError, ValueError, SyntaxError) as error:
         told = f"the type {str(field.get('dtype'))[:40]!r} is unknown"
         raise DataFault(file, told, field=name, hint=_HINT) from error
-    check_numeric(file, name, dtype)
     if not isinstance(shape, list) or any(type(n) is not int or n < 1 for n in shape):
         raise DataFault(file, f"the shape {str(shape)[:40]} is none", field=name, hint=_HINT)
     if len(shape) > 8 or math.prod(shape) * dtype.itemsize > 2**31 - 1:
@@ -86,7 +85,6 @@ def record_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     Raises:
         DataFault: the header is broken, or the file is not as long as it says.
     """
-    del reading
     header, offset = _header(file)
     fields, count = header.get("fields"), header.get("records")
     if not isinstance(fields, list) or not fields or type(count) is not int or count < 0:
@@ -94,6 +92,10 @@ def record_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     found = [_field(file, field) for field in fields]
     if len({name for name, _, _ in found}) < len(found):
         raise DataFault(file, "the header names a field twice", hint=_HINT)
+    types = {name: dtype for name, dtype, _ in found}
+    asked = [name for name in reading.names if name in types]
+    for name in asked:
+        check_numeric(file, name, types[name])
     row = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in found)
     here = file.stat().st_size - offset
     if here != count * row:
@@ -106,7 +108,9 @@ def record_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     if not count:
         raise DataFault(file, "there are no records", hint="give at least one")
     record = np.dtype(found)
-    return {name: field_layout(record, name, (count,), offset) for name, _, _ in found}
+    return dict.fromkeys(types) | {
+        name: field_layout(record, name, (count,), offset) for name in asked
+    }
 
 
 FORMAT: Final = Format(name="binary", suffixes=(".frec",), magic=(MAGIC,), layouts=record_layouts)

@@ -12,14 +12,40 @@ from typing import Any, Final
 
 import numpy as np
 
+from forge_plugins.formats import exact
 from forge_plugins.formats.column_file import ColumnFolder
 from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.table import PROBLEM, PROBLEMS, Column
+from forge_plugins.formats.format import Reading
+from forge_plugins.formats.table import PROBLEMS, Column, absent
 
 BLOCK: Final = 4096
 """Records that are turned into arrays at a time."""
 MAX_DEPTH: Final = 8
-_EXACT: Final = 2**53  # integers beyond are not all floats
+_EXACT: Final = 2**24  # integers beyond are not all 32-bit floats
+_LONG: Final = 2.0**64  # a parser that has no longer integers makes floats of them
+_NUMBERS: Final = frozenset({int, float, bool})
+"""Types of what is a number: true and false are 1 and 0, as arrays of any format have them."""
+
+
+class NoNumber:
+    """What stands for a number in a file and is none.
+
+    Args:
+        text: as it stands there.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_ABSENT: Final = (type(None), NoNumber)
+
+
+def type_name(value: Any) -> str:
+    """What a value is, for messages."""
+    return value.text[:40] if isinstance(value, NoNumber) else type(value).__name__
 
 
 class _DefectError(Exception):
@@ -66,37 +92,41 @@ def _leaves(value: Any, found: list[Any], budget: int, depth: int = 0) -> tuple[
     return (len(value), *shape)
 
 
+def _array_row(value: Column) -> Column:
+    """An array as int64 or float32."""
+    if value.dtype.kind not in "iufb":
+        raise _wrong_type(f"is an array of {value.dtype}, not of numbers")
+    if value.dtype.kind == "u" and value.dtype.itemsize == 8 and (value > 2**63 - 1).any():
+        raise _wrong_type("an integer does not fit 64 bits")
+    if value.dtype.kind != "f":
+        return value.astype(np.int64)
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if (np.isfinite(value) & ~np.isfinite(narrow)).any():
+        raise _wrong_type("a number is too large for 32-bit floats")
+    return narrow
+
+
 def _row(value: Any, budget: int, *, lenient: bool) -> Column:
     """One field of one record as an array of int64 or float32."""
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iuf":
-            raise _wrong_type(f"is an array of {value.dtype}, not of numbers")
-        if value.dtype.kind == "u" and value.dtype.itemsize == 8 and (value > 2**63 - 1).any():
-            raise _wrong_type("an integer does not fit 64 bits")
-        if value.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                narrow = value.astype(np.float32)
-            if (np.isfinite(value) & ~np.isfinite(narrow)).any():
-                raise _wrong_type("a number is too large for 32-bit floats")
-            return narrow
-        return value.astype(np.int64)
+        return _array_row(value)
     leaves: list[Any] = []
     shape = _leaves(value, leaves, budget)
     kinds = set(map(type, leaves))
-    if lenient and type(None) in kinds:
-        leaves = [float("nan") if leaf is None else leaf for leaf in leaves]
-        kinds = kinds - {type(None)} | {float}
-    strange = sorted(kind.__name__ for kind in kinds - {int, float})
-    if strange:
-        told = "null" if strange[0] == "NoneType" else strange[0]
-        raise _wrong_type(f"holds a value of the type {told}, not a number")
-    if kinds <= {int}:
+    if lenient and not kinds.isdisjoint({type(None), NoNumber}):
+        leaves = [float("nan") if isinstance(leaf, _ABSENT) else leaf for leaf in leaves]
+        kinds = kinds - {type(None), NoNumber} | {float}
+    if not kinds <= _NUMBERS:
+        raise _no_number(leaves, kinds)
+    if float not in kinds:
         try:
             return np.array(leaves, np.int64).reshape(shape)
         except OverflowError:
             raise _wrong_type("an integer does not fit 64 bits") from None
-    if int in kinds and any(type(leaf) is int and abs(leaf) > _EXACT for leaf in leaves):
-        raise _wrong_type("an integer among floats is beyond 2**53 and would be rounded")
+    for leaf in leaves if int in kinds else ():
+        if type(leaf) is int and not exact.is_exact(leaf):
+            raise _wrong_type(exact.rounded(leaf), exact.HINT)
     wide = np.array(leaves, np.float64)
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
@@ -104,6 +134,19 @@ def _row(value: Any, budget: int, *, lenient: bool) -> Column:
     if strange_numbers.any() and np.isfinite(wide[strange_numbers]).any():
         raise _wrong_type("a number is too large for 32-bit floats")
     return narrow.reshape(shape)
+
+
+def _no_number(leaves: Sequence[Any], kinds: set[type]) -> _DefectError:
+    """What to say of values that are no numbers."""
+    if NoNumber in kinds:
+        text = next(leaf.text for leaf in leaves if type(leaf) is NoNumber)
+        named = text.lstrip("-") in ("NaN", "Infinity")
+        told = "NaN and Infinity are not JSON" if named else f"{text[:40]} is beyond all floats"
+        hint = "mend it, or set quality_threshold above 0 to leave such samples out"
+        return _wrong_type(told, hint)
+    strange = min(kind.__name__ for kind in kinds - _NUMBERS)
+    told = "null" if strange == "NoneType" else strange
+    return _wrong_type(f"holds a value of the type {told}, not a number")
 
 
 def rows_of(values: Sequence[Any], dots: int | None = None) -> Column | None:
@@ -120,9 +163,9 @@ def rows_of(values: Sequence[Any], dots: int | None = None) -> Column | None:
     flat, inner, kinds = _flat(values, dots)
     if kinds == {np.ndarray} and not inner:
         return _stacked(values)
-    if not kinds or not kinds <= {int, float} or -1 in inner:
+    if not kinds or not kinds <= _NUMBERS or -1 in inner:
         return None
-    if kinds == {int}:
+    if float not in kinds:
         try:
             return np.array(flat, np.int64).reshape(len(values), *inner)
         except OverflowError:
@@ -132,8 +175,9 @@ def rows_of(values: Sequence[Any], dots: int | None = None) -> Column | None:
         wide = np.frombuffer(struct.pack(f"{len(flat)}d", *flat), np.float64)
     except struct.error:  # the dots were those of other things
         return None
-    rounded = int in kinds and bool((np.abs(wide) >= _EXACT).any())
-    narrow = None if rounded else _narrowed(wide)
+    sizes = np.abs(wide)
+    doubtful = (sizes >= _LONG) | ((sizes > _EXACT) if int in kinds else False)
+    narrow = None if doubtful.any() else _narrowed(wide)
     return None if narrow is None else narrow.reshape(len(values), *inner)
 
 
@@ -158,7 +202,7 @@ def _stacked(values: Sequence[Column]) -> Column | None:
     numbers = np.stack(values)
     if numbers.dtype.kind == "f":
         return _narrowed(numbers)
-    whole = numbers.dtype.kind in "iu" and numbers.dtype != np.uint64
+    whole = numbers.dtype.kind in "iub" and numbers.dtype != np.uint64
     return numbers.astype(np.int64) if whole else None
 
 
@@ -180,15 +224,16 @@ def nowhere(number: int) -> None:
 
 
 class RecordColumns:
-    """Brings records into columns, block by block.
+    """Brings the fields of records that are asked for into columns, block by block.
 
     Args:
         file: for the messages.
         columns: where the columns are written.
         budget: numbers that one field of one record may hold at most.
-        lenient: a record with a defect is noted in the column `problem` (see `PROBLEMS`) and its
-            numbers are 0, and null among floats becomes NaN; otherwise the first is an error.
-        note: takes the defects of each block instead of the column `problem`.
+        reading: which fields are read. When it is lenient, a record with a defect is noted (see
+            `PROBLEMS`) and its numbers are 0, and null among floats becomes NaN; otherwise the
+            first is an error.
+        note: takes the defects of each block instead of `columns`.
     """
 
     def __init__(
@@ -196,18 +241,23 @@ class RecordColumns:
         file: Path,
         columns: ColumnFolder,
         budget: int,
+        reading: Reading,
         *,
-        lenient: bool,
         note: Callable[[Column], None] | None = None,
     ) -> None:
         self._file, self._columns = file, columns
-        self._budget, self._lenient = budget, lenient
-        self._note = note or (lambda defects: columns.append(PROBLEM, defects))
+        self._budget, self._lenient = budget, reading.lenient
+        self._names, self._input = reading.names, reading.input
+        self._note = note or columns.note
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.count = 0
 
     def take(
-        self, records: Sequence[Any], places: Places = nowhere, dots: int | None = None
+        self,
+        records: Sequence[Any],
+        places: Places = nowhere,
+        dots: int | None = None,
+        exactly: Callable[[], Sequence[Any]] | None = None,
     ) -> None:
         """The next records, each a mapping of names to numbers or lists.
 
@@ -216,14 +266,22 @@ class RecordColumns:
             places: tells where each stands.
             dots: in the JSON text of the records, which saves looking at the type of each number:
                 if there are as many as numbers, each number has one and is a float.
+            exactly: gives the records anew with integers of any length, which are floats in
+                `records`.
 
         Raises:
-            DataFault: a field is missing, of another type or of another shape.
+            DataFault: a field that is asked for is missing, of another type or of another shape.
         """
         if not records:
             return
+        if isinstance(records[0], Mapping):
+            self._columns.pass_over(
+                name for name in records[0] if isinstance(name, str) and name not in self._names
+            )
         alike = self._alike(records, dots)
         if alike is None:
+            if exactly is not None:
+                records = exactly()
             for begin in range(0, len(records), BLOCK):
                 self._take_each(
                     [
@@ -246,15 +304,17 @@ class RecordColumns:
 
     def _alike(self, records: Sequence[Any], dots: int | None) -> dict[str, Column] | None:
         """The fields of records that are all alike; None when they must be looked at one by one."""
-        if set(map(type, records)) != {dict} or len(set(map(len, records))) != 1:
+        if set(map(type, records)) != {dict} or self._input not in records[0]:
             return None
-        names = list(records[0])
-        if any(not isinstance(name, str) or name == PROBLEM for name in names):
+        names = [name for name in self._names if name in records[0]]
+        if len(names) < len(self._names) and any(self._names[-1] in record for record in records):
             return None
         try:
             values = {name: list(map(itemgetter(name), records)) for name in names}
         except KeyError:
             return None
+        if set(map(len, records)) != {len(names)}:
+            dots = None  # some are in fields that nobody asks for
         if dots is not None:
             dots -= sum(name.count(".") for name in names) * len(records)
         lists = [name for name in names if type(values[name][0]) is list]
@@ -278,6 +338,7 @@ class RecordColumns:
         """One block of (record number, place, record), looked at one by one."""
         rows: list[dict[str, Column] | None] = []
         defects = np.zeros(len(block), np.uint8)
+        first: DataFault | None = None
         for at, (number, place, record) in enumerate(block):
             try:
                 rows.append(self._rows(number, place, record))
@@ -288,20 +349,21 @@ class RecordColumns:
                 if not (self._lenient and isinstance(defect, _DefectError)):
                     self._check(block, rows, defects)  # an earlier record may have a wrong shape
                     raise
+                first = first or fault
                 defects[at] = defect.kind + 1
                 rows.append(None)
         if not self._shapes:
-            self._settle(rows)
+            self._settle(rows, first)
         self._check(block, rows, defects)
         columns = {}
         for name, shape in self._shapes.items():
             found = [row[name] for row in rows if row is not None]
             stacked = np.stack(found) if found else np.zeros((0, *shape), np.int64)
+            if stacked.dtype != np.int64:
+                self._check_integers(name, rows)
             kind = np.int64 if stacked.dtype == np.int64 else np.float32
             columns[name] = np.zeros((len(block), *shape), kind)
             columns[name][defects == 0] = stacked
-        if PROBLEM in columns:
-            raise DataFault(self._file, "is a reserved name", field=PROBLEM, hint="rename it")
         self._write(columns, defects)
 
     def _rows(self, number: int, place: str | None, record: Any) -> dict[str, Column]:
@@ -313,15 +375,22 @@ class RecordColumns:
             return fault
 
         if not isinstance(record, Mapping):
-            found = type(record).__name__
+            found = type_name(record)
             hint = "each record is an object with the fields input and target"
             raise refused(_wrong_type(f"the record is a {found}, not an object", hint), None)
-        if any(not isinstance(name, str) for name in record):
-            raise refused(_wrong_type("a field's name is no text", "name fields by texts"), None)
+        if self._input not in record and not self._shapes:
+            if any(not isinstance(name, str) for name in record):
+                hint = "name fields by texts"
+                raise refused(_wrong_type("a field's name is no text", hint), None)
+            fault = absent(self._file, self._input, record, number)
+            fault.__cause__ = _missing(fault.message)
+            raise fault
         rows = {}
-        for name in sorted({*self._shapes, *record}):
+        for name in self._names:
             if name not in record:
-                raise refused(_missing("is missing"), name)
+                if name in self._shapes:
+                    raise refused(_missing("is missing"), name)
+                continue
             if self._shapes and name not in self._shapes:
                 raise refused(_missing("the first records do not have this field"), name)
             try:
@@ -330,16 +399,31 @@ class RecordColumns:
                 raise refused(defect, name) from defect
         return rows
 
-    def _settle(self, rows: Sequence[dict[str, Column] | None]) -> None:
-        """What the first record is like, or most of the first block in a lenient reading."""
+    def _check_integers(self, name: str, rows: Sequence[dict[str, Column] | None]) -> None:
+        """Whether the integers among a block's floats are floats."""
+        for at, row in enumerate(rows):
+            if row is not None and row[name].dtype == np.int64:
+                one, kind = row[name][np.newaxis], np.dtype(np.float32)
+                exact.check_exact(self._file, name, one, kind, self.count + at)
+
+    def _settle(
+        self, rows: Sequence[dict[str, Column] | None], first: DataFault | None = None
+    ) -> None:
+        """What the first record is like, or most of the first block in a lenient reading.
+
+        Args:
+            rows: of the block; None for those with a defect.
+            first: the block's first defect.
+        """
         good = [row for row in rows if row is not None]
         kinds = Counter(tuple((name, row[name].shape) for name in sorted(row)) for row in good)
         if not kinds:
+            assert first is not None, "a row that is not there has a defect"
+            told = f"{first.message}; none of the first {len(rows)} records can be used"
             raise DataFault(
-                self._file,
-                f"none of the first {len(rows)} records can be used",
-                hint="look at them with quality_threshold: 0",
-            )
+                self._file, told, record=first.record, field=first.field, place=first.place,
+                hint=first.hint,
+            ) from first  # fmt: skip
         self._shapes = dict(kinds.most_common(1)[0][0])
 
     def _check(
@@ -380,8 +464,37 @@ class RecordColumns:
             defects[at], rows[at] = defect.kind + 1, None
 
 
-def records_of(file: Path, value: Any) -> Sequence[Any]:
+def is_record(value: Mapping[Any, Any], reading: Reading) -> bool:
+    """Whether an object is one record, not columns: its target is a single number.
+
+    Args:
+        value: the object.
+        reading: what the target is called.
+    """
+    target = value.get(reading.target or "target")
+    single = isinstance(target, np.ndarray) and not target.ndim
+    return single or isinstance(target, int | float | np.generic)
+
+
+def first_defects(columns: Sequence[Column]) -> Column:
+    """The first defect of each record, where each column has noted its own.
+
+    Args:
+        columns: of each column, the defects, shape (records,).
+    """
+    first = columns[0]
+    for other in columns[1:]:
+        first = np.where(first == 0, other, first)
+    return first
+
+
+def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
     """The records of a list of mappings or of a mapping of columns.
+
+    Args:
+        file: for the messages.
+        value: the list or the mapping.
+        names: of the columns that are read; the first must be there.
 
     Raises:
         DataFault: it is neither, or the columns are not of one length.
@@ -390,14 +503,16 @@ def records_of(file: Path, value: Any) -> Sequence[Any]:
         return value
     forms = "give a list of records or one object of columns, with the fields input and target"
     if not isinstance(value, Mapping) or any(not isinstance(name, str) for name in value):
-        raise DataFault(file, f"the whole is a {type(value).__name__}", hint=forms)
-    for name, column in value.items():
+        raise DataFault(file, f"the whole is a {type_name(value)}", hint=forms)
+    if names[0] not in value:
+        raise absent(file, names[0], value)
+    asked = {name: value[name] for name in names if name in value}
+    for name, column in asked.items():
         if not isinstance(column, list | tuple):
             raise not_a_list(file, name, type(column).__name__)
-    lengths = {name: len(column) for name, column in value.items()}
-    check_lengths(file, lengths)
-    names, columns = list(value), list(value.values())
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    check_lengths(file, {name: len(column) for name, column in asked.items()})
+    rows = zip(*asked.values(), strict=True)
+    return [dict(zip(asked, row, strict=True)) for row in rows]
 
 
 def not_a_list(file: Path, name: str, found: str) -> DataFault:
@@ -410,11 +525,9 @@ def check_lengths(file: Path, lengths: Mapping[str, int]) -> None:
     """Whether columns are of one length.
 
     Raises:
-        DataFault: they are not, or there are none.
+        DataFault: they are not.
     """
-    if not lengths:
-        raise DataFault(file, "there are no fields", hint="name the inputs 'input'")
-    count = lengths.get("input", next(iter(lengths.values())))
+    count = next(iter(lengths.values()), 0)
     for name, length in lengths.items():
         if length != count:
             raise DataFault(

@@ -27,7 +27,6 @@ def safetensors_layouts(file: Path, reading: Reading) -> dict[str, Layout | None
     Raises:
         DataFault: the header is broken, or a tensor does not lie in the file.
     """
-    del reading
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -44,7 +43,11 @@ def safetensors_layouts(file: Path, reading: Reading) -> dict[str, Layout | None
     if not isinstance(header, dict):
         raise DataFault(file, "the header is no object", place="byte 8", hint=_HINT)
     header.pop("__metadata__", None)
-    return {name: _layout(file, name, entry, 8 + length, size) for name, entry in header.items()}
+    return dict.fromkeys(header) | {
+        name: _layout(file, name, header[name], 8 + length, size)
+        for name in reading.names
+        if name in header
+    }
 
 
 def _layout(file: Path, name: str, entry: Any, base: int, size: int) -> Layout:

@@ -20,6 +20,7 @@ from forge_plugins.formats.quality import (
     Inputs,
     Target,
     assess,
+    check_floats,
     check_form,
     outlier_limits,
 )
@@ -28,7 +29,7 @@ from forge_plugins.formats.table import Table
 PART_BYTES: Final = 2**23
 """Of numbers looked at at a time in parts; repeats are found within such a part."""
 _PART: Final = 2**16
-_VERSION: Final = "3"
+_VERSION: Final = "4"
 """Of what `assess` finds: a change needs another one."""
 
 
@@ -75,6 +76,8 @@ class Question:
         classes: labels are below it.
         vocabulary: tokens are below it.
         threshold: samples of less quality are left out; 0: none is.
+        ignore: an integer target that counts for nothing; None: none does.
+        floats: inputs that are no tokens, and numbers to be predicted, become 32-bit floats.
         parts: look at a part of `PART_BYTES` at a time, in memory that does not grow with the
             table: repeats are found within a part only.
     """
@@ -85,13 +88,15 @@ class Question:
     vocabulary: int | None
     threshold: float
     parts: bool
+    ignore: int | None = None
+    floats: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments of `assess`."""
         return {
             "inputs": self.inputs, "target": self.target, "classes": self.classes,
-            "vocabulary": self.vocabulary, "thorough": self.threshold > 0,
+            "vocabulary": self.vocabulary, "thorough": self.threshold > 0, "ignore": self.ignore,
         }  # fmt: skip
 
 
@@ -104,7 +109,7 @@ def survey(table: Table, asked: Question, folder: Path) -> Survey:
         folder: the cache; what is found is kept there.
 
     Raises:
-        DataFault: see `assess`.
+        DataFault: see `assess` and `check_floats`.
     """
     check_form(table, asked.inputs, asked.target)
     memos = Memos(folder)
@@ -112,6 +117,8 @@ def survey(table: Table, asked: Question, folder: Path) -> Survey:
     known = _known(memos, key) if table.content else None
     if known is not None:
         return known
+    if asked.floats:
+        check_floats(table, asked.inputs, asked.target)
     found = _in_parts(table, asked, folder) if asked.parts else _whole(table, asked)
     if table.content:
         _keep(memos, key, found)
@@ -175,7 +182,7 @@ def _in_parts(table: Table, asked: Question, folder: Path) -> Survey:
 def _part(table: Table, begin: int, end: int) -> Table:
     columns: dict[str, Any] = {name: column[begin:end] for name, column in table.columns.items()}
     problems = None if table.problems is None else table.problems[begin:end]
-    return Table(table.file, table.format, columns, problems)
+    return Table(table.file, table.format, columns, problems, names=table.names)
 
 
 def _numbers_file(table: Table, folder: Path) -> IO[bytes]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,11 @@ from forge_plugins.formats.fault import DataFault
 from forge_plugins.formats.gather import Column, Rows, take
 from forge_plugins.formats.source import Source
 
-__all__ = ["PROBLEM", "PROBLEMS", "Column", "Rows", "Table", "check_numeric", "take"]
+__all__ = ["PROBLEMS", "Column", "Rows", "Table", "absent", "check_numeric", "take"]
 
-PROBLEM: Final = "problem"
-"""Column of the lenient readers: 0, or the place of a record's defect in `PROBLEMS`, plus 1."""
 PROBLEMS: Final = ("missing field", "wrong type", "wrong shape", "wrong length")
+"""Defects that lenient readers note: for each record 0, or the defect's place here plus 1."""
+_SHOWN: Final = 8
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Table:
     Args:
         file: where it was read.
         format: name of the format.
-        columns: array by name, each of shape (records, ...); `input` is one of them.
+        columns: array by role, each of shape (records, ...): `input`, and `target` where there is
+            one.
         problems: defect by record, shape (records,), for a lenient reading; see `PROBLEMS`.
         content: hash of the file's content; empty for a table that was not read from one.
         source: the file, to be watched while columns lie in it; None when none does.
         settings: what else shaped the columns: format, version and settings of the reader.
+        names: what the file calls a role, where it is not the role's own name.
+        others: the file's columns that nobody asked for, as far as they are known.
     """
 
     file: Path
@@ -42,16 +46,14 @@ class Table:
     content: str = ""
     source: Source | None = None
     settings: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if "input" not in self.columns:
-            raise DataFault(
-                self.file,
-                f"there is no field 'input'; there are {sorted(self.columns)[:8]}",
-                field="input",
-                hint="name the inputs 'input' and the targets 'target'",
-            )
-        for name, column in self.columns.items():
+            raise self.without("input")
+        for role, column in self.columns.items():
+            name = self.name_of(role)
             check_numeric(self.file, name, column.dtype)
             if not column.ndim:
                 raise DataFault(
@@ -63,7 +65,8 @@ class Table:
             if len(column) != len(self.columns["input"]):
                 raise DataFault(
                     self.file,
-                    f"has {len(column)} records and 'input' has {len(self.columns['input'])}",
+                    f"has {len(column)} records and '{self.name_of('input')}' has "
+                    f"{len(self.columns['input'])}",
                     field=name,
                     hint="give each field as many records",
                 )
@@ -76,6 +79,33 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.columns["input"])
+
+    def name_of(self, role: str) -> str:
+        """What the file calls the column of a role."""
+        return self.names.get(role, role)
+
+    def without(self, role: str) -> DataFault:
+        """What to say when there is no column of a role."""
+        there = {self.name_of(other) for other in self.columns} | {*self.others}
+        return absent(self.file, self.name_of(role), there)
+
+
+def absent(file: Path, name: str, there: Collection[str], record: int | None = None) -> DataFault:
+    """What to say when a file does not have the column that is asked for.
+
+    Args:
+        file: the file.
+        name: of the column.
+        there: the names of the columns that it has.
+        record: the record that does not have it, if they may differ.
+    """
+    near = difflib.get_close_matches(name, there, 1)
+    shown = sorted(there)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    told = f"there is no field '{name}'; there are {shown[:_SHOWN]}{more}"
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    hint = f"{meant}input_column and target_column say which columns are read"
+    return DataFault(file, told, field=name, record=record, hint=hint)
 
 
 def check_numeric(file: Path, name: str, dtype: np.dtype[Any]) -> None:

@@ -34,7 +34,7 @@ def token_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     kind = np.dtype(reading.integers).newbyteorder("<")
     size, length = file.stat().st_size, reading.length
     if size % kind.itemsize:
-        hint = "give integers the type that the file was written with"
+        hint = "name the type that the tokens were written with, or write them anew"
         raise DataFault(
             file,
             f"{size} bytes are no whole number of {reading.integers} "

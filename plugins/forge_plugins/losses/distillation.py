@@ -57,7 +57,8 @@ class DistillationConfig:
         Annotated[str, Meta(min_length=1)] | None,
         Meta(
             description="folder of the run that trained the teacher; null: this run's model as it "
-            "was made, before it is quantized"
+            "was made, before it is quantized",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     loss: Annotated[UseLoss[Loss], Meta(description="the loss towards the targets")] = field(

@@ -41,7 +41,8 @@ class PythonClassConfig:
         str | None,
         Meta(
             description="safetensors file with the weights to begin with, relative to where the "
-            "command runs; null: those that the class draws"
+            "command runs; null: those that the class draws",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
 

@@ -49,7 +49,8 @@ class MlflowConfig:
         Annotated[str, Meta(min_length=1)] | None,
         Meta(
             description="an MLflow store, such as sqlite:///runs/mlflow.db for many runs or "
-            "http://127.0.0.1:5000; null: mlflow.db in the run folder"
+            "http://127.0.0.1:5000; null: mlflow.db in the run folder",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     experiment: Annotated[str, Meta(min_length=1, description="that the run belongs to")] = "forge"

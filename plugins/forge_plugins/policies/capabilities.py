@@ -69,9 +69,9 @@ class Track:
         return now / best if self.capability.mode == "max" else best / now
 
     def take(self, value: float, step: int) -> str | None:
-        """Take in a figure, NaN: not known; `acquired` or `lost` when that is what has happened."""
+        """Take in a figure; `acquired` or `lost` when that is what has happened."""
         self.best.better(value)
-        self.latest = value if math.isfinite(value) else None
+        self.latest = value
         if not self.capability.holds(value):
             lost = self.acquired_step is not None
             self.held, self.acquired_step = 0, None
@@ -134,8 +134,9 @@ class Capabilities:
             if wanted.figure not in figures:
                 continue
             value = figures[wanted.figure]
-            if not math.isfinite(value):
-                continue  # nothing was measured
+            if not math.isfinite(value):  # nothing was measured: neither held nor lost
+                track.latest = None
+                continue
             change = track.take(value, step)
             if change is None:
                 continue

@@ -21,7 +21,8 @@ class StartFromConfig:
         Annotated[str, Meta(min_length=1)] | None,
         Meta(
             description="folder of the run whose weights are taken over; null: the model keeps its "
-            "own"
+            "own",
+            extra_json_schema={"format": "path"},
         ),
     ] = None
     partial: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -20,6 +21,7 @@ from forge_kernel import load_pipeline, run
 from forge_kernel.errors import PluginError
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data import windows as windows_module
+from forge_plugins.data.file import FileConfig
 from forge_plugins.data.text import Text, TextConfig, read_row
 from forge_plugins.data.windows import WindowData, Windows
 from forge_plugins.formats.documents import PART, Account, Documents
@@ -95,6 +97,64 @@ def test_documents_that_do_not_serve_are_left_out_and_counted(tmp_path: Path) ->
     assert (account.documents, account.characters) == (2, 9)
     with pytest.raises(PluginError, match="no document is left.*length"):
         decoded(file, unreadable="leave_out", shortest=100)
+
+
+ODD = ["NaN", "[1, -Infinity]", "1e400", '{"b": NaN}', '"NaN: 1e400"', "null", "9" * 400]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd[:9])
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_what_nobody_reads_is_of_no_matter(name: str, odd: str, tmp_path: Path) -> None:
+    """Planted fault: a NaN refused the file, with a setting that this plugin does not have."""
+    rows = [f'{{"score": {odd}, "text": "a \\"b\\": c"}}', f'{{"text": "NaN", "a": {odd}}}']
+    text = f"[{','.join(rows)}]" if name == "x.json" else "\n".join(rows)
+    (tmp_path / name).write_text(text)
+    assert decoded(tmp_path / name)[0] == 'a "b": c|NaN|'
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_no_word_of_an_error_names_a_setting_that_texts_do_not_have(
+    name: str, tmp_path: Path
+) -> None:
+    there = {field.name for field in dataclasses.fields(TextConfig)}
+    others = {field.name for field in dataclasses.fields(FileConfig)} - there
+    for row in ('{"text": NaN}', "NaN", '{"text": nan}', '{"text": 1e999}', '{"text": "a", "b": inf}',
+                '{"text": null}', '{"text": "a", "b": 1e', "3"):  # fmt: skip
+        (tmp_path / name).write_text(f"[{row}]" if name == "x.json" else f'{{"text": "a"}}\n{row}')
+        with pytest.raises(PluginError) as caught:
+            decoded(tmp_path / name)
+        assert not [word for word in others if word.count("_") and word in str(caught.value)]
+        assert "NoNumber" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "first", "text": "b"}', '{"text": "a", "\\u0074ext": "b"}',
+        '{"id": 1, "text": "a: \\"b\\": c", "id": 2}', '{"text": "a", "b": {"c": 1, "c": 2}}',
+        '{"text": "a", "b\\\\": 1, "c": 1, "c": NaN}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_a_field_that_is_named_twice_is_refused(name: str, row: str, tmp_path: Path) -> None:
+    """Planted fault: of two texts in one object the last one was read, without a word."""
+    whole = '{"text": "fine"}'
+    text = f"[{whole}, {row}]" if name == "x.json" else f"{whole}\n{row}\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PluginError, match="record 1, field .*: an object names the field twice"):
+        decoded(tmp_path / name)
+
+
+@pytest.mark.parametrize("offset", [2**16 - 1, 2**18 - 2, 2**20 - 3])
+def test_the_bytes_of_a_text_are_its_tokens(offset: int, tmp_path: Path) -> None:
+    """The mark at the beginning is dropped; ends of lines and characters over blocks are whole."""
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbfhi\r\n")
+    assert decoded(file)[0] == "hi\r\n|"
+    raw = b"x" * offset + "😀".encode() * 10 + b"z"
+    file.write_bytes(raw)
+    row = read_row(TextConfig(path=str(file), cache_dir=str(tmp_path / "c")))
+    assert row.tokens[:-1].tolist() == list(raw)
 
 
 @pytest.mark.parametrize(

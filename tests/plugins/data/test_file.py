@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel import load_pipeline, run
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.schema import bind_config
 from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.plugin import facts
@@ -33,6 +34,7 @@ DIGITS = sorted(file.stem for file in (ROOT / "pipelines").glob("digits_*.yaml")
 
 class Seeded:
     strategy = OneProcess()
+    settings = RunConfig()
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -15,13 +15,14 @@ import numpy as np
 import psutil
 import pytest
 
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.errors import RunError
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 
 
 class Run:
-    seed, strategy = 0, OneProcess()
+    seed, strategy, settings = 0, OneProcess(), RunConfig()
 
     def tell(self, *_: Any, **__: Any) -> None:
         """Nobody listens here."""

@@ -389,10 +389,11 @@ READER = """
 import sys
 from pathlib import Path
 from forge_plugins.data.file import File, FileConfig
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.strategy import OneProcess
 import resource, torch
 class Run:
-    seed, strategy = 0, OneProcess()
+    seed, strategy, settings = 0, OneProcess(), RunConfig()
     def tell(self, *_, **__): pass
 def data(path):
     config = FileConfig(path=path, cache_dir=sys.argv[3], streaming=True, classes=10,

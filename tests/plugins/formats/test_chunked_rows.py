@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.errors import RunError
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
@@ -90,7 +91,7 @@ def write(path: Path, count: int = 3000, **how: Any) -> np.ndarray:
 
 
 class Run:
-    seed, strategy = 0, OneProcess()
+    seed, strategy, settings = 0, OneProcess(), RunConfig()
 
     def tell(self, *_: Any, **__: Any) -> None:
         """Nobody listens here."""

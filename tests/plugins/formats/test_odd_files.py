@@ -63,13 +63,14 @@ def test_fields_may_have_any_name(tmp_path: Path) -> None:
     (tmp_path / "y.json").write_text(json.dumps({name: [value] for name, value in rows[0].items()}))
     for name in ("x.json", "y.json"):
         for _ in range(2):  # converted, then from the cache
-            columns = open_table(tmp_path / name, cache_dir=tmp_path / "c").columns
-            assert [columns[key].tolist() for key in names] == [[at] for at in range(len(names))]
-    np.savez(tmp_path / "x.npz", input=np.ones((2, 1)), 日本=np.arange(2))
-    assert open_table(tmp_path / "x.npz", cache_dir=tmp_path / "c").columns["日本"].tolist() == [
-        0,
-        1,
-    ]
+            for at, key in enumerate(names):
+                asked = Reading(target=key)
+                table = open_table(tmp_path / name, "auto", asked, cache_dir=tmp_path / "c")
+                assert table.columns["target"].tolist() == [at]
+    np.savez(tmp_path / "x.npz", 日本=np.arange(2))
+    asked = Reading(input="日本", target=None)
+    table = open_table(tmp_path / "x.npz", "auto", asked, cache_dir=tmp_path / "c")
+    assert table.columns["input"].tolist() == [0, 1]
 
 
 @pytest.mark.spec("B13")

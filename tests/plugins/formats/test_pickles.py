@@ -138,7 +138,7 @@ def test_objects_may_follow_each_other_in_a_file(tmp_path: Path) -> None:
     ("parts", "told"),
     [
         ([{"input": INPUTS[:3]}, {"input": INPUTS[:3].astype(np.float64)}], "record 3.*float64, not float32"),
-        ([{"input": INPUTS[:3]}, {"input": INPUTS[:3], "x": TARGETS[:3]}], "record 3.*columns"),
+        ([{"input": INPUTS[:3]}, {"input": INPUTS[:3], "target": TARGETS[:3]}], "record 3.*columns"),
         ([{"input": INPUTS[:3]}, ROWS[:3]], "in turns"),
         ([{"input": INPUTS.tolist()}, {"input": INPUTS.tolist()}], "in turns"),
         ([ROWS[:2], {"input": [1.0], "target": 0}], "record 2, field 'input'"),

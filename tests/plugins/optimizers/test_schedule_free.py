@@ -95,8 +95,10 @@ def test_steps_are_the_librarys_and_the_average_is_validated(config: Any, theirs
     """Planted faults: the points validated; the average of one step before."""
     points, loss = by_hand(7, theirs)
     result, model = trained(7, **config)
-    for one, two in zip(model.parameters(), points.parameters(), strict=True):
+    assert result.training_model is not None
+    for one, two in zip(result.training_model.parameters(), points.parameters(), strict=True):
         assert torch.equal(one, two)
+    assert result.model is model
     assert result.final["validation_loss"] == pytest.approx(loss, rel=1e-5)
 
 

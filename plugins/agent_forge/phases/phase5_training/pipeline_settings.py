@@ -175,6 +175,8 @@ class Declaration:
         found: dict[str, Any] = {
             "path": str(path),
             "target": "number" if numbers else "class",
+            "input_column": data.input_column,
+            "target_column": data.target_column,
             "batch_size": data.batch_size if trained_on else self._validation_batch(),
             "validation_batch_size": self._validation_batch(),
             "shuffle": data.shuffle and trained_on,

@@ -64,7 +64,8 @@ class DataConfig(Configuration):
 
     `max_sequence_length` cuts rows of integers; rows of floats are as long as they are, and a
     pipeline's rows too. `cache_size` counts samples kept in memory, in each process that reads; 0
-    keeps none. `pin_memory` is of loaders, and acts where CUDA is (None: so it does). A pipeline
+    keeps none. `input_column` and `target_column` name what is read of a file; its other columns
+    are not read. `pin_memory` is of loaders, and acts where CUDA is (None: so it does). A pipeline
     maps its file and has `num_workers` where they, `prefetch_factor` or `persistent_workers` were
     set, else none, which is faster. `quality_threshold` leaves samples out and counts them, see
     `forge_plugins.formats.quality`. `seed` is that of order and split.
@@ -85,6 +86,8 @@ class DataConfig(Configuration):
     seed: Annotated[int, Meta(ge=0)] = 0
     data_format: DataFormat | None = None
     num_classes: Annotated[int, Meta(ge=1)] | None = None
+    input_column: Annotated[str, Meta(min_length=1)] = "input"
+    target_column: Annotated[str, Meta(min_length=1)] = "target"
     cache_dir: str | None = None
     trust_pickle: bool = False
 
@@ -112,7 +115,9 @@ def _file_settings(path: str | Path, config: DataConfig, **chosen: Any) -> FileC
         "path": str(path),
         "format": _FORMATS[kind],
         "input": "tokens" if tokens else "features",
-        "target": "next" if tokens else "none",
+        "target": "next" if tokens else "class",
+        "input_column": config.input_column,
+        "target_column": config.target_column,
         "classes": config.num_classes,
         "integers": "uint8" if kind is DataFormat.TEXT else "uint16",
         "length": config.max_sequence_length,
@@ -382,7 +387,8 @@ class CachedDataset(Dataset[Sample]):
     """
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
-        self._data = _data(path, config, streaming=False, shuffle=False, cache_policy=_lru(config))
+        chosen = {"shuffle": False, "drop_last": False, "cache_policy": _lru(config)}
+        self._data = _data(path, config, streaming=False, **chosen)
 
     def __len__(self) -> int:
         return self._data.deck.training
@@ -429,7 +435,7 @@ class StreamingDataset(IterableDataset[Sample]):
     """
 
     def __init__(self, path: str | Path, config: DataConfig) -> None:
-        self._data = _data(path, config, streaming=True)
+        self._data = _data(path, config, streaming=True, drop_last=False)
         self._epochs = SharedEpochs()
 
     def set_epoch(self, epoch: int) -> None:

@@ -184,7 +184,11 @@ class CapabilityTracker:
         if not self.settings.capability_tracking:
             return changes
         for name, function in self._functions.items():
-            change = self._track(name).take(self._score(name, function, metrics), step)
+            track, score = self._track(name), self._score(name, function, metrics)
+            if not math.isfinite(score):
+                track.latest = None  # nothing was measured: neither held nor lost
+                continue
+            change = track.take(score, step)
             if change is not None:
                 changes[name] = change
         return changes

@@ -62,6 +62,7 @@ from forge_kernel.durable import write_bytes, write_json, write_text
 from forge_kernel.errors import ConfigError
 from forge_kernel.live import LiveModel, NoConfig
 from forge_kernel.loading import check_pipeline, fill
+from forge_kernel.path_settings import with_absolute_paths
 from forge_kernel.planner import plan
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
@@ -436,7 +437,8 @@ class TrainingPipeline:
         if not self.config.auto_resume:
             return None
         assert self._pipeline is not None
-        wanted = json.loads(json.dumps(fill(self._pipeline)))
+        recorded = with_absolute_paths(fill(self._pipeline), self._pipeline)
+        wanted = json.loads(json.dumps(recorded))
         folders = (self.output_dir / RUNS).glob(f"{self.config.experiment_name}-*")
         for folder in sorted(folders, key=lambda one: one.stat().st_mtime, reverse=True):
             try:
