@@ -62,15 +62,26 @@ def form_of(loss_fn: LossFunction, form: str | None = None) -> Form:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """A batch of the caller's on a device: a tensor, or tensors in a mapping, list or tuple."""
+    """A batch of the caller's on a device: a tensor, or tensors in containers, two deep at most."""
+    return _each_moved(value, lambda part: _each_moved(part, lambda leaf: _sent(leaf, device)))
+
+
+def _each_moved(value: Any, move: Callable[[Any], Any]) -> Any:
+    """A container of its own class with each part moved; what is no container, moved itself."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return move(value)
     if isinstance(value, Mapping):
-        parts = {name: moved(part, device) for name, part in value.items()}
+        parts = {name: move(part) for name, part in value.items()}
         return parts if type(value) is dict else type(value)(parts)  # type: ignore[call-arg]
     if isinstance(value, list | tuple):
-        found = [moved(part, device) for part in value]
+        found = [move(part) for part in value]
         return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
+    return move(value)
+
+
+def _sent(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
     return value.to(device) if hasattr(value, "to") else value
 
 

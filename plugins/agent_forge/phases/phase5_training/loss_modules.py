@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from agent_forge.phases.phase5_training.pipeline.loss_functions import BaseLoss, LossManager
 from forge_kernel.api import RunError
 from forge_kernel.data import INPUTS, TARGETS, WEIGHTS
+
+MOST_PARTIALS: Final = 100  # one around the other, of a loss function
 
 
 def face_loss(loss_fn: Callable[..., Any]) -> BaseLoss | LossManager | None:
@@ -58,18 +60,20 @@ def modules_of(loss_fn: Callable[..., Any], model: nn.Module) -> dict[str, nn.Mo
 
 def _named(loss_fn: Any) -> Iterator[nn.Module]:
     """The modules that a loss function consists of."""
+    held: list[Any] = []
+    for _ in range(MOST_PARTIALS):
+        if not isinstance(loss_fn, functools.partial):
+            break
+        held += [*loss_fn.args, *loss_fn.keywords.values()]
+        loss_fn = loss_fn.func
     owner = getattr(loss_fn, "__self__", loss_fn)
     if isinstance(owner, nn.Module):
         yield owner
-        return
-    if isinstance(owner, functools.partial):
-        yield from _named(owner.func)
-        held: Iterable[Any] = (*owner.args, *owner.keywords.values())
     elif inspect.isfunction(owner):
         names = inspect.getclosurevars(owner)
-        held = (*names.nonlocals.values(), *names.globals.values(), *(owner.__defaults__ or ()))
+        held += [*names.nonlocals.values(), *names.globals.values(), *(owner.__defaults__ or ())]
     else:
-        held = getattr(owner, "__dict__", {}).values()
+        held += getattr(owner, "__dict__", {}).values()
     for value in held:
         part = face_loss(value) if callable(value) else None
         if part is not None:
@@ -78,19 +82,19 @@ def _named(loss_fn: Any) -> Iterator[nn.Module]:
 
 def _apart(module: nn.Module, own: set[int]) -> Iterator[nn.Module]:
     """The largest parts of a module that have tensors, none of them the model's."""
-    tensors = list(chain(module.parameters(), module.buffers()))
-    if not tensors:
-        return
-    if all(id(one) not in own for one in tensors):
-        yield module
-        return
-    direct: list[Tensor] = [
-        *module.parameters(recurse=False), *module.buffers(recurse=False)
-    ]  # fmt: skip
-    if any(id(one) not in own for one in direct):
-        raise RunError(
-            f"the loss {type(module).__name__} holds the model, and beside it parameters or "
-            "buffers of its own: keep these in a module of their own within it"
-        )
-    for child in module.children():
-        yield from _apart(child, own)
+    todo = [module]
+    while todo:
+        part = todo.pop()
+        tensors = list(chain(part.parameters(), part.buffers()))
+        if not tensors:
+            continue
+        if all(id(one) not in own for one in tensors):
+            yield part
+            continue
+        direct = chain(part.parameters(recurse=False), part.buffers(recurse=False))
+        if any(id(one) not in own for one in direct):
+            raise RunError(
+                f"the loss {type(part).__name__} holds the model, and beside it parameters or "
+                "buffers of its own: keep these in a module of their own within it"
+            )
+        todo += reversed(list(part.children()))

@@ -73,7 +73,15 @@ def weights_digest(state: Mapping[str, Any]) -> str:
 def data_digest(loader: Any) -> str:
     """Of a loader, a data set or a list of batches; nothing is drawn from it."""
     found = hashlib.sha256()
-    _feed(found, loader)
+    todo = [loader]
+    while todo:
+        value = todo.pop()
+        leaf = _leaf(value)
+        if leaf is not None:
+            found.update(leaf)
+            continue
+        found.update(f"{type(value).__name__} {_length(value)}".encode())
+        todo += reversed(_parts(value))
     return found.hexdigest()
 
 
@@ -82,40 +90,35 @@ def _bytes(value: Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-def _feed(found: Any, value: Any) -> None:
+def _leaf(value: Any) -> bytes | None:
+    """What stands for a value that has no parts; None: it may have some."""
     content = _content(value)
     if content is not None:
-        found.update(f"file {content}".encode())
-    elif isinstance(value, Tensor):
-        found.update(f"tensor {tuple(value.shape)} {value.dtype}".encode())
-        flat = value.detach().reshape(-1)
-        found.update(_bytes(flat[:: -(-len(flat) // LONGEST) or 1]))
-    elif isinstance(value, np.ndarray) and value.dtype.kind != "O":  # objects have no bytes
-        found.update(f"array {value.shape} {value.dtype}".encode())
-        spread = value.reshape(-1)[:: -(-value.size // LONGEST) or 1]
-        found.update(np.ascontiguousarray(spread).tobytes())
-    elif isinstance(value, str | int | float | bool | bytes | None):
-        found.update(repr(value).encode())
-    else:
-        _feed_parts(found, value)
+        return f"file {content}".encode()
+    if isinstance(value, Tensor):
+        spread = value.detach().reshape(-1)[:: -(-value.numel() // LONGEST) or 1]
+        return f"tensor {tuple(value.shape)} {value.dtype}".encode() + _bytes(spread)
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":  # objects have no bytes
+        few = np.ascontiguousarray(value.reshape(-1)[:: -(-value.size // LONGEST) or 1])
+        return f"array {value.shape} {value.dtype}".encode() + few.tobytes()
+    plain = isinstance(value, str | int | float | bool | bytes | None)
+    return repr(value).encode() if plain else None
 
 
-def _feed_parts(found: Any, value: Any) -> None:
-    found.update(f"{type(value).__name__} {_length(value)}".encode())
-    parts: list[Any] = []
+def _parts(value: Any) -> list[Any]:
+    """What a data set or container consists of, as far as it is looked at."""
     if isinstance(value, DataLoader):
-        parts = [value.batch_size, value.dataset]
-    elif isinstance(value, TensorDataset):
-        parts = list(value.tensors)
-    elif isinstance(value, Subset):
-        parts = [list(value.indices), value.dataset]
-    elif isinstance(value, Mapping):
-        parts = [part for pair in value.items() for part in pair]
-    elif isinstance(value, list | tuple):
+        return [value.batch_size, value.dataset]
+    if isinstance(value, TensorDataset):
+        return list(value.tensors)
+    if isinstance(value, Subset):
+        return [list(value.indices), value.dataset]
+    if isinstance(value, Mapping):
+        return [part for pair in value.items() for part in pair]
+    if isinstance(value, list | tuple):
         ends = len(value) > 2 * LOOKED_AT
-        parts = [*value[:LOOKED_AT], *value[-LOOKED_AT:]] if ends else list(value)
-    for part in parts:
-        _feed(found, part)
+        return [*value[:LOOKED_AT], *value[-LOOKED_AT:]] if ends else list(value)
+    return []
 
 
 def _content(value: Any) -> str | None:
