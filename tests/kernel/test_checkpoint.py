@@ -103,6 +103,18 @@ def test_rotation_keeps_the_newest_and_the_pinned(tmp_path: Path) -> None:
     assert pinned.name == "step-7"
 
 
+def test_every_one_of_several_tags_is_pinned(tmp_path: Path) -> None:
+    """Planted: the first of them only."""
+    store = CheckpointStore(tmp_path / "c", keep=2)
+    store.save(snapshot(1), ("best", "consolidation", "early_stopping"))
+    for step in range(2, 6):
+        store.save(snapshot(step))
+    found = [store.pinned(tag) for tag in ("best", "consolidation", "early_stopping")]
+    assert [path.name if path else None for path in found] == ["step-1"] * 3
+    store.save(snapshot(6), ("best",))
+    assert store.steps() == [1, 5, 6], "two tags still hold the first one"
+
+
 DAMAGES = ["flip", "truncate", "zero", "missing", "swap", "manifest"]
 
 

@@ -321,3 +321,48 @@ def test_a_schedule_that_ended_at_0_gives_way_to_the_next_ones_own_rate(tmp_path
     assert rates[5] == 0.0
     assert rates[6:] == [max(rates[6:])] * 6
     assert rates[6] == max(rates)
+
+
+@pytest.mark.parametrize("content", ["notes.txt", ".hidden", "deep/er.bin", "folder/", "a.json"])
+def test_a_folder_with_anything_in_it_is_used(tmp_path: Path, content: str) -> None:
+    """Planted: only JSON files count."""
+    place = tmp_path / "run" / content
+    if content.endswith("/"):
+        place.mkdir(parents=True)
+    else:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        smoke(tmp_path / "run")
+    assert place.exists()
+
+
+def test_everyone_hears_of_the_error_also_when_one_of_them_fails(tmp_path: Path) -> None:
+    """Planted: only the first listener is told."""
+    heard: list[str] = []
+
+    def listener(name: str, *, fails: bool = False) -> Any:
+        def on_error(self: Any, run: Any, error: BaseException) -> None:
+            heard.append(f"{name}: {error}")
+            if fails:
+                raise OSError("the log cannot be written")
+
+        return make_plugin(name, Kind.OBSERVERS, on_error=on_error)
+
+    listeners = [listener("one"), listener("two", fails=True), listener("three")]
+    with pytest.raises(ArithmeticError, match="planned"):
+        smoke(tmp_path / "run", plugins=[failing(2), *listeners])
+    assert heard == ["one: planned", "two: planned", "three: planned"]
+    assert "on_error_failed" in (tmp_path / "run/forge.log").read_text()
+
+
+def test_two_exporters_of_one_name_write_beside_each_other(tmp_path: Path) -> None:
+    """Planted: the second takes the first one's folder."""
+    both = "exporters=[{use: state_dict}, {use: state_dict, with: {dtype: bfloat16}}]"
+    result = smoke(tmp_path / "run", "run.max_steps=2", "policies=null", both)
+    assert list(result.exports) == ["state_dict", "state_dict_"]
+    sizes = [
+        (tmp_path / "run" / path / "model.safetensors").stat().st_size
+        for path in result.exports.values()
+    ]
+    assert sizes[0] > sizes[1]

@@ -56,6 +56,23 @@ def test_no_number_is_lost_between_the_bars(count: int, kind: str, block: int) -
     assert sum(found.scores.counts if found.scores else []) == count
 
 
+def test_the_outer_bars_say_on_which_side_their_numbers_lie() -> None:
+    """Planted: the labels of the two outer bars swapped."""
+    numbers = np.concatenate([np.linspace(0, 1, 9000), np.full(20, -50.0), np.full(10, 90.0)])
+    table = Table(Path("memory"), "npy", {"input": numbers.reshape(-1, 1)})
+    found = profile_of(table, assess(table), "none", 0.5).spread
+    assert found is not None
+    counts = dict(zip(found.names, found.counts, strict=True))
+    first, last = found.names[0], found.names[-1]
+    assert first.startswith("below ")
+    assert last.startswith("above ")
+    low, high = float(first.split()[1]), float(last.split()[1])
+    assert (counts[first], counts[last]) == (
+        int((numbers < low).sum()),
+        int((numbers > high).sum()),
+    )
+
+
 def test_bars_are_as_long_as_their_counts_say() -> None:
     lines = text_bars(["a", "bb", "c", "d"], [800, 400, 0, 1], 8)
     assert lines == [" a  800  ████████", "bb  400  ████", " c    0", " d    1  ▏"]

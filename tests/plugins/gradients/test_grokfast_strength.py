@@ -15,6 +15,7 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseGradients, UsePhases
+from forge_kernel.data import DataSpec, LiveData
 from forge_kernel.errors import ConfigError, PlanError, PluginError
 from forge_kernel.loading import load_pipeline
 from forge_kernel.planner import plan
@@ -125,6 +126,18 @@ def adaptation(**changes: Any) -> FilterAdaptation:
     return FilterAdaptation(AdaptationRule(**{**RULE, **changes}), alpha=0.9, lambda_reg=1.0)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("level", [-10.0, 10.0])
+def test_the_margin_of_a_verdict_is_a_share_of_the_figures_size_whatever_its_sign(
+    mode: str, level: float
+) -> None:
+    """Planted: `before` in the place of `abs(before)`: below 0 every change is a gain or a loss."""
+    rule = AdaptationRule(**{**RULE, "tolerance": 0.1, "mode": mode})
+    toward = 1.0 if mode == "max" else -1.0
+    for change, verdict in ((0.5, "stalled"), (-0.5, "stalled"), (2.0, "better"), (-2.0, "worse")):
+        assert rule.judge(level, level + toward * change) == verdict
+
+
 @pytest.mark.spec("E12")
 def test_better_changes_nothing_stalled_amplifies_and_worse_backs_off() -> None:
     """Planted faults: the sign of the verdict; a judgement before the second window."""
@@ -186,8 +199,9 @@ def test_the_run_adapts_tells_it_and_filters_with_the_new_numbers(
         seen.append(record.figures["grokfast_lambda"])
 
     watcher = make_plugin("watcher", Kind.OBSERVERS, on_event=on_event, on_log=on_log)
+    data = LiveData(BATCHES, BATCHES[:1], DataSpec(classes=3))
     session = make_session(
-        linear, BATCHES, lr=0.1, log_every=1, plugins=[watcher, TrialValidator()],
+        linear, data, lr=0.1, log_every=1, plugins=[watcher, TrialValidator()],
         uses={"gradients": (UseGradients("grokfast", {"lambda_reg": 1.0, "adapt": adapt}),)},
     )  # fmt: skip
     for batch in BATCHES[:4]:

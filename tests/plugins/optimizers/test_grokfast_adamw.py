@@ -96,6 +96,24 @@ def test_what_has_no_gradient_stays_and_may_join_later() -> None:
     assert float(optimizer.state[other]["step"]) == 2
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [3, 2**18], ids=["small", "in pieces"])
+def test_one_that_joins_late_has_the_bias_correction_of_its_own_steps(
+    compiled: bool, size: int
+) -> None:
+    """Planted: that of the parameter before it in the list."""
+    first, late, alone = (nn.Parameter(torch.ones(size)) for _ in range(3))
+    together_ = GrokfastAdamW([first, late], lr=0.1, compiled=compiled)
+    apart_ = GrokfastAdamW([alone], lr=0.1, compiled=compiled)
+    for step in range(5):
+        first.grad = torch.full((size,), 0.5)
+        if step >= 3:
+            late.grad, alone.grad = torch.full((size,), 2.0), torch.full((size,), 2.0)
+            apart_.step()
+        together_.step()
+    torch.testing.assert_close(late, alone, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
