@@ -83,6 +83,10 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     Raises:
         RunError: see `ModelCall`.
     """
+    import torch
+
+    if isinstance(batch.inputs, torch.Tensor) and batch.positions is None:
+        return model(batch.inputs)
     return ModelCall(model)(model, batch)
 
 

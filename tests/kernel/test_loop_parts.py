@@ -87,8 +87,9 @@ def test_two_exporters_of_one_name_get_a_folder_each(tmp_path: Path) -> None:
 
         return write
 
-    written = write_exports(
+    written, failed = write_exports(
         tmp_path, [("onnx", fill("a")), ("onnx", fill("b")), ("gguf", fill("c"))]
     )
     texts = {name: (tmp_path / at / "weights.txt").read_text() for name, at in written.items()}
     assert texts == {"onnx": "a", "onnx_": "b", "gguf": "c"}
+    assert failed == {}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_modules import face_loss, further_of, modules_of
-from forge_kernel.api import Batch, Kind, PluginInfo, Run, RunError, Step, hookimpl
+from forge_kernel.api import Batch, Kind, PluginInfo, Run, RunError, Step, call_model, hookimpl
+from forge_kernel.counting import IGNORE_INDEX
 from forge_kernel.data import LiveData, batch_from
 from forge_kernel.group_rates import initial_rate
 from forge_kernel.live import NoConfig
-from forge_plugins.mathematics.samples import samples_in
 
 Form = Literal["predictions_targets", "batch", "model_batch"]
 """What a loss function is called with."""
@@ -108,10 +108,6 @@ class CallersBatch(Batch):
         """The batch on a device, once for all its parts."""
         return CallersBatch.of(moved(self.given, device))
 
-    def size(self) -> int:
-        """Its number of samples."""
-        return samples_in(self.inputs if self.targets is not None else self.given)
-
 
 @dataclass(slots=True)
 class Before:
@@ -147,8 +143,10 @@ class CallersData(LiveData):
 class CallersLoss:
     """The caller's loss function, in whichever form it is written.
 
-    The weight of a batch is its number of samples. A loss of this package is handed, in training,
-    `model`, `inputs` and what else a batch that is a mapping holds by name.
+    A batch counts with its targets, but for those that the function itself passes over (its
+    `ignore_index`, -100 unless it has one); without targets, with its samples. A loss of this
+    package is handed, in training, `model`, `inputs` and what else a batch that is a mapping holds
+    by name.
 
     Args:
         loss_fn: the function; `use` gives another one later.
@@ -167,6 +165,7 @@ class CallersLoss:
     ) -> None:
         self.config = NoConfig()
         self.predicts = predicts
+        self._ignored = IGNORE_INDEX
         self._function: LossFunction | None = None
         self._asked: str | None = None
         self._form: Form = "predictions_targets"
@@ -196,6 +195,8 @@ class CallersLoss:
                     "another one: give it from the first step on"
                 )
         self._form, self._function, self._asked, self._needs = found, loss_fn, form, needs
+        ignored = getattr(loss_fn, "ignore_index", None)
+        self._ignored = ignored if isinstance(ignored, int) else IGNORE_INDEX
 
     @hookimpl
     def make_modules(self, run: Run) -> Mapping[str, nn.Module]:
@@ -211,17 +212,16 @@ class CallersLoss:
         In a validation they are also had for the figures, where the batch has targets.
         """
         del step
+        batch.ignore_index = self._ignored  # what the caller's function passes over counts nothing
         if self._form == "predictions_targets" or (
             self.predicts and batch.targets is not None and not torch.is_grad_enabled()
         ):
-            return run.active_model(batch.inputs)
+            return call_model(run.active_model, batch)
         return None
 
     @hookimpl
-    def compute_loss(
-        self, run: Run, step: Step, batch: Batch, outputs: Any
-    ) -> tuple[Tensor, float | Tensor]:
-        """What the caller's function says.
+    def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
+        """What the caller's function says: the mean over the targets that count.
 
         Raises:
             RunError: it needs targets and the batch has none, or it gives no single number.
@@ -245,8 +245,7 @@ class CallersLoss:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise RunError(f"loss_fn must give one number as a tensor, not {shown}")
-        size = batch.size() if isinstance(batch, CallersBatch) else samples_in(batch.inputs)
-        return loss.reshape(()), float(size)
+        return loss.reshape(())
 
     def _further(self, run: Run, batch: Batch, given: Any) -> dict[str, Any]:
         """What a loss of this package is handed by name; in a validation nothing.
