@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_parts import make_session
+from torch import nn
 
 from forge_kernel import RunResult, load_pipeline, run
 from forge_kernel.api import Kind, PluginError
+from forge_kernel.config.use import UseWrapper
 from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import NoConfig
 from forge_kernel.plugin import PluginInfo
 from forge_kernel.runner import resume
+from forge_kernel.state import Batch
 
 SETTINGS = [
     "run.max_steps=6", "run.device=cpu", "run.save_every=3", "data.with.modulus=11",
@@ -115,3 +119,34 @@ def test_a_wrapped_model_can_be_copied_and_pickled(tmp_path: Path) -> None:
             assert torch.equal(one(tokens), model(tokens))
             one.blocks[0].expand.weight.zero_()
             assert not torch.equal(one(tokens), model(tokens))
+
+
+class Normed(nn.Module):
+    """A block whose forward pass writes running means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.linear(inputs)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_running_means_are_written_once(accumulate: int) -> None:
+    """Red when the second forward pass writes them again."""
+
+    def trained(uses: dict[str, Any]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(Normed(), Normed(), nn.Linear(6, 3))
+        batches = [Batch(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(accumulate)]
+        session = make_session(model, batches, uses=uses, accumulate=accumulate)
+        for _ in range(3):
+            session.step(*batches)
+        return model.state_dict()
+
+    plain = trained({})
+    again = trained({"wrappers": (UseWrapper("activation_checkpointing"),)})
+    assert int(plain["0.norm.num_batches_tracked"]) == 3 * accumulate
+    for name, value in plain.items():
+        assert torch.equal(again[name], value), name

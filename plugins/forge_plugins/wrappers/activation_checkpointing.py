@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,18 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, Order, PluginError, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
     from torch import nn
     from torch.utils import checkpoint as checkpointing
+
+    from forge_plugins.mathematics import kept_buffers
 else:
+    torch = LazyModule("torch")
     nn = LazyModule("torch.nn")
     checkpointing = LazyModule("torch.utils.checkpoint")
+    kept_buffers = LazyModule("forge_plugins.mathematics.kept_buffers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +46,8 @@ class ActivationCheckpointing:
 
     Each layer keeps its inputs only (Chen et al. 2016, arXiv 1604.06174).
 
-    The gradients are the same to the bit: what is random is drawn again from the same state. Keys
-    of the state dict stay as they are.
+    The gradients are the same to the bit: what is random is drawn again from the same state, and
+    running means are written once. Keys of the state dict stay as they are.
     """
 
     info = PluginInfo(
@@ -94,4 +102,16 @@ class _Recomputed:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         forward = self.own or functools.partial(type(self.layer).forward, self.layer)
-        return checkpointing.checkpoint(forward, *arguments, use_reentrant=False, **named)
+        # the second pass writes running means too, which the first one has written already
+        options = {"context_fn": self._contexts} if self._writes() else {}
+        return checkpointing.checkpoint(
+            forward, *arguments, use_reentrant=False, **options, **named
+        )
+
+    def _writes(self) -> bool:
+        """Whether the layer may write buffers; a compiler traces one pass only."""
+        return any(True for _ in self.layer.buffers()) and not torch.compiler.is_compiling()
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Round the first pass, and round the second."""
+        return nullcontext(), kept_buffers.buffers_kept(self.layer)
