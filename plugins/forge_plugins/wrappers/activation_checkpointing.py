@@ -103,7 +103,7 @@ class _Recomputed:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         forward = self.own or functools.partial(type(self.layer).forward, self.layer)
         # the second pass writes running means too, which the first one has written already
-        options = {"context_fn": self._contexts} if self._writes() else {}
+        options: dict[str, Any] = {"context_fn": self._contexts} if self._writes() else {}
         return checkpointing.checkpoint(
             forward, *arguments, use_reentrant=False, **options, **named
         )
