@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from forge_kernel.loader_stream import LoaderStream
+    from forge_kernel.state import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,7 @@ class LiveData:
         self._loaded: dict[str, Any] | None = None
         self._spent = False
         self._seed: int | None = None
+        self._tell: Callable[[str, str], None] = _untold
         if validation is not None and _once(validation):
             raise RunError(
                 f"the validation data is a {type(validation).__name__}, which can be read only "
@@ -153,16 +155,20 @@ class LiveData:
         found = self._validation
         return found is not None and (not isinstance(found, Sized) or len(found) > 0)
 
-    def seed(self, seed: int) -> None:
-        """Where the loader's random streams start; otherwise where torch's ambient one stands."""
-        self._seed = seed
+    def join(self, run: Run) -> None:
+        """Belong to a run: its seed starts the loader's streams, and it is told what is found.
+
+        Without one, and in a run without a seed, they start where torch's ambient stream stands.
+        """
+        self._seed = None if run.settings.seed is None else run.seed
+        self._tell = run.tell
 
     def _stream(self) -> LoaderStream:
         """The loader's streams, made when they are first asked for."""
         if self._loader is None:
             from forge_kernel.loader_stream import LoaderStream
 
-            self._loader = LoaderStream(self._training, self._seed)
+            self._loader = LoaderStream(self._training, self._seed, self._tell)
             if self._loaded is not None:
                 self._loader.load_state_dict(self._loaded)
                 self._loaded = None
@@ -197,6 +203,10 @@ class LiveData:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the states of the loader."""
         self._loaded, self._loader = dict(state), None
+
+
+def _untold(name: str, message: str) -> None:
+    """Nobody listens: the data belongs to no run."""
 
 
 def _once(iterable: Any) -> bool:

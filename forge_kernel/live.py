@@ -102,8 +102,8 @@ class LiveDataPlugin:
             found = LiveData(*data)
         else:
             found = LiveData(data)
-        if isinstance(found, LiveData) and run.settings.seed is not None:
-            found.seed(run.seed)
+        if isinstance(found, LiveData):
+            found.join(run)
         return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -25,11 +25,17 @@ class LoaderStream:
     Args:
         loader: an iterable, begun anew for each epoch.
         seed: of the run; None: the streams start where torch's ambient one stands.
+        tell: makes something known: a word for programs, a sentence for people.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int | None) -> None:
+    def __init__(
+        self, loader: Iterable[Any], seed: int | None, tell: Callable[[str, str], None]
+    ) -> None:
         self._loader = loader
+        self._tell = tell
+        self._workers = int(getattr(loader, "num_workers", 0))
         own = ambient_seed() if seed is None else stream_seed(seed, "loader")
+        self._workers_then = self._workers
         self._plain = type(loader) in (list, tuple)  # such a one draws nothing
         self._stream = StreamState.seeded(own)
         self._generators = LoaderGenerators(() if self._plain else loader)
@@ -77,7 +83,13 @@ class LoaderStream:
 
     def _compare(self, value: Any, *, replay: bool) -> None:
         digest = _digest(value)
-        if replay and self._digest not in (None, digest):
+        if replay and self._workers_then != self._workers:
+            self._tell(
+                "workers_changed",
+                f"The training data has {self._workers} workers, and had {self._workers_then} when "
+                "the epoch began: what they draw (augmentation) may differ.",
+            )
+        elif replay and self._digest not in (None, digest):
             raise RunError(
                 f"the training data ({type(self._loader).__name__}) begins the epoch with another "
                 "batch than it did: its order or its draws are not repeatable, or the data has "
@@ -92,7 +104,12 @@ class LoaderStream:
     def state_dict(self) -> dict[str, Any]:
         """The states that the epoch in progress began with; between epochs, those of now."""
         within = self._first is not None
-        return {**(self._first or self._now()), "within": within, "digest": self._digest}
+        return {
+            **(self._first or self._now()),
+            "within": within,
+            "digest": self._digest,
+            "workers": self._workers,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up states; those of an epoch in progress are used when it is begun.
@@ -102,6 +119,7 @@ class LoaderStream:
         """
         kept = {name: state[name] for name in ("streams", "generators")}
         self._digest = state["digest"]
+        self._workers_then = int(state["workers"])
         self._first = kept if state["within"] else None
         self._stream = StreamState.from_tree(kept["streams"])
         self._generators.write(kept["generators"])

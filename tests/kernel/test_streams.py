@@ -305,6 +305,31 @@ def test_an_epoch_that_cannot_be_replayed_is_refused_by_name(tmp_path: Path, cha
         assert resume(tmp_path / "out", model=network(), data=told, quiet=True).steps == 10
 
 
+@pytest.mark.parametrize("augments", [False, True])
+def test_another_number_of_workers_is_told_and_the_order_stays(
+    tmp_path: Path, augments: bool
+) -> None:
+    told: list[str] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event.get("name") == "workers_changed":
+            told.append(event["message"])
+
+    def loader(workers: int) -> Any:
+        data = Augmented((lambda: float(torch.rand(()))) if augments else (lambda: 0.0))
+        context = {"multiprocessing_context": "fork"} if workers else {}
+        return DataLoader(data, 10, shuffle=True, num_workers=workers, **context)
+
+    cut = StopAt(2)
+    whole = trained(tmp_path / "whole", loader(0))
+    _ = trained(tmp_path / "cut", loader(0), cancel=cut, on_progress=cut)
+    folder = tmp_path / "cut" / "out"
+    result = resume(folder, model=network(), data=loader(1), quiet=True, on_progress=note)
+    assert torch.equal(weights(result.model), whole) == (not augments)
+    assert len(told) == 1
+    assert "1 workers, and had 0" in told[0]
+
+
 @pytest.mark.parametrize("once", [zip, lambda x, y: iter([(x[0], y[0])])], ids=["zip", "iterator"])
 def test_data_that_can_be_read_once_is_not_read_twice(tmp_path: Path, once: Any) -> None:
     batches = [X[:10], X[10:20]], [Y[:10], Y[10:20]]
