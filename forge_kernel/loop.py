@@ -41,7 +41,6 @@ from forge_kernel.planner import Plan, Planned, plan
 from forge_kernel.plugin import Kind, Stateful
 from forge_kernel.random_state import (
     StreamState,
-    drawn_from,
     read_random_state,
     seed_everything,
     write_random_state,
@@ -750,8 +749,8 @@ class Session:
             # whatever a validation draws, each one draws the same, and training draws on as if
             # there had been none
             own = StreamState.seeded(self._validation_draws)
-            with self.streams, drawn_from(own), torch.no_grad():
-                figures = self._validation_pass()
+            with self.streams.drawing(own) as turn, torch.no_grad():
+                figures = self._validation_pass(turn)
         finally:
             run.active_model = run.model
             for module, mode in modes:
@@ -780,7 +779,7 @@ class Session:
         asked = getattr(entry.config, "not_before", None)
         return asked is not None and self.run.progress.step >= asked
 
-    def _validation_pass(self) -> dict[str, float]:
+    def _validation_pass(self, turn: Callable[[], None]) -> dict[str, float]:
         run = self.run
         for meter in self._meters:
             meter.reset()
@@ -805,6 +804,7 @@ class Session:
             loss, weight = _joined(terms)
             for meter in self._meters:
                 meter.update(batch, outputs, loss, weight)
+            turn()
         if total is None:
             total = torch.zeros(3, dtype=torch.float64, device=run.device)
         # all ranks add up, also one whose share was empty: the others wait for it

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Final
@@ -113,6 +113,36 @@ class RunStreams:
         STREAMS_LOCK.release()
         if _AMBIENT.waiting:
             time.sleep(1e-5)  # whoever waits comes in before this thread asks again
+
+    @contextmanager
+    def drawing(self, state: StreamState) -> Iterator[Callable[[], None]]:
+        """For a long stretch that draws from streams of its own; outside nothing has moved.
+
+        Args:
+            state: where these streams begin.
+
+        Yields:
+            What is called between two parts of the stretch: another run may have its turn there.
+        """
+        with self:
+            outside = StreamState.read()
+            state.write()
+
+            def turn() -> None:
+                nonlocal outside
+                if not (self._takes_turns and _AMBIENT.waiting):
+                    return
+                own = StreamState.read()
+                outside.write()
+                self.__exit__()
+                self.__enter__()
+                outside = StreamState.read()
+                own.write()
+
+            try:
+                yield turn
+            finally:
+                outside.write()
 
     @contextmanager
     def kept(self) -> Iterator[None]:

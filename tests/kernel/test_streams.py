@@ -353,7 +353,7 @@ def test_runs_in_threads_are_each_what_they_are_alone(
     loader = LOADERS["torch"]
 
     def one(place: str, seed: int, meet: Callable[[], Any] | None = None) -> Tensor:
-        file = pipeline(tmp_path / place, 30)
+        file = pipeline(tmp_path / place, 30, ", validate_every: 3")
         file.write_text(file.read_text().replace("seed: 0", f"seed: {seed}"))
         model = models.pop()
         plugins = (
@@ -363,7 +363,14 @@ def test_runs_in_threads_are_each_what_they_are_alone(
         )
         out = tmp_path / place / "o"
         return weights(
-            run(file, model=model, data=loader(), output_dir=out, quiet=True, plugins=plugins).model
+            run(
+                file,
+                model=model,
+                data=(loader(), LOADERS["random"]()),
+                output_dir=out,
+                quiet=True,
+                plugins=plugins,
+            ).model
         )
 
     models = [network() for _ in range(4)]
