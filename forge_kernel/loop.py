@@ -932,6 +932,8 @@ class Session:
         assert self.store is not None, "a run without a folder has nothing to restore"
         snapshot, _, problems = self.store.newest()
         self.take_up(snapshot)
+        known = snapshot.trees["loop"].get("total_steps", self.run.total_steps)
+        self.run.total_steps_before = known
         self._saved_at = snapshot.step
         return [*problems, *self._otherwise(snapshot.about)]
 
@@ -996,7 +998,6 @@ class Session:
         loop = {**self._loop_state(), **trees["loop"]}  # what an older one lacks stays as it is
         self.loss_scale.value, self.loss_scale.clean = loop["scale"], loop["clean"]
         self._skips, self._empty = loop["skips"], loop["empty"]
-        self._tell_length(loop["total_steps"])
         self._phase = self.step_state.phase = loop["phase"]
         self._validated_at, self._logged_at = loop["validated_at"], loop["logged_at"]
         if random:
@@ -1007,20 +1008,6 @@ class Session:
                 write_random_state(trees["random"])
         for notify in self._on_weights_changed:
             notify(run)
-
-    def _tell_length(self, before: int | None) -> None:
-        """Say that a resumed run has another length, over which its schedule may be laid."""
-        run = self.run
-        if before == run.total_steps or self._compute_rates is None:
-            return
-        run.tell(
-            "length_changed",
-            f"The run's length is {run.total_steps or 'open'} steps now, and was "
-            f"{before or 'open'}: a schedule over the whole run goes on at another place of its "
-            "curve, so the learning rate jumps.",
-            before=before,
-            total_steps=run.total_steps,
-        )
 
     def restore_weights(self, tag: str) -> None:
         """Put the weights of a pinned checkpoint into the model.

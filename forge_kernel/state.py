@@ -278,6 +278,7 @@ class Run:
     progress: Progress
     metrics: Metrics
     total_steps: int | None  # length of the whole run in optimizer steps, if known
+    total_steps_before: int | None  # of a resumed run: its length when the checkpoint was saved
     seed: int  # start of what plugins draw; drawn itself when `settings.seed` is None
     quiet: bool  # observers that write to the screen keep silent
 
@@ -298,7 +299,7 @@ class Run:
         self.parameters = {}
         self.progress = Progress()
         self.metrics = Metrics()
-        self.total_steps = None
+        self.total_steps = self.total_steps_before = None
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.quiet = quiet
         self.requests: list[Request] = []

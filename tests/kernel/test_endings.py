@@ -307,7 +307,11 @@ def test_a_schedule_over_another_length_is_told_at_the_resume(tmp_path: Path) ->
     smoke(tmp_path / "run", "schedule={use: one_cycle}", "policies=null", "run.max_steps=4")
     resume(tmp_path / "run", ["run.max_steps=8"], quiet=True)
     lines = (tmp_path / "run/metrics.jsonl").read_text()
-    assert "was 4: a schedule over the whole run" in lines
+    assert "was 4: one_cycle goes on at another place" in lines
+    smoke(tmp_path / "told", "policies=null", "run.max_steps=4",
+          "schedule={use: one_cycle, with: {total_steps: 20}}")  # fmt: skip
+    resume(tmp_path / "told", ["run.max_steps=8"], quiet=True)
+    assert "length_changed" not in (tmp_path / "told/metrics.jsonl").read_text()
 
 
 def test_a_schedule_that_ended_at_0_gives_way_to_the_next_ones_own_rate(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class SpanConfig:
 def check_length(name: str, total_steps: int | None, warmup_steps: int, run: Run) -> None:
     """The schedule's last step must be known; a run that ends within the warm-up is told.
 
+    So is a resumed run of another length than before, over which the curve is laid anew.
+
     Raises:
         PluginError: it is not known.
     """
@@ -46,6 +48,15 @@ def check_length(name: str, total_steps: int | None, warmup_steps: int, run: Run
         raise PluginError(
             f"{name}: the run's length in steps is not known (max_seconds, or data of unknown "
             "length): set schedule.with.total_steps"
+        )
+    before = run.total_steps_before
+    if total_steps is None and before not in (None, total):
+        run.tell(
+            "length_changed",
+            f"The run's length is {total} steps now and was {before}: {name} goes on at another "
+            "place of its curve, so the learning rate jumps.",
+            before=before,
+            total_steps=total,
         )
     if total <= warmup_steps:
         run.tell(

@@ -143,7 +143,7 @@ run: {{name: padded, seed: 0, device: cpu, max_steps: 2, ignore_index: {ignored}
 data: {{use: file, with: {{path: {file}, input: tokens, target: next, vocabulary: 8, batch_size: 2, validation_split: 0.5, cache_dir: {tmp_path / "c"}}}}}
 model: {{use: llama_decoder, with: {{layers: 1, width: 16, heads: 2, hidden: 16}}}}
 optimizer: {{use: sgd}}
-loss: {{use: cross_entropy, with: {{ignore: {ignored}}}}}
+loss: {{use: cross_entropy}}
 """
     )
     result = run(load_pipeline(tmp_path / "p.yaml"), output_dir=tmp_path / "out", quiet=True)
