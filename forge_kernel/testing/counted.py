@@ -14,6 +14,7 @@ from forge_kernel.hookspecs import hookimpl
 from forge_kernel.live import NoConfig
 from forge_kernel.loop import Session
 from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.runner import result_of
 from forge_kernel.state import Batch, Run, Step
 from forge_kernel.testing.trial import Trial
 from forge_kernel.tree import split_tree
@@ -196,6 +197,8 @@ def traces_of_dropped_window(trial: Trial, folder: Path) -> list[str]:
     session.step(next(batches))
     after = _memories(session)
     assert session.run.progress.skipped == 1, "the window was not dropped"
+    for listen in session.bus.calls("on_run_end"):  # files are closed there
+        listen(session.run, result_of(session, {}))
     return sorted(label for label in before if not _same(before[label], after[label]))
 
 
