@@ -48,6 +48,7 @@ class GradientAccumulation:
         self._sums: list[Tensor] = []  # of each term, mean times weight
         self._weights: list[float | Tensor] = []
         self._last: Sequence[TermMean] = ()  # the names and scales of the terms
+        self.has_terms = False  # the window's loss is a sum of means over weights of their own
 
     def expect(self, weights: tuple[float | Tensor, ...]) -> None:
         """Tell the weights of the terms over the whole window that comes next."""
@@ -68,8 +69,11 @@ class GradientAccumulation:
         self.count += 1
         if self.count == 1:
             self.loss, self.weight, self._sum = mean, weight, None
-            self._last = ()
-            self._reference = _reference(weight)
+            self.has_terms = False
+            if isinstance(weight, Tensor):
+                self._reference = _reference(weight)
+            else:
+                self._reference = weight or 1.0
             return loss
         if self._sum is None:
             assert self.loss is not None
@@ -101,7 +105,7 @@ class GradientAccumulation:
             ]
             self._weights = [kept + new for kept, new in zip(self._weights, weights, strict=True)]
         self.count += 1
-        self._last = terms
+        self._last, self.has_terms = terms, True
         self.weight = sum(self._weights[1:], self._weights[0])
         if self.count == 1 and self._expected is None:
             shares = [term.mean * term.scale for term in terms]
@@ -119,16 +123,22 @@ class GradientAccumulation:
     def close(self, gradients: Sequence[Tensor]) -> None:
         """Bring gradients (in place) and loss of the window to their mean, and end it.
 
+        Needed for several micro-batches or terms; one micro-batch of one mean is closed as it is.
+
         Raises:
             RunError: several terms had weights that did not grow alike, and were not expected.
         """
         several = self.count > 1
         expected, self._expected = self._expected, None
-        if self._last:
+        if self.has_terms:
             self._close_terms(gradients, several=several, expected=expected)
         elif several:
             self._close_one(gradients)
         self.count = 0
+
+    def abandon(self) -> None:
+        """End the window without its mean."""
+        self.count, self._expected = 0, None
 
     def _close_one(self, gradients: Sequence[Tensor]) -> None:
         assert self._sum is not None

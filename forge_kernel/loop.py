@@ -380,7 +380,10 @@ class Session:
         answer = self._loss_of(batch) if self._autocast is None else self._cast_loss(batch)
         window = self._window
         weight: float | Tensor
-        if isinstance(answer, Tensor) and not answer.ndim:
+        if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], Tensor):
+            loss, weight = answer
+            share = window.add(loss, weight)
+        elif isinstance(answer, Tensor) and not answer.ndim:
             counted = batch.counted
             loss, weight = answer, counted.total
             if counted.weights is not None or not weight:
@@ -447,11 +450,10 @@ class Session:
 
     def _update(self) -> bool:
         run, step, window = self.run, self.step_state, self._window
-        several = window.count > 1
-        window.close([p.grad for p in self._parameters if p.grad is not None] if several else ())
-        if several:
-            step.loss = window.loss
-        step.losses = window.terms
+        if window.count > 1 or window.has_terms:
+            window.close([p.grad for p in self._parameters if p.grad is not None])
+            step.loss, step.losses = window.loss, window.terms
+        window.count = 0
         if self._penalize:
             self._add_penalties()
         step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
@@ -505,11 +507,23 @@ class Session:
 
     def _step(self, batches: Sequence[Batch]) -> None:
         last = len(batches) - 1
-        if last > 0 and self._compute_loss_weights is not None:
-            batches = self._weigh(batches, self._compute_loss_weights)
-        for index, batch in enumerate(batches):
-            self._accumulate(batch, last=index == last)
-        _ = self._update()  # a dropped window is counted in `progress.skipped`
+        try:
+            if last > 0 and self._compute_loss_weights is not None:
+                batches = self._weigh(batches, self._compute_loss_weights)
+            for index, batch in enumerate(batches):
+                self._accumulate(batch, last=index == last)
+            _ = self._update()  # a dropped window is counted in `progress.skipped`
+        except BaseException:
+            self._abandon_window()
+            raise
+
+    def _abandon_window(self) -> None:
+        """Something raised: who goes on all the same finds nothing of the window left behind."""
+        if self._window.count and self._forward_state is not None:
+            self._forward_state.put_back()
+        self._window.abandon()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _weigh(self, batches: Sequence[Batch], weights_of: Callable[..., Any]) -> tuple[Batch, ...]:
         """Tell the window what the loss's terms will count in all of it."""
@@ -646,13 +660,13 @@ class Session:
         window: list[Batch] = []
         stepped, drawn, start = progress.step, False, progress.batch
         requests, cancelled, clock = self.run.requests, self.cancel.is_set, time.monotonic
+        step = self.streams.holding(self._step)  # between steps other threads' runs take their turn
         for batch in self.run.data.batches(progress.epoch, progress.batch):
             window.append(batch)
             if len(window) < size:
                 continue
             progress.batch += size
-            with self.streams:  # between steps other threads' runs take their turn
-                self._step(window)
+            step(window)
             drawn = True
             window.clear()
             if (
@@ -664,8 +678,7 @@ class Session:
                 return
         if window:
             progress.batch += len(window)
-            with self.streams:
-                self._step(window)
+            step(window)
             drawn = True
         if progress.batch == 0:
             raise RunError("the training data gave no batch: nothing can be trained")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -113,6 +113,26 @@ class RunStreams:
         STREAMS_LOCK.release()
         if _AMBIENT.waiting:
             time.sleep(1e-5)  # whoever waits comes in before this thread asks again
+
+    def holding(self, work: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`work` as such a stretch: what `with` does, in half the time, for each step."""
+        if not self._takes_turns:
+            return work
+        acquire, release, ambient = STREAMS_LOCK.acquire, STREAMS_LOCK.release, _AMBIENT
+
+        def held(argument: Any) -> None:
+            if not acquire(False):
+                ambient.wait()
+            try:
+                if ambient.thread != get_ident():
+                    ambient.give(ambient.own())
+                work(argument)
+            finally:
+                release()
+            if ambient.waiting:
+                time.sleep(1e-5)
+
+        return held
 
     @contextmanager
     def drawing(self, state: StreamState) -> Iterator[Callable[[], None]]:

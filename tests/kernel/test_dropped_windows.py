@@ -193,3 +193,45 @@ def test_no_metric_of_answers_that_are_no_numbers_is_one_and_nobody_acts_on_it()
     assert session.run.requests == []
     assert session.run.metrics.best == {}
     assert set(session.run.metrics.validation.values()) == {None}
+
+
+@pytest.mark.parametrize("where", ["compute_loss", "on_gradients", "on_batch"])
+def test_who_goes_on_after_an_error_finds_nothing_of_the_window_left(where: str) -> None:
+    """Red when the gradients of the micro-batches before the error stay in the next step."""
+    broken: list[int] = []
+
+    def fails(self: Any, *_: Any) -> None:
+        if broken:
+            raise ArithmeticError("planned")
+
+    if where == "on_gradients":
+
+        def hook(self: Any, run: Any, step: Any) -> None:
+            fails(self)
+    else:
+
+        def hook(self: Any, run: Any, step: Any, batch: Any) -> None:  # type: ignore[misc]
+            fails(self)
+
+    name = "on_gradients" if where == "on_gradients" else "on_batch"
+    kind = Kind.GRADIENTS if where == "on_gradients" else Kind.POLICIES
+    model, other = network(), network()
+    session = make_session(
+        model, GOOD, plugins=[make_plugin("breaks", kind, **{name: hook})], accumulate=2
+    )
+    plain = make_session(other, GOOD, accumulate=2)
+    session.step(*GOOD[:2])
+    plain.step(*GOOD[:2])
+    if where == "compute_loss":
+        wrong = Batch(X[:10], torch.full((10,), 77))
+        with pytest.raises(IndexError):
+            session.step(GOOD[2], wrong)
+    else:
+        broken.append(1)
+        with pytest.raises(ArithmeticError):
+            session.step(*GOOD[2:])
+        broken.clear()
+    session.step(*GOOD[2:])
+    plain.step(*GOOD[2:])
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
