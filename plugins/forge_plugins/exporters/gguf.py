@@ -13,12 +13,13 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 
 if TYPE_CHECKING:
     from forge_plugins.clients import verification
-    from forge_plugins.mathematics import gguf_file, gguf_llama, llama
+    from forge_plugins.mathematics import gguf_file, gguf_llama, tokenizer_files
+    from forge_plugins.mathematics.tokenizers import Tokenizer
 else:
     verification = LazyModule("forge_plugins.clients.verification")
     gguf_file = LazyModule("forge_plugins.mathematics.gguf_file")
     gguf_llama = LazyModule("forge_plugins.mathematics.gguf_llama")
-    llama = LazyModule("forge_plugins.mathematics.llama")
+    tokenizer_files = LazyModule("forge_plugins.mathematics.tokenizer_files")
 
 WORST = 0.2  # relative L2: rounding activations by blocks costs a tenth of it
 
@@ -46,6 +47,12 @@ class GgufConfig:
     ] = True
 
 
+def _tokenizer(run: Run) -> Tokenizer | None:
+    """That of the run's data, if it has one."""
+    found: Tokenizer | None = getattr(run.data, "tokenizer", None)
+    return found
+
+
 class Gguf:
     """The network as a GGUF file for llama.cpp.
 
@@ -63,6 +70,16 @@ class Gguf:
         self.config = config
 
     @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """What llama.cpp cannot compute, and a tokenizer that it would read otherwise."""
+        try:
+            shape = gguf_llama.check_gguf(run.model).shape
+            _ = tokenizer_files.gguf_vocabulary(_tokenizer(run), shape.vocabulary)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
         """Write the file and load it again.
 
@@ -70,14 +87,9 @@ class Gguf:
             PluginError: the model is of another architecture, has no ternary layer or computes
                 what llama.cpp does not, or llama.cpp computes something else.
         """
-        model, config = run.active_model, self.config
-        if not isinstance(model, llama.Llama):
-            raise PluginError(
-                f"gguf: {type(model).__name__} is no architecture that llama.cpp knows; use "
-                "model: {use: llama_decoder}, or export with packed_ternary"
-            )
-        tokenizer = getattr(run.data, "tokenizer", None)
+        config, tokenizer = self.config, _tokenizer(run)
         try:
+            model = gguf_llama.check_gguf(run.active_model)
             tensors = gguf_llama.gguf_tensors(
                 model, config.type, scale_tensors=config.scale == "tensor", other=config.other
             )

@@ -54,6 +54,15 @@ class Onnx:
         self.config = config
 
     @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """Another architecture, and layers that the encoding cannot hold."""
+        try:
+            _ = onnx_graph.check_onnx(run.model, self.config.weights)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
         """Write the file and load it again.
 

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from safetensors import torch as safetensors_torch
 
     from forge_plugins.clients import verification
-    from forge_plugins.mathematics import llama, tokenizer_files, transformers_folder
+    from forge_plugins.mathematics import tokenizer_files, transformers_folder
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
     verification = LazyModule("forge_plugins.clients.verification")
-    llama = LazyModule("forge_plugins.mathematics.llama")
     tokenizer_files = LazyModule("forge_plugins.mathematics.tokenizer_files")
     transformers_folder = LazyModule("forge_plugins.mathematics.transformers_folder")
 
@@ -73,6 +72,15 @@ class Transformers:
         self.config = config
 
     @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """Another architecture, and layers that the client does not have."""
+        try:
+            _ = transformers_folder.check_folder(run.model, self.config.layout)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
         """Write the folder and load it again.
 
@@ -80,15 +88,11 @@ class Transformers:
             PluginError: the model is of another architecture or has no ternary layer, or the
                 client computes something else.
         """
-        model, config = run.active_model, self.config
-        if not isinstance(model, llama.Llama):
-            raise PluginError(
-                f"transformers: {type(model).__name__} is no architecture that this exporter "
-                "knows; use model: {use: llama_decoder}, or export with packed_ternary"
-            )
+        config = self.config
         tokenizer = getattr(run.data, "tokenizer", None)
         end = None if tokenizer is None else tokenizer.end
         try:
+            model = transformers_folder.check_folder(run.active_model, config.layout)
             tensors = transformers_folder.folder_tensors(
                 model, config.layout, getattr(torch, config.dtype)
             )

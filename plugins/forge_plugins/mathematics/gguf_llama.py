@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from forge_plugins.mathematics.gguf_file import GgufTensor
-from forge_plugins.mathematics.llama import Llama, LlamaShape
+from forge_plugins.mathematics.llama import Llama
 from forge_plugins.mathematics.llama_names import GGUF, translate
 from forge_plugins.mathematics.ternary_blocks import BLOCK, BlockType, pack_blocks
-from forge_plugins.mathematics.ternary_layers import TernaryLayer, read_layers
+from forge_plugins.mathematics.ternary_layers import check_layers, read_layers
 from forge_plugins.mathematics.tokenizer_files import gguf_vocabulary
 from forge_plugins.mathematics.tokenizers import Tokenizer
 
@@ -35,8 +35,21 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
     return parts.transpose(1, 2).reshape(rows.shape)
 
 
-def _refuse(shape: LlamaShape, layers: dict[str, TernaryLayer]) -> None:
-    """What llama.cpp cannot compute, or would compute otherwise."""
+def check_gguf(model: nn.Module) -> Llama:
+    """Refuse, before anything is trained, what llama.cpp cannot compute or computes otherwise.
+
+    Returns:
+        The model, which is a Llama.
+
+    Raises:
+        ValueError: another architecture, no ternary layer, or one that llama.cpp does not know.
+    """
+    if not isinstance(model, Llama):
+        raise ValueError(  # noqa: TRY004  a network of the user's
+            f"{type(model).__name__} is no architecture that llama.cpp knows; use "
+            "model: {use: llama_decoder}, or export with packed_ternary"
+        )
+    shape = model.shape
     if shape.activation != "silu":
         raise ValueError(
             f"llama.cpp computes SiLU where this model computes {shape.activation}, so it would "
@@ -52,13 +65,13 @@ def _refuse(shape: LlamaShape, layers: dict[str, TernaryLayer]) -> None:
             "llama.cpp's architecture 'bitnet' (sub-norms) has no biases: set "
             "model.with.attention_bias and feed_bias: false, or model.with.sub_norms: false"
         )
-    for name, layer in layers.items():
-        columns = layer.levels.shape[1]
+    for name, (_, columns) in check_layers(model).items():
         if columns % BLOCK:
             raise ValueError(
                 f"{name} has rows of {columns} weights, which is not a multiple of {BLOCK}: change "
                 "model.with.width or hidden, or export with transformers or packed_ternary"
             )
+    return model
 
 
 def gguf_tensors(
@@ -76,8 +89,8 @@ def gguf_tensors(
     Raises:
         ValueError: there is no ternary layer, or llama.cpp cannot compute this network.
     """
-    layers, shape = read_layers(model), model.shape
-    _refuse(shape, layers)
+    shape = check_gguf(model).shape
+    layers = read_layers(model)
     found: dict[str, GgufTensor] = {}
     for name, value in model.state_dict().items():
         module, _, part = name.rpartition(".")

@@ -169,7 +169,8 @@ class BitNetConfig:
 def _provided(config: BitNetConfig) -> tuple[str, ...]:
     if config.weight_bits >= 16:
         return ()
-    kinds = {1: ("model:binary",), 1.58: ("model:ternary",)}
+    # the levels of 1 and 2 bits are among -1, 0 and 1 as well
+    kinds = {1: ("model:binary", "model:ternary"), 1.58: ("model:ternary",), 2: ("model:ternary",)}
     return ("model:quantized", *kinds.get(config.weight_bits, ()))
 
 
