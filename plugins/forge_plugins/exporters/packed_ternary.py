@@ -35,8 +35,8 @@ class PackedTernaryConfig:
     layout: Annotated[
         Literal["two_bits", "base_three"],
         Meta(
-            description="of weights on -1, 0 and 1: four in a byte, or five (a fifth smaller, slower "
-            "to unpack); other levels take the bits that they need: 1, 4 or 8"
+            description="of weights on -1, 0, 1: four in a byte, or five (a fifth smaller, slower "
+            "to unpack); others take the bits that they need: 1, 4 or 8"
         ),
     ] = "two_bits"
 
@@ -90,9 +90,7 @@ class PackedTernary:
             packed = contents.ties.get(name, name) in contents.weights
             same = torch.equal if packed else tied_tensors.same_bits
             if tensor.dtype is not applied[name].dtype or not same(tensor, applied[name].cpu()):
-                raise PluginError(
-                    f"packed_ternary: {name} came back from {file} with other values"
-                )
+                raise PluginError(f"packed_ternary: {name} came back from {file} with other values")
         weights = contents.weights
         return {
             "format": packed_file.layout_name(contents, layout),
@@ -104,8 +102,6 @@ class PackedTernary:
             "tied": dict(contents.ties),
             "left_out": list(contents.left_out),
             "bytes": file.stat().st_size,
-            "bytes_fp32": tied_tensors.bytes_in_fp32(
-                {name: applied[name] for name in again}
-            ),
+            "bytes_fp32": tied_tensors.bytes_in_fp32({name: applied[name] for name in again}),
             "verified": {"unpacked_bit_equal": True},
         }

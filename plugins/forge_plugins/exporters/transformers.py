@@ -66,6 +66,8 @@ class Transformers:
         kind=Kind.EXPORTERS,
         config=TransformersConfig,
         requires=requirements,
+        alternatives="packed_ternary and state_dict (weights: applied) hold any levels, and "
+        "state_dict any network",
     )
 
     def __init__(self, config: TransformersConfig) -> None:
@@ -99,7 +101,12 @@ class Transformers:
             about = transformers_folder.folder_config(model, config.layout, config.dtype, end)
         except ValueError as error:
             raise PluginError(f"transformers: {error}") from error
-        safetensors_torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        file = folder / "model.safetensors"
+        safetensors_torch.save_file(tensors, file, {"format": "pt"})
+        stored = safetensors_torch.load_file(file)
+        wrong = transformers_folder.wrong_tensors(model, config.layout, tensors, stored)
+        if wrong:
+            raise PluginError(f"transformers: {wrong[0]} came back from {file} with other values")
         files = {"config.json": about}
         if tokenizer is not None:
             files |= tokenizer_files.transformers_files(tokenizer)
@@ -111,7 +118,7 @@ class Transformers:
             "architecture": about["architectures"][0],
             "dtype": config.dtype,
             "step": run.progress.step,
-            "bytes": (folder / "model.safetensors").stat().st_size,
+            "bytes": file.stat().st_size,
             "verified": self._verified(run, folder),
         }
 

@@ -235,9 +235,7 @@ def _output_layers(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _reason_to_leave(  # noqa: PLR0911  one reason each
-    place: _Place, name: str, module: nn.Module
-) -> Reason | None:
+def _reason_to_leave(place: _Place, name: str, module: nn.Module) -> Reason | None:
     """Why a layer stays as it is; None when it does not."""
     pattern = next((item for item in place.skip if fnmatch.fnmatchcase(name, item)), None)
     if pattern is not None:
@@ -250,6 +248,11 @@ def _reason_to_leave(  # noqa: PLR0911  one reason each
     if _packed(module):
         changed = replaced_calls(module)
         return Reason("in changed layers", changed) if changed else None
+    return _reason_of_kind(place, name, module) or _reason_of_change(module)
+
+
+def _reason_of_kind(place: _Place, name: str, module: nn.Module) -> Reason | None:
+    """Why a layer stays that is of a kind, or in a place, that is not exchanged."""
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Reason("in embeddings", "an embedding")
     if isinstance(module, nn.MultiheadAttention):
@@ -262,14 +265,21 @@ def _reason_to_leave(  # noqa: PLR0911  one reason each
     if id(module.weight) in place.embeddings:
         text = f"shares its weight with the embedding {place.embeddings[id(module.weight)]}"
         return Reason("in embeddings", text)
-    if "weight" not in module._parameters:
-        return Reason("in changed layers", "its weight is computed (parametrized), not a parameter")
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return Reason("in lazy layers", "its weight has no shape yet (lazy): call the model once")
     if isinstance(module, nn.Conv2d) and not place.convolutions:
         return Reason("in convolutions", "a convolution (set convolutions)")
-    if type(module.weight.data) is not Tensor or module.weight.dtype not in _TRAINED:
-        text = f"its weight is a {type(module.weight).__name__} of {module.weight.dtype}"
+    return None
+
+
+def _reason_of_change(module: nn.Module) -> Reason | None:
+    """Why a layer stays to which something was done that its exchange would lose."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return Reason("in changed layers", "its weight is computed (parametrized), not a parameter")
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        text = "its weight has no shape yet (lazy): call the model once first"
+        return Reason("in lazy layers", text)
+    if type(weight.data) is not Tensor or weight.dtype not in _TRAINED:
+        text = f"its weight is a {type(weight).__name__} of {weight.dtype}"
         return Reason("in changed layers", text)
     if _is_online(module):
         changed = replaced_calls(module)
@@ -291,7 +301,7 @@ def _other_reason(module: nn.Module, names: Sequence[str]) -> Reason:
     if kind == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         text = "a Conv1D of transformers, whose weight is transposed: use nn.Linear"
         return Reason("in Conv1D of transformers", text)
-    text = f"{kind} multiplies by parameters of its own ({', '.join(names)}), no layer to exchange"
+    text = f"{kind} holds parameters of its own ({', '.join(names)}), no layer to exchange"
     return Reason(f"in {kind}", text)
 
 

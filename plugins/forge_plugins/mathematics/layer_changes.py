@@ -59,21 +59,20 @@ def lost_by_exchange(module: nn.Module, base: type[nn.Module], taken: type[BitLa
         (`carry_over`), unless the new layer has a use of its own for the name.
     """
     cls = type(module)
-    if cls.forward is not base.forward:
-        return f"{cls.__name__} has a forward pass of its own"
-    if reason := replaced_calls(module):
-        return reason
-    if further := sorted(module._parameters.keys() - {"weight", "bias"}):
-        return f"it has parameters of its own ({', '.join(further)})"
-    if "bias" not in module._parameters:
-        return "its bias is computed (parametrized), not a parameter"
-    if module._modules:
-        return f"it holds modules of its own ({', '.join(module._modules)})"
-    if behaviour := own_behaviour(cls, base):
-        return f"{cls.__name__} has {', '.join(behaviour[:3])} of its own"
+    called, behaviour = replaced_calls(module), own_behaviour(cls, base)
+    further = sorted(module._parameters.keys() - {"weight", "bias"})
     given = (*further_attributes(module, base), *module._buffers)
     used = [name for name in given if hasattr(taken, name) or name in BitLayer.__annotations__]
-    return f"the new layer has another use for its {', '.join(used)}" if used else ""
+    reasons = (
+        (cls.forward is not base.forward, f"{cls.__name__} has a forward pass of its own"),
+        (called, called),
+        (further, f"it has parameters of its own ({', '.join(further)})"),
+        ("bias" not in module._parameters, "its bias is computed (parametrized), not a parameter"),
+        (module._modules, f"it holds modules of its own ({', '.join(module._modules)})"),
+        (behaviour, f"{cls.__name__} has {', '.join(behaviour[:3])} of its own"),
+        (used, f"the new layer has another use for its {', '.join(used)}"),
+    )
+    return next((text for wrong, text in reasons if wrong), "")
 
 
 def further_attributes(module: nn.Module, base: type[nn.Module]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_plugins.mathematics.bitnet import EPSILON
-from forge_plugins.mathematics.grid_weight import need_grid_layers
+from forge_plugins.mathematics.grid_weight import applied_state, need_grid_layers
 from forge_plugins.mathematics.llama import Llama, RMSNorm, rotary_table
 from forge_plugins.mathematics.mlp import Mlp
 from forge_plugins.mathematics.onnx_file import MICROSOFT, OnnxGraph
@@ -270,3 +270,16 @@ def write_onnx(model: nn.Module, encoding: Encoding, file: Path) -> int:
     write = check_onnx(model, encoding)
     write(model, _Writer(model, encoding), file)
     return OPSET[encoding]
+
+
+def onnx_numbers(model: nn.Module, encoding: Encoding) -> dict[str, Tensor]:
+    """The numbers that the weights of a file stand for, fp32, by their names in the state.
+
+    Raises:
+        ValueError: see `write_onnx`.
+    """
+    found = {name: value.detach().float().cpu() for name, value in applied_state(model).items()}
+    for name, layer in read_layers(model).items():
+        by_step = layer.levels.float() * (1.0 / layer.scale)
+        found[f"{name}.weight"] = layer.applied if encoding == "matmul_integer" else by_step
+    return found

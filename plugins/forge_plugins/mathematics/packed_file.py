@@ -99,9 +99,7 @@ def _packing_of(weight: GridWeight, layout: Layout) -> Packing:
     return layout  # a sparse 1-bit weight has zeros; 2 bits are -1, 0 and 1
 
 
-def pack_model(
-    model: nn.Module, layout: Layout = "two_bits"
-) -> tuple[dict[str, Tensor], Contents]:
+def pack_model(model: nn.Module, layout: Layout = "two_bits") -> tuple[dict[str, Tensor], Contents]:
     """The tensors of a packed file.
 
     Args:
@@ -220,8 +218,12 @@ def _unpacked(tensors: dict[str, Tensor], name: str, weight: PackedWeight) -> Te
     levels = tensors.pop(f"{name}.levels", None)
     scale, step = (tensors.pop(f"{name}.{kind}", None) for kind in ("scale", "step"))
     factor = step if scale is None else scale
-    if levels is None or factor is None or name in tensors or (scale is step) or (
-        scale is not None and step is not None
+    if (
+        levels is None
+        or factor is None
+        or name in tensors
+        or (scale is step)
+        or (scale is not None and step is not None)
     ):
         raise ValueError("it does not hold levels and scale of it, and them alone")
     parts, count = factor.numel(), math.prod(weight.shape)

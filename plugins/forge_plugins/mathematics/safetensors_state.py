@@ -74,6 +74,4 @@ def read_state(file: Path) -> dict[str, Tensor]:
         about = stored.metadata() or {}
         tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     ties = {name: first for name, first in about.items() if first in tensors}
-    return tensors | {
-        name: tensors[first] for name, first in ties.items() if name not in tensors
-    }
+    return tensors | {name: tensors[first] for name, first in ties.items() if name not in tensors}

@@ -11,17 +11,20 @@ Layouts, as the client's `integrations/bitnet.py` reads them:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from forge_plugins.mathematics.bit_layer import BitLayer
+from forge_plugins.mathematics.grid import unpack_rows
 from forge_plugins.mathematics.grid_weight import need_grid_layers
 from forge_plugins.mathematics.llama import Llama
 from forge_plugins.mathematics.llama_names import TRANSFORMERS, translate
 from forge_plugins.mathematics.packing import pack_two_bits
 from forge_plugins.mathematics.ternary_layers import TernaryLayer, check_layers, read_layers
+from forge_plugins.mathematics.tied_tensors import same_bits
 
 Layout = Literal["bitlinear", "autobitlinear", "online"]
 _BLOCK: Final = "model.layers.{}"
@@ -115,6 +118,31 @@ def folder_tensors(
             bias = state.get(f"{module}.bias")
             tensors |= _ternary_tensors(theirs, layers[module], bias, layout, dtype)
     return tensors
+
+
+def wrong_tensors(
+    model: Llama, layout: Layout, tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> list[str]:
+    """The tensors of a file that are not what was meant, the levels of packed ones unpacked.
+
+    Args:
+        model: what the file was written from.
+        layout: of the file.
+        tensors: what was to be written.
+        stored: what was read.
+    """
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if name not in stored or not same_bits(stored[name], tensor)
+    ]
+    if layout == "online":
+        return wrong
+    for name, layer in read_layers(model).items():
+        theirs = f"{translate(name, TRANSFORMERS, _BLOCK)}.weight"
+        if theirs not in wrong and not torch.equal(unpack_rows(stored[theirs]), layer.levels):
+            wrong.append(theirs)
+    return wrong
 
 
 def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> dict[str, Any]:

@@ -124,8 +124,10 @@ class BitNetConfig:
     convolutions: Annotated[bool, Meta(description="quantize nn.Conv2d too")] = False
     skip: Annotated[
         tuple[str, ...],
-        Meta(description="layers left as they are, by name; * and ? stand for any letters, "
-             "output_embeddings also for what get_output_embeddings() of a live model gives"),
+        Meta(
+            description="layers left as they are, by name; * and ? stand for any letters, "
+            "output_embeddings also for what get_output_embeddings() of a live model gives"
+        ),
     ] = SKIPPED
     figures: Annotated[
         Literal["totals", "layers"],
