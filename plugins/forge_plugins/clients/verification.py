@@ -178,6 +178,7 @@ def verify(
             else "the data has no validation set to take inputs from"
         )
         return not_verified(why)
+    inputs = inputs.float() if inputs.is_floating_point() else inputs  # exports compute in fp32
     found = _ask(client, export, inputs)
     try:
         figures = agreement(

@@ -324,6 +324,10 @@ def _account(report: ConversionReport, model: nn.Module, reasons: dict[str, Reas
             loose.setdefault(owner, []).append(name.rpartition(".")[2])
         owners[name] = owner
     reasons |= {owner: _other_reason(modules[owner], own) for owner, own in loose.items()}
+    for name, owner in owners.items():  # a bias goes with the matrices of its module
+        direct = name.rpartition(".")[0]
+        if owner is None and direct in loose:
+            owners[name] = direct
     counted: set[int] = set(done)
     kinds: dict[str, int] = {}
     counts = dict.fromkeys(reasons, 0)

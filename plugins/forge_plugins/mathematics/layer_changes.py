@@ -17,15 +17,6 @@ _HARMLESS: Final = frozenset(
     }
 )  # fmt: skip
 """What a subclass may have of its own without doing anything else than its base."""
-_PLAIN: Final[dict[type[nn.Module], nn.Module]] = {}
-
-
-def _plain(base: type[nn.Module]) -> nn.Module:
-    """A layer to which nothing was done."""
-    found = _PLAIN.get(base)
-    if found is None:
-        found = _PLAIN[base] = base(1, 1, *([1] if base is nn.Conv2d else []), device="meta")
-    return found
 
 
 def own_behaviour(cls: type, base: type) -> list[str]:
@@ -77,7 +68,8 @@ def lost_by_exchange(module: nn.Module, base: type[nn.Module], taken: type[BitLa
 
 def further_attributes(module: nn.Module, base: type[nn.Module]) -> dict[str, Any]:
     """What somebody set on a layer, beside what every layer of its kind has."""
-    known = vars(_plain(base)).keys() | {"__annotations__"}
+    plain = base(1, 1, *([1] if base is nn.Conv2d else []), device="meta")  # nothing done to it
+    known = vars(plain).keys() | {"__annotations__"}
     return {name: value for name, value in vars(module).items() if name not in known}
 
 

@@ -280,6 +280,8 @@ def onnx_numbers(model: nn.Module, encoding: Encoding) -> dict[str, Tensor]:
     """
     found = {name: value.detach().float().cpu() for name, value in applied_state(model).items()}
     for name, layer in read_layers(model).items():
-        by_step = layer.levels.float() * (1.0 / layer.scale)
-        found[f"{name}.weight"] = layer.applied if encoding == "matmul_integer" else by_step
+        if encoding == "matmul_integer":
+            found[f"{name}.weight"], found[f"{name}.scale"] = layer.applied, layer.scale
+        else:
+            found[f"{name}.weight"] = layer.levels.float() * (1.0 / layer.scale)
     return found

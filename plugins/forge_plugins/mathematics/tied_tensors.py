@@ -51,7 +51,9 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors are equal in shape, dtype and every bit (a NaN is equal to itself)."""
     if left.shape != right.shape or left.dtype is not right.dtype:
         return False
+    # a tensor of one number may have the stride 0, by which it cannot be seen as bytes
     one, other = (
-        part.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for part in (left, right)
+        torch.empty(part.numel(), dtype=part.dtype).copy_(part.detach().reshape(-1))
+        for part in (left, right)
     )
-    return torch.equal(one, other)
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
