@@ -27,11 +27,13 @@ class Texts:
         texts: the texts.
         tokens: numbers of their tokens.
         specials: whether special tokens in a text stand for themselves.
+        note: what the texts do not show.
     """
 
     texts: Sequence[str]
     tokens: Sequence[Sequence[int]]
     specials: bool
+    note: str | None = None
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -114,4 +116,4 @@ def compared_texts(client: Client, export: Path, texts: Texts | None) -> dict[st
             f"the tokenizer of the training: {text!r} is {meant[:12]} there and {read[:12]} in "
             f"{export.name}"
         )
-    return {"texts_compared": len(texts.texts), "texts_note": None}
+    return {"texts_compared": len(texts.texts), "texts_note": texts.note}

@@ -33,6 +33,11 @@ else:
 
 WORST = 0.2  # relative L2: rounding activations by blocks costs a tenth of it
 
+UNKNOWN_CHARACTERS = (
+    "llama.cpp leaves characters out that are not in the alphabet, where the training has "
+    "<|unknown|>: texts with such characters are not compared"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GgufConfig:
@@ -153,4 +158,5 @@ def _texts(tokenizer: Tokenizer | None) -> reading.Texts | None:
         if unknown not in found:
             texts.append(text)
             tokens.append(found)
-    return reading.Texts(texts, tokens, specials=specials is not None)
+    note = None if unknown is None else UNKNOWN_CHARACTERS
+    return reading.Texts(texts, tokens, specials=specials is not None, note=note)
