@@ -279,6 +279,7 @@ class _Planner:
                 hints = did_you_mean(fact, known) or (
                     f"this run has: {', '.join(known) or 'nothing of the sort'}",
                 )
+                hints = (*hints, entry.info.alternatives) if entry.info.alternatives else hints
                 self.fault(f"{entry.info.name} needs '{fact}'", entry.path, *hints)
             others = {other.info.key for other in self.entries if other is not entry}
             for key in entry.info.conflicts:

@@ -96,6 +96,7 @@ class PluginInfo:
         order: what it must follow or precede within its kind.
         provides: facts it brings into a run, such as `"data:tokens"` or `"figure:accuracy"`.
         requires: facts that some other plugin of the run must bring.
+        alternatives: said where a fact that it requires is missing: what can be done instead.
         conflicts: plugins (`"<kind>.<name>"`) that it cannot run beside.
         api: first and last version of the plugin interface that it is written for.
         records: JSON Schema of each JSON file that it writes, by the file's name without suffix.
@@ -114,6 +115,7 @@ class PluginInfo:
     order: Order = field(default_factory=Order)
     provides: Facts = ()
     requires: Facts = ()
+    alternatives: str = ""
     conflicts: tuple[str, ...] = ()
     api: tuple[int, int] = (API_VERSION, API_VERSION)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

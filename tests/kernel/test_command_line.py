@@ -79,7 +79,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
 def test_piped_progress_is_one_json_line_per_event(finished: Path) -> None:
     events = [json.loads(line) for line in (finished / "stderr").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "checkpoint"] == [
-        "note", "start", "log", "validation", "log", "validation", "log", "end",
+        "note", "start", "quantized", "log", "validation", "log", "validation", "log", "end",
     ]  # fmt: skip
     assert events[-1]["event"] == "end"
     assert {event["step"] for event in events if event["event"] == "log"} == {2, 4, 6}

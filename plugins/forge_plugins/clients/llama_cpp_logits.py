@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 
-def _server(file: str, context: int) -> Any:
+def server_of(file: str, context: int) -> Any:
+    """llama.cpp with a file loaded, on one thread."""
     import xllamacpp
 
     options = xllamacpp.CommonParams()
@@ -53,7 +54,7 @@ def main(file: str, request: str, answer: str) -> None:
 
     asked = load_file(request)
     inputs, classes = asked["inputs"], int(_classes(file))
-    server = _server(file, inputs.shape[1] + 8)
+    server = server_of(file, inputs.shape[1] + 8)
     rows = [
         [_next(server, sample[: end + 1], classes) for end in range(len(sample))]
         for sample in inputs.tolist()

@@ -54,11 +54,23 @@ def reference_logits(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def sample_inputs(validation: Iterable[Batch], samples: int, length: int | None) -> Tensor | None:
-    """The first held-out inputs, cut to a few samples of at most `length` tokens."""
+    """The first held-out inputs, cut to a few samples of at most `length` tokens.
+
+    Batches are read until there are enough samples, while they are of one shape.
+    """
+    found: list[Tensor] = []
     for batch in validation:
-        inputs: Tensor = batch.inputs[:samples].cpu()
-        return inputs if length is None else inputs[:, :length]
-    return None
+        missing = samples - sum(len(part) for part in found)
+        inputs: Tensor = batch.inputs[:missing].cpu()
+        if found and inputs.shape[1:] != found[0].shape[1:]:
+            break
+        found.append(inputs)
+        if len(inputs) == missing:
+            break
+    if not found:
+        return None
+    whole = torch.cat(found)
+    return whole if length is None else whole[:, :length]
 
 
 def agreement(found: Tensor, reference: Tensor, *, up_to_constant: bool) -> dict[str, Any]:
@@ -98,12 +110,17 @@ def missing(client: Client) -> list[str]:
     return [name for name in client.packages if find_spec(name) is None]
 
 
-def _ask(client: Client, export: Path, inputs: Tensor) -> Tensor:
+def answer_of(client: Client, export: Path, request: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a client answers to a request; both are tensors by name.
+
+    Raises:
+        PluginError: the client cannot run the export; with its words.
+    """
     with tempfile.TemporaryDirectory() as place:
-        request, answer = Path(place) / "request.safetensors", Path(place) / "answer.safetensors"
-        save_file({"inputs": inputs.contiguous()}, request)
+        asked, answer = Path(place) / "request.safetensors", Path(place) / "answer.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in request.items()}, asked)
         module = f"{__package__}.{client.module}"
-        command = [sys.executable, "-m", module, str(export), str(request), str(answer)]
+        command = [sys.executable, "-m", module, str(export), str(asked), str(answer)]
         surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         done = subprocess.run(  # noqa: S603  this interpreter, a module of ours
             command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT,
@@ -114,7 +131,11 @@ def _ask(client: Client, export: Path, inputs: Tensor) -> Tensor:
             raise PluginError(
                 f"{client.packages[0]} cannot run {export.name} (status {done.returncode}):\n{told}"
             )
-        return load_file(answer)["logits"]
+        return load_file(answer)
+
+
+def _ask(client: Client, export: Path, inputs: Tensor) -> Tensor:
+    return answer_of(client, export, {"inputs": inputs})["logits"]
 
 
 def not_verified(why: str) -> dict[str, Any]:
@@ -157,6 +178,7 @@ def verify(
             else "the data has no validation set to take inputs from"
         )
         return not_verified(why)
+    inputs = inputs.float() if inputs.is_floating_point() else inputs  # exports compute in fp32
     found = _ask(client, export, inputs)
     try:
         figures = agreement(

@@ -12,15 +12,31 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.clients import verification
-    from forge_plugins.mathematics import gguf_file, gguf_llama, llama
+    from forge_plugins.clients import reading, verification
+    from forge_plugins.mathematics import (
+        gguf_file,
+        gguf_llama,
+        llama,
+        tokenizer_files,
+        tokenizer_library,
+        tokenizer_texts,
+    )
+    from forge_plugins.mathematics.tokenizers import Tokenizer
 else:
+    reading = LazyModule("forge_plugins.clients.reading")
     verification = LazyModule("forge_plugins.clients.verification")
     gguf_file = LazyModule("forge_plugins.mathematics.gguf_file")
     gguf_llama = LazyModule("forge_plugins.mathematics.gguf_llama")
-    llama = LazyModule("forge_plugins.mathematics.llama")
+    tokenizer_files = LazyModule("forge_plugins.mathematics.tokenizer_files")
+    tokenizer_library = LazyModule("forge_plugins.mathematics.tokenizer_library")
+    tokenizer_texts = LazyModule("forge_plugins.mathematics.tokenizer_texts")
 
 WORST = 0.2  # relative L2: rounding activations by blocks costs a tenth of it
+
+UNKNOWN_CHARACTERS = (
+    "llama.cpp leaves characters out that are not in the alphabet, where the training has "
+    "<|unknown|>: texts with such characters are not compared"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +62,12 @@ class GgufConfig:
     ] = True
 
 
+def _tokenizer(run: Run) -> Tokenizer | None:
+    """That of the run's data, if it has one."""
+    found: Tokenizer | None = getattr(run.data, "tokenizer", None)
+    return found
+
+
 class Gguf:
     """The network as a GGUF file for llama.cpp.
 
@@ -57,10 +79,22 @@ class Gguf:
         kind=Kind.EXPORTERS,
         config=GgufConfig,
         requires=("model:ternary", "model:llama", "model:silu", "model:rows_of_256"),
+        alternatives="packed_ternary and state_dict (weights: applied) hold any levels, and "
+        "state_dict any network",
     )
 
     def __init__(self, config: GgufConfig) -> None:
         self.config = config
+
+    @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """What llama.cpp cannot compute, and a tokenizer that it would read otherwise."""
+        try:
+            shape = gguf_llama.check_gguf(run.model).shape
+            _ = tokenizer_files.gguf_vocabulary(_tokenizer(run), shape.vocabulary)
+        except ValueError as error:
+            return str(error)
+        return None
 
     @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
@@ -70,14 +104,9 @@ class Gguf:
             PluginError: the model is of another architecture, has no ternary layer or computes
                 what llama.cpp does not, or llama.cpp computes something else.
         """
-        model, config = run.active_model, self.config
-        if not isinstance(model, llama.Llama):
-            raise PluginError(
-                f"gguf: {type(model).__name__} is no architecture that llama.cpp knows; use "
-                "model: {use: llama_decoder}, or export with packed_ternary"
-            )
-        tokenizer = getattr(run.data, "tokenizer", None)
+        config, tokenizer = self.config, _tokenizer(run)
         try:
+            model = gguf_llama.check_gguf(run.active_model)
             tensors = gguf_llama.gguf_tensors(
                 model, config.type, scale_tensors=config.scale == "tensor", other=config.other
             )
@@ -92,16 +121,42 @@ class Gguf:
             "scale": config.scale,
             "step": run.progress.step,
             "bytes": file.stat().st_size,
-            "verified": self._verified(run, file, model.shape.context),
+            "verified": self._verified(run, file, model),
         }
 
-    def _verified(self, run: Run, file: Path, context: int) -> dict[str, Any]:
-        if not self.config.verify:
+    def _verified(self, run: Run, file: Path, model: llama.Llama) -> dict[str, Any]:
+        config = self.config
+        if not config.verify:
             return verification.NOT_ASKED
-        room = context - 1  # one place is for the token that is generated
+        meant = gguf_llama.gguf_numbers(
+            model, config.type, scale_tensors=config.scale == "tensor", other=config.other
+        )
+        found = reading.compared_weights(reading.GGUF_WEIGHTS, file, meant)
+        texts = _texts(_tokenizer(run))
+        found |= reading.compared_texts(reading.LLAMA_CPP_TOKENS, file, texts)
+        room = model.shape.context - 1  # one place is for the token that is generated
         if room < 1:
-            return verification.not_verified("a context of one token leaves llama.cpp no room")
-        inputs = verification.sample_inputs(run.data.validation(), 1, min(32, room))
-        return verification.verify(
+            why = "a context of one token leaves llama.cpp no room"
+            return verification.not_verified(why) | found
+        inputs = verification.sample_inputs(run.data.validation(), 2, min(32, room))
+        return found | verification.verify(
             verification.LLAMA_CPP, file, inputs, run.active_model, worst=WORST
         )
+
+
+def _texts(tokenizer: Tokenizer | None) -> reading.Texts | None:
+    """What to compare tokens of; of a tokenizer of characters the texts that it knows."""
+    if tokenizer is None:
+        return None
+    specials: list[str] | None = None
+    if isinstance(tokenizer, tokenizer_library.LibraryTokenizer):
+        specials = tokenizer.specials()
+    unknown = getattr(tokenizer, "unknown", None)
+    texts, tokens = [], []
+    for text in tokenizer_texts.probe_texts(specials or ()):
+        found = tokenizer.encode(text).tolist()
+        if unknown not in found:
+            texts.append(text)
+            tokens.append(found)
+    note = None if unknown is None else UNKNOWN_CHARACTERS
+    return reading.Texts(texts, tokens, specials=specials is not None, note=note)

@@ -12,9 +12,11 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.clients import verification
-    from forge_plugins.mathematics import onnx_graph
+    from forge_plugins.clients import reading, verification
+    from forge_plugins.mathematics import llama, onnx_graph
 else:
+    llama = LazyModule("forge_plugins.mathematics.llama")
+    reading = LazyModule("forge_plugins.clients.reading")
     verification = LazyModule("forge_plugins.clients.verification")
     onnx_graph = LazyModule("forge_plugins.mathematics.onnx_graph")
 
@@ -48,10 +50,21 @@ class Onnx:
         kind=Kind.EXPORTERS,
         config=OnnxConfig,
         requires=("model:ternary", "model:onnx"),
+        alternatives="packed_ternary and state_dict (weights: applied) hold any levels, and "
+        "state_dict any network",
     )
 
     def __init__(self, config: OnnxConfig) -> None:
         self.config = config
+
+    @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """Another architecture, and layers that the encoding cannot hold."""
+        try:
+            _ = onnx_graph.check_onnx(run.model, self.config.weights)
+        except ValueError as error:
+            return str(error)
+        return None
 
     @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
@@ -77,7 +90,11 @@ class Onnx:
     def _verified(self, run: Run, file: Path) -> dict[str, Any]:
         if not self.config.verify:
             return verification.NOT_ASKED
-        inputs = verification.sample_inputs(run.data.validation(), 4, None)
-        return verification.verify(
+        model = run.active_model
+        meant = onnx_graph.onnx_numbers(model, self.config.weights)
+        found = reading.compared_weights(reading.ONNX_WEIGHTS, file, meant)
+        samples = 4 if isinstance(model, llama.Llama) else 64  # a sequence has a row for each token
+        inputs = verification.sample_inputs(run.data.validation(), samples, None)
+        return found | verification.verify(
             verification.ONNXRUNTIME, file, inputs, run.active_model, worst=WORST
         )

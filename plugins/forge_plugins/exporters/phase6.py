@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import bit_layer, quantization_figures
+    from forge_plugins.mathematics import (
+        bit_layer,
+        grid_weight,
+        quantization_figures,
+        tied_tensors,
+    )
 else:
     torch = LazyModule("torch")
     nn = LazyModule("torch.nn")
     bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
+    grid_weight = LazyModule("forge_plugins.mathematics.grid_weight")
     quantization_figures = LazyModule("forge_plugins.mathematics.quantization_figures")
+    tied_tensors = LazyModule("forge_plugins.mathematics.tied_tensors")
 
 TRAINED, PLAIN = "trained_model.pt", "model.pth"
 
@@ -56,6 +64,17 @@ class Phase6:
 
     def __init__(self, config: Phase6Config) -> None:
         self.config = config
+
+    @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """What modules keep beside their tensors, and the default loader would not take."""
+        for name, value in run.model.state_dict().items():
+            if not isinstance(value, torch.Tensor) and not _loads(value):
+                return (
+                    f"{name} is a {type(value).__name__} that torch.load refuses by default: let "
+                    "get_extra_state give numbers, texts, lists, dictionaries and tensors"
+                )
+        return None
 
     @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
@@ -127,8 +146,9 @@ def write_phase6(
         written, read = (
             part["model_state_dict"] if name == TRAINED else part for part in (content, again)
         )
-        if not all(torch.equal(read[key], value) for key, value in written.items()):
-            raise PluginError(f"phase6: {name} came back with other weights")
+        for key, value in written.items():
+            if not _same(read[key], value):
+                raise PluginError(f"phase6: {key} came back from {name} with other values")
     bytes_written = (folder / TRAINED).stat().st_size
     for name, record in _records(model, facts, settings, bytes_written).items():
         text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -173,27 +193,54 @@ def _records(
     }
 
 
+def _loads(value: Any) -> bool:
+    """Whether the default `torch.load` reads a value back."""
+    stream = io.BytesIO()
+    try:
+        torch.save(value, stream)
+        _ = torch.load(io.BytesIO(stream.getvalue()), map_location="cpu")
+    except Exception:  # noqa: BLE001  whatever a foreign object or its pickle raises
+        return False
+    return True
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Whether two values are equal; tensors to the bit, also within lists and dictionaries."""
+    pairs = [(left, right)]
+    while pairs:
+        one, other = pairs.pop()
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+            if not tied_tensors.same_bits(one, other):
+                return False
+        elif isinstance(one, Mapping) and isinstance(other, Mapping):
+            if one.keys() != other.keys():
+                return False
+            pairs += [(one[key], other[key]) for key in one]
+        elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+            if len(one) != len(other):
+                return False
+            pairs += list(zip(one, other, strict=True))
+        elif one != other:
+            return False
+    return True
+
+
 def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy on the CPU, in which tensors that are one stay one."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tied = tied_tensors.tied_names(tensors)
+    copies = {
+        name: value.detach().cpu().clone() for name, value in tensors.items() if name not in tied
+    }
     return {
-        name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+        name: copies[tied.get(name, name)] if name in tensors else value
         for name, value in state.items()
     }
 
 
 def plain_state(model: nn.Module) -> dict[str, Any]:
     """The state of the same model with plain layers, whose weights are those that are applied."""
-    state = _on_cpu(model.state_dict())
-    for name, layer in model.named_modules(remove_duplicate=False):
-        if not isinstance(layer, bit_layer.BitLayer):
-            continue
-        prefix = f"{name}." if name else ""
-        was_training = layer.training
-        layer.eval()  # stochastic rounding draws while training only
-        state[f"{prefix}weight"] = layer.applied_weight().cpu().clone()
-        layer.train(was_training)
-        for own in ("threshold", "anchor"):
-            state.pop(f"{prefix}{own}", None)
-    return state
+    return _on_cpu(grid_weight.applied_state(model))
 
 
 def architecture(model: nn.Module) -> dict[str, Any]:

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from safetensors import torch as safetensors_torch
 
     from forge_plugins.clients import verification
-    from forge_plugins.mathematics import llama, tokenizer_files, transformers_folder
+    from forge_plugins.mathematics import tokenizer_files, transformers_folder
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
     verification = LazyModule("forge_plugins.clients.verification")
-    llama = LazyModule("forge_plugins.mathematics.llama")
     tokenizer_files = LazyModule("forge_plugins.mathematics.tokenizer_files")
     transformers_folder = LazyModule("forge_plugins.mathematics.transformers_folder")
 
@@ -67,10 +66,21 @@ class Transformers:
         kind=Kind.EXPORTERS,
         config=TransformersConfig,
         requires=requirements,
+        alternatives="packed_ternary and state_dict (weights: applied) hold any levels, and "
+        "state_dict any network",
     )
 
     def __init__(self, config: TransformersConfig) -> None:
         self.config = config
+
+    @hookimpl
+    def check_export(self, run: Run) -> str | None:
+        """Another architecture, and layers that the client does not have."""
+        try:
+            _ = transformers_folder.check_folder(run.model, self.config.layout)
+        except ValueError as error:
+            return str(error)
+        return None
 
     @hookimpl
     def export(self, run: Run, folder: Path) -> Mapping[str, Any]:
@@ -80,22 +90,23 @@ class Transformers:
             PluginError: the model is of another architecture or has no ternary layer, or the
                 client computes something else.
         """
-        model, config = run.active_model, self.config
-        if not isinstance(model, llama.Llama):
-            raise PluginError(
-                f"transformers: {type(model).__name__} is no architecture that this exporter "
-                "knows; use model: {use: llama_decoder}, or export with packed_ternary"
-            )
+        config = self.config
         tokenizer = getattr(run.data, "tokenizer", None)
         end = None if tokenizer is None else tokenizer.end
         try:
+            model = transformers_folder.check_folder(run.active_model, config.layout)
             tensors = transformers_folder.folder_tensors(
                 model, config.layout, getattr(torch, config.dtype)
             )
             about = transformers_folder.folder_config(model, config.layout, config.dtype, end)
         except ValueError as error:
             raise PluginError(f"transformers: {error}") from error
-        safetensors_torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        file = folder / "model.safetensors"
+        safetensors_torch.save_file(tensors, file, {"format": "pt"})
+        stored = safetensors_torch.load_file(file)
+        wrong = transformers_folder.wrong_tensors(model, config.layout, tensors, stored)
+        if wrong:
+            raise PluginError(f"transformers: {wrong[0]} came back from {file} with other values")
         files = {"config.json": about}
         if tokenizer is not None:
             files |= tokenizer_files.transformers_files(tokenizer)
@@ -107,7 +118,7 @@ class Transformers:
             "architecture": about["architectures"][0],
             "dtype": config.dtype,
             "step": run.progress.step,
-            "bytes": (folder / "model.safetensors").stat().st_size,
+            "bytes": file.stat().st_size,
             "verified": self._verified(run, folder),
         }
 

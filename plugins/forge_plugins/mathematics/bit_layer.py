@@ -124,6 +124,16 @@ class BitLayer(nn.Module):
             return bitnet.weight_scale(self.weight, self.scheme)
         return 1.0 / self._anchored_step(self.anchor)
 
+    def step(self) -> Tensor | None:
+        """Of an anchored weight what a level is multiplied with, shaped as the scale; else None.
+
+        Its inverse is the scale but for a rounding, which would not give the weight bit for bit.
+        """
+        if self.anchor is None:
+            return None
+        with torch.no_grad():
+            return self._anchored_step(self.anchor)
+
     def _anchored_step(self, anchor: Tensor) -> Tensor:
         # the ratio is exactly 1 while the weight is the one that it began with
         measure = bitnet.unclamped_measure(self.weight, self.scheme)

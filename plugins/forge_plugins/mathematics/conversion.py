@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +14,66 @@ from forge_plugins.mathematics.bit_conv2d import BitConv2d
 from forge_plugins.mathematics.bit_layer import BitLayer, Control
 from forge_plugins.mathematics.bit_linear import BitLinear
 from forge_plugins.mathematics.grid import continue_from, plain_weight, step_of, unpack_rows
-from forge_plugins.mathematics.scheme import SKIPPED, Scheme
+from forge_plugins.mathematics.layer_changes import (
+    carry_over,
+    lost_by_exchange,
+    replaced_calls,
+)
+from forge_plugins.mathematics.scheme import OUTPUT_EMBEDDINGS, SKIPPED, Scheme
 from forge_plugins.mathematics.shared_input import SharedInput
 
 Origin = Literal["latent", "grid", "packed", "converted before"]
+VECTORS: Final = "norms, biases and other vectors"
+
+
+class Reason(NamedTuple):
+    """Why weights stay as they are: the kind, for a count, and the whole reason."""
+
+    kind: str
+    text: str
 
 
 @dataclass(slots=True)
 class ConversionReport:
-    """What became of each layer that could have been quantized.
+    """What became of each layer that could have been quantized, and of all other weights.
 
     Args:
         layers: the quantized layers by name.
         origins: where each one's weight came from: `latent` (full precision), `grid` (found on its
             levels, continued from there), `packed` (unpacked, continued), `converted before`.
-        left: the others by name, with the reason.
+        left: the others by name, with the reason: layers, and what else multiplies by matrices.
+        left_weights: how many weights each of them has; one that is shared is told at each name.
+        left_kinds: weights left by kind of reason, each counted once, the most first.
+        weights: all weights of the model, each once.
     """
 
     layers: dict[str, BitLayer] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    left_weights: dict[str, int] = field(default_factory=dict)
+    left_kinds: dict[str, int] = field(default_factory=dict)
+    weights: int = 0
+
+    @property
+    def converted_weights(self) -> int:
+        """Weights that have levels, each once."""
+        return sum({id(one.weight): one.weight.numel() for one in self.layers.values()}.values())
+
+    def share(self, weights: int) -> float:
+        """A number of weights as a share of all."""
+        return weights / self.weights if self.weights else 0.0
+
+    def summary(self) -> str:
+        """One sentence: how many weights have levels, how many have not, and why."""
+        done = self.converted_weights
+        told = f"{done:,} of {self.weights:,} weights ({self.share(done):.1%}) are quantized"
+        left = ", ".join(
+            f"{count:,} ({self.share(count):.1%}) {kind}" for kind, count in self.left_kinds.items()
+        )
+        return f"{told}; left as they are: {left}" if left else told
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
-        weights = {id(layer.weight): layer.weight.numel() for layer in self.layers.values()}
         return {
             "converted": {
                 name: {
@@ -48,7 +84,13 @@ class ConversionReport:
                 for name, layer in self.layers.items()
             },
             "left": dict(self.left),
-            "converted_weights": sum(weights.values()),
+            "left_weights": dict(self.left_weights),
+            "left_shares": {
+                name: round(self.share(count), 6) for name, count in self.left_weights.items()
+            },
+            "left_kinds": dict(self.left_kinds),
+            "converted_weights": self.converted_weights,
+            "weights": self.weights,
         }
 
 
@@ -72,7 +114,8 @@ def convert_model_to_bitnet(
         model: changed in place; a bare layer is exchanged as a whole.
         scheme: of the new layers.
         control: of the new layers.
-        skip: names of layers that stay; `*` and `?` stand for any letters.
+        skip: names of layers that stay; `*` and `?` stand for any letters, `output_embeddings`
+            also for what the model's `get_output_embeddings()` gives.
         convolutions: exchange `nn.Conv2d` too.
         sub_norm: names of layers that get an RMSNorm in front (SubLN, arXiv 2310.11453), such as
             those that write into the residual stream.
@@ -87,15 +130,16 @@ def convert_model_to_bitnet(
     control = control or Control()
     report = ConversionReport()
     found: dict[int, BitLayer | None] = {}  # a module that stands in two places stays one
-    owners = _owners(model)
+    place = _Place(model, tuple(skip), convolutions)
+    reasons: dict[str, Reason] = {}
     continued: set[int] = set()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not _could_be(module):
             continue
         if id(module) not in found:
-            reason = _reason_to_leave(model, name, module, skip, owners, convolutions=convolutions)
+            reason = _reason_to_leave(place, name, module)
             if reason:
-                report.left[name] = reason
+                reasons[name] = reason
                 continue
             try:
                 found[id(module)] = _exchanged(module, name, scheme, control, continued, report)
@@ -110,6 +154,7 @@ def convert_model_to_bitnet(
             setattr(model.get_submodule(parent), child, layer)
         else:
             model = layer
+    _account(report, model, reasons)
     _add_norms(report, sub_norm)
     _share_inputs(report)
     for module in model.modules():
@@ -151,57 +196,164 @@ def _packed(module: nn.Module) -> Literal["", "inverted", "direct"]:
 
 
 def _could_be(module: nn.Module) -> bool:
-    linear = isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding | nn.MultiheadAttention)
-    return linear or bool(_packed(module))
+    kinds = nn.Linear | nn.Conv2d | nn.Embedding | nn.EmbeddingBag | nn.MultiheadAttention
+    return isinstance(module, kinds) or bool(_packed(module))
 
 
-def _owners(model: nn.Module) -> dict[int, str]:
-    """The embedding that a parameter belongs to, by the parameter's id."""
-    return {
-        id(module.weight): name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-    }
+class _Place:
+    """What a layer's surroundings say about whether it is exchanged.
+
+    Args:
+        model: the whole.
+        skip: names of layers that stay.
+        convolutions: whether `nn.Conv2d` is exchanged.
+    """
+
+    def __init__(self, model: nn.Module, skip: tuple[str, ...], convolutions: bool) -> None:
+        self.model = model
+        self.skip = skip
+        self.convolutions = convolutions
+        self.embeddings = {
+            id(module.weight): name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        }
+        self.outputs = _output_layers(model) if OUTPUT_EMBEDDINGS in skip else {}
 
 
-def _reason_to_leave(  # noqa: PLR0911  one reason each
-    model: nn.Module,
-    name: str,
-    module: nn.Module,
-    skip: Sequence[str],
-    owners: dict[int, str],
-    *,
-    convolutions: bool,
-) -> str:
-    """Why a layer stays as it is; empty when it does not."""
-    pattern = next((item for item in skip if fnmatch.fnmatchcase(name, item)), None)
+def _output_layers(model: nn.Module) -> dict[int, str]:
+    """What modules say makes their outputs (`get_output_embeddings`), with who says it."""
+    found: dict[int, str] = {}
+    for module in model.modules():
+        give = getattr(module, "get_output_embeddings", None)
+        try:
+            layer = give() if callable(give) else None
+        except (AttributeError, NotImplementedError, TypeError):
+            continue  # the transformers library has models that raise for "none"
+        if isinstance(layer, nn.Module):
+            found[id(layer)] = type(module).__name__
+    return found
+
+
+def _reason_to_leave(place: _Place, name: str, module: nn.Module) -> Reason | None:
+    """Why a layer stays as it is; None when it does not."""
+    pattern = next((item for item in place.skip if fnmatch.fnmatchcase(name, item)), None)
     if pattern is not None:
-        return f"named by skip ({pattern})"
-    if isinstance(module, BitLayer) or _packed(module):
-        return ""
-    if isinstance(module, nn.Embedding):
-        return "an embedding"
+        return Reason("named by skip", f"named by skip ({pattern})")
+    if id(module) in place.outputs:
+        told = f"what {place.outputs[id(module)]}.get_output_embeddings() gives"
+        return Reason("named by skip", f"named by skip ({OUTPUT_EMBEDDINGS}): {told}")
+    if isinstance(module, BitLayer):
+        return None
+    if _packed(module):
+        changed = replaced_calls(module)
+        return Reason("in changed layers", changed) if changed else None
+    return _reason_of_kind(place, name, module) or _reason_of_change(module)
+
+
+def _reason_of_kind(place: _Place, name: str, module: nn.Module) -> Reason | None:
+    """Why a layer stays that is of a kind, or in a place, that is not exchanged."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return Reason("in embeddings", "an embedding")
     if isinstance(module, nn.MultiheadAttention):
-        return "nn.MultiheadAttention multiplies by parameters of its own, no layer to exchange"
+        text = "nn.MultiheadAttention multiplies by parameters of its own, no layer to exchange"
+        return Reason("in nn.MultiheadAttention", text)
     parent, _, child = name.rpartition(".")
-    if name and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
-        return f"nn.MultiheadAttention reads {child}.weight past the layer"
-    if id(module.weight) in owners:
-        return f"shares its weight with the embedding {owners[id(module.weight)]}"
-    if "weight" not in module._parameters:
-        return "its weight is computed (parametrized), not a parameter"
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return "its weight has no shape yet (lazy): call the model once first"
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    if any(hooks):
-        return "it has hooks, which the new layer would lose"
-    if isinstance(module, nn.Conv2d):
-        if not convolutions:
-            return "a convolution (set convolutions)"
-        plain = type(module).forward is nn.Conv2d.forward
+    if name and isinstance(place.model.get_submodule(parent), nn.MultiheadAttention):
+        text = f"nn.MultiheadAttention reads {child}.weight past the layer"
+        return Reason("in nn.MultiheadAttention", text)
+    if id(module.weight) in place.embeddings:
+        text = f"shares its weight with the embedding {place.embeddings[id(module.weight)]}"
+        return Reason("in embeddings", text)
+    if isinstance(module, nn.Conv2d) and not place.convolutions:
+        return Reason("in convolutions", "a convolution (set convolutions)")
+    return None
+
+
+def _reason_of_change(module: nn.Module) -> Reason | None:
+    """Why a layer stays to which something was done that its exchange would lose."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return Reason("in changed layers", "its weight is computed (parametrized), not a parameter")
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        text = "its weight has no shape yet (lazy): call the model once first"
+        return Reason("in lazy layers", text)
+    if type(weight.data) is not Tensor or weight.dtype not in _TRAINED:
+        text = f"its weight is a {type(weight).__name__} of {weight.dtype}"
+        return Reason("in changed layers", text)
+    if _is_online(module):
+        changed = replaced_calls(module)
+    elif isinstance(module, nn.Conv2d):
+        changed = lost_by_exchange(module, nn.Conv2d, BitConv2d)
     else:
-        plain = type(module).forward is nn.Linear.forward or _is_online(module)
-    return "" if plain else f"{type(module).__name__} has a forward pass of its own"
+        changed = lost_by_exchange(module, nn.Linear, BitLinear)
+    return Reason("in changed layers", changed) if changed else None
+
+
+_TRAINED: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _other_reason(module: nn.Module, names: Sequence[str]) -> Reason:
+    """Why matrices stay that belong to no layer of a kind that is exchanged."""
+    kind = type(module).__name__
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return Reason("in convolutions", f"a {kind}: of convolutions nn.Conv2d is quantized")
+    if kind == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        text = "a Conv1D of transformers, whose weight is transposed: use nn.Linear"
+        return Reason("in Conv1D of transformers", text)
+    text = f"{kind} holds parameters of its own ({', '.join(names)}), no layer to exchange"
+    return Reason(f"in {kind}", text)
+
+
+def _account(report: ConversionReport, model: nn.Module, reasons: dict[str, Reason]) -> None:
+    """Count all weights of a model, and name whatever is not quantized."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    named = list(model.named_parameters(remove_duplicate=False))
+    sizes = {
+        name: 0 if isinstance(one, nn.parameter.UninitializedParameter) else one.numel()
+        for name, one in named
+    }
+    done = {id(layer.weight) for layer in report.layers.values()}
+    told = reasons.keys() | report.layers.keys()
+    loose: dict[str, list[str]] = {}  # matrices that no layer has, by module
+    owners: dict[str, str | None] = {}
+    for name, one in named:
+        owner = _owner(name, told)
+        if owner is None and one.dim() > 1 and id(one) not in done:
+            owner = name.rpartition(".")[0]
+            loose.setdefault(owner, []).append(name.rpartition(".")[2])
+        owners[name] = owner
+    reasons |= {owner: _other_reason(modules[owner], own) for owner, own in loose.items()}
+    for name, owner in owners.items():  # a bias goes with the matrices of its module
+        direct = name.rpartition(".")[0]
+        if owner is None and direct in loose:
+            owners[name] = direct
+    counted: set[int] = set(done)
+    kinds: dict[str, int] = {}
+    counts = dict.fromkeys(reasons, 0)
+    for name, one in named:
+        owner = owners[name] or ""
+        reason = reasons.get(owner) if owners[name] is not None else None
+        if reason is not None:
+            counts[owner] += sizes[name]
+        if id(one) not in counted:
+            counted.add(id(one))
+            kind = VECTORS if reason is None else reason.kind
+            kinds[kind] = kinds.get(kind, 0) + sizes[name]
+    report.left = {name: reason.text for name, reason in reasons.items()}
+    report.left_weights = counts
+    report.left_kinds = dict(sorted(kinds.items(), key=lambda item: -item[1]))
+    report.weights = report.converted_weights + sum(kinds.values())
+
+
+def _owner(parameter: str, modules: Collection[str]) -> str | None:
+    """The innermost of some modules that a parameter belongs to, by their names."""
+    place = parameter
+    while place:
+        place = place.rpartition(".")[0]
+        if place in modules:
+            return place
+    return None
 
 
 def _is_online(module: nn.Module) -> bool:
@@ -223,6 +375,7 @@ def _exchanged(
     origin: Origin = "latent"
     if isinstance(module, nn.Conv2d):
         layer: BitLayer = BitConv2d.from_conv2d(module, scheme, control)
+        carry_over(module, nn.Conv2d, layer)
     else:
         packed = _packed(module)
         linear = _unpacked(module, inverted=packed == "inverted") if packed else module
@@ -230,6 +383,8 @@ def _exchanged(
         layer = BitLinear.from_linear(linear, scheme, control)
         norm = getattr(module, "rms_norm", None)
         layer.sub_norm = norm if isinstance(norm, nn.Module) else None
+        if not packed and not _is_online(module):
+            carry_over(module, nn.Linear, layer)
         origin = "packed" if packed else "latent"
     weight = layer.weight
     if id(weight) in continued:

@@ -8,15 +8,17 @@ has no head of its own and no biases. A layer that was not trained ternary stays
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from forge_plugins.mathematics.gguf_file import GgufTensor
-from forge_plugins.mathematics.llama import Llama, LlamaShape
+from forge_plugins.mathematics.gguf_file import GgufTensor, TensorType
+from forge_plugins.mathematics.llama import Llama
 from forge_plugins.mathematics.llama_names import GGUF, translate
 from forge_plugins.mathematics.ternary_blocks import BLOCK, BlockType, pack_blocks
-from forge_plugins.mathematics.ternary_layers import TernaryLayer, read_layers
+from forge_plugins.mathematics.ternary_layers import check_layers, read_layers
 from forge_plugins.mathematics.tokenizer_files import gguf_vocabulary
 from forge_plugins.mathematics.tokenizers import Tokenizer
 
@@ -35,8 +37,21 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
     return parts.transpose(1, 2).reshape(rows.shape)
 
 
-def _refuse(shape: LlamaShape, layers: dict[str, TernaryLayer]) -> None:
-    """What llama.cpp cannot compute, or would compute otherwise."""
+def check_gguf(model: nn.Module) -> Llama:
+    """Refuse, before anything is trained, what llama.cpp cannot compute or computes otherwise.
+
+    Returns:
+        The model, which is a Llama.
+
+    Raises:
+        ValueError: another architecture, no ternary layer, or one that llama.cpp does not know.
+    """
+    if not isinstance(model, Llama):
+        raise ValueError(  # noqa: TRY004  a network of the user's
+            f"{type(model).__name__} is no architecture that llama.cpp knows; use "
+            "model: {use: llama_decoder}, or export with packed_ternary"
+        )
+    shape = model.shape
     if shape.activation != "silu":
         raise ValueError(
             f"llama.cpp computes SiLU where this model computes {shape.activation}, so it would "
@@ -52,13 +67,53 @@ def _refuse(shape: LlamaShape, layers: dict[str, TernaryLayer]) -> None:
             "llama.cpp's architecture 'bitnet' (sub-norms) has no biases: set "
             "model.with.attention_bias and feed_bias: false, or model.with.sub_norms: false"
         )
-    for name, layer in layers.items():
-        columns = layer.levels.shape[1]
+    for name, (_, columns) in check_layers(model).items():
         if columns % BLOCK:
             raise ValueError(
                 f"{name} has rows of {columns} weights, which is not a multiple of {BLOCK}: change "
                 "model.with.width or hidden, or export with transformers or packed_ternary"
             )
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tensor of the file: numbers, or levels and what one of them is worth."""
+
+    values: Tensor
+    kind: TensorType
+    level: Tensor | None = None
+
+
+def _parts(model: Llama, kind: BlockType, *, scale_tensors: bool, other: Other) -> dict[str, _Part]:
+    """The tensors by llama.cpp's names, before they are packed."""
+    shape = check_gguf(model).shape
+    layers = read_layers(model)
+    found: dict[str, _Part] = {}
+    for name, value in model.state_dict().items():
+        module, _, part = name.rpartition(".")
+        if (module == "head" and shape.tied) or part in ("threshold", "anchor"):
+            continue
+        theirs = translate(module, GGUF, "blk.{}")
+        heads = {"query": shape.heads, "key": shape.groups}.get(module.rpartition(".")[2])
+        turned = heads is not None and not shape.sub_norms
+        layer = layers.get(module) if part == "weight" else None
+        if layer is None:
+            tensor = value.detach().cpu()
+            tensor = interleave(tensor, heads) if turned and heads else tensor
+            if scale_tensors and part == "bias" and ".feed." in module and module in layers:
+                # the perceptron there adds the bias before it multiplies by `.scale`
+                tensor = tensor.float() * layers[module].scale
+            matrix = part == "weight" and tensor.ndim == 2
+            found[f"{theirs}.{part}"] = _Part(tensor, other if matrix else "f32")
+            continue
+        levels = interleave(layer.levels, heads) if turned and heads else layer.levels
+        level = 1.0 / layer.scale
+        one = torch.ones(()) if scale_tensors else level
+        found[f"{theirs}.weight"] = _Part(levels, kind, one)
+        if scale_tensors:
+            found[f"{theirs}.scale"] = _Part(level.reshape(1), "f32")
+    return found
 
 
 def gguf_tensors(
@@ -76,32 +131,25 @@ def gguf_tensors(
     Raises:
         ValueError: there is no ternary layer, or llama.cpp cannot compute this network.
     """
-    layers, shape = read_layers(model), model.shape
-    _refuse(shape, layers)
     found: dict[str, GgufTensor] = {}
-    for name, value in model.state_dict().items():
-        module, _, part = name.rpartition(".")
-        if module == "head" and shape.tied:
+    for name, part in _parts(model, kind, scale_tensors=scale_tensors, other=other).items():
+        if part.level is None:
+            found[name] = GgufTensor.plain(part.values, part.kind)
             continue
-        theirs = translate(module, GGUF, "blk.{}")
-        heads = {"query": shape.heads, "key": shape.groups}.get(module.rpartition(".")[2])
-        turned = heads is not None and not shape.sub_norms
-        layer = layers.get(module) if part == "weight" else None
-        if layer is None:
-            tensor = value.detach().cpu()
-            tensor = interleave(tensor, heads) if turned and heads else tensor
-            if scale_tensors and part == "bias" and ".feed." in module and module in layers:
-                # the perceptron there adds the bias before it multiplies by `.scale`
-                tensor = tensor.float() * layers[module].scale
-            matrix = part == "weight" and tensor.ndim == 2
-            found[f"{theirs}.{part}"] = GgufTensor.plain(tensor, other if matrix else "f32")
-            continue
-        levels = interleave(layer.levels, heads) if turned and heads else layer.levels
-        scale = 1.0 / layer.scale
-        blocks = pack_blocks(levels, 1.0 if scale_tensors else scale, kind)
-        found[f"{theirs}.weight"] = GgufTensor(tuple(levels.shape), kind, blocks)
-        if scale_tensors:
-            found[f"{theirs}.scale"] = GgufTensor.plain(scale.reshape(1))
+        blocks = pack_blocks(part.values, part.level, kind)
+        found[name] = GgufTensor(tuple(part.values.shape), kind, blocks)
+    return found
+
+
+def gguf_numbers(
+    model: Llama, kind: BlockType, *, scale_tensors: bool = False, other: Other = "f32"
+) -> dict[str, Tensor]:
+    """The numbers that the file's tensors stand for, fp32; arguments as of `gguf_tensors`."""
+    found: dict[str, Tensor] = {}
+    for name, part in _parts(model, kind, scale_tensors=scale_tensors, other=other).items():
+        half = part.values.half() if part.kind == "f16" else part.values
+        level = 1.0 if part.level is None else part.level.half().float()  # as blocks hold it
+        found[name] = half.float() * level
     return found
 
 

@@ -76,8 +76,7 @@ class OnnxGraph:
     def constant(self, name: str, value: Tensor) -> str:
         """A tensor of the file, given once under its name."""
         raw = value.detach().cpu().contiguous()
-        packed = raw.reshape(-1).view(torch.uint8).numpy().tobytes()
-        self._constants[name] = _tensor(name, raw.shape, _TYPES[raw.dtype], packed)
+        self._constants[name] = _tensor(name, raw.shape, _TYPES[raw.dtype], raw.numpy().tobytes())
         return name
 
     def int2(self, name: str, packed: Tensor, shape: Sequence[int]) -> str:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from forge_plugins.mathematics.bitnet import EPSILON
+from forge_plugins.mathematics.grid_weight import applied_state, need_grid_layers
 from forge_plugins.mathematics.llama import Llama, RMSNorm, rotary_table
 from forge_plugins.mathematics.mlp import Mlp
 from forge_plugins.mathematics.onnx_file import MICROSOFT, OnnxGraph
 from forge_plugins.mathematics.packing import check_levels
-from forge_plugins.mathematics.ternary_layers import TernaryLayer, read_layers
+from forge_plugins.mathematics.ternary_layers import TernaryLayer, check_layers, read_layers
 
 Encoding = Literal["matmul_nbits", "int2", "matmul_integer"]
 BLOCK: Final = 128
@@ -58,12 +59,6 @@ class _Writer:
         self.graph = OnnxGraph()
         self.encoding = encoding
         self.layers = read_layers(model)
-        for name, layer in self.layers.items():
-            if layer.activation_bits != 8 and encoding == "matmul_integer":
-                raise ValueError(
-                    f"{name} has {layer.activation_bits}-bit activations, which MatMulInteger "
-                    "cannot take: choose the weights matmul_nbits, or train with 8 bits"
-                )
         self._number("epsilon", EPSILON)
         self._number("largest", 127.0)
         self.graph.constant("last_axis", torch.tensor([-1]))
@@ -105,7 +100,9 @@ class _Writer:
             whole, scale = self._rounded(inputs)
             inputs = graph.node("Div", [whole, scale])
         if self.encoding == "int2":
-            weight = graph.int2(f"{name}.levels", pack_rows(layer.levels, 0, 4), (rows, columns))
+            # such numbers stand one after the other: a row may begin within a byte
+            flat = pack_rows(layer.levels.reshape(1, -1), 0, 4)
+            weight = graph.int2(f"{name}.levels", flat, (rows, columns))
             one = self._number(f"{name}.level", 1.0 / layer.scale)
             # the transposition keeps onnxruntime from fusing both into a kernel that rounds
             # activations once more
@@ -227,16 +224,11 @@ _WRITERS: Final[dict[type[nn.Module], Callable[..., None]]] = {
 }
 
 
-def write_onnx(model: nn.Module, encoding: Encoding, file: Path) -> int:
-    """Write a network.
-
-    Args:
-        model: a `Llama` or an `Mlp` with ternary layers.
-        encoding: of their weights.
-        file: to write.
+def check_onnx(model: nn.Module, encoding: Encoding) -> Callable[..., None]:
+    """Refuse, before anything is trained, what cannot be written.
 
     Returns:
-        The version of the standard operators that the file needs.
+        What writes such a network.
 
     Raises:
         ValueError: another architecture, no ternary layer, or a layer that the encoding cannot
@@ -250,5 +242,46 @@ def write_onnx(model: nn.Module, encoding: Encoding, file: Path) -> int:
             f"{known}; use model: {{use: llama_decoder}} or {{use: mlp}}, or export with "
             "packed_ternary"
         )
+    _ = check_layers(model)
+    for name, layer in need_grid_layers(model).items():
+        bits = layer.scheme.activation_bits
+        if bits != 8 and encoding == "matmul_integer":
+            raise ValueError(
+                f"{name} has {bits}-bit activations, which MatMulInteger cannot take: choose the "
+                "weights matmul_nbits, or train with 8 bits"
+            )
+    return write
+
+
+def write_onnx(model: nn.Module, encoding: Encoding, file: Path) -> int:
+    """Write a network.
+
+    Args:
+        model: a `Llama` or an `Mlp` with ternary layers.
+        encoding: of their weights.
+        file: to write.
+
+    Returns:
+        The version of the standard operators that the file needs.
+
+    Raises:
+        ValueError: see `check_onnx`; or a layer that is not on its levels yet.
+    """
+    write = check_onnx(model, encoding)
     write(model, _Writer(model, encoding), file)
     return OPSET[encoding]
+
+
+def onnx_numbers(model: nn.Module, encoding: Encoding) -> dict[str, Tensor]:
+    """The numbers that the weights of a file stand for, fp32, by their names in the state.
+
+    Raises:
+        ValueError: see `write_onnx`.
+    """
+    found = {name: value.detach().float().cpu() for name, value in applied_state(model).items()}
+    for name, layer in read_layers(model).items():
+        if encoding == "matmul_integer":
+            found[f"{name}.weight"], found[f"{name}.scale"] = layer.applied, layer.scale
+        else:
+            found[f"{name}.weight"] = layer.levels.float() * (1.0 / layer.scale)
+    return found

@@ -13,8 +13,16 @@ Arithmetic = Literal["exact", "int8", "int8_bf16_backward"]
 
 WEIGHT_BITS: Final = (1, 1.58, 2, 4, 8, 16, 32)
 ACTIVATION_BITS: Final = (4, 8, 16, 32)
-SKIPPED: Final = ("head", "*.head", "lm_head", "*.lm_head")
-"""Names of the layer that makes the outputs, which stays in full precision by default."""
+OUTPUT_EMBEDDINGS: Final = "output_embeddings"
+"""A name to skip that also stands for the layer that a model's `get_output_embeddings()` gives."""
+_HEADS: Final = ("head", "lm_head", "classifier", "score", "qa_outputs", "embed_out",
+                 OUTPUT_EMBEDDINGS)  # fmt: skip
+_WITH_LAYERS: Final = ("lm_head", "classifier", "classification_head")
+SKIPPED: Final = (
+    *(form for name in _HEADS for form in (name, f"*.{name}")),
+    *(form for name in _WITH_LAYERS for form in (f"{name}.*", f"*.{name}.*")),
+)
+"""Names of the layers that make the outputs, which stay in full precision by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
+from forge_plugins.mathematics.byte_alphabet import byte_alphabet
+from forge_plugins.mathematics.llama_cpp_tokenizer import UNUSED, library_vocabulary
 from forge_plugins.mathematics.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.tokenizers import END, UNKNOWN, CharacterTokenizer, Tokenizer
-
-_PLAIN: Final = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-
-
-def byte_alphabet() -> list[str]:
-    """A printable character for each byte, as byte-level vocabularies write them (GPT-2).
-
-    Bytes that print stand for themselves, the others for the characters from U+0100 on.
-    """
-    letters = {value: chr(value) for value in _PLAIN}
-    others = [value for value in range(256) if value not in letters]
-    letters |= {value: chr(0x100 + place) for place, value in enumerate(others)}
-    return [letters[value] for value in range(256)]
 
 
 def _specials(tokenizer: Tokenizer) -> dict[int, str]:
@@ -40,10 +29,16 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
         count: tokens of the model.
 
     Raises:
-        ValueError: the tokenizer is of a kind that such files do not know.
+        ValueError: llama.cpp would read texts otherwise than the tokenizer, or the tokenizer has
+            more tokens than the model.
     """
+    if tokenizer is not None and tokenizer.vocabulary > count:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocabulary} tokens, and the model {count}: give the "
+            "model that vocabulary"
+        )
     if isinstance(tokenizer, LibraryTokenizer):
-        return _library_vocabulary(tokenizer)
+        return _filled(library_vocabulary(tokenizer), count)
     if tokenizer is None:
         return {
             "model": "gpt2",
@@ -63,7 +58,7 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
         tokens.append(shown)
         kinds.append(1)
         merges += [f"{shown[:place]} {shown[place]}" for place in range(1, len(shown))]
-    return {
+    found = {
         "model": "gpt2",
         "pre": "gpt-2",
         "tokens": tokens,
@@ -73,26 +68,15 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
         "eos_token_id": tokenizer.end,
         "add_bos_token": False,
     }
+    return _filled(found, count)
 
 
-def _library_vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
-    found = tokenizer.byte_level()
-    if found is None:
-        raise ValueError(
-            "the tokenizer.json is no byte-level BPE, which is all that this exporter writes for "
-            "llama.cpp; the exporter transformers takes any"
-        )
-    special = {*found["special"], tokenizer.end}
-    return {
-        "model": "gpt2",
-        "pre": "gpt-2",
-        "tokens": found["tokens"],
-        "token_type": [3 if number in special else 1 for number in range(tokenizer.vocabulary)],
-        "merges": found["merges"],
-        "bos_token_id": tokenizer.end,
-        "eos_token_id": tokenizer.end,
-        "add_bos_token": False,
-    }
+def _filled(vocabulary: dict[str, Any], count: int) -> dict[str, Any]:
+    """A vocabulary with as many tokens as the model has; those that no text gives are unused."""
+    numbers = range(len(vocabulary["tokens"]), count)
+    vocabulary["tokens"] += [f"<|unused {number}|>" for number in numbers]
+    vocabulary["token_type"] += [UNUSED] * len(numbers)
+    return vocabulary
 
 
 def transformers_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:

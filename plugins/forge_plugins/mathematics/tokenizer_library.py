@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import torch
@@ -70,16 +70,35 @@ class LibraryTokenizer:
         """The bytes of each token; None for all: what a token is depends on its neighbours."""
         return [None] * self.vocabulary
 
-    def byte_level(self) -> dict[str, Any] | None:
-        """Tokens, merges and special tokens of a byte-level BPE; None when it is another kind."""
-        about = json.loads(self.content)
-        model = about.get("model") or {}
-        before = json.dumps(about.get("pre_tokenizer"))
-        if model.get("type") != "BPE" or '"ByteLevel"' not in before:
-            return None
-        names = self._tokenizer.get_vocab(with_added_tokens=True)
-        added = {token["id"] for token in about.get("added_tokens", []) if token.get("special")}
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        by_number = {number: name for name, number in names.items()}
-        tokens = [by_number.get(n, f"<|unused {n}|>") for n in range(self.vocabulary)]
-        return {"tokens": tokens, "merges": merges, "special": sorted(added)}
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the file says, as data."""
+        found: dict[str, Any] = json.loads(self.content)
+        return found
+
+    def names(self) -> dict[int, str]:
+        """What the tokens are called, by number; there may be holes."""
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {number: name for name, number in known.items()}
+
+    def specials(self) -> list[str]:
+        """Added tokens: they stand for themselves wherever a text holds them."""
+        return [token["content"] for token in self.about.get("added_tokens") or []]
+
+    def reaches_all(self, but: Collection[int] = ()) -> bool:
+        """Whether merges give each token from its own letters.
+
+        Args:
+            but: numbers of tokens that need not be reached.
+        """
+        model = self._tokenizer.model
+        held = model.ignore_merges
+        model.ignore_merges = False
+        try:
+            return all(
+                [one.id for one in model.tokenize(name)] == [number]
+                for number, name in self.names().items()
+                if number not in but
+            )
+        finally:
+            model.ignore_merges = held

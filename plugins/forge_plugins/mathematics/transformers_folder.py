@@ -11,40 +11,72 @@ Layouts, as the client's `integrations/bitnet.py` reads them:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from forge_plugins.mathematics.llama import Llama, LlamaShape
+from forge_plugins.mathematics.bit_layer import BitLayer
+from forge_plugins.mathematics.grid import unpack_rows
+from forge_plugins.mathematics.grid_weight import need_grid_layers
+from forge_plugins.mathematics.llama import Llama
 from forge_plugins.mathematics.llama_names import TRANSFORMERS, translate
 from forge_plugins.mathematics.packing import pack_two_bits
-from forge_plugins.mathematics.ternary_layers import TernaryLayer, read_layers
+from forge_plugins.mathematics.ternary_layers import TernaryLayer, check_layers, read_layers
+from forge_plugins.mathematics.tied_tensors import same_bits
 
 Layout = Literal["bitlinear", "autobitlinear", "online"]
 _BLOCK: Final = "model.layers.{}"
 
 
-def _refuse(shape: LlamaShape, layers: dict[str, TernaryLayer], layout: Layout) -> None:
-    """What the client cannot compute."""
-    if shape.sub_norms and shape.feed_bias:
+def check_folder(model: nn.Module, layout: Layout) -> Llama:
+    """Refuse, before anything is trained, what the client cannot compute.
+
+    Returns:
+        The model, which is a Llama.
+
+    Raises:
+        ValueError: another architecture, no ternary layer, or one that the layout cannot hold.
+    """
+    if not isinstance(model, Llama):
+        raise ValueError(  # noqa: TRY004  a network of the user's
+            f"{type(model).__name__} is no architecture that this exporter knows; use model: "
+            "{use: llama_decoder}, or export with packed_ternary"
+        )
+    if model.shape.sub_norms and model.shape.feed_bias:
         raise ValueError(
             "BitNetForCausalLM has no bias in its perceptron: set model.with.feed_bias: false, or "
             "model.with.sub_norms: false"
         )
-    for name, layer in layers.items():
-        if layer.activation_bits != 8:
+    shapes, layers = check_layers(model), need_grid_layers(model)
+    for name, (rows, _) in shapes.items():
+        bits = layers[name].scheme.activation_bits
+        if bits != 8:
             raise ValueError(
-                f"{name} has {layer.activation_bits}-bit activations, the client's layers round "
-                "to 8 bits: set quantizer.with.activation_bits: 8"
+                f"{name} has {bits}-bit activations, the client's layers round to 8 bits: set "
+                "quantizer.with.activation_bits: 8"
             )
-        rows = len(layer.levels)
         if layout != "online" and rows % 4:
             raise ValueError(
                 f"{name} has {rows} rows, which is not a multiple of 4: the packed layouts hold "
                 "four rows in one; change the model's width, groups or hidden, or use the layout "
                 "'online'"
             )
+        if layout == "online" and not _is_quantized_alike(layers[name]):
+            raise ValueError(
+                f"{name} is not quantized as the client would quantize its latent weight again "
+                "(weight_bits 1.58 by absmean, to the nearest level, without target_sparsity): use "
+                "the layout 'bitlinear', which holds the levels"
+            )
+    return model
+
+
+def _is_quantized_alike(layer: BitLayer) -> bool:
+    """Whether the levels are those that the client takes from the latent weight."""
+    scheme = layer.scheme
+    plain = scheme.is_reference and scheme.parity == "hf" and layer.threshold is None
+    return plain and layer.anchor is None and not layer.control.sparsity
 
 
 def _ternary_tensors(
@@ -72,8 +104,7 @@ def folder_tensors(
     Raises:
         ValueError: there is no ternary layer, or the client cannot compute this network.
     """
-    layers = read_layers(model)
-    _refuse(model.shape, layers, layout)
+    layers = read_layers(check_folder(model, layout))
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     if model.shape.tied:
         del state["head.weight"]  # the client ties it again
@@ -89,6 +120,31 @@ def folder_tensors(
     return tensors
 
 
+def wrong_tensors(
+    model: Llama, layout: Layout, tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> list[str]:
+    """The tensors of a file that are not what was meant, the levels of packed ones unpacked.
+
+    Args:
+        model: what the file was written from.
+        layout: of the file.
+        tensors: what was to be written.
+        stored: what was read.
+    """
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if name not in stored or not same_bits(stored[name], tensor)
+    ]
+    if layout == "online":
+        return wrong
+    for name, layer in read_layers(model).items():
+        theirs = f"{translate(name, TRANSFORMERS, _BLOCK)}.weight"
+        if theirs not in wrong and not torch.equal(unpack_rows(stored[theirs]), layer.levels):
+            wrong.append(theirs)
+    return wrong
+
+
 def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> dict[str, Any]:
     """The content of `config.json`.
 
@@ -99,7 +155,7 @@ def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> 
         end: the token that ends a text, if there is one.
     """
     shape = model.shape
-    ternary = read_layers(model)
+    ternary = need_grid_layers(model)
     plain = [
         translate(name, TRANSFORMERS, _BLOCK)
         for name, module in model.named_modules()

@@ -124,7 +124,10 @@ class BitNetConfig:
     convolutions: Annotated[bool, Meta(description="quantize nn.Conv2d too")] = False
     skip: Annotated[
         tuple[str, ...],
-        Meta(description="layers left as they are, by name; * and ? stand for any letters"),
+        Meta(
+            description="layers left as they are, by name; * and ? stand for any letters, "
+            "output_embeddings also for what get_output_embeddings() of a live model gives"
+        ),
     ] = SKIPPED
     figures: Annotated[
         Literal["totals", "layers"],
@@ -169,7 +172,8 @@ class BitNetConfig:
 def _provided(config: BitNetConfig) -> tuple[str, ...]:
     if config.weight_bits >= 16:
         return ()
-    kinds = {1: ("model:binary",), 1.58: ("model:ternary",)}
+    # the levels of 1 and 2 bits are among -1, 0 and 1 as well
+    kinds = {1: ("model:binary", "model:ternary"), 1.58: ("model:ternary",), 2: ("model:ternary",)}
     return ("model:quantized", *kinds.get(config.weight_bits, ()))
 
 
@@ -187,6 +191,7 @@ class BitNet:
         self._layers: dict[str, BitLayer] = {}
         self._control: Any = None
         self._account: dict[str, Any] = {}
+        self._summary = ""
         self._notices: list[str] = []
         self._warmup = self._ramp = 0
         self._before: dict[str, Tensor] = {}  # levels before the update that a log line is due for
@@ -224,6 +229,7 @@ class BitNet:
             )
         self._layers = dict(report.layers)
         self._account = report.to_data()
+        self._summary = report.summary() if scheme.quantizes_weight else ""
         # a draw holds for a whole step; else keeping pays when a weight is used more than once
         keeps = run.settings.accumulate > 1 or config.rounding == "stochastic"
         for place, layer in enumerate(self._layers.values()):
@@ -278,6 +284,15 @@ class BitNet:
     def on_run_start(self, run: Run) -> None:
         """Say what became of each layer; set what the first step applies."""
         self._settle(run)
+        if self._summary:
+            account = self._account
+            run.tell(
+                "quantized",
+                f"bitnet: {self._summary}.",
+                weights=account["weights"],
+                converted_weights=account["converted_weights"],
+                left_weights=account["weights"] - account["converted_weights"],
+            )
         if run.folder is not None:
             account = {
                 "weight_bits": self.config.weight_bits,

@@ -113,7 +113,10 @@ def test_log_probabilities_agree_with_their_logits() -> None:
         (["model.with.hidden=258", "exporters=[{use: transformers}]"], "model:columns_of_4"),
         (["model={use: decoder_transformer}"], "model:llama"),
         (["model={use: decoder_transformer}", "exporters=[{use: onnx}]"], "model:onnx"),
-        (["quantizer=null", "exporters=[{use: state_dict, with: {weights: applied}}]"], "ternary"),
+        (
+            ["quantizer=null", "exporters=[{use: state_dict, with: {weights: applied}}]"],
+            "quantized",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused_at_plan_time(settings: list[str], words: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from forge_kernel.errors import ConfigError, Fault, PluginError
+from forge_plugins.mathematics.safetensors_state import read_state
 from forge_plugins.models.python_class import load_factory
 
 STATES: Final = ("model_state_dict", "state_dict", "model_state", "model")
@@ -110,9 +111,7 @@ def _read(file: Path) -> Any:
     if not file.is_file():
         raise ConfigError(f"there is no file {file}")
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
+        return read_state(file)
     return torch.load(file, map_location="cpu")
 
 

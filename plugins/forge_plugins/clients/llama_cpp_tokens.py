@@ -1,0 +1,34 @@
+"""Tokens of texts by llama.cpp (through the wheel xllamacpp)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+
+
+def main(file: str, request: str, answer: str) -> None:
+    """Load, ask the server for the tokens of each text, write."""
+    from safetensors.torch import load_file, save_file
+
+    from forge_plugins.clients.llama_cpp_logits import server_of
+    from forge_plugins.clients.reading import as_data, as_tensor
+
+    asked = load_file(request)
+    server = server_of(file, 64)
+    here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
+    found = []
+    for text in as_data(asked["texts"]):
+        wanted = {"content": text, "add_special": False, "parse_special": bool(asked["specials"])}
+        post = urllib.request.Request(  # noqa: S310  the address of the server in this process
+            f"{server.listening_address}/tokenize",
+            json.dumps(wanted).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with here.open(post, timeout=60) as told:
+            found.append(json.loads(told.read())["tokens"])
+    save_file({"tokens": as_tensor(found)}, answer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
