@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+SAMPLE ?= 5
 
-.PHONY: run test lint deep bench spec schemas format clean
+.PHONY: run test lint deep mutation bench spec schemas format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +23,9 @@ test: $(STAMP)  ## the tests, without the deep batteries
 deep: $(STAMP)  ## the long batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "hypothesis and not deep" --hypothesis-profile=search
+
+mutation: $(STAMP)  ## faults planted one at a time: which do the tests miss?
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py --sample $(SAMPLE)
 
 lint: $(STAMP)  ## style, types, layers, schemas
 	$(BIN)/ruff check .

@@ -1,0 +1,351 @@
+"""`make mutation`: faults planted one at a time, and whether the tests notice.
+
+    tests/mutation.py [--sample N] [--seed S] [--only PART ...] [--guard SOURCE=TEST[,TEST]]
+
+`mutation_guards.tsv` says which tests guard a source. All works in a copy of the tree: first each
+test once, to see which lines it reaches, then N mutants of each source (see `mutants.py`) against
+the tests that reach the changed statement, the quickest first, up to the first that fails.
+
+A line for each mutant goes to stderr, a summary as JSON to stdout. Verdicts: `killed`; `survived`;
+`timeout` (it counts as killed: a loop without end is noticed); `unreached` (it counts as survived):
+no test runs the statement in its own process. What only processes that tests start run is not seen.
+
+A test's process is a fork of this one, which has imported torch and none of the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import pytest
+import torch  # once, before the forks: most of the time of a short test
+from mutants import Mutant, mutants
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+GUARDS: Final = ROOT / "tests" / "mutation_guards.tsv"
+LEAST_LIMIT: Final = 120.0
+"""Seconds before a mutant counts as hung; more where its tests take long."""
+
+
+@dataclass(slots=True)
+class Reach:
+    """What the guarding tests run, unchanged.
+
+    Attributes:
+        seconds: of each test that passes, by its node id.
+        lines: of each source, the lines that each test reaches.
+        loaded: of each source, the lines that importing it runs; any test may notice those.
+        failed: the tests that do not pass; they guard nothing.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    lines: dict[str, dict[str, set[int]]] = field(default_factory=dict)
+    loaded: dict[str, set[int]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    def tests(self, source: str, mutant: Mutant, guards: tuple[str, ...]) -> list[str]:
+        """The guarding tests that reach the mutated statement, the quickest first."""
+        span = range(mutant.line, mutant.end_line + 1)
+        by_import = any(line in self.loaded.get(source, ()) for line in span)
+        reached = self.lines.get(source, {})
+        found = [
+            test
+            for test in self.seconds
+            if test.startswith(guards)
+            and (by_import or not reached.get(test, set()).isdisjoint(span))
+        ]
+        return sorted(found, key=self.seconds.__getitem__)
+
+
+class _Tracer:
+    """A pytest plugin that notes which lines of the sources each test reaches."""
+
+    def __init__(self, tree: Path, sources: list[str]) -> None:
+        self._sources = {str(tree / source): source for source in sources}
+        self._test = ""
+        self.reach = Reach()
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        del event, argument
+        source = self._sources.get(frame.f_code.co_filename)
+        if source is None:
+            return None
+        importing = frame.f_code.co_name == "<module>" or "__module__" in frame.f_locals
+        if importing:
+            lines = self.reach.loaded.setdefault(source, set())
+        else:
+            lines = self.reach.lines.setdefault(source, {}).setdefault(self._test, set())
+        lines.add(frame.f_lineno)
+
+        def line(frame: FrameType, event: str, argument: Any) -> Any:
+            del event, argument
+            lines.add(frame.f_lineno)
+            return line
+
+        return line
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Trace one test with its fixtures."""
+        self._test, start = item.nodeid, time.perf_counter()
+        sys.settrace(self._call)
+        threading.settrace(self._call)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)
+            self.reach.seconds[item.nodeid] = time.perf_counter() - start
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a test that does not pass as it is."""
+        if not report.passed:
+            self.reach.failed.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        """Leave the tests that guard nothing out."""
+        for test in self.reach.failed:
+            self.reach.seconds.pop(test, None)
+
+
+class _Chosen:
+    """A pytest plugin that runs these tests alone, in this order."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self._place = {test: place for place, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Keep and order."""
+        kept = [item for item in items if item.nodeid in self._place]
+        items[:] = sorted(kept, key=lambda item: self._place[item.nodeid])
+
+
+class Tree:
+    """A copy of the checkout that mutants are written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # the listing that git has: neither environments nor caches nor what runs have written
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+        ).stdout.split("\0")
+        for name in filter(None, listed):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_file():
+                shutil.copy2(ROOT / name, folder / name)
+        self._writes = 0
+
+    def text(self, source: str) -> str:
+        """A source as it stands here."""
+        return (self.folder / source).read_text(encoding="utf-8")
+
+    def write(self, source: str, text: str) -> None:
+        """Write a source so that no bytecode of another text of its size is taken for its own."""
+        self._writes += 1
+        file = self.folder / source
+        file.write_text(text, encoding="utf-8")
+        os.utime(file, (self._writes, self._writes))
+
+    def forked(self, work: Callable[[], int], log: Path, limit: float) -> int | None:
+        """The exit status of `work` in a process of its own in this tree; None: it hung."""
+        process = os.fork()
+        if process == 0:
+            self._become(work, log)
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                _kill_group(process)  # what it started and left
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        _kill_group(process)
+        os.waitpid(process, 0)
+        return None
+
+    def _become(self, work: Callable[[], int], log: Path) -> None:
+        code = 70
+        try:
+            os.setsid()
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            os.chdir(self.folder)
+            ours = [str(self.folder), str(self.folder / "plugins")]
+            sys.path[:] = [*ours, *(one for one in sys.path if one != str(ROOT / "tests"))]
+            sys.modules.pop("mutants", None)
+            os.environ.update(PYTHONPATH=os.pathsep.join(ours), OMP_NUM_THREADS="1")
+            code = work()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+
+def _kill_group(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process, signal.SIGKILL)
+
+
+_QUIET: Final = ["-q", "-p", "no:cacheprovider", "-m", "not deep"]
+
+
+def reach(tree: Tree, sources: list[str], guards: list[str], folder: Path) -> Reach:
+    """Run the guarding tests once, traced.
+
+    Raises:
+        SystemExit: pytest could not run them, or they reach none of a source.
+    """
+    kept = folder / "reach.json"
+
+    def work() -> int:
+        tracer = _Tracer(tree.folder, sources)
+        code = int(pytest.main([*_QUIET, *guards], plugins=[tracer]))
+        found = tracer.reach
+        lines = {
+            source: {test: sorted(lines) for test, lines in tests.items()}
+            for source, tests in found.lines.items()
+        }
+        loaded = {source: sorted(lines) for source, lines in found.loaded.items()}
+        kept.write_text(json.dumps([found.seconds, lines, loaded, found.failed]))
+        return code
+
+    log = folder / "reach.txt"
+    code = tree.forked(work, log, limit=86400.0)
+    if code not in (0, 1):
+        raise SystemExit(f"the guarding tests do not run (status {code}):\n{log.read_text()}")
+    seconds, lines, loaded, failed = json.loads(kept.read_text())
+    found = Reach(
+        seconds,
+        {source: {test: set(of) for test, of in tests.items()} for source, tests in lines.items()},
+        {source: set(of) for source, of in loaded.items()},
+        failed,
+    )
+    missed = [one for one in sources if one not in found.lines and one not in found.loaded]
+    if missed:
+        raise SystemExit(f"no guarding test reaches {missed}: mend {GUARDS.name}")
+    return found
+
+
+def verdict(tree: Tree, source: str, mutant: Mutant, tests: list[str], limit: float) -> str:
+    """What the tests say of a mutant: `killed`, `survived` or `timeout`."""
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    original = tree.text(source)
+    tree.write(source, mutant.text)
+    try:
+        code = tree.forked(
+            lambda: int(pytest.main(["-x", *_QUIET, *files], plugins=[_Chosen(tests)])),
+            tree.folder.parent / "mutant.txt",
+            limit,
+        )
+    finally:
+        tree.write(source, original)
+    return "timeout" if code is None else "survived" if code == 0 else "killed"
+
+
+def guarded(patterns: dict[str, tuple[str, ...]], only: list[str]) -> dict[str, tuple[str, ...]]:
+    """The guarding tests of each source, in the order of the table."""
+    found: dict[str, tuple[str, ...]] = {}
+    for pattern, tests in patterns.items():
+        for file in sorted(ROOT.glob(pattern)):
+            name = file.relative_to(ROOT).as_posix()
+            if name.endswith("/__init__.py") or (only and not any(one in name for one in only)):
+                continue
+            found[name] = tests
+    return found
+
+
+def _table() -> dict[str, tuple[str, ...]]:
+    rows = (row.split("\t") for row in GUARDS.read_text(encoding="utf-8").splitlines())
+    return {pattern: tuple(tests.split()) for pattern, tests in rows}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sample", type=int, default=10, help="mutants of each source")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the sources' names")
+    parser.add_argument(
+        "--guard", action="append", default=[], metavar="SOURCE=TEST[,TEST]",
+        help="in place of the table",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Plant, run, tell."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    given = (one.partition("=") for one in arguments.guard)
+    patterns = {source: tuple(tests.split(",")) for source, _, tests in given} or _table()
+    guards = guarded(patterns, arguments.only)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary).resolve()
+        tree = Tree(folder / "tree")
+        every = sorted({test for tests in guards.values() for test in tests})
+        reached = reach(tree, list(guards), every, folder)
+        for test in reached.failed:
+            _tell(f"does not pass unchanged, guards nothing: {test}")
+        results = [
+            _result(tree, reached, source, tests, mutant)
+            for source, tests in guards.items()
+            for mutant in _sample(tree.text(source), source, arguments)
+        ]
+    json.dump(summary(results), sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _sample(text: str, source: str, arguments: argparse.Namespace) -> list[Mutant]:
+    every = mutants(text)
+    count = min(arguments.sample, len(every))
+    return random.Random(f"{arguments.seed} {source}").sample(every, count)
+
+
+def _result(
+    tree: Tree, reached: Reach, source: str, guards: tuple[str, ...], mutant: Mutant
+) -> dict[str, str]:
+    tests = reached.tests(source, mutant, guards)
+    limit = max(LEAST_LIMIT, 20 * sum(reached.seconds[test] for test in tests))
+    found = verdict(tree, source, mutant, tests, limit) if tests else "unreached"
+    place = f"{source}:{mutant.line}"
+    first, _, second = mutant.diff.partition("\n+")
+    _tell(f"{found:9} {place}  {first[1:].strip()}  =>  {second.strip()}")
+    return {"verdict": found, "place": place, "kind": mutant.kind, "diff": mutant.diff}
+
+
+def summary(results: list[dict[str, str]]) -> dict[str, Any]:
+    """Counts, score (the share noticed, of all) and those that nothing noticed."""
+    counts = {
+        name: sum(one["verdict"] == name for one in results)
+        for name in ("killed", "timeout", "survived", "unreached")
+    }
+    noticed = counts["killed"] + counts["timeout"]
+    return {
+        "mutants": len(results),
+        **counts,
+        "score": round(noticed / len(results), 3) if results else None,
+        "survivors": [one for one in results if one["verdict"] in ("survived", "unreached")],
+    }
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()
