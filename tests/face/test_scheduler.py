@@ -261,6 +261,59 @@ def test_a_composite_goes_on_from_the_rate_that_was_unless_told_to_jump() -> Non
         assert composite.active == "second"
 
 
+@pytest.mark.parametrize(
+    ("order", "ends"),
+    [
+        ("abc", {"a": 10, "b": 20}),
+        ("abcd", {"a": 5, "b": 12, "c": 20}),
+        ("cab", {"c": 3, "a": 9}),  # by place, not by name
+        ("abc", {"a": 6}),  # the second has no end
+        ("abc", {"a": 8, "b": 8}),  # the second's end is past when its turn comes: one step
+    ],
+)
+def test_a_composite_gives_the_rate_to_each_of_its_schedules_in_turn(
+    order: str, ends: dict[str, int]
+) -> None:
+    """Spec: G8. Planted: the last one takes over; the first one again; the next by name."""
+    made, rate = optimizer(), {"a": 1e-3, "b": 5e-4, "c": 2e-4, "d": 7e-5}
+    composite = CompositeScheduler(
+        made,
+        {
+            name: SchedulerFactory.create_scheduler(
+                made, config(SchedulerType.CONSTANT, warmup_type="none", base_lr=rate[name])
+            )
+            for name in order
+        },
+        until=ends,
+        join="jump",
+    )
+    expected, place = [], 0
+    for done in range(30):
+        if done >= ends.get(order[place], 30):
+            place += 1
+        expected.append(rate[order[place]])
+    assert trace(composite, 30) == pytest.approx(expected, rel=1e-12)
+    assert composite.active == order[place]
+
+
+def test_figures_hand_the_rate_from_one_of_four_schedules_to_the_next() -> None:
+    """Spec: G8. Planted: the last one takes over."""
+    names = ["far", "near", "there", "rest"]
+    composite = SchedulerFactory.create_composite_scheduler(
+        optimizer(),
+        {name: config(SchedulerType.CONSTANT) for name in names},
+        until={
+            name: lambda figures, bar=bar: figures["loss"] < bar
+            for name, bar in zip(names, (0.9, 0.5, 0.1), strict=False)
+        },
+    )
+    seen = []
+    for loss in (1.0, 0.8, 0.8, 0.4, 0.05, 0.05):
+        composite.step(loss)
+        seen.append(composite.active)
+    assert seen == ["far", "near", "near", "there", "rest", "rest"]
+
+
 def test_a_composite_switches_by_hand_and_by_a_figure_and_keeps_its_state() -> None:
     """Spec: G8."""
 
