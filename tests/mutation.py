@@ -147,8 +147,8 @@ class Tree:
         ).stdout.split("\0")
         for name in filter(None, listed):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / name).is_file():
-                shutil.copy2(ROOT / name, folder / name)
+            if os.path.lexists(ROOT / name):
+                shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
         self._writes = 0
 
     def text(self, source: str) -> str:
