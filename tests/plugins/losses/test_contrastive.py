@@ -30,11 +30,16 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
 
 
-def session_of(model: nn.Module, temperature: float = 0.5, *, accumulate: int = 1) -> Any:
+def session_of(
+    model: nn.Module, temperature: float = 0.5, *, accumulate: int = 1, nested: bool = False
+) -> Any:
+    use: str = "contrastive"
+    config: dict[str, Any] = {"temperature": temperature}
+    if nested:
+        use, config = "multi_task", {"tasks": {"alike": {"use": use, "with": config}}}
     return make_session(
         model, LiveData([], [batch()], spec=DataSpec(classes=4)), optimizer=SgdPart(RATE),
-        own_loss=True, uses={"loss": UseLoss("contrastive", {"temperature": temperature})},
-        accumulate=accumulate,
+        own_loss=True, uses={"loss": UseLoss(use, config)}, accumulate=accumulate,
     )  # fmt: skip
 
 
@@ -69,10 +74,10 @@ def expected(
     return loss.item(), [one - RATE * slope for one, slope in zip(parameters, slopes, strict=True)]
 
 
-def check(*batches: Batch, temperature: float = 0.5) -> None:
+def check(*batches: Batch, temperature: float = 0.5, nested: bool = False) -> None:
     model = network()
     loss, after = expected(copy.deepcopy(model), *batches, temperature=temperature)
-    session = session_of(model, temperature, accumulate=len(batches))
+    session = session_of(model, temperature, accumulate=len(batches), nested=nested)
     assert float(session.step(*batches)) == pytest.approx(loss, rel=1e-5)
     for one, other in zip(model.parameters(), after, strict=True):
         torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-4, atol=1e-6)
@@ -102,6 +107,7 @@ def test_an_anchor_counts_as_its_sample_and_none_without_weight_is_in_a_pair(
     check(batch(weights))
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "a task"])
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -110,10 +116,12 @@ def test_an_anchor_counts_as_its_sample_and_none_without_weight_is_in_a_pair(
         (batch(labels=[0, 1, 2]), batch()),  # none in the first
     ],
 )
-def test_the_anchors_of_all_micro_batches_count_alike(one: Batch, other: Batch) -> None:
+def test_the_anchors_of_all_micro_batches_count_alike(
+    one: Batch, other: Batch, nested: bool
+) -> None:
     """Planted: the samples counted in place of the anchors; the mean of the means."""
-    check(one, other)
-    check(other, one)
+    check(one, other, nested=nested)
+    check(other, one, nested=nested)
 
 
 def test_ignored_samples_are_nobodys_neighbours() -> None:

@@ -327,6 +327,26 @@ def test_adaptive_weights_sum_to_their_number_and_favour_the_slowest(
     assert torch.equal(again.weights(temperature, like=losses), weights)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_adaptive_weights_are_the_softmax_of_how_much_of_each_loss_is_left(
+    temperature: float, scale: float
+) -> None:
+    """Planted: the ratio times the temperature; a least loss that is not least."""
+    progress = RateOfFall(2, 0.5)
+    losses = torch.tensor([[4.0, 2.0], [1.0, 1.9], [0.5, 1.8]]) * scale
+    for one in losses:
+        progress.take(one)
+
+    def average(values: torch.Tensor, decay: float) -> float:
+        shares = torch.tensor([decay**age for age in (2, 1, 0)])
+        return value((values * shares).sum() / shares.sum())
+
+    left = [average(one, 0.5) / average(one, 0.5**0.1) for one in losses.T]
+    expected = 2 * torch.softmax(torch.tensor(left) / temperature, 0)
+    torch.testing.assert_close(progress.weights(temperature), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("changed", [{"temperature": 9.0}, {"decay": 0.1}], ids=str)
 def test_adaptive_weighting_reads_its_temperature_and_its_decay(changed: dict[str, float]) -> None:
     def last_loss(**config: float) -> float:

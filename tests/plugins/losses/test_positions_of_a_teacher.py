@@ -1,0 +1,86 @@
+"""A teacher of tokens is asked about the positions that have targets, and about no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kernel_parts import SgdPart, make_session
+from torch import Tensor, nn
+
+from forge_kernel.config.use import UseLoss, UseQuantizer
+from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.state import Batch
+from forge_plugins.mathematics.distillation import row_distances
+
+PLACES = [slice(1, 3), slice(-1, None), slice(0, 1), slice(0, 3, 2)]
+LENGTH, SAMPLES = 4, 5
+
+
+class Network(nn.Module):
+    """Answers at the positions that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 6)
+        self.trunk = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, tokens: Tensor, positions: Any = None) -> Tensor:
+        hidden = torch.tanh(self.trunk(self.embedding(tokens)))
+        return self.head(hidden if positions is None else hidden[:, positions])  # type: ignore[no-any-return]
+
+
+def stepped(batch: Batch) -> tuple[float, list[Tensor]]:
+    """The loss of a step, and the weights after it."""
+    model = Network()
+    config = {"hidden": ["trunk"], "hidden_weight": 0.5, "loss": {"use": "cross_entropy"}}
+    session = make_session(
+        model, LiveData([], spec=DataSpec(vocabulary=11, sequence=LENGTH, classes=11)),
+        optimizer=SgdPart(0.5), own_loss=True,
+        uses={"loss": UseLoss("distillation", config),
+              "quantizer": UseQuantizer("bitnet", {"skip": ["head"]})},
+    )  # fmt: skip
+    loss = float(session.step(batch))
+    return loss, [value.detach().clone() for value in session.run.parameters.values()]
+
+
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_a_step_on_some_positions_is_one_in_which_all_other_targets_are_ignored(
+    places: slice,
+) -> None:
+    """Planted: the hidden rows of positions without a target counted as well."""
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(11, (SAMPLES, LENGTH), generator=generator)
+    targets = torch.randint(11, (SAMPLES, LENGTH), generator=generator)
+    ignored = torch.full_like(targets, -100)
+    ignored[:, places] = targets[:, places]
+    some = stepped(Batch(tokens, targets[:, places], positions=places))
+    every = stepped(Batch(tokens, ignored))
+    assert some[0] == pytest.approx(every[0], rel=1e-5)
+    for one, other in zip(some[1], every[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_hidden_rows_are_those_of_the_targets_whether_the_layer_gave_all_or_only_them(
+    places: slice,
+) -> None:
+    """Planted: positions taken from rows that are chosen already."""
+    student, teacher = torch.randn(
+        2, SAMPLES, LENGTH, 6, generator=torch.Generator().manual_seed(1)
+    )
+    targets = torch.zeros(SAMPLES, LENGTH, dtype=torch.int64)[:, places]
+    chosen = student[:, places], teacher[:, places]
+    by_hand = (chosen[0] - chosen[1]).square().sum(-1) / chosen[1].square().sum(-1)
+    torch.testing.assert_close(row_distances(student, teacher, targets, places), by_hand.flatten())
+    torch.testing.assert_close(row_distances(*chosen, targets, places), by_hand.flatten())
+
+
+def test_a_layer_without_a_row_for_each_target_is_compared_sample_by_sample() -> None:
+    student, teacher = torch.randn(2, SAMPLES, 7, 6, generator=torch.Generator().manual_seed(1))
+    targets = torch.zeros(SAMPLES, LENGTH, dtype=torch.int64)
+    by_hand = (student - teacher).square().sum((1, 2)) / teacher.square().sum((1, 2))
+    torch.testing.assert_close(row_distances(student, teacher, targets), by_hand)
