@@ -86,8 +86,8 @@ class _Tracer:
         source = self._sources.get(frame.f_code.co_filename)
         if source is None:
             return None
-        importing = frame.f_code.co_name == "<module>" or "__module__" in frame.f_locals
-        if importing:
+        # of a module or a class; or outside of any test, such as what collecting runs
+        if frame.f_code.co_name == "<module>" or "__module__" in frame.f_locals or not self._test:
             lines = self.reach.loaded.setdefault(source, set())
         else:
             lines = self.reach.lines.setdefault(source, {}).setdefault(self._test, set())
@@ -100,18 +100,20 @@ class _Tracer:
 
         return line
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Trace one test with its fixtures."""
-        self._test, start = item.nodeid, time.perf_counter()
+    def pytest_configure(self) -> None:
+        """Trace all that runs from here on."""
         sys.settrace(self._call)
         threading.settrace(self._call)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Know whose fixtures and calls the lines are."""
+        self._test, start = item.nodeid, time.perf_counter()
         try:
             return (yield)
         finally:
-            sys.settrace(None)
-            threading.settrace(None)
             self.reach.seconds[item.nodeid] = time.perf_counter() - start
+            self._test = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a test that does not pass as it is."""
@@ -120,6 +122,8 @@ class _Tracer:
 
     def pytest_sessionfinish(self) -> None:
         """Leave the tests that guard nothing out."""
+        sys.settrace(None)
+        threading.settrace(None)
         for test in self.reach.failed:
             self.reach.seconds.pop(test, None)
 
