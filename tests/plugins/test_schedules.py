@@ -238,20 +238,50 @@ def test_warmup_stable_decay_has_its_closed_form(fall: str, halfway: float) -> N
     assert factors[9:] == pytest.approx([0.1, 0.1, 0.1])
 
 
+@pytest.mark.parametrize("name", ["linear", "polynomial", "warmup_cosine", "warmup_stable_decay"])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_a_fall_of_a_single_step_is_at_the_floor_with_it(name: str, warmup: int) -> None:
+    """Planted: no fall shorter than two steps."""
+    config: dict[str, Any] = {"warmup_steps": warmup, "floor": 0.2}
+    if name == "warmup_stable_decay":
+        config["decay_share"] = 1.0
+    full = max(1, warmup)
+    assert trace(UseSchedule(name, config), full + 2, max_steps=full + 1)[full - 1 :] == (
+        pytest.approx([0.5, 0.1, 0.1])
+    )
+
+
+@pytest.mark.parametrize("form", ["cosine", "linear"])
+def test_one_cycle_of_two_steps_ends_at_its_end(form: str) -> None:
+    """Planted: no cycle shorter than three steps."""
+    config = {"start": 0.4, "end": 0.02, "form": form, "rise_share": 0.5}
+    assert trace(UseSchedule("one_cycle", config), 2)[-1] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("mode", ["relative", "absolute"])
 @pytest.mark.parametrize("goal", ["min", "max"])
-def test_plateau_is_torchs(mode: str, goal: str) -> None:
+@pytest.mark.parametrize(("patience", "cooldown"), [(1, 2), (2, 0), (0, 0), (0, 1), (3, 1)])
+def test_plateau_is_torchs(mode: str, goal: str, patience: int, cooldown: int) -> None:
+    """Planted: the count goes on after a fall; a figure that is no number is the best one."""
     optimizer = sgd()
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode=goal, factor=0.5, patience=1, threshold=0.1, cooldown=2, min_lr=0.05,
+        optimizer, mode=goal, factor=0.9, patience=patience, threshold=0.1,
+        cooldown=cooldown, min_lr=0.05,
         threshold_mode={"relative": "rel", "absolute": "abs"}[mode],
     )  # fmt: skip
     config = PlateauConfig(
-        factor=0.5, patience=1, threshold=0.1, threshold_mode=mode, cooldown=2, floor=0.1, mode=goal
+        factor=0.9,
+        patience=patience,
+        threshold=0.1,
+        threshold_mode=mode,
+        cooldown=cooldown,
+        floor=0.1,
+        mode=goal,
     )
     ours = Plateau(config)
     generator = torch.Generator().manual_seed(3)
-    figures = (torch.rand(40, generator=generator) + 0.5).tolist() + [math.nan, 0.01, 3.0]
+    figures = [math.nan, *(torch.rand(60, generator=generator) + 0.5).tolist()]
+    figures += [math.nan, 0.01, 3.0, *[1.0] * 60]
     for number, figure in enumerate(figures):
         ours.on_validation(None, {"loss": figure})
         theirs.step(figure)

@@ -19,7 +19,7 @@ def _exact(device: torch.device) -> torch.dtype:
 
 
 def cross_entropy_sums(
-    logits: Tensor, targets: Tensor, weights: Tensor | None = None, ignored: int = -100
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, *, ignored: int
 ) -> Tensor:
     """The plain cross-entropy of a batch, summed, and what its targets count.
 

@@ -50,7 +50,9 @@ class PerplexityMeter:
         pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = language_figures.cross_entropy_sums(logits, targets, own, batch.ignore_index)
+            found = language_figures.cross_entropy_sums(
+                logits, targets, own, ignored=batch.ignore_index
+            )
             self._sums = found if self._sums is None else self._sums + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:

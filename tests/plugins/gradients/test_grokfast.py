@@ -262,3 +262,37 @@ def test_every_setting_changes_the_filter(linear: nn.Module) -> None:
     for index, one in enumerate(results):
         for other in results[index + 1 :]:
             assert not torch.equal(one, other)
+
+
+def slopes(model: nn.Module, given: Batch) -> tuple[torch.Tensor, ...]:
+    """The gradients of the cross-entropy."""
+    loss = nn.functional.cross_entropy(model(given.inputs), given.targets)
+    return torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("config", "of_three"),
+    [
+        ({"alpha": 0.5}, [0.25, 0.25, 0.5]),
+        ({"filter": "ma", "window": 2}, [0.0, 0.5, 0.5]),
+        ({"filter": "ma", "window": 5}, [1 / 3, 1 / 3, 1 / 3]),  # not full yet
+    ],
+    ids=str,
+)
+def test_the_figure_is_the_norm_of_the_slow_gradients_of_all_parameters(
+    config: dict[str, Any], of_three: list[float], linear: nn.Module
+) -> None:
+    """Planted: the first parameter's alone; the sum of a window in place of its mean."""
+    session = make_session(
+        linear, [batch()], uses=grokfast(lambda_reg=0.0, **config), lr=0.0, log_every=1
+    )
+    gradients = []
+    for seed in range(3):
+        session.step(batch(seed))
+        gradients.append(slopes(linear, batch(seed)))
+    slow = [
+        sum(share * one for share, one in zip(of_three, each, strict=True))
+        for each in zip(*gradients, strict=True)
+    ]
+    expected = float(torch.cat([one.flatten() for one in slow]).norm())  # type: ignore[union-attr]
+    assert session.log().figures["slow_gradient_norm"] == pytest.approx(expected, rel=1e-5)
