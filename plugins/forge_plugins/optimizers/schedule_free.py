@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import shadow_model
+    from forge_plugins.mathematics import plain_parameters, shadow_model
     from forge_plugins.mathematics.shadow_model import ShadowModel
 else:
     schedulefree = LazyModule("schedulefree")
+    torch = LazyModule("torch")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
     shadow_model = LazyModule("forge_plugins.mathematics.shadow_model")
 
 COUNTERS = ("k", "weight_sum", "lr_max")
@@ -100,7 +102,7 @@ class ScheduleFree:
             )
         made.train()
         self._optimizer = made
-        return made  # type: ignore[no-any-return]
+        return plain_parameters.with_plain_parameters(made, keep_weights=True)
 
     @hookimpl
     def compute_evaluation_model(self, run: Run) -> nn.Module:
@@ -109,10 +111,11 @@ class ScheduleFree:
             self._shadow = shadow_model.ShadowModel(run.model)
         share = 1.0 - 1.0 / self.config.momentum
         for own, point in zip(self._shadow.weights(), run.model.parameters(), strict=True):
-            iterate = self._optimizer.state.get(point, {}).get("z")
-            own.copy_(point.detach())
-            if iterate is not None:
-                own.lerp_(iterate, share)
+            memory = self._optimizer.state.get(point, {})
+            value = memory.get(plain_parameters.WEIGHT, point.detach())
+            if "z" in memory:  # in fp32 where the model is of half precision
+                value = torch.lerp(value.to(memory["z"].dtype), memory["z"], share)
+            own.copy_(value)
         self._shadow.follow()
         return self._shadow.model
 
