@@ -7,7 +7,7 @@ half a unit in the last place: they are right in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,20 @@ def with_plain_parameters(
     return optimizer
 
 
+def weight_in(memory: Mapping[str, Any], parameter: nn.Parameter) -> Tensor:
+    """A parameter's value as exactly as its optimizer keeps it.
+
+    Args:
+        memory: the parameter's, in an optimizer that keeps weights.
+        parameter: what others may have written to meanwhile; then that is its value.
+    """
+    value = parameter.detach()
+    if WEIGHT not in memory:
+        return value
+    kept: Tensor = memory[WEIGHT]
+    return torch.where(kept.to(value.dtype) == value, kept, value.to(kept.dtype))
+
+
 @dataclass
 class _Place:
     """Where a parameter stood, and who stands there now."""
@@ -106,14 +120,11 @@ class _StandIns:
 
     def _made(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> nn.Parameter:
         memory = optimizer.state.pop(parameter, None)
-        weight = memory.pop(WEIGHT, None) if memory and self._keep_weights else None
-        value = _plain(parameter)
-        if weight is not None:  # what others wrote since then counts
-            value = torch.where(weight.to(parameter.dtype) == parameter, weight, value)
-        stand_in = nn.Parameter(value)
+        stand_in = nn.Parameter(_plain(weight_in(memory or {}, parameter)))
         assert parameter.grad is not None, "asked for a parameter without a gradient"
         stand_in.grad = _plain(parameter.grad)
         if memory:
+            memory.pop(WEIGHT, None)
             optimizer.state[stand_in] = memory
         return stand_in
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from forge_plugins.mathematics.shadow_model import ShadowModel
 else:
     schedulefree = LazyModule("schedulefree")
-    torch = LazyModule("torch")
     plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
     shadow_model = LazyModule("forge_plugins.mathematics.shadow_model")
 
@@ -112,16 +111,19 @@ class ScheduleFree:
         share = 1.0 - 1.0 / self.config.momentum
         for own, point in zip(self._shadow.weights(), run.model.parameters(), strict=True):
             memory = self._optimizer.state.get(point, {})
-            value = memory.get(plain_parameters.WEIGHT, point.detach())
-            if "z" in memory:  # in fp32 where the model is of half precision
-                value = torch.lerp(value.to(memory["z"].dtype), memory["z"], share)
-            own.copy_(value)
+            own.copy_(plain_parameters.weight_in(memory, point))
+            if "z" in memory:
+                own.lerp_(memory["z"], share)
         self._shadow.follow()
         return self._shadow.model
 
     def state_dict(self) -> dict[str, Any]:
-        """The library's counters, and the iterates: a restore of best weights needs them too."""
+        """The library's counters, and the iterates: a restore of best weights needs them too.
+
+        Of half-precision parameters the fp32 points as well.
+        """
         state = self._optimizer.state
+        kept = plain_parameters.WEIGHT
         return {
             "groups": {
                 str(place): {name: group[name] for name in COUNTERS}
@@ -132,6 +134,11 @@ class ScheduleFree:
                 for name, parameter in self._names.items()
                 if "z" in state.get(parameter, {})
             },
+            "points": {
+                name: state[parameter][kept]
+                for name, parameter in self._names.items()
+                if kept in state.get(parameter, {})
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,3 +147,6 @@ class ScheduleFree:
             group.update(state["groups"][str(place)])
         for name, iterate in state["iterates"].items():
             self._optimizer.state[self._names[name]]["z"].copy_(iterate)
+        for name, point in state.get("points", {}).items():
+            memory = self._optimizer.state[self._names[name]]
+            memory[plain_parameters.WEIGHT] = point.to(memory["z"], copy=True)

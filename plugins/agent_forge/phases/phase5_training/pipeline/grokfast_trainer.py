@@ -383,7 +383,7 @@ class GrokfastOptimizer:
         if self.config.enable_grokfast and found:
             for value in found:
                 if value not in self._memory:
-                    self._memory[value] = SlowGradient(torch.zeros_like(value))
+                    self._memory[value] = SlowGradient.like(value)
             filter_ema(
                 [value.grad for value in found if value.grad is not None],
                 [self._memory[value] for value in found],
@@ -411,7 +411,8 @@ class GrokfastOptimizer:
         parameters = self._parameters()
         self._memory = {}
         for place, known in state["slow"].items():
-            memory = SlowGradient(known["mean"].clone().to(parameters[int(place)]))
+            memory = SlowGradient.like(parameters[int(place)].detach())
+            memory.mean.copy_(known["mean"])
             memory.count = int(known["count"])
             self._memory[parameters[int(place)]] = memory
 
