@@ -16,7 +16,8 @@ else:
 Precision = Literal["fp32", "bf16", "fp16"]
 
 LIMITS: Final = ("FORGE_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY")
-"""Environment variables that make a processor pass for a smaller one: `avx2` or `default`."""
+"""Environment variables that make a processor pass for one with `avx2` alone, or for any."""
+_BEYOND_AVX2: Final = ("avx512", "avx10", "avx_vnni", "avx_ne", "amx", "bf16", "sve")
 _BF16: Final = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 _SHOWN: Final = (
     "avx2", "avx512_f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16",
@@ -26,17 +27,16 @@ _SIZE: Final = 192
 """Rows and columns of the matrices that are multiplied to compare two precisions."""
 
 
+_NOISE: Final = 1.2
+"""Ratios up to here are no more than two measurements of the same time may show."""
+
+
 def instructions() -> dict[str, Any]:
     """The processor's instruction sets, by torch's names; without what `LIMITS` takes away."""
-    limited = any(os.environ.get(name) in ("avx2", "default") for name in LIMITS)
     found: dict[str, Any] = torch.cpu.get_capabilities()
-    if not limited:
+    if all(os.environ.get(name) not in ("avx2", "default") for name in LIMITS):
         return found
-    return {name: value for name, value in found.items() if not _is_beyond_avx2(name)}
-
-
-def _is_beyond_avx2(name: str) -> bool:
-    return name.startswith(("avx512", "avx10", "amx", "avx_vnni", "avx_ne", "bf16", "sve"))
+    return {name: value for name, value in found.items() if not name.startswith(_BEYOND_AVX2)}
 
 
 def fast_precision(device: torch.device) -> Precision:
@@ -89,7 +89,7 @@ def slow_precision_notice(precision: Precision, device: torch.device) -> str | N
     if precision == "fp32" or device.type != "cpu":
         return None
     ratio = cost_on_cpu(precision)
-    if ratio <= 1.0:
+    if ratio <= _NOISE:
         return None
     return (
         f"run.precision is {precision}, and a product of matrices in {precision} takes "

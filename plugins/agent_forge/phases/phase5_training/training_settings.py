@@ -25,7 +25,7 @@ class TrainingConfig(Configuration):
     """How long, how fast, how exactly.
 
     - `use_amp`: mixed precision; `amp_dtype` (torch.bfloat16, torch.float16) is obeyed where it is
-      set; None: bfloat16 on the CPU, float16 on CUDA;
+      set; None: what the device is fast in (`precision: auto`), fp32 on a CPU without bf16;
     - `max_grad_norm` is read by `gradient_clipping`, `quantization_schedule` (how the levels are
       blended in) by `bitnet_enabled`, `grokfast_alpha` and `grokfast_lambda` by `grokfast_enabled`;
     - `min_lr_ratio`: where a cosine or linear schedule ends, as a share of the rate.
