@@ -114,7 +114,5 @@ def fast_arithmetic() -> dict[str, Any]:
             f"{name} {value}"
             for name, value in {"cpu": fast_precision(torch.device("cpu")), **cuda}.items()
         ),
-        "int8 products": any(
-            found.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")
-        ),
+        "int8 products": any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")),
     }

@@ -109,9 +109,7 @@ def test_auto_is_what_the_run_does_and_what_its_files_say(
     pretend(monkeypatch, *sets)
     seen: list[torch.dtype] = []
     folder = tmp_path / "run"
-    run(
-        pipeline(precision="auto"), model=network(seen), data=data(), output_dir=folder, quiet=True
-    )
+    run(pipeline(precision="auto"), model=network(seen), data=data(), output_dir=folder, quiet=True)
     assert set(seen) == {dtype}
     assert json.loads((folder / "environment.json").read_text())["precision"] == name
     assert f"precision: {name}" in (folder / "config.yaml").read_text()
@@ -147,7 +145,7 @@ def replace_steps(whole: PipelineConfig, steps: int) -> PipelineConfig:
 def test_fp32_costs_what_it_costs_and_is_never_called_slow() -> None:
     assert slow_precision_notice("fp32", CPU) is None
     assert slow_precision_notice("bf16", torch.device("cuda")) is None
-    assert 0.0 < cost_on_cpu("bf16")
+    assert cost_on_cpu("bf16") > 0.0
 
 
 def test_a_precision_that_is_slow_here_is_told_with_its_cost(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastOptimizer
 from kernel_parts import StopAfter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastOptimizer
 from forge_kernel import run
 from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig

@@ -207,4 +207,4 @@ def _check_entries(sharing: list[nn.Parameter]) -> None:
                 f"{tuple(one.shape)}, {one.dtype}) and are not contiguous fp32 tensors, so that "
                 "their updates would undo each other: tie them as one and the same nn.Parameter"
             )
-        entries.fill_(True)  # noqa: FBT003  torch's own signature
+        entries.fill_(True)

@@ -43,7 +43,12 @@ LAYOUTS: dict[str, Layout] = {
     "transposed": _transposed, "columns": _columns, "rows": _every_second_row,
     "channels_last": _channels_last,
 }  # fmt: skip
-SHAPES = {"hidden.weight": (6, 4), "mixed.weight": (4, 8), "conv.weight": (3, 2, 3, 3), "bias": (5,)}
+SHAPES = {
+    "hidden.weight": (6, 4),
+    "mixed.weight": (4, 8),
+    "conv.weight": (3, 2, 3, 3),
+    "bias": (5,),
+}
 
 
 def values(shape: tuple[int, ...], seed: int) -> Tensor:
