@@ -114,8 +114,8 @@ def _filter_ema_foreach(
 class Window:
     """Mean of the last `length` gradients of one parameter, in constant time for each step.
 
-    A ring of copies and their running sum (fp32 of half precision); the sum is taken anew once a turn, because what is
-    added and later subtracted does not cancel to the last bit.
+    A ring of copies and their running sum (fp32 of half precision); the sum is taken anew once a
+    turn, because what is added and later subtracted does not cancel to the last bit.
 
     Args:
         like: the gradient whose shape, dtype and device the copies have.
