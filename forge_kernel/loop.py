@@ -307,7 +307,7 @@ class Session:
 
     def _tell_slow_precision(self) -> None:
         """Say of a precision that was chosen that it costs more than fp32 here."""
-        precision = self.settings.precision
+        precision = resolve_precision(self.settings.precision, self.run.device)
         notice = slow_precision_notice(precision, self.run.device)
         if notice is not None:
             self.run.tell("slow_precision", notice, precision=precision)

@@ -33,7 +33,7 @@ _NOISE: Final = 1.2
 
 def instructions() -> dict[str, Any]:
     """The processor's instruction sets, by torch's names; without what `LIMITS` takes away."""
-    found: dict[str, Any] = torch.cpu.get_capabilities()
+    found: dict[str, Any] = dict(torch.cpu.get_capabilities())
     if all(os.environ.get(name) not in ("avx2", "default") for name in LIMITS):
         return found
     return {name: value for name, value in found.items() if not name.startswith(_BEYOND_AVX2)}

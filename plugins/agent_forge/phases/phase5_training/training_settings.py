@@ -93,12 +93,12 @@ class TrainingConfig(Configuration):
                     part = switch.removesuffix("_enabled")
                     self.refuse(name, f"{switch} is off (in a pipeline: use_{part})")
 
-    def precision(self, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-        """The arithmetic of the forward pass on a device."""
+    def precision(self) -> Literal["auto", "fp32", "bf16", "fp16"]:
+        """The arithmetic of the forward pass, as the kernel's `run.precision` has it."""
         if not self.use_amp:
             return "fp32"
         if self.amp_dtype is None:
-            return "fp16" if device.type == "cuda" else "bf16"
+            return "auto"
         return "fp16" if self.amp_dtype is torch.float16 else "bf16"
 
     def optimizer_options(self, cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
