@@ -242,6 +242,8 @@ class Session:
     def _prepare_step(self) -> None:
         run = self.run
         self._parameters = list(run.parameters.values())
+        for parameter in self._parameters:
+            parameter.grad = None  # what someone else's backward left would be stepped
         self._finite = FiniteCheck(run.device)
         self._moves = run.device.type != "cpu"
         self._several = run.strategy.world_size > 1

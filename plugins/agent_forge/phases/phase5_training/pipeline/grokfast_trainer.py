@@ -302,7 +302,7 @@ class KnowledgeConsolidation:
     def consolidate_knowledge(
         self, model: nn.Module, score: Callable[[nn.Module], float], mode: str = "max"
     ) -> bool:
-        """Draw the weights toward the snapshot; whether that was kept.
+        """Draw the weights that are trained toward the snapshot; whether that was kept.
 
         Args:
             model: changed in place, or left as it was.
@@ -313,7 +313,11 @@ class KnowledgeConsolidation:
             RunError: there is no snapshot.
         """
         snapshot, share = self._known(), self.config.knowledge_retention_weight
-        own = {name: value for name, value in model.named_parameters() if name in snapshot}
+        own = {
+            name: value
+            for name, value in model.named_parameters()
+            if name in snapshot and value.requires_grad
+        }
         kept = {name: value.detach().clone() for name, value in own.items()}
         before = score(model)
         with torch.no_grad():
