@@ -7,6 +7,7 @@ half a unit in the last place: they are right in fp32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,16 @@ WEIGHT = "weight"
 
 def fills_its_block(tensor: Tensor) -> bool:
     """Whether a tensor's entries lie side by side, in whichever order, and nothing else does."""
+    return _fills(tensor.stride(), tensor.shape)
+
+
+@functools.lru_cache(maxsize=4096)  # asked of every parameter in each step
+def _fills(strides: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     reach = 1
-    sizes = zip(tensor.stride(), tensor.shape, strict=True)
+    sizes = zip(strides, shape, strict=True)
     for stride, size in sorted((stride, size) for stride, size in sizes if size != 1):
         if stride != reach:
-            return tensor.numel() == 0
+            return 0 in shape
         reach *= size
     return True
 
@@ -111,11 +117,12 @@ class _StandIns:
                 gradient = parameter.grad
                 if gradient is None:
                     continue
-                if not is_plain(parameter):
+                strides = parameter.stride()  # `is_plain`, without a call for each parameter
+                if parameter.dtype in HALVES or not _fills(strides, parameter.shape):
                     stand_in = self._made(optimizer, parameter)
                     self._places.append(_Place(group, index, parameter, stand_in))
                     group["params"][index] = stand_in
-                elif gradient.stride() != parameter.stride():
+                elif gradient.stride() != strides:
                     parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def _made(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> nn.Parameter:
