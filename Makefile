@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 SAMPLE ?= 5
 
-.PHONY: run test lint deep mutation bench spec schemas format clean
+.PHONY: run test avx2 lint deep mutation bench spec schemas format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ run: $(STAMP)  ## train the showcase to its target
 
 test: $(STAMP)  ## the tests, without the deep batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
+
+avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
+	OMP_NUM_THREADS=1 FORGE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+		$(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
 
 deep: $(STAMP)  ## the long batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep

@@ -21,6 +21,7 @@ from forge_kernel.hookspecs import hookimpl
 from forge_kernel.lazy import LazyModule
 from forge_kernel.model_call import call_model
 from forge_kernel.plugin import API_VERSION, Kind, Order, PluginInfo
+from forge_kernel.precision import fast_precision
 from forge_kernel.result import RunResult
 from forge_kernel.seeds import stream_seed
 from forge_kernel.state import Batch, Event, Goal, LogRecord, Meter, Progress, Rates, Run, Step
@@ -64,6 +65,7 @@ __all__ = [
     "UseSchedule",
     "UseValidator",
     "call_model",
+    "fast_precision",
     "hookimpl",
     "loss_terms",
     "loss_weights",

@@ -54,10 +54,10 @@ def write_text(file: Path, text: str, *, durable: bool = True) -> None:
 
     Args:
         file: the file.
-        text: its new content.
+        text: its new content; halves of characters are escaped, as JSON has them.
         durable: also wait for the disk; without it a reader still sees the old or the new file.
     """
-    write_bytes(file, text.encode(), durable=durable)
+    write_bytes(file, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def write_bytes(file: Path, content: bytes, *, durable: bool = True) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,7 @@ from forge_kernel.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.ownership import OwnershipGuard
 from forge_kernel.planner import Plan, Planned, plan
 from forge_kernel.plugin import Kind, Stateful
+from forge_kernel.precision import resolve_precision, slow_precision_notice
 from forge_kernel.random_state import (
     StreamState,
     read_random_state,
@@ -103,7 +104,6 @@ class Session:
         self.step_state = Step()
         self._bind_hooks()
         self._awaited = AwaitedMetrics(plan)
-        self.loss_scale = LossScale(settings.precision)
         self.streams = RunStreams(takes_turns=self.run.strategy.world_size == 1)
         self._window = GradientAccumulation()
         self._skips = 0  # windows dropped in a row
@@ -172,8 +172,11 @@ class Session:
         return self
 
     def _build(self) -> None:
-        run, bus, settings = self.run, self.bus, self.settings
-        run.device = resolve_device(settings.device)
+        run, bus = self.run, self.bus
+        run.device = resolve_device(self.settings.device)
+        precision = resolve_precision(self.settings.precision, run.device)
+        self.settings = run.settings = settings = replace(self.settings, precision=precision)
+        self.loss_scale = LossScale(precision)
         if settings.threads is not None and torch.get_num_threads() != settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.deterministic:
@@ -238,6 +241,8 @@ class Session:
     def _prepare_step(self) -> None:
         run = self.run
         self._parameters = list(run.parameters.values())
+        for parameter in self._parameters:
+            parameter.grad = None  # what someone else's backward left would be stepped
         self._finite = FiniteCheck(run.device)
         self._moves = run.device.type != "cpu"
         self._several = run.strategy.world_size > 1
@@ -264,6 +269,7 @@ class Session:
         for listen in self.bus.calls("on_run_start"):
             listen(self.run)
         self._tell_groups()
+        self._tell_slow_precision()
         self._tell_events()
         rolls_back = self.settings.non_finite == "rollback"
         if rolls_back and self.store is not None and not self.store.steps():
@@ -299,6 +305,13 @@ class Session:
                     loss=entry.info.name,
                     accumulate=count,
                 )
+
+    def _tell_slow_precision(self) -> None:
+        """Say of a precision that was chosen that it costs more than fp32 here."""
+        precision = resolve_precision(self.settings.precision, self.run.device)
+        notice = slow_precision_notice(precision, self.run.device)
+        if notice is not None:
+            self.run.tell("slow_precision", notice, precision=precision)
 
     def __enter__(self) -> Session:
         self.set_up()

@@ -124,10 +124,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def environment(plan: Plan, device: Any) -> dict[str, Any]:
-    """Versions, device, git revision, plugin origins."""
+def environment(plan: Plan, run: Run) -> dict[str, Any]:
+    """Versions, device, arithmetic, git revision, plugin origins."""
     import torch
 
+    device = run.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),
@@ -135,6 +136,7 @@ def environment(plan: Plan, device: Any) -> dict[str, Any]:
         "packages": {package: _version(package) for package in _PACKAGES},
         "device": str(device),
         "device_name": name or platform.machine(),
+        "precision": run.settings.precision,
         "threads": torch.get_num_threads(),
         "git_revision": _git_revision(),
         "plugins": {entry.label: entry.origin for entry in plan.entries},

@@ -79,6 +79,7 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
     checked = _checked(pipeline, catalog, _kinds(live, plugins), live)
+    checked = _with_precision(checked)
     if checked.run.seed is None:
         checked = replace(checked, run=replace(checked.run, seed=secrets.randbits(32)))
     record = RunRecord()
@@ -124,7 +125,9 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
     given = set(live) | ({"plugins"} if plugins else set())
-    pipeline = recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
+    pipeline = _with_precision(
+        recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
+    )
     record = RunRecord()
     decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
@@ -257,6 +260,17 @@ def _checked(
     return check_pipeline(replace(pipeline, **dropped), catalog, kinds)
 
 
+def _with_precision(pipeline: PipelineConfig) -> PipelineConfig:
+    """The pipeline with the arithmetic that `precision: auto` is here: a resumed run keeps it."""
+    if pipeline.run.precision != "auto":
+        return pipeline
+    from forge_kernel.device import resolve_device
+    from forge_kernel.precision import resolve_precision
+
+    found = resolve_precision("auto", resolve_device(pipeline.run.device))
+    return replace(pipeline, run=replace(pipeline.run, precision=found))
+
+
 def digest(pipeline: PipelineConfig) -> str:
     """SHA-256 of the filled configuration, in hex."""
     data = with_absolute_paths(fill(pipeline), pipeline)
@@ -336,7 +350,7 @@ def _drive(session: Session, record: RunRecord, prepare: Callable[[], None]) -> 
         for notice in session.settings.notices():
             record.event("notice", level="warning", notice=notice)
         prepare()
-        write_json(folder / "environment.json", environment(session.plan, session.run.device))
+        write_json(folder / "environment.json", environment(session.plan, session.run))
         session.start()
         session.train()
         exports = session.finish()

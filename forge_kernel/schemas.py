@@ -115,6 +115,7 @@ RECORDS: Final[dict[str, Schema]] = {
             "packages": {"type": "object", "additionalProperties": _TEXT_OR_NULL},
             "device": {"type": "string"},
             "device_name": {"type": "string"},
+            "precision": {"enum": ["fp32", "bf16", "fp16"]},
             "threads": {"type": "integer", "minimum": 1},
             "git_revision": _TEXT_OR_NULL,
             "plugins": {"type": "object", "additionalProperties": {"type": "string"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import entry_points
 
@@ -81,8 +82,19 @@ def _root(
     del version
 
 
+def _show_every_name() -> None:
+    """Escape what the terminal's encoding lacks: a name must not end a command.
+
+    JSON is ASCII wherever it is printed, so that it is never escaped twice.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line; errors of the family `ForgeError` are told without a traceback."""
+    _show_every_name()
     try:
         build_app()()
     except FaultsError as error:

@@ -67,6 +67,7 @@ def _examine() -> dict[str, Any]:
     from forge_kernel.catalog import Catalog
     from forge_kernel.config.schema import config_schema
     from forge_kernel.errors import PluginError
+    from forge_kernel.precision import fast_arithmetic
 
     catalog = Catalog.installed()
     broken = list(catalog.misnamed)
@@ -88,6 +89,7 @@ def _examine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "fast arithmetic": fast_arithmetic(),
         "cuda devices": cuda,
         "mps": torch.backends.mps.is_available(),
         "compiler for torch.compile": ", ".join(compilers) or None,

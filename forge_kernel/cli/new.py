@@ -15,6 +15,8 @@ from forge_kernel.errors import ConfigError, Fault
 
 MAX_NAME: Final = 40
 
+SCHEMA: Final = "pipeline.schema.json"
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a plugin or a pipeline.")
 
 
@@ -58,6 +60,15 @@ def _write(files: dict[Path, str]) -> None:
             raise ConfigError([Fault(f"cannot write {file}: {error.strerror}")]) from error
 
 
+def _schema_above(file: Path) -> str | None:
+    """The way from a file to the nearest schemas/ above it; None: there is none."""
+    place = file.resolve().parent
+    for depth, folder in enumerate((place, *place.parents)):
+        if (folder / "schemas" / SCHEMA).is_file():
+            return f"{'../' * depth}schemas/{SCHEMA}"
+    return None
+
+
 @app.command("plugin")
 def plugin_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the package: acme-loss.")],
@@ -93,13 +104,24 @@ def pipeline_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the run; the file's name.")],
     directory: Annotated[Path, typer.Option(help="Where to write the file.")] = Path(),
 ) -> None:
-    """Write a commented pipeline file that runs."""
+    """Write a commented pipeline file that runs, and the schema that editors check it by.
+
+    The schema is the nearest schemas/pipeline.schema.json above the file; one is written beside
+    the file where there is none.
+    """
+    from forge_kernel.catalog import Catalog
     from forge_kernel.cli.scaffold import pipeline_text
+    from forge_kernel.schemas import all_schemas, schema_text
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise ConfigError([Fault(f"'{name}' makes no name of a run")])
     file = directory / f"{name}.yaml"
     if file.exists():
         raise ConfigError([Fault(f"{file} is there already")])
-    _write({file: pipeline_text(name)})
+    schema = _schema_above(file)
+    files: dict[Path, str] = {}
+    if schema is None:
+        schema = SCHEMA
+        files[directory / SCHEMA] = schema_text(all_schemas(Catalog.installed())[SCHEMA])
+    _write({**files, file: pipeline_text(name, schema)})
     print(f"{file}: try it with: forge run {file}")

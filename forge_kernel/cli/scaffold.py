@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from string import Template
 from typing import Final
@@ -297,8 +298,12 @@ def _example(kind: str, module: str, setting: str) -> str:
     return f"{kind}: {use}" if kind in ("loss", "schedule") else f"{kind}: [{use}]"
 
 
-def pipeline_text(name: str) -> str:
+def pipeline_text(name: str, schema: str) -> str:
     """A commented pipeline: a shipped one that is marked as the template, under a new name.
+
+    Args:
+        name: of the run.
+        schema: where its schema lies, seen from the file.
 
     Raises:
         ConfigError: no installed distribution ships one.
@@ -308,5 +313,6 @@ def pipeline_text(name: str) -> str:
     for file in shipped_pipelines().values():
         text = file.read_text(encoding="utf-8")
         if "# template: forge new pipeline" in text:
+            text = re.sub(r"\$schema=\S+", lambda _: f"$schema={schema}", text, count=1)
             return text.replace("# template: forge new pipeline\n", "").replace("TEMPLATE", name)
     raise ConfigError([Fault("no installed distribution ships a pipeline template")])

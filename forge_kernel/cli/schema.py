@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from forge_kernel.cli.options import Settings
+from forge_kernel.errors import ConfigError, Fault
+
+_MAKE: Final = (
+    "run it in the checkout, whose schemas/ it compares, or make one: forge schema --write schemas"
+)
 
 
 def schema_command(
@@ -35,6 +40,8 @@ def schema_command(
         if write is not None:
             _write(folder, texts)
         if check:
+            if not folder.is_dir():
+                raise ConfigError([Fault(f"there is no folder {folder} here", hints=(_MAKE,))])
             _verify(folder, texts)
         return
     if file is None:

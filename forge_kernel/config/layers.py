@@ -9,12 +9,17 @@ from pathlib import Path as FilePath
 from typing import Any, Final
 
 from forge_kernel.config.document import Document, Path, look_up, show_path
-from forge_kernel.config.yaml_file import parse_yaml, read_yaml
+from forge_kernel.config.yaml_file import parse_yaml, read_yaml, resolve
 from forge_kernel.errors import ConfigError, Fault, Mark
 from forge_kernel.plugin import Kind
 
 MAX_LAYERS: Final = 8
 _STEP: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,4})\]")
+
+_CLOSING: Final = {"[": "]", "{": "}"}
+"""How a list and a mapping begin, and how they end."""
+_QUOTED: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+"""A text in quotes from end to end."""
 
 
 def merge(base: Document, top: Document) -> Document:
@@ -94,26 +99,60 @@ def parse_key(text: str) -> Path | None:
 
 
 def _parse_setting(text: str) -> tuple[Path, Document]:
-    """Split `a.b=value`; the value is read as the file's values are."""
+    """Split `a.b=value`; `a.b = value` is the same.
+
+    The value is a scalar, list or mapping where the whole of it is one by the file's rules; all
+    else is text, exactly as it was typed (in a file `#`, `: `, `*` and blanks at an end mean more).
+    """
     source = f"--set {text}"
     key, equals, value = text.partition("=")
     path = parse_key(key.strip())
     if not equals or path is None:
         message = "an override has the form key.key[0].key=value"
         raise ConfigError([Fault(message, mark=Mark(source))])
+    if key.endswith(" "):
+        value = value.removeprefix(" ")
+    if not value.strip():
+        message = "there is no value after the equals sign (a variable of the shell that is unset?)"
+        hints = ("write null for no value, '\"\"' for an empty text",)
+        raise ConfigError([Fault(message, show_path(path), Mark(source), hints)])
     try:
-        document = parse_yaml(f"value: {value}", source)
+        return path, _parse_value(value, source)
     except ConfigError as error:  # places in an argument are not worth telling
         raise ConfigError(
             [Fault(fault.message, show_path(path), Mark(source), fault.hints)
              for fault in error.faults]
         ) from error  # fmt: skip
-    if set(document.data) != {"value"}:
-        raise ConfigError([Fault("the value is not one value", mark=Mark(source))])
+
+
+def _parse_value(text: str, source: str) -> Document:
+    """The value of an override as a document with the one key `value`.
+
+    Raises:
+        ConfigError: a list, a mapping or quoted text that is not strict YAML, a number that is
+            none, or characters that no configuration may have.
+    """
+    trimmed = text.strip()
+    closing = _CLOSING.get(trimmed[0])
+    several = closing is not None and (trimmed[-1] == closing or closing not in trimmed)
+    if several or _QUOTED.fullmatch(trimmed):
+        document = parse_yaml(f"value: {trimmed}", source)
+        if set(document.data) != {"value"}:
+            raise ConfigError([Fault("the value is not one value")])
+    else:
+        unusable = next((sign for sign in text if sign == "\0" or "\ud800" <= sign < "\ue000"), "")
+        if unusable:
+            raise ConfigError([Fault(f"the character U+{ord(unusable):04X} is not allowed")])
+        try:
+            value = resolve(trimmed)
+        except ValueError as error:
+            raise ConfigError([Fault(str(error))]) from error
+        document = parse_yaml("value:", source)
+        document.data["value"] = text if isinstance(value, str) else value
     for table in (document.values, document.keys):
         for known in table:
             table[known] = Mark(source)
-    return path, document
+    return document
 
 
 def apply_settings(document: Document, settings: Sequence[str]) -> Document:

@@ -73,9 +73,11 @@ class RunConfig:
         ),
     ] = -100  # fmt: skip
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        Meta(description="arithmetic of the forward pass (autocast; fp16 scales the loss)"),
-    ] = "fp32"
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Meta(description="arithmetic of the forward pass (autocast; fp16 scales the loss); auto: "
+             "what the device is fast in (bf16 with instructions for it, fp16 on older GPUs, else "
+             "fp32)"),
+    ] = "fp32"  # fmt: skip
     non_finite: Annotated[
         Literal["stop", "skip", "rollback", "off"],
         Meta(description="what to do about a NaN or infinite gradient, before the update"),

@@ -23,6 +23,7 @@ from agent_forge.phases.phase5_training import (
     TrainingState,
 )
 from forge_kernel.errors import ConfigError, RunError
+from forge_kernel.precision import LIMITS
 
 
 def data(count: int = 52, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,15 +165,37 @@ def test_gradients_are_clipped_when_asked(clips: bool) -> None:
     assert (moved <= 1.0001e-3) is clips
 
 
-def test_half_precision_on_the_cpu_is_bfloat16() -> None:
-    """Spec: C10"""
+@pytest.mark.parametrize(
+    ("sets", "options", "expected"),
+    [
+        (("avx2", "avx512_bf16"), {}, torch.bfloat16),
+        (("avx2",), {}, torch.float32),
+        (("avx2",), {"amp_dtype": torch.bfloat16}, torch.bfloat16),
+        (("avx2", "avx512_bf16"), {"amp_dtype": torch.float16}, torch.float16),
+        (("avx2", "avx512_bf16"), {"use_amp": False}, torch.float32),
+    ],
+)
+def test_mixed_precision_is_what_the_machine_is_fast_in_and_a_dtype_that_is_set_is_obeyed(
+    monkeypatch: pytest.MonkeyPatch, sets: tuple[str, ...], options: dict[str, Any],
+    expected: torch.dtype,
+) -> None:  # fmt: skip
+    """Spec: C10. Planted: bf16 on every CPU, fifty times as slow without instructions for it."""
+    for limit in LIMITS:
+        monkeypatch.delenv(limit, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(sets, True))
     seen: list[torch.dtype] = []
     model = network()
     model.register_forward_hook(lambda _, __, outputs: seen.append(outputs.dtype))
-    for use_amp in (True, False):
-        loop = TrainingLoop(model, plain(use_amp=use_amp), "cpu")
-        loop.train_step(next(iter(loader())), functional.cross_entropy)
-    assert seen == [torch.bfloat16, torch.float32]
+    loop = TrainingLoop(model, plain(**{"use_amp": True, **options}), "cpu")
+    loop.train_step(next(iter(loader())), functional.cross_entropy)
+    assert seen == [expected]
+
+
+def test_the_run_decides_what_is_fast_and_not_the_settings() -> None:
+    assert TrainingConfig().precision() == "auto"
+    assert TrainingConfig(use_amp=False).precision() == "fp32"
+    assert TrainingConfig(amp_dtype=torch.bfloat16).precision() == "bf16"
+    assert TrainingConfig(amp_dtype=torch.float16).precision() == "fp16"
 
 
 def test_callbacks_hear_each_step_and_each_epoch() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from forge_kernel.config.yaml_file import read_yaml
+from forge_kernel.loading import shipped_pipelines
 from forge_kernel.schemas import RECORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,6 +264,48 @@ def test_bench_lists_and_refuses(tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert "did you mean 'overhead'" in wrong.stderr
     assert forge("bench", cwd=tmp_path).returncode == 2
+
+
+def test_schema_check_says_that_there_is_no_folder(tmp_path: Path) -> None:
+    """Planted fault: every schema of it is called out of date."""
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path, tmp_path / "empty"):
+        done = forge("schema", "--check", cwd=place)
+        assert done.returncode == 2
+        assert "there is no folder schemas here" in done.stderr
+        assert "not up to date" not in done.stdout
+
+
+def named_schema(file: Path) -> Path:
+    """The schema that an editor finds for a pipeline file."""
+    [line] = [line for line in file.read_text().splitlines() if "$schema=" in line]
+    return file.parent / line.partition("$schema=")[2].strip()
+
+
+@pytest.mark.parametrize("folder", [".", "deep/er"])
+def test_a_new_pipeline_names_a_schema_that_is_there_and_that_it_keeps(
+    tmp_path: Path, folder: str
+) -> None:
+    """Planted fault: the way of the shipped file, which leads nowhere from here."""
+    assert forge("new", "pipeline", "mine", "--directory", folder, cwd=tmp_path).returncode == 0
+    schema = json.loads(named_schema(tmp_path / folder / "mine.yaml").read_text())
+    jsonschema.validate(read_yaml(tmp_path / folder / "mine.yaml").data, schema)
+
+
+@pytest.mark.parametrize(
+    ("folder", "way"), [(".", "schemas"), ("pipelines", "../schemas"), ("a/b", "../../schemas")]
+)
+def test_a_new_pipeline_names_the_schemas_above_it(tmp_path: Path, folder: str, way: str) -> None:
+    assert forge("schema", "--write", "schemas", cwd=tmp_path).returncode == 0
+    assert forge("new", "pipeline", "mine", "--directory", folder, cwd=tmp_path).returncode == 0
+    assert f"$schema={way}/pipeline.schema.json" in (tmp_path / folder / "mine.yaml").read_text()
+    assert not (tmp_path / folder / "pipeline.schema.json").exists()
+
+
+def test_every_shipped_pipeline_names_a_schema_that_is_there() -> None:
+    """In the checkout, and where the package lies: a wheel holds both."""
+    for file in shipped_pipelines().values():
+        assert named_schema(file).is_file(), file
 
 
 def test_a_new_pipeline_runs(tmp_path: Path) -> None:

@@ -132,13 +132,50 @@ def test_the_last_set_of_a_key_wins(base: Path) -> None:
 
 def test_set_reads_values_as_files_do(base: Path) -> None:
     data = read_document(
-        base, ["x-a=1e-3", "x-b='1'", "x-c=[1, {d: no}]", "x-e=", "x-f=~", "x-g=a=b"]
+        base, ["x-a=1e-3", "x-b='1'", "x-c=[1, {d: no}]", "x-e=null", "x-f=~", "x-g=a=b"]
     ).data
     assert data["x-a"] == 1e-3
     assert data["x-b"] == "1"
     assert data["x-c"] == [1, {"d": "no"}]
     assert (data["x-e"], data["x-f"]) == (None, None)
     assert data["x-g"] == "a=b"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "/x/d #2.json", "#first", "a: b", "a:", "*.json", "&here", "!now", "%percent", "@home",
+        "`tick`", "| bar", "> more", "- dash", "? what", "trailing  ", "C:\\data\\x.json", "~/data",
+        "1_000", "0x", "1.2.3", "it's", "'tis", '"', 'say "yes"', "'a' or 'b'", "[a] b.json", "{x}-[y]", "a, b",
+        "two\nlines", "tab\t.json", "läufe/ü", "null.json", "true story", "=", "---", "...", "yes",
+    ],
+)  # fmt: skip
+def test_text_is_what_was_typed(base: Path, typed: str) -> None:
+    """Planted fault: the value read as the rest of a YAML line."""
+    assert read_document(base, [f"x-text={typed}"]).data["x-text"] == typed
+    assert read_document(base, [f"x-text = {typed}"]).data["x-text"] == typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("null", None), ("~", None), ("'null'", "null"), ('""', ""), ("''", ""), ("' a '", " a "),
+        ("7", 7), (" 7 ", 7), ("-0.5", -0.5), ("1e-3", 1e-3), ("true", True), ("0x10", 16),
+        ('"a\\tb"', "a\tb"), ("[1, two, null]", [1, "two", None]), ("[]", []), ("{}", {}),
+        ("{use: sgd, with: {lr: 1}}", {"use": "sgd", "with": {"lr": 1}}),
+        ('{"a": [1.5, "#x"]}', {"a": [1.5, "#x"]}),
+    ],
+)  # fmt: skip
+def test_a_whole_scalar_list_or_mapping_is_one(base: Path, typed: str, value: Any) -> None:
+    found = read_document(base, [f"x-value={typed}"]).data["x-value"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_value_that_is_empty_is_a_fault_that_says_so(base: Path) -> None:
+    """Of an unset variable of the shell. Planted: it is null, and the seed is drawn."""
+    assert "write null for no value" in refusal(base, "run.seed=")
+    assert load_pipeline(base, ["run.seed=null"]).run.seed is None
 
 
 def test_set_reaches_into_lists_by_index(base: Path) -> None:
@@ -208,8 +245,11 @@ def test_a_fault_in_a_set_value_is_told_with_the_argument(base: Path) -> None:
         ("run seed=3", "has the form"),
         ("run[a]=3", "has the form"),
         ("run.seed=[1", "not valid YAML"),
-        ("run.name=a: b", "not valid YAML"),
-        ("run.seed=1\nforge: 2", "the value is not one value"),
+        ("run.seed={a: 1", "not valid YAML"),
+        ("run.seed={a: 1, a: 2}", "twice"),
+        ("run.seed=", "no value after the equals sign"),
+        ("run.seed=   ", "no value after the equals sign"),
+        ("run.name=a\0b", "U\\+0000 is not allowed"),
         ("run.seed=1e999", "too large"),
         ("gradients[2].with.alpha=1", r"there is no entry \[2\] \(the list has 2 entries\)"),
         ("gradients[2]={use: grokfast}", r"there is no entry \[2\]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import posixpath
 import sys
 import tomllib
 import zipfile
@@ -42,6 +43,19 @@ def test_the_wheel_holds_the_pipelines(names: set[str], project_wheel: Path) -> 
     with zipfile.ZipFile(project_wheel) as wheel:
         for file in files:
             assert wheel.read(f"forge_plugins/pipelines/{file.name}") == file.read_bytes()
+
+
+def test_the_wheel_holds_the_schema_that_its_pipelines_name(
+    names: set[str], project_wheel: Path
+) -> None:
+    """From forge_plugins/pipelines/ and forge_plugins/pipelines/grokking/ alike."""
+    schema = "forge_plugins/schemas/pipeline.schema.json"
+    with zipfile.ZipFile(project_wheel) as wheel:
+        assert wheel.read(schema) == (ROOT / "schemas" / "pipeline.schema.json").read_bytes()
+        for name in names:
+            if name.startswith("forge_plugins/pipelines/") and name.endswith(".yaml"):
+                way = wheel.read(name).decode().partition("$schema=")[2].split()[0]
+                assert posixpath.normpath(f"{posixpath.dirname(name)}/{way}") == schema
 
 
 def test_the_wheel_names_the_entry_points_of_the_project(

@@ -22,6 +22,7 @@ from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.schema import config_schema
 from forge_kernel.plugin import Kind
 from forge_kernel.testing.trial import Trial
+from forge_plugins.mathematics.quantized_product import lacks_int8
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIED = {
@@ -131,6 +132,9 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
         {}, {"skill": {"figure": "accuracy", "threshold": 0.0, "duration": 1}},
     ),
 }  # fmt: skip
+
+NEEDS_INT8 = {"quantizer.bitnet.arithmetic"}
+"""Settings that change nothing on a processor that multiplies no int8."""
 
 # Settings that a trial of ten steps cannot show, and the tests that show them.
 ELSEWHERE: dict[str, str] = {
@@ -263,6 +267,8 @@ def seen(key: str, settings: Settings, folder: Path) -> Any:
 
 @pytest.mark.parametrize("place", CASES)
 def test_a_setting_changes_what_a_run_does(place: str, tmp_path: Path) -> None:
+    if place in NEEDS_INT8 and (lacking := lacks_int8("cpu")):
+        pytest.skip(f"{lacking}; what is done instead: tests/plugins/test_smaller_processor.py")
     key, _, field = place.rpartition(".")
     general = f"{key.partition('.')[0]}.*.{field}"
     beside, value = BESIDE.get(place) or BESIDE.get(general) or ({}, None)

@@ -161,6 +161,45 @@ def test_the_command_counts_waivers_and_tells_idle_ones(tmp_path: Path) -> None:
     assert "waiver of nothing" in done.stdout
 
 
+BREACH = "def f(x=[]):\n    return x\n"
+OF = '[[waiver]]\nrule = 9\npath = "{}"\nfunction = "f"\nreason = "shown in a lesson"\n'
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three accepted breaches in two folders."""
+    for file in ("one/a.py", "one/b.py", "two/c.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(BREACH)
+    waivers = "".join(OF.format(file) for file in ("one/a.py", "one/b.py", "c.py"))
+    (tmp_path / "pot10.toml").write_text(waivers)
+    return tmp_path
+
+
+@pytest.mark.parametrize("part", ["one", "two", "one/a.py", "two/c.py", ".", "./one"])
+def test_waivers_of_files_that_were_not_looked_at_are_not_judged(tree: Path, part: str) -> None:
+    """Planted fault: each waiver without a finding counts as one of nothing."""
+    done = pot10(part, cwd=tree)
+    assert (done.returncode, "waiver of nothing" in done.stdout) == (0, False), done.stdout
+
+
+def test_a_waiver_holds_from_whichever_folder_its_file_is_seen(tree: Path) -> None:
+    assert pot10(".", "--waivers", "../pot10.toml", cwd=tree / "one").returncode == 0
+
+
+@pytest.mark.parametrize("looked_at", ["one", "."])
+def test_a_waiver_of_a_file_that_is_gone_or_mended_is_one_of_nothing(
+    tree: Path, looked_at: str
+) -> None:
+    (tree / "one" / "b.py").write_text("x = 1\n")
+    (tree / "two" / "c.py").unlink()
+    done = pot10(looked_at, cwd=tree)
+    assert done.returncode == 1
+    assert "rule 9 in one/b.py f" in done.stdout
+    assert "rule 9 in c.py f" in done.stdout
+    assert "a.py" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("waivers", "message"),
     [

@@ -29,6 +29,7 @@ def pot10(
     """Check Python by the Power of Ten. Exit status 1 when something is found."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.power_of_ten.checks import check_all
+    from forge_plugins.power_of_ten.source import python_files
     from forge_plugins.power_of_ten.waivers import FILE_NAME, apply_waivers, read_waivers
 
     file = waivers or (Path(FILE_NAME) if Path(FILE_NAME).is_file() else None)
@@ -37,7 +38,13 @@ def pot10(
     except (OSError, ValueError) as error:
         raise ConfigError([Fault(f"the waivers cannot be read: {error}")]) from error
     modules = _read(paths)
-    left, used, idle = apply_waivers(check_all(modules), accepted)
+    folder = file.resolve().parent if file is not None else Path()
+    left, used, idle = apply_waivers(
+        check_all(modules),
+        accepted,
+        [module.file for module in modules],
+        lambda: python_files([folder]),
+    )
     if sarif is not None:
         sarif.write_text(json.dumps(sarif_of(left), indent=1) + "\n", encoding="utf-8")
     if as_json:

@@ -61,7 +61,7 @@ class AdaptiveScale:
         if self._loaded:
             self._take_up(run.device)
         elif self._sums is None:
-            zeros = torch.zeros(len(named), device=run.device)
+            zeros = torch.zeros(len(named), dtype=torch.float32, device=run.device)
             self._sums = (zeros, zeros.clone())
 
     @hookimpl

@@ -290,9 +290,7 @@ class Grokfast:
 
     def _begin(self, gradient: torch.Tensor) -> Any:
         if self.config.filter == "ema":
-            return mathematics.SlowGradient(
-                torch.zeros_like(gradient, memory_format=torch.contiguous_format)
-            )
+            return mathematics.SlowGradient.like(gradient)
         return mathematics.Window(gradient, self.config.window)
 
     @hookimpl

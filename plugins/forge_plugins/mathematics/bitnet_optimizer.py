@@ -11,6 +11,7 @@ from torch import Tensor
 from forge_plugins.mathematics.adaptive_scale import hold_spikes
 from forge_plugins.mathematics.bit_layer import BitLayer
 from forge_plugins.mathematics.blending import blend
+from forge_plugins.mathematics.plain_parameters import with_plain_parameters
 from forge_plugins.mathematics.quantization_figures import weight_figures, weight_sums
 
 SCALE_DECAY = 0.99
@@ -60,6 +61,7 @@ class BitNetOptimizer(torch.optim.AdamW):
         self.layers: Sequence[BitLayer] = list({id(layer): layer for layer in layers}.values())
         self.warmup_steps, self.sparsity_steps = warmup_steps, sparsity_steps
         self.sparsity, self.scale_limit = sparsity, scale_limit
+        with_plain_parameters(self)
         self.settle()
 
     def steps_done(self) -> int:

@@ -7,12 +7,14 @@ is always added, never subtracted. All updates are in place on the gradients han
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from forge_plugins.mathematics.plain_parameters import HALVES
 
 Beginning = Literal["first", "zero", "debiased"]
 
@@ -22,16 +24,31 @@ PIECE = 65_536
 
 @dataclass
 class SlowGradient:
-    """Exponential moving average of one parameter's gradient, and how many went in."""
+    """Exponential moving average of one parameter's gradient, and how many went in.
+
+    The mean of half-precision gradients is fp32: in their own dtype it would lose its increments.
+    """
 
     mean: Tensor
     count: int = 0
 
+    @classmethod
+    def like(cls, gradient: Tensor) -> SlowGradient:
+        """A fresh memory for gradients of this shape, dtype and device."""
+        return cls(_zeros(gradient))
 
-def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    if tensor.numel() <= PIECE or not tensor.is_contiguous():
-        return (tensor,)
-    return torch.split(tensor.view(-1), PIECE)
+
+def _zeros(gradient: Tensor) -> Tensor:
+    """Contiguous zeros of a gradient's shape; fp32 for half precision."""
+    dtype = torch.float32 if gradient.dtype in HALVES else gradient.dtype
+    return torch.zeros_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Tensors of one shape side by side, piece by piece where all lie in one order."""
+    if tensors[0].numel() <= PIECE or not all(tensor.is_contiguous() for tensor in tensors):
+        return (tensors,)
+    return zip(*(torch.split(tensor.view(-1), PIECE) for tensor in tensors), strict=True)
 
 
 def filter_ema(
@@ -67,8 +84,8 @@ def filter_ema(
             memory.mean.copy_(gradient)
             gradient.mul_((1.0 + lambda_reg) * share)
             continue
-        for g, mu in zip(_pieces(gradient), _pieces(memory.mean), strict=True):
-            mu.lerp_(g, 1.0 - alpha)
+        for g, mu in _pieces(gradient, memory.mean):
+            mu.lerp_(g.to(mu.dtype), 1.0 - alpha)
             g.add_(mu, alpha=amplify)
             if normalize:
                 g.mul_(share)
@@ -87,7 +104,8 @@ def _filter_ema_foreach(
             memory.mean.copy_(gradient)
         memory.count += 1
     means = [memory.mean for memory in slow]
-    torch._foreach_lerp_(means, list(gradients), 1.0 - alpha)
+    whole = [g.to(mean.dtype) for g, mean in zip(gradients, means, strict=True)]
+    torch._foreach_lerp_(means, whole, 1.0 - alpha)
     torch._foreach_add_(list(gradients), means, alpha=lambda_reg)
     if share != 1.0:
         torch._foreach_mul_(list(gradients), share)
@@ -96,8 +114,8 @@ def _filter_ema_foreach(
 class Window:
     """Mean of the last `length` gradients of one parameter, in constant time for each step.
 
-    A ring of copies and their running sum; the sum is taken anew once a turn, because what is
-    added and later subtracted does not cancel to the last bit.
+    A ring of copies and their running sum (fp32 of half precision); the sum is taken anew once a
+    turn, because what is added and later subtracted does not cancel to the last bit.
 
     Args:
         like: the gradient whose shape, dtype and device the copies have.
@@ -106,7 +124,7 @@ class Window:
 
     def __init__(self, like: Tensor, length: int) -> None:
         self.ring = torch.zeros((length, *like.shape), dtype=like.dtype, device=like.device)
-        self.sum = torch.zeros_like(like)
+        self.sum = _zeros(like)
         self.count = 0  # gradients seen
 
     def push(self, gradient: Tensor) -> None:
@@ -116,7 +134,7 @@ class Window:
         self.count += 1
         if self.count % length == 0:
             slot.copy_(gradient)
-            torch.sum(self.ring, dim=0, out=self.sum)
+            torch.sum(self.ring, dim=0, dtype=self.sum.dtype, out=self.sum)
             return
         self.sum.add_(gradient).sub_(slot)
         slot.copy_(gradient)

@@ -33,12 +33,28 @@ def polar_factor(matrix: Tensor, solver: Solver = "newton_schulz", iterations: i
         kept = (values > values[:1] * noise).to(left)
         exact: Tensor = (left * kept) @ right
         return exact.to(matrix.dtype)
+    return newton_schulz(matrix, iterations, torch.float32, 1e-30).to(matrix.dtype)
+
+
+def newton_schulz(matrix: Tensor, iterations: int, dtype: torch.dtype, floor: float) -> Tensor:
+    """The polar factor by products of matrices alone (see `polar_factor`).
+
+    Args:
+        matrix: shape (rows, columns); not changed.
+        iterations: of the quintic.
+        dtype: of the arithmetic.
+        floor: least norm that the matrix is divided by.
+
+    Returns:
+        The same shape, of `dtype`.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.float().T if tall else matrix.float()
-    found = found / torch.linalg.vector_norm(found).clamp_min(1e-30)
+    found = matrix.to(dtype)
+    found = found.T if tall else found
+    found = found / torch.linalg.vector_norm(found).clamp_min(floor)
     first, second, third = QUINTIC
     for _ in range(iterations):
         gram = found @ found.T
         step = torch.addmm(gram, gram, gram, beta=second, alpha=third)
         found = torch.addmm(found, step, found, beta=first)
-    return (found.T if tall else found).to(matrix.dtype)
+    return found.T if tall else found

@@ -20,6 +20,7 @@ from forge_plugins.mathematics.device_kernels import (
     kernels,
     traced_integer_linear,
 )
+from forge_plugins.mathematics.processor import instructions
 
 
 class _ExactProduct(torch.autograd.Function):
@@ -255,7 +256,7 @@ def _lacking(device: str) -> str:
         return f"torch has no int8 product for {device}"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this build of torch has no oneDNN"
-    found = torch.cpu.get_capabilities()
+    found = instructions()
     names = ("avx512_vnni", "avx_vnni", "amx_int8")
     if not any(found.get(name) for name in names):
         return f"the processor has none of {', '.join(names)}"
@@ -267,7 +268,7 @@ def lacks_bf16(device: str) -> str:
     """Why bf16 is not multiplied faster on a kind of device; empty when it is."""
     if device != "cpu":
         return ""
-    found = torch.cpu.get_capabilities()
+    found = instructions()
     names = ("avx512_bf16", "amx_bf16")
     return "" if any(map(found.get, names)) else f"the processor has none of {', '.join(names)}"
 

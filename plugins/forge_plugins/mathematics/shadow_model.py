@@ -8,9 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from forge_plugins.mathematics.plain_parameters import HALVES
+
 
 class ShadowModel:
     """A copy without gradients; its weights are written by its owner.
+
+    The owner writes into averages, which are fp32 where the model is of half precision (there a
+    slow average would lose its increments); `follow` rounds them to the copy's weights.
 
     Args:
         model: the one in training. State of its layers that goes on with the training (names in a
@@ -21,27 +26,35 @@ class ShadowModel:
         self.model = copy.deepcopy(model)
         self.model.requires_grad_(False)
         self._leader = model
+        self._averages = {
+            name: parameter.detach().float() if parameter.dtype in HALVES else parameter.detach()
+            for name, parameter in self.model.named_parameters()
+        }
         for own, other in zip(self.model.modules(), model.modules(), strict=True):
             for name in getattr(other, "follows", ()):
                 setattr(own, name, getattr(other, name))
 
     def weights(self) -> list[Tensor]:
-        """Its own, in the order of the model's parameters, to be written in place."""
-        return [parameter.detach() for parameter in self.model.parameters()]
+        """The averages, in the order of the model's parameters, to be written in place."""
+        return list(self._averages.values())
 
     def named_weights(self) -> dict[str, Tensor]:
         """The same by name."""
-        return {name: value.detach() for name, value in self.model.named_parameters()}
+        return dict(self._averages)
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Write all weights by name."""
         with torch.no_grad():
-            for name, value in self.named_weights().items():
+            for name, value in self._averages.items():
                 value.copy_(weights[name])
         self.follow()
 
     def follow(self) -> None:
-        """Its weights were written: take the buffers, drop what layers keep of old weights."""
+        """The averages were written: round them, take the buffers, drop what layers keep."""
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                if weight.dtype in HALVES:
+                    weight.copy_(self._averages[name])
         for own, other in zip(self.model.buffers(), self._leader.buffers(), strict=True):
             own.copy_(other)
         for module in self.model.modules():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from forge_plugins.mathematics.plain_parameters import HALVES
+
 
 class Uncertainty(nn.Module):
     """`sum_i exp(-s_i) L_i + s_i / 2` with learned `s_i = log sigma_i^2`, 0 at first.
@@ -54,7 +56,7 @@ class RateOfFall(nn.Module):
         self.decays = (decay, decay**0.1)
         self.count = count
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("averages", torch.zeros(2, count))
+        self.register_buffer("averages", torch.zeros(2, count, dtype=torch.float32))
 
     @torch.no_grad()
     def take(self, losses: Tensor) -> None:
@@ -64,6 +66,8 @@ class RateOfFall(nn.Module):
         """
         if self.averages.device != losses.device:
             self.to(losses.device)
+        if self.averages.dtype in HALVES:  # the module went to half precision with its owner
+            self.averages = self.averages.float()
         new = losses.detach().float()
         finite = torch.isfinite(new).all()
         for average, decay in zip(self.averages, self.decays, strict=True):

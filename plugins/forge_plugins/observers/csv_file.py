@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, hookimpl
 from forge_plugins.observers.line_sink import LineSink
+from forge_plugins.observers.sink_names import SinkNames
 
 COLUMNS: Final = ("step", "time", "epoch", "kind", "figure", "value")
 
@@ -34,6 +35,7 @@ class CsvFile(LineSink):
     def __init__(self, config: CsvFileConfig) -> None:
         super().__init__()
         self.config = config
+        self._names = SinkNames("metrics.csv")
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
@@ -53,7 +55,16 @@ class CsvFile(LineSink):
         progress = run.progress
         for name, value in figures.items():
             shown = "" if value is None or not math.isfinite(value) else repr(float(value))
-            self._row((progress.step, f"{when:.3f}", progress.epoch, kind, name, shown))
+            self._row(
+                (
+                    progress.step,
+                    f"{when:.3f}",
+                    progress.epoch,
+                    kind,
+                    self._names.of(run, name),
+                    shown,
+                )
+            )
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import math
 import os
 import re
+import socket
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import yaml
 from msgspec import Meta
@@ -27,12 +32,26 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
+from forge_plugins.observers.sink_names import SinkNames, encodable
 
 RECORD: Final = "mlflow.json"
 """File of the run folder that says which MLflow run it is."""
 
 INSTALL: Final = "pip install 'forge-kernel[sinks]'"
-_QUIET: Final = "MLFLOW_DISABLE_TELEMETRY"
+_ANSWER_SECONDS: Final = 5
+"""How long a server may take to answer."""
+_AGAIN_SECONDS: Final = 60.0
+"""After a failure, until the store is asked again; twice as long each time."""
+_MOST_KEPT: Final = 200_000
+"""Figures that wait for a store that does not answer; older ones are given up."""
+_PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_AT_IMPORT: Final = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+_IN_A_CALL: Final = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_ANSWER_SECONDS),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+"""Of MLflow's environment, where the user has not set it: its own bounds are minutes."""
+_LOG: Final = logging.getLogger("forge_plugins.mlflow")
 _FOREIGN: Final = re.compile(r"[^\w./: -]")  # what MLflow does not take in a name
 _LONGEST_NAME: Final = 250
 _LONGEST_VALUE: Final = 5000
@@ -67,7 +86,9 @@ class Mlflow:
     Metrics are called `training/<figure>` and `validation/<figure>`; a figure that was not measured
     has no point. A resumed run goes on with its MLflow run: what it measures again is written only
     where it differs, since MLflow cannot forget. MLflow's own reports to its makers are left off
-    where this plugin is the one that imports it.
+    where this plugin is the one that imports it. A server that does not answer at the start is
+    refused within seconds; one that stops answering later is told of once, and gets what has
+    gathered when it answers again.
     """
 
     info = PluginInfo(
@@ -81,7 +102,10 @@ class Mlflow:
         self.config = config
         self._client: Any = None
         self._run_id = ""
+        self._names = SinkNames("MLflow", plain_name)
         self._metrics: list[Any] = []
+        self._tags: dict[str, str] = {}
+        self._pause = 0.0  # seconds until a store that failed is asked again; 0: it answers
         self._known: dict[tuple[str, int], float] = {}  # from before a resume
         self._sent = 0.0
 
@@ -94,7 +118,7 @@ class Mlflow:
         """
         if run.folder is None and self.config.tracking_uri is None:
             return
-        with _imported_quietly():
+        with _environment(_AT_IMPORT):
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
 
@@ -102,13 +126,21 @@ class Mlflow:
         if place is None:
             assert run.folder is not None
             place = f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
+        fault = no_answer(place)
+        if fault is not None:
+            raise PluginError(
+                f"mlflow cannot use the store {shown_place(place)}: {fault}; start the server, "
+                "mend observers.with.tracking_uri, or leave it out (mlflow.db in the run folder)"
+            )
         try:
-            with _silent():
+            with _silent(), _environment(_IN_A_CALL):
                 self._client = MlflowClient(tracking_uri=place)
                 self._open(run)
         except (MlflowException, OSError) as error:
             self._client = None
-            raise PluginError(f"mlflow cannot use the store {place}: {error}") from error
+            raise PluginError(
+                f"mlflow cannot use the store {shown_place(place)}: {error}"
+            ) from error
         self._sent = time.monotonic()
 
     def _open(self, run: Run) -> None:
@@ -157,75 +189,148 @@ class Mlflow:
             chosen = params[begin : begin + _MOST["params"]]
             self._client.log_batch(self._run_id, params=chosen, synchronous=True)
 
-    def _take(self, kind: str, step: int, when: float, figures: Mapping[str, float | None]) -> None:
+    def _take(
+        self, run: Run, kind: str, step: int, when: float, figures: Mapping[str, float | None]
+    ) -> None:
         if self._client is None:
             return
         from mlflow.entities import Metric
 
         for figure, value in figures.items():
-            name = plain_name(f"{kind}/{figure}")
+            name = self._names.of(run, f"{kind}/{figure}")
             if value is None or not math.isfinite(value):
                 continue
             if self._known.get((name, step)) != value:
                 self._metrics.append(Metric(name, float(value), round(1000 * when), step))
-        if time.monotonic() - self._sent >= self.config.flush_seconds:
-            self._send()
+        if time.monotonic() - self._sent >= max(self.config.flush_seconds, self._pause):
+            self._send(run)
 
-    def _send(self) -> None:
-        gathered, self._metrics = self._metrics, []
-        for begin in range(0, len(gathered), _MOST["metrics"]):
-            chosen = gathered[begin : begin + _MOST["metrics"]]
-            self._client.log_batch(self._run_id, metrics=chosen, synchronous=True)
+    def _send(self, run: Run) -> None:
+        """Send what has gathered; what a store does not take now is kept for later."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with _environment(_IN_A_CALL):
+                self._send_gathered()
+        except (MlflowException, OSError) as error:
+            del self._metrics[:-_MOST_KEPT]
+            if not self._pause:
+                run.tell(
+                    "mlflow_fails",
+                    f"MLflow's store takes nothing now ({_first_line(error)}): the run goes on, "
+                    "and what gathers is sent when it answers again.",
+                )
+            self._pause = max(_AGAIN_SECONDS, 2.0 * self._pause)
+        else:
+            self._pause = 0.0
         self._sent = time.monotonic()
+
+    def _send_gathered(self) -> None:
+        from mlflow.entities import RunTag
+
+        while self._metrics:
+            chosen = self._metrics[: _MOST["metrics"]]
+            self._client.log_batch(self._run_id, metrics=chosen, synchronous=True)
+            del self._metrics[: len(chosen)]
+        while self._tags:
+            names = list(self._tags)[: _MOST["params"]]
+            tags = [RunTag(name, self._tags[name]) for name in names]
+            self._client.log_batch(self._run_id, tags=tags, synchronous=True)
+            for name in names:
+                del self._tags[name]
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """The figures of training."""
-        del run
-        self._take("training", record.step, record.time, record.figures)
+        self._take(run, "training", record.step, record.time, record.figures)
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """The figures of a validation."""
-        self._take("validation", run.progress.step, time.time(), figures)
+        self._take(run, "validation", run.progress.step, time.time(), figures)
 
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told: the latest of each name, as a tag."""
-        del run
         if self._client is not None:
-            told = f"step {event.step}: {event.message}"[:_LONGEST_VALUE]
-            self._client.set_tag(self._run_id, plain_name(f"event.{event.name}"), told)
+            told = encodable(f"step {event.step}: {event.message}")[:_LONGEST_VALUE]
+            self._tags[self._names.of(run, f"event.{event.name}")] = told
 
     @hookimpl
     def on_checkpoint(self, run: Run, folder: Path) -> None:
         """A run that goes on from here finds all that was measured before."""
-        del run, folder
-        if self._client is not None:
-            self._send()
+        del folder
+        if self._client is not None and not self._pause:
+            self._send(run)
 
-    def _end(self, outcome: str) -> None:
-        if self._client is not None:
-            self._send()
-            self._client.set_terminated(self._run_id, _STATUS[outcome])
-            self._client = None
+    def _end(self, run: Run, outcome: str) -> None:
+        if self._client is None:
+            return
+        self._send(run)
+        lost = len(self._metrics)
+        if lost:
+            _LOG.warning("mlflow: %d figures never reached the store, which did not answer", lost)
+        else:
+            self._end_there(outcome)
+        self._client = None
+
+    def _end_there(self, outcome: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with _environment(_IN_A_CALL):
+                self._client.set_terminated(self._run_id, _STATUS[outcome])
+        except (MlflowException, OSError) as error:
+            _LOG.warning("mlflow: the store was not told of the run's end: %s", _first_line(error))
 
     @hookimpl
     def on_run_end(self, run: Run, result: RunResult) -> None:
         """Send the rest, and how the run ended."""
-        del run
-        self._end(result.outcome)
+        self._end(run, result.outcome)
 
     @hookimpl
     def on_error(self, run: Run, error: BaseException) -> None:
         """Send the rest, and that the run failed."""
-        del run, error
-        self._end("failed")
+        del error
+        self._end(run, "failed")
 
 
 def plain_name(text: str) -> str:
-    """A name that MLflow takes: letters, digits, `_ - . / :` and spaces."""
-    return _FOREIGN.sub("_", text)[:_LONGEST_NAME]
+    """A name that MLflow takes: letters, digits, `_ - . / :` and spaces, as a path without gaps."""
+    parts = [part for part in _FOREIGN.sub("_", text)[:_LONGEST_NAME].split("/") if part]
+    return "/".join("_" * len(part) if part in (".", "..") else part for part in parts) or "_"
+
+
+def no_answer(place: str) -> str | None:
+    """Why a server is of no use, after some seconds at most; None: it answers, or is a file."""
+    try:
+        parts = urlsplit(place)
+        scheme = parts.scheme.partition("+")[0]
+        port = parts.port or _PORTS.get(scheme)
+    except ValueError as error:
+        return str(error)
+    if not parts.hostname or port is None or scheme not in _PORTS:
+        return None
+    try:
+        if scheme not in ("http", "https"):
+            socket.create_connection((parts.hostname, port), _ANSWER_SECONDS).close()
+            return None
+        request = urllib.request.Request(place)  # noqa: S310  its scheme was looked at
+        with suppress(urllib.error.HTTPError):  # which is an answer
+            urllib.request.urlopen(request, timeout=_ANSWER_SECONDS).close()  # noqa: S310
+    except (OSError, http.client.HTTPException) as error:
+        return f"nothing answers there within {_ANSWER_SECONDS} seconds ({error})"
+    return None
+
+
+def shown_place(place: str) -> str:
+    """A store's address without the password that it may hold."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", place)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def settings_of(run: Run) -> dict[str, str]:
@@ -254,15 +359,15 @@ def settings_of(run: Run) -> dict[str, str]:
 
 
 @contextmanager
-def _imported_quietly() -> Iterator[None]:
-    """MLflow decides at its import whether it reports to its makers: not on our account."""
-    before = os.environ.get(_QUIET)
-    os.environ.setdefault(_QUIET, "true")
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that MLflow reads, where the user has not set them."""
+    missing = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(missing)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_QUIET]
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
+from forge_plugins.observers.sink_names import SinkNames
 
 INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
@@ -60,6 +61,7 @@ class Prometheus:
 
     def __init__(self, config: PrometheusConfig) -> None:
         self.config = config
+        self._names = SinkNames("Prometheus")
         self._server: Any = None
         self._thread: Any = None
 
@@ -93,7 +95,8 @@ class Prometheus:
     def _take(self, run: Run, kind: str, figures: Mapping[str, float | None]) -> None:
         name = run.settings.name
         self._step.labels(name).set(run.progress.step)
-        for figure, value in figures.items():
+        for given, value in figures.items():
+            figure = self._names.of(run, given)
             if value is not None and math.isfinite(value):
                 self._figure.labels(name, kind, figure).set(value)
             else:
@@ -113,7 +116,7 @@ class Prometheus:
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """Count what a plugin told."""
-        self._events.labels(run.settings.name, event.name).inc()
+        self._events.labels(run.settings.name, self._names.of(run, event.name)).inc()
 
     def _close(self) -> None:
         if self._server is not None:

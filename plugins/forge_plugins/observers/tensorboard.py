@@ -18,6 +18,7 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
+from forge_plugins.observers.sink_names import SinkNames, encodable
 
 INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
@@ -49,6 +50,7 @@ class TensorBoard:
 
     def __init__(self, config: TensorBoardConfig) -> None:
         self.config = config
+        self._names = SinkNames("TensorBoard")
         self._writer: Any = None
 
     @hookimpl
@@ -65,30 +67,29 @@ class TensorBoard:
             flush_secs=self.config.flush_seconds,
         )
 
-    def _write(self, kind: str, step: int, figures: Mapping[str, float | None]) -> None:
+    def _write(self, run: Run, kind: str, step: int, figures: Mapping[str, float | None]) -> None:
         if self._writer is None:
             return
         for name, value in figures.items():
             if value is not None and math.isfinite(value):
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
+                self._writer.add_scalar(f"{kind}/{self._names.of(run, name)}", value, step)
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """The figures of training."""
-        del run
-        self._write("training", record.step, record.figures)
+        self._write(run, "training", record.step, record.figures)
 
     @hookimpl
     def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
         """The figures of a validation."""
-        self._write("validation", run.progress.step, figures)
+        self._write(run, "validation", run.progress.step, figures)
 
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told, as a text."""
-        del run
         if self._writer is not None:
-            self._writer.add_text(f"event/{event.name}", event.message, event.step)
+            name, text = self._names.of(run, event.name), encodable(event.message)
+            self._writer.add_text(f"event/{name}", text, event.step)
 
     def _close(self) -> None:
         if self._writer is not None:

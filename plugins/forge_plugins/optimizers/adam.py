@@ -15,8 +15,11 @@ from forge_plugins.optimizers.settings import AdamBetas, DecayRule, Epsilon, Fus
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from forge_plugins.mathematics import plain_parameters
 else:
     torch = LazyModule("torch")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Adam:
         """The optimizer over all parameters."""
         del run
         config = self.config
-        return torch.optim.Adam(
+        made = torch.optim.Adam(
             decay_groups(parameters, config.weight_decay, config.decay),
             lr=config.lr,
             betas=config.betas,
@@ -58,3 +61,4 @@ class Adam:
             amsgrad=config.amsgrad,
             fused=config.fused,
         )
+        return plain_parameters.with_plain_parameters(made)

@@ -22,8 +22,11 @@ from forge_plugins.optimizers.settings import (
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from forge_plugins.mathematics import plain_parameters
 else:
     torch = LazyModule("torch")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class AdamW:
         """The optimizer over all parameters."""
         del run
         config = self.config
-        return torch.optim.AdamW(
+        made = torch.optim.AdamW(
             decay_groups(parameters, config.weight_decay, config.decay),
             lr=config.lr,
             betas=config.betas,
@@ -65,3 +68,4 @@ class AdamW:
             amsgrad=config.amsgrad,
             fused=config.fused,
         )
+        return plain_parameters.with_plain_parameters(made)

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torchao import optim as torchao_optim
 
-    from forge_plugins.mathematics import compiler
+    from forge_plugins.mathematics import compiler, plain_parameters
 else:
     torch = LazyModule("torch")
     torchao_optim = LazyModule("torchao.optim")
     compiler = LazyModule("forge_plugins.mathematics.compiler")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 Beta = Annotated[float, Meta(ge=0, le=0.999999)]  # torchao counts in fp32, where more is 1
@@ -86,7 +87,7 @@ class AdamW8Bit:
         )
         made.register_state_dict_post_hook(_taken_apart)
         made.register_load_state_dict_pre_hook(_put_together)
-        return made  # type: ignore[no-any-return]
+        return plain_parameters.with_plain_parameters(made)
 
 
 def _taken_apart(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import compiler
+    from forge_plugins.mathematics import compiler, plain_parameters
     from forge_plugins.mathematics import grokfast_adamw as mathematics
 else:
     compiler = LazyModule("forge_plugins.mathematics.compiler")
     mathematics = LazyModule("forge_plugins.mathematics.grokfast_adamw")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class GrokfastAdamW:
     ) -> torch.optim.Optimizer:
         """The optimizer over all parameters."""
         config = self.config
-        return mathematics.GrokfastAdamW(
+        made = mathematics.GrokfastAdamW(
             decay_groups(parameters, config.weight_decay, config.decay),
             lr=config.lr,
             betas=config.betas,
@@ -92,6 +93,7 @@ class GrokfastAdamW:
             lambda_reg=config.lambda_reg,
             compiled=config.compile == "auto" and self._compiles(run, parameters),
         )
+        return plain_parameters.with_plain_parameters(made)
 
     @staticmethod
     def _compiles(run: Run, parameters: Sequence[tuple[str, nn.Parameter]]) -> bool:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import lion
+    from forge_plugins.mathematics import lion, plain_parameters
 else:
     lion = LazyModule("forge_plugins.mathematics.lion")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,4 +54,5 @@ class Lion:
         del run
         config = self.config
         groups = decay_groups(parameters, config.weight_decay, config.decay)
-        return lion.Lion(groups, lr=config.lr, betas=config.betas)
+        made = lion.Lion(groups, lr=config.lr, betas=config.betas)
+        return plain_parameters.with_plain_parameters(made)

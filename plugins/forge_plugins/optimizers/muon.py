@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+from forge_kernel.api import (
+    Kind,
+    LazyModule,
+    PluginError,
+    PluginInfo,
+    Run,
+    fast_precision,
+    hookimpl,
+)
 from forge_plugins.optimizers.groups import decay_groups
 from forge_plugins.optimizers.settings import Share
 
@@ -17,10 +25,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import joined_optimizer
+    from forge_plugins.mathematics import joined_optimizer, plain_parameters
+    from forge_plugins.mathematics import muon as mathematics
 else:
     torch = LazyModule("torch")
     joined_optimizer = LazyModule("forge_plugins.mathematics.joined_optimizer")
+    mathematics = LazyModule("forge_plugins.mathematics.muon")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +42,10 @@ class MuonConfig:
     momentum: Annotated[float, Meta(ge=0, lt=1, description="share of the last update")] = 0.95
     nesterov: Annotated[bool, Meta(description="look ahead along the momentum")] = True
     iterations: Annotated[
-        int, Meta(ge=1, le=99, description="of Newton-Schulz, which makes the update orthogonal")
-    ] = 5
+        int,
+        Meta(ge=1, le=99, description="of Newton-Schulz, which makes the update orthogonal, in "
+             "bf16 where the device multiplies that faster than fp32, else in fp32"),
+    ] = 5  # fmt: skip
     adjust: Annotated[
         Literal["original", "match_rms_adamw"],
         Meta(description="how the rate follows a matrix's shape: times the root of rows / columns "
@@ -90,21 +103,28 @@ class Muon:
                 "muon: the model has no matrix that AdamW does not take (optimizer.with.adamw is "
                 f"{list(config.adamw)}); use adamw"
             )
-        muon = torch.optim.Muon(
+        muon = mathematics.Muon(
             matrices,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
-            ns_steps=config.iterations,
-            adjust_lr_fn=config.adjust,
+            iterations=config.iterations,
+            adjust=config.adjust,
             weight_decay=config.weight_decay,
+            dtype=_fast_dtype(matrices[0].device),
         )
         if not others:
-            return muon
+            return plain_parameters.with_plain_parameters(muon)
         adamw = torch.optim.AdamW(
             decay_groups(others, config.adamw_weight_decay, config.decay),
             lr=config.adamw_lr,
             betas=config.adamw_betas,
             fused=True,
         )
-        return joined_optimizer.JoinedOptimizer(muon, adamw)
+        joined = joined_optimizer.JoinedOptimizer(muon, adamw)
+        return plain_parameters.with_plain_parameters(joined)
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """In which Newton-Schulz is computed: never in fp16, whose range is short."""
+    return torch.bfloat16 if fast_precision(device) == "bf16" else torch.float32

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import shadow_model
+    from forge_plugins.mathematics import plain_parameters, shadow_model
     from forge_plugins.mathematics.shadow_model import ShadowModel
 else:
     schedulefree = LazyModule("schedulefree")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
     shadow_model = LazyModule("forge_plugins.mathematics.shadow_model")
 
 COUNTERS = ("k", "weight_sum", "lr_max")
@@ -100,7 +101,7 @@ class ScheduleFree:
             )
         made.train()
         self._optimizer = made
-        return made  # type: ignore[no-any-return]
+        return plain_parameters.with_plain_parameters(made, keep_weights=True)
 
     @hookimpl
     def compute_evaluation_model(self, run: Run) -> nn.Module:
@@ -109,16 +110,20 @@ class ScheduleFree:
             self._shadow = shadow_model.ShadowModel(run.model)
         share = 1.0 - 1.0 / self.config.momentum
         for own, point in zip(self._shadow.weights(), run.model.parameters(), strict=True):
-            iterate = self._optimizer.state.get(point, {}).get("z")
-            own.copy_(point.detach())
-            if iterate is not None:
-                own.lerp_(iterate, share)
+            memory = self._optimizer.state.get(point, {})
+            own.copy_(plain_parameters.weight_in(memory, point))
+            if "z" in memory:
+                own.lerp_(memory["z"], share)
         self._shadow.follow()
         return self._shadow.model
 
     def state_dict(self) -> dict[str, Any]:
-        """The library's counters, and the iterates: a restore of best weights needs them too."""
+        """The library's counters, and the iterates: a restore of best weights needs them too.
+
+        Of half-precision parameters the fp32 points as well.
+        """
         state = self._optimizer.state
+        kept = plain_parameters.WEIGHT
         return {
             "groups": {
                 str(place): {name: group[name] for name in COUNTERS}
@@ -129,6 +134,11 @@ class ScheduleFree:
                 for name, parameter in self._names.items()
                 if "z" in state.get(parameter, {})
             },
+            "points": {
+                name: state[parameter][kept]
+                for name, parameter in self._names.items()
+                if kept in state.get(parameter, {})
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,3 +147,6 @@ class ScheduleFree:
             group.update(state["groups"][str(place)])
         for name, iterate in state["iterates"].items():
             self._optimizer.state[self._names[name]]["z"].copy_(iterate)
+        for name, point in state.get("points", {}).items():
+            memory = self._optimizer.state[self._names[name]]
+            memory[plain_parameters.WEIGHT] = point.to(memory["z"], copy=True)

@@ -15,8 +15,11 @@ from forge_plugins.optimizers.settings import DecayRule, Fused, L2Decay, Learnin
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from forge_plugins.mathematics import plain_parameters
 else:
     torch = LazyModule("torch")
+    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Sgd:
         """The optimizer over all parameters."""
         del run
         config = self.config
-        return torch.optim.SGD(
+        made = torch.optim.SGD(
             decay_groups(parameters, config.weight_decay, config.decay),
             lr=config.lr,
             momentum=config.momentum,
@@ -62,3 +65,4 @@ class Sgd:
             nesterov=config.nesterov,
             fused=config.fused,
         )
+        return plain_parameters.with_plain_parameters(made)

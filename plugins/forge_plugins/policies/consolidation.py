@@ -98,7 +98,13 @@ class Consolidation:
         if self._stage != "kept":
             return
         self._stage = "drawn"
-        own = {name: value for name, value in run.named_parameters() if name in self._weights}
+        own = {
+            name: value
+            for name, value in run.named_parameters()
+            if name in self._weights and value.requires_grad
+        }
+        if not own:  # all of them are frozen by now
+            return
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(own.values()), [self._weights[name] for name in own], self.config.share

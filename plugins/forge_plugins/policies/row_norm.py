@@ -12,7 +12,7 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, Ste
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import nn
 else:
     torch = LazyModule("torch")
 
@@ -45,14 +45,14 @@ class RowNorm:
 
     def __init__(self, config: RowNormConfig) -> None:
         self.config = config
-        self._watched: list[Tensor] = []
+        self._watched: list[nn.Parameter] = []
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Find the matrices."""
         patterns = self.config.names
         self._watched = [
-            parameter.detach()
+            parameter
             for name, parameter in run.named_parameters()
             if parameter.requires_grad
             and parameter.ndim == 2
@@ -69,7 +69,10 @@ class RowNorm:
         del run
         limit = self.config.max_norm
         raise_too = self.config.scale_first and step.number == 1
-        for weight in self._watched:
+        for parameter in self._watched:
+            if not parameter.requires_grad:  # frozen since the run began
+                continue
+            weight = parameter.detach()
             norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(1e-12)
             factors = limit / norms
             weight.mul_(factors if raise_too else factors.clamp_max(1.0))

@@ -37,7 +37,8 @@ class WeightAverageConfig:
 class WeightAverage:
     """An exponential moving average of the weights, used by validation and export.
 
-    A second model of the averaged weights; buffers are those of the model in training.
+    A second model of the averaged weights; buffers are those of the model in training. The averages
+    of a half-precision model are kept in fp32, and rounded for the second model.
     """
 
     info = PluginInfo(name="weight_average", kind=Kind.POLICIES, config=WeightAverageConfig)
@@ -67,7 +68,10 @@ class WeightAverage:
         """One step of the average."""
         shadow = self._ready(run)
         mine = shadow.weights()
-        theirs = [parameter.detach() for parameter in run.model.parameters()]
+        theirs = [
+            parameter.detach().to(average.dtype)
+            for average, parameter in zip(mine, run.model.parameters(), strict=True)
+        ]
         if step.number <= self.config.start_step:
             torch._foreach_copy_(mine, theirs)
         else:

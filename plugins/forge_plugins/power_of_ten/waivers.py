@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,16 @@ class Waiver:
     function: str
     reason: str
 
+    def is_of(self, file: str | Path) -> bool:
+        """Whether the file is the one that the waiver names, from whichever folder it is seen."""
+        return f"/{Path(file).resolve().as_posix()}".endswith(f"/{self.path.lstrip('/')}")
+
     def covers(self, finding: Finding) -> bool:
         """Whether the finding is the one that was accepted."""
-        same_file = Path(finding.file).as_posix().endswith(self.path)
-        return same_file and (finding.rule, finding.function) == (self.rule, self.function)
+        return self.is_of(finding.file) and (finding.rule, finding.function) == (
+            self.rule,
+            self.function,
+        )
 
 
 def read_waivers(file: Path) -> list[Waiver]:
@@ -61,13 +67,28 @@ def _waiver(file: Path, number: int, entry: Any) -> Waiver:
 
 
 def apply_waivers(
-    findings: Sequence[Finding], waivers: Sequence[Waiver]
+    findings: Sequence[Finding],
+    waivers: Sequence[Waiver],
+    looked_at: Sequence[str],
+    others: Callable[[], Iterable[Path]],
 ) -> tuple[list[Finding], list[Waiver], list[Waiver]]:
     """Take the accepted breaches out.
+
+    Args:
+        findings: in the files that were looked at.
+        waivers: of these files, or of others, which are not judged here.
+        looked_at: the files.
+        others: all files that a waiver may be of; a waiver of none of them covers nothing.
 
     Returns:
         The findings that are left, the waivers that were used, and those that cover nothing.
     """
     used = [each for each in waivers if any(each.covers(found) for found in findings)]
     left = [found for found in findings if not any(each.covers(found) for each in used)]
-    return left, used, [each for each in waivers if each not in used]
+    unused = [each for each in waivers if each not in used]
+    idle = [each for each in unused if any(each.is_of(file) for file in looked_at)]
+    apart = [each for each in unused if each not in idle]
+    if apart:
+        known = [*others()]
+        idle += [each for each in apart if not any(each.is_of(file) for file in known)]
+    return left, used, idle

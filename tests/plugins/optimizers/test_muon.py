@@ -10,6 +10,8 @@ from torch import nn
 
 from forge_kernel.errors import PluginError
 from forge_plugins.mathematics.joined_optimizer import JoinedOptimizer
+from forge_plugins.mathematics.polar_factor import polar_factor
+from forge_plugins.mathematics.processor import LIMITS
 from forge_plugins.optimizers.muon import Muon, MuonConfig
 
 
@@ -51,8 +53,16 @@ def equal(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(one, two) for one, two in pairs)
 
 
-def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
-    """Planted fault: the head among the matrices."""
+def pretend(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
+    """Let the processor have these instruction sets alone."""
+    for limit in LIMITS:
+        monkeypatch.delenv(limit, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+
+
+def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bf16 is fast. Planted fault: the head among the matrices."""
+    pretend(monkeypatch, "avx2", "avx512_bf16")
     ours, theirs = fresh(), fresh()
     train(ours, made(ours, lr=0.05, weight_decay=0.1, adamw_lr=0.01, adamw_weight_decay=0.2))
     muon = torch.optim.Muon(
@@ -108,3 +118,33 @@ def test_its_state_goes_into_another_one_and_training_goes_on_bit_for_bit() -> N
 def test_a_model_without_hidden_matrices_is_refused() -> None:
     with pytest.raises(PluginError, match="use adamw"):
         made(nn.Sequential(nn.LayerNorm(3)))
+
+
+def test_on_a_processor_without_bf16_it_iterates_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The singular values of its first step lie where fp32 puts them. Planted: bf16 always."""
+    pretend(monkeypatch, "avx2")
+    model = fresh()
+    before = model.hidden.weight.detach().clone()
+    train(model, made(model, lr=1.0, nesterov=False), steps=1)
+    other = fresh()
+    tokens = torch.randint(7, (16,), generator=torch.Generator().manual_seed(1))
+    nn.functional.cross_entropy(other(tokens), tokens % 3).backward()
+    assert other.hidden.weight.grad is not None
+    expected = polar_factor(other.hidden.weight.grad)
+    torch.testing.assert_close(before - model.hidden.weight.detach(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sets", [("avx2",), ("avx512_bf16",)], ids=["fp32", "bf16"])
+def test_training_goes_on_bit_for_bit_in_either_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, sets: tuple[str, ...]
+) -> None:
+    pretend(monkeypatch, *sets)
+    straight, cut = fresh(), fresh()
+    one, two = made(straight), made(cut)
+    for model, optimizer in ((straight, one), (cut, two)):
+        train(model, optimizer, steps=2)
+    resumed = made(cut)
+    resumed.load_state_dict(two.state_dict())
+    for model, optimizer in ((straight, one), (cut, resumed)):
+        train(model, optimizer, seed=2)
+    assert equal(straight, cut)

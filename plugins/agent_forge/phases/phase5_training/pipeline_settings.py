@@ -536,7 +536,7 @@ class Declaration:
             save_every=training.save_interval if config.save_intermediate_checkpoints else None,
             keep_checkpoints=training.max_checkpoints,
             accumulate=training.gradient_accumulation_steps,
-            precision=training.precision(self.device) if config.mixed_precision else "fp32",
+            precision=training.precision() if config.mixed_precision else "fp32",
         )
 
     def kernel_pipeline(self, lengths: Lengths) -> KernelPipeline:

@@ -25,7 +25,7 @@ class TrainingConfig(Configuration):
     """How long, how fast, how exactly.
 
     - `use_amp`: mixed precision; `amp_dtype` (torch.bfloat16, torch.float16) is obeyed where it is
-      set; None: bfloat16 on the CPU, float16 on CUDA;
+      set; None: what the device is fast in (`precision: auto`), fp32 on a CPU without bf16;
     - `max_grad_norm` is read by `gradient_clipping`, `quantization_schedule` (how the levels are
       blended in) by `bitnet_enabled`, `grokfast_alpha` and `grokfast_lambda` by `grokfast_enabled`;
     - `min_lr_ratio`: where a cosine or linear schedule ends, as a share of the rate.
@@ -93,12 +93,12 @@ class TrainingConfig(Configuration):
                     part = switch.removesuffix("_enabled")
                     self.refuse(name, f"{switch} is off (in a pipeline: use_{part})")
 
-    def precision(self, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-        """The arithmetic of the forward pass on a device."""
+    def precision(self) -> Literal["auto", "fp32", "bf16", "fp16"]:
+        """The arithmetic of the forward pass, as the kernel's `run.precision` has it."""
         if not self.use_amp:
             return "fp32"
         if self.amp_dtype is None:
-            return "fp16" if device.type == "cuda" else "bf16"
+            return "auto"
         return "fp16" if self.amp_dtype is torch.float16 else "bf16"
 
     def optimizer_options(self, cls: type[torch.optim.Optimizer]) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class KnowledgeConsolidation:
     def consolidate_knowledge(
         self, model: nn.Module, score: Callable[[nn.Module], float], mode: str = "max"
     ) -> bool:
-        """Draw the weights toward the snapshot; whether that was kept.
+        """Draw the weights that are trained toward the snapshot; whether that was kept.
 
         Args:
             model: changed in place, or left as it was.
@@ -313,7 +313,11 @@ class KnowledgeConsolidation:
             RunError: there is no snapshot.
         """
         snapshot, share = self._known(), self.config.knowledge_retention_weight
-        own = {name: value for name, value in model.named_parameters() if name in snapshot}
+        own = {
+            name: value
+            for name, value in model.named_parameters()
+            if name in snapshot and value.requires_grad
+        }
         kept = {name: value.detach().clone() for name, value in own.items()}
         before = score(model)
         with torch.no_grad():
@@ -383,7 +387,7 @@ class GrokfastOptimizer:
         if self.config.enable_grokfast and found:
             for value in found:
                 if value not in self._memory:
-                    self._memory[value] = SlowGradient(torch.zeros_like(value))
+                    self._memory[value] = SlowGradient.like(value)
             filter_ema(
                 [value.grad for value in found if value.grad is not None],
                 [self._memory[value] for value in found],
@@ -411,7 +415,8 @@ class GrokfastOptimizer:
         parameters = self._parameters()
         self._memory = {}
         for place, known in state["slow"].items():
-            memory = SlowGradient(known["mean"].clone().to(parameters[int(place)]))
+            memory = SlowGradient.like(parameters[int(place)].detach())
+            memory.mean.copy_(known["mean"])
             memory.count = int(known["count"])
             self._memory[parameters[int(place)]] = memory
 

@@ -579,7 +579,7 @@ class TrainingLoop:
         return RunConfig(
             name="training_loop",
             device=str(self.device),
-            precision=config.precision(self.device),
+            precision=config.precision(),
             keep_checkpoints=config.max_checkpoints,
             **chosen,
         )
