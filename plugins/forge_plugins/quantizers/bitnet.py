@@ -284,7 +284,7 @@ class BitNet:
     def on_run_start(self, run: Run) -> None:
         """Say what became of each layer; set what the first step applies."""
         self._settle(run)
-        if self._summary:
+        if self._summary and not run.progress.step:  # a resumed run's record has it
             account = self._account
             run.tell(
                 "quantized",
