@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,33 @@ def test_a_target_that_counts_and_is_no_class_is_refused(weights: list[float] | 
         class_counts(torch.zeros(2, 3), torch.tensor([0, 3]), counts)
     with pytest.raises(ValueError, match="a target is below 0"):
         class_counts(torch.zeros(2, 3), torch.tensor([0, -1]), counts)
+
+
+@pytest.mark.parametrize(
+    ("row", "spoilt"),
+    [
+        ([math.nan, 0.0, 1.0], True),
+        ([math.inf, 0.0, 1.0], True),
+        ([-math.inf] * 3, True),
+        ([-math.inf, 0.0, 1.0], False),  # a class that is ruled out
+    ],
+)
+@pytest.mark.parametrize("weight", [1.0, 0.25, 3.0, 0.0])
+def test_an_answer_that_is_no_number_makes_no_figure_where_it_counts(
+    row: list[float], spoilt: bool, weight: float
+) -> None:
+    """Planted: only weights above 1 looked at; weights not looked at; one figure of the two."""
+    logits = torch.cat([drawn(5, 3, 1)[0], torch.tensor([row])])
+    targets, weights = torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(6)
+    weights[5] = weight
+    hits, total = hit_counts(logits, targets, (1,), weights).tolist()
+    figures = class_figures(class_counts(logits, targets, weights))
+    found = [hits / total, *figures.values()]
+    assert len(found) > 3
+    assert [math.isnan(one) for one in found] == [spoilt and weight > 0] * len(found)
+    if weight == 1.0:
+        bare = class_figures(class_counts(logits, targets))
+        assert bare == pytest.approx(figures, nan_ok=True)
 
 
 def test_rows_stand_beside_their_targets_wherever_the_model_answers() -> None:
