@@ -121,7 +121,7 @@ def _statement_faults(statement: ast.stmt) -> Iterator[_Fault]:
             pass  # None reads the same
         case ast.Return(value=ast.expr()):
             yield _Fault("return of a default", statement, "return None")
-        case ast.If(test=test) | ast.While(test=test) if not _comparison_negates(test):
+        case ast.If(test=test) | ast.While(test=test) if not _negates_itself(test):
             yield _Fault("negated condition", test, f"not ({_text(test)})")
         case ast.For():
             yield _Fault("first of several", statement.iter, f"list({_text(statement.iter)})[:1]")
@@ -131,8 +131,10 @@ def _statement_faults(statement: ast.stmt) -> Iterator[_Fault]:
         yield _Fault("arithmetic", statement, ast.unparse(other))
 
 
-def _comparison_negates(test: ast.expr) -> bool:
-    """Whether a mutant of the comparison itself is already the condition's opposite."""
+def _negates_itself(test: ast.expr) -> bool:
+    """Whether a mutant of the expression itself is already the condition's opposite."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return True
     return isinstance(test, ast.Compare) and len(test.ops) == 1
 
 
@@ -184,7 +186,7 @@ def _boolean(node: ast.expr) -> Iterator[_Fault]:
         case ast.BoolOp(op=operator, values=values):
             changed = ast.BoolOp(ast.Or() if isinstance(operator, ast.And) else ast.And(), values)
             yield _Fault("and, or", node, f"({_text(changed)})")
-        case ast.IfExp(test=test) if not _comparison_negates(test):
+        case ast.IfExp(test=test) if not _negates_itself(test):
             yield _Fault("negated condition", test, f"(not ({_text(test)}))")
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             yield _Fault("negated condition", node, f"({_text(operand)})")

@@ -66,6 +66,15 @@ LOSSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tasks": ("tasks", "multi_task", {"tasks": TASKS, "weights": {"size": 0.3}}),
     "uncertain tasks": ("tasks", "multi_task", {"tasks": TASKS, "weighting": "uncertainty"}),
     "adaptive tasks": ("tasks", "multi_task", {"tasks": TASKS, "weighting": "adaptive"}),
+    "its own teacher": ("classes", "consistency", {"weight": 0.7, "loss": WEIGHED}),
+    "its own teacher of tokens": ("tokens", "consistency", {"weight": 0.7, "loss": CE}),
+    "its own teacher of a task": (
+        "classes", "multi_task", {"tasks": {"main": {"use": "consistency", "with": {"loss": WEIGHED}}}}
+    ),
+    "margin": ("classes", "margin", {}),
+    "margin of tasks": (
+        "classes", "multi_task", {"tasks": {"main": {"use": "margin"}, "other": CE}}
+    ),
     "teacher of a task": (
         "classes", "multi_task", {"tasks": {"main": {"use": "distillation", "with": {"loss": WEIGHED}}}}
     ),
