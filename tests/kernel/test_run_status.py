@@ -380,3 +380,29 @@ def test_looking_at_a_run_imports_no_torch(tmp_path: Path, command: str) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["run.validate_every=3"], ["validate_every"]),
+        (["run.save_every=9"], ["save_every"]),
+        (["run.validate_every=3", "run.save_every=3"], ["validate_every", "save_every"]),
+        (["run.validate_every=2", "run.save_every=2"], []),
+    ],
+    ids=str,
+)
+def test_an_interval_that_never_comes_round_is_a_warning_in_the_log(
+    tmp_path: Path, settings: list[str], named: list[str]
+) -> None:
+    """Planted: the notices are not written."""
+    run(
+        load_pipeline("smoke", ["run.max_steps=2", *settings]),
+        output_dir=tmp_path / "run",
+        quiet=True,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run" / "forge.log").read_text().splitlines()]
+    notices = [line for line in lines if line["event"] == "notice"]
+    assert [line["level"] for line in notices] == ["warning"] * len(named)
+    for line, name in zip(notices, named, strict=True):
+        assert f"run.{name}" in line["notice"]
