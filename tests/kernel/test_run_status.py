@@ -385,8 +385,8 @@ def test_looking_at_a_run_imports_no_torch(tmp_path: Path, command: str) -> None
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["run.validate_every=3"], ["validate_every"]),
-        (["run.save_every=9"], ["save_every"]),
+        (["run.validate_every=3", "run.save_every=1"], ["validate_every"]),
+        (["run.validate_every=1", "run.save_every=9"], ["save_every"]),
         (["run.validate_every=3", "run.save_every=3"], ["validate_every", "save_every"]),
         (["run.validate_every=2", "run.save_every=2"], []),
     ],

@@ -57,6 +57,7 @@ LOSSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "focal": ("classes", "cross_entropy", {"focal_gamma": 2.0, **WEIGHED["with"]}),
     "stablemax": ("classes", "cross_entropy", {"link": "stablemax"}),
     "tokens": ("tokens", "cross_entropy", {}),
+    "tokens, class weights": ("tokens", "cross_entropy", WEIGHED["with"]),
     "tokens in pieces": ("tokens", "language_model", {"head": "kind", "piece": 4}),
     "numbers": ("numbers", "regression", {}),
     "huber": ("numbers", "regression", {"distance": "huber", "delta": 0.3}),
