@@ -323,7 +323,7 @@ def _result(
     tree: Tree, reached: Reach, source: str, guards: tuple[str, ...], mutant: Mutant
 ) -> dict[str, str]:
     tests = reached.tests(source, mutant, guards)
-    limit = max(LEAST_LIMIT, 20 * sum(reached.seconds[test] for test in tests))
+    limit = max(LEAST_LIMIT, 5 * sum(reached.seconds[test] for test in tests))
     found = verdict(tree, source, mutant, tests, limit) if tests else "unreached"
     place = f"{source}:{mutant.line}"
     first, _, second = mutant.diff.partition("\n+")
