@@ -356,6 +356,26 @@ def test_adaptive_weighting_reads_its_temperature_and_its_decay(changed: dict[st
     assert last_loss() != last_loss(**changed)
 
 
+@pytest.mark.parametrize("steps", [2, 3, 6])
+def test_adaptive_weights_are_shown_and_go_on_from_a_state(steps: int) -> None:
+    """Planted: the averages not taken up; another decay than the setting's after it."""
+    batches = two_tasks()
+    straight, fresh = (task_session(batches, weighting="adaptive", decay=0.5) for _ in range(2))
+    for _ in range(steps):
+        straight.step(batches[0])
+    fresh.run.model.load_state_dict(straight.run.model.state_dict())
+    states = [copy.deepcopy(plugin.state_dict()) for _, plugin in straight.bus.stateful()]
+    for (_, plugin), state in zip(fresh.bus.stateful(), states, strict=True):
+        plugin.load_state_dict(state)
+    for _ in range(3):
+        assert float(straight.step(batches[0])) == float(fresh.step(batches[0]))
+        shown, again = (session.log().figures for session in (straight, fresh))
+        weights = [shown["weight/kind"], shown["weight/size"]]
+        assert sum(weights) == pytest.approx(2.0)
+        assert weights == [again["weight/kind"], again["weight/size"]]
+        assert weights[0] != weights[1]
+
+
 def test_a_weight_of_no_task_and_a_task_without_output_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown tasks"):
         task_session(two_tasks(), weights={"colour": 1.0})
