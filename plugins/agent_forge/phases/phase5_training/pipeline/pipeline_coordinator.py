@@ -445,6 +445,8 @@ class TrainingPipeline:
                 state = json.loads((folder / "status.json").read_text())["state"]
                 about = _declared(folder / "config.yaml")
                 known = TrainingIdentity.from_data(json.loads((folder / IDENTITY).read_text()))
+                if wanted["run"]["precision"] == "auto":  # a folder records what it came to be
+                    about["run"]["precision"] = "auto"
             except (OSError, ValueError, KeyError):
                 continue
             steps = any((folder / "checkpoints").glob("step-*"))
