@@ -139,6 +139,16 @@ def _cuda_in_use() -> bool:
 def process_state_kept() -> Iterator[None]:
     """Leave random streams, grad mode, determinism and threads of torch as they were found."""
     kept = StreamState.read()
+    with torch_settings_kept():
+        try:
+            yield
+        finally:
+            kept.write()
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Leave grad mode, determinism and threads of torch as they were found."""
     grad = torch.is_grad_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -146,7 +156,6 @@ def process_state_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        kept.write()
         torch.set_grad_enabled(grad)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         if torch.get_num_threads() != threads:

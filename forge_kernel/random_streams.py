@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Final
 
-import torch
-
 from forge_kernel.errors import RunError
-from forge_kernel.random_state import STREAMS_LOCK, StreamState
+from forge_kernel.random_state import STREAMS_LOCK, StreamState, torch_settings_kept
 
 WAIT_SECONDS: Final = 600.0  # for another run in this process to end its step
 
@@ -172,12 +170,9 @@ class RunStreams:
             _AMBIENT.give(owner)
             found = StreamState.read()
             owner.depth += 1
-        grad = torch.is_grad_enabled()
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        threads = torch.get_num_threads()
         try:
-            yield
+            with torch_settings_kept():
+                yield
         finally:
             with STREAMS_LOCK:
                 _AMBIENT.give(owner)
@@ -185,7 +180,3 @@ class RunStreams:
                 owner.depth -= 1
                 if not owner.depth:
                     _AMBIENT.give(_AMBIENT.program)
-            torch.set_grad_enabled(grad)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
