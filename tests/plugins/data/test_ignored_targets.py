@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from table_files import write
 
 from forge_kernel import load_pipeline, run
 from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.errors import PluginError
 from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig, deal, open_file
-from forge_plugins.formats.record_file import write_records
 
 INPUTS = np.arange(12).reshape(4, 3)
 TARGETS = np.array([[1, 2, -100], [-100, 5, 6], [7, 8, 9], [-100, -100, -100]])
-
-
-def write(file: Path, inputs: np.ndarray, targets: np.ndarray) -> Path:
-    columns = {"input": inputs, "target": targets}
-    lists = [
-        {"input": i, "target": t} for i, t in zip(inputs.tolist(), targets.tolist(), strict=True)
-    ]
-    if file.suffix == ".jsonl":
-        file.write_text("\n".join(map(json.dumps, lists)))
-    elif file.suffix == ".pkl":
-        file.write_bytes(pickle.dumps(lists))
-    elif file.suffix == ".pt":
-        torch.save({name: torch.from_numpy(column) for name, column in columns.items()}, file)
-    elif file.suffix == ".npz":
-        np.savez(file, **columns)
-    elif file.suffix == ".h5":
-        with h5py.File(file, "w") as opened:
-            for name, column in columns.items():
-                opened[name] = column
-    elif file.suffix == ".frec":
-        write_records(file, columns)
-    elif file.suffix == ".safetensors":
-        save_file(columns, file)
-    else:
-        pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        table = pyarrow.table({name: column.tolist() for name, column in columns.items()})
-        pyarrow.parquet.write_table(table, file)
-    return file
 
 
 def dealt(file: Path, ignore: dict[str, int] | None = None, **chosen: Any) -> Any:

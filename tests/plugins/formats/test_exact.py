@@ -7,18 +7,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from table_files import write
 
 from forge_kernel.errors import PluginError
 from forge_plugins.data.file import FileConfig, deal, open_file
 from forge_plugins.formats.exact import inexact, is_exact
-from forge_plugins.formats.record_file import write_records
 
 
 @given(
@@ -36,40 +33,6 @@ def test_an_integer_is_exact_when_a_float_gives_it_back(values: list[int], shift
     assert inexact(sizes, np.dtype(np.float32)).tolist() == expected
     wide = [at for at, value in enumerate(values) if int(float(value)) != value]
     assert inexact(rows, np.dtype(np.float64)).tolist() == wide
-
-
-def write(file: Path, inputs: np.ndarray, targets: np.ndarray) -> Path:
-    columns = {"input": inputs, "target": targets}
-    lists = [
-        {"input": i, "target": t} for i, t in zip(inputs.tolist(), targets.tolist(), strict=True)
-    ]
-    if file.suffix == ".json":
-        file.write_text(json.dumps(lists))
-    elif file.suffix == ".jsonl":
-        file.write_text("\n".join(map(json.dumps, lists)))
-    elif file.suffix == ".pkl":
-        file.write_bytes(pickle.dumps(lists))
-    elif file.suffix == ".pickle":
-        file.write_bytes(pickle.dumps(columns))
-    elif file.suffix == ".pt":
-        torch.save({name: torch.from_numpy(column) for name, column in columns.items()}, file)
-    elif file.suffix == ".npz":
-        np.savez(file, **columns)
-    elif file.suffix == ".h5":
-        with h5py.File(file, "w") as opened:
-            for name, column in columns.items():
-                opened[name] = column
-    elif file.suffix == ".frec":
-        write_records(file, columns)
-    elif file.suffix == ".safetensors":
-        save_file(columns, file)
-    else:
-        pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        table = pyarrow.table({name: column.tolist() for name, column in columns.items()})
-        pyarrow.parquet.write_table(table, file)
-    return file
 
 
 def first(file: Path, **chosen: Any) -> Any:
