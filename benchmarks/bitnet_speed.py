@@ -118,6 +118,7 @@ VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "exact": ours("exact"),
     "int8": ours("int8"),
     "int8, bf16 backward": ours("int8_bf16_backward"),
+    "int8, int8 backward": ours("int8_backward"),
     "textbook": lambda model: replaced(
         model, lambda old: Textbook(old.in_features, old.out_features, bias=False)
     ),

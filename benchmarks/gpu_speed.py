@@ -28,8 +28,30 @@ from forge_plugins.mathematics.device_kernels import lacks_kernels
 from forge_plugins.mathematics.quantized_product import lacks_int8
 
 DEVICE = "cuda"
-OURS = ("nn.Linear", "exact", "int8", "int8, bf16 backward")
+OURS = ("nn.Linear", "exact", "int8", "int8, bf16 backward", "int8, int8 backward")
 PEERS = ("transformers", "torchao")
+COMPILED_PEERS = ("torchao", "torchao int8 (not ternary)", "torchao float8 (not ternary)")
+
+
+def of_torchao_int8(model: nn.Module) -> nn.Module:
+    from torchao import quantize_
+    from torchao.prototype.quantized_training import Int8MixedPrecisionTrainingConfig
+
+    quantize_(model, Int8MixedPrecisionTrainingConfig())
+    return model
+
+
+def of_torchao_float8(model: nn.Module) -> nn.Module:
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    return convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name("rowwise"))
+
+
+NETWORKS = {
+    **VARIANTS,
+    "torchao int8 (not ternary)": of_torchao_int8,
+    "torchao float8 (not ternary)": of_torchao_float8,
+}
 STEPS = 4  # between two looks at the clock, so that the host may run ahead as it does in training
 
 
@@ -40,7 +62,7 @@ class Subject:
         torch.manual_seed(0)
         hidden = -(-width * 43 // 16 // 128) * 128
         plain = nn.Sequential(*[Block(width, hidden, width // 128) for _ in range(blocks)])
-        self.model = VARIANTS[name](plain).to(DEVICE)
+        self.model = NETWORKS[name](plain).to(DEVICE)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, BitLayer)]
         self.run: Any = torch.compile(self.model) if compiled else self.model
@@ -108,6 +130,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--peers", type=int, nargs="*", default=[2048], help="widths")
     parser.add_argument("--compiled", type=int, nargs="*", default=[2048], help="widths")
+    parser.add_argument("--names", nargs="*", default=list(OURS), help="which of ours")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -123,8 +146,10 @@ def main() -> None:
     }
     settings = [(width, False) for width in options.widths]
     for width, compiled in settings + [(width, True) for width in options.compiled]:
-        # transformers compiles its quantizers by itself: it is measured as its users run it
-        names = OURS + (PEERS if width in options.peers and not compiled else ())
+        # transformers compiles its quantizers by itself: it is measured as its users run it;
+        # torchao's are made to be compiled as a whole
+        peers = COMPILED_PEERS if compiled else PEERS
+        names = (*options.names, *(peers if width in options.peers else ()))
         found = table(width, 2, options.tokens, options.rounds, names, compiled=compiled)
         results[f"{width}{' compiled' if compiled else ''}"] = found
         print(f"width {width}{', compiled' if compiled else ''}")
@@ -135,6 +160,7 @@ def main() -> None:
             )
             print(f"  {name:<22} {told}", flush=True)
         torch.cuda.empty_cache()
+        torch._dynamo.reset()  # it gives up on code that it has compiled eight times
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -135,7 +135,8 @@ def gpu_speed(found: dict[str, Any]) -> list[str]:
         "sequences of 2048, fp32 latent weights under bf16 autocast, fused AdamW; time of a training",
         "step between events on the device, waits for the host included, as a ratio to `nn.Linear`,",
         "median (range) of the rounds, all interleaved; beside it the growth of memory within a",
-        "step. *compiled*: `torch.compile` on both sides.",
+        "step. *compiled*: `torch.compile` on both sides; torchao's layers are made for it. Those",
+        "marked *not ternary* multiply full-precision weights in int8 or float8, for comparison.",
         "",
         "| width | layers | time | memory |",
         "|---|---|---|---|",
@@ -592,14 +593,17 @@ def _quality_rows(found: dict[str, Any]) -> list[str]:
 def _gpu_rows(found: dict[str, Any]) -> list[str]:
     widths = " and ".join(name for name in found if name.isdigit())
     shares = " and ".join(
-        "{:.2f} / {:.2f} / {:.2f}".format(
-            *(row[name]["median"] for name in ("exact", "int8", "int8, bf16 backward"))
+        "{:.2f} / {:.2f} / {:.2f} / {:.2f}".format(
+            *(
+                row[name]["median"]
+                for name in ("exact", "int8", "int8, bf16 backward", "int8, int8 backward")
+            )
         )
         for width, row in found.items()
         if width.isdigit()
     )
     return [
-        f"| the same on an {found['device']}, width {widths}, bf16 autocast | {shares} x `nn.Linear` |"
+        f"| the same on an {found['device']}, width {widths}, bf16 autocast, and int8 both ways | {shares} x `nn.Linear` |"
     ]
 
 

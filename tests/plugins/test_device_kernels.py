@@ -22,7 +22,13 @@ POINTERS = {
 }  # fmt: skip
 TILES = {
     "inputs": "tensordesc<i8[128, 128]>", "weight": "tensordesc<i8[256, 128]>",
-    "outputs": "tensordesc<fp32[128, 256]>", "bias": "*fp32",
+    "bias": "*fp32",
+}  # fmt: skip
+CHUNKS = {
+    "gradient": "tensordesc<i8[{0}, 256]>", "finer": "tensordesc<i8[{0}, 256]>",
+    "values": "tensordesc<i8[{1}, 256]>", "outputs": "*fp32", "steps": "*fp32",
+    "finer_steps": "*fp32", "coarse": "*i8", "out": "i32", "width": "i32", "chunks": "i32",
+    "groups": "i32",
 }  # fmt: skip
 
 
@@ -84,18 +90,43 @@ def test_the_product_compiles_to_the_tensor_cores(
     assert found.metadata.shared <= shared
 
 
-def test_on_hopper_tiles_come_by_the_copy_engine() -> None:
+@pytest.mark.parametrize("outputs", ["bf16[128, 256]", "fp32[128, 128]"])
+def test_on_hopper_tiles_come_by_the_copy_engine(outputs: str) -> None:
+    """Red when a tile on its way out leaves no room for the next one's parts."""
     from forge_plugins.mathematics import triton_kernels
 
     blocks, how = split(triton_kernels.WIDE_TILE)
-    constants = {"OF_OUTPUTS": False, "BIAS": True, **blocks}
+    parts = 2 if outputs.startswith("fp32") else 1
+    constants = {"OF_OUTPUTS": False, "BIAS": True, "PROGRAMS": 132, "PARTS": parts, **blocks}
     found = assembly(
-        triton_kernels._integer_linear_by_tiles, {**POINTERS, **TILES}, constants,
+        triton_kernels._integer_linear_by_tiles,
+        {**POINTERS, **TILES, "outputs": f"tensordesc<{outputs}>"}, constants,
         capability=90, **how,
     )  # fmt: skip
     assert "cp.async.bulk.tensor" in found.asm["ptx"]
     assert "wgmma" in found.asm["ptx"]
     assert found.metadata.shared <= 227 << 10
+
+
+@pytest.mark.parametrize(
+    ("capability", "instruction", "shared"), [(80, "mma.sync", 99 << 10), (90, "wgmma", 227 << 10)]
+)
+def test_the_weight_gradient_compiles_to_the_tensor_cores(
+    capability: int, instruction: str, shared: int
+) -> None:
+    from forge_plugins.mathematics import triton_gradients
+
+    blocks, how = split(triton_gradients.chunk_tile(capability >= 90))
+    types = {
+        name: kind.format(blocks["BLOCK_M"], blocks["BLOCK_N"]) for name, kind in CHUNKS.items()
+    }
+    found = assembly(
+        triton_gradients._sum_of_chunks, types, {"TOKENS": 256, "COLUMNS": 32, "CHUNKS": 64, **blocks},
+        capability=capability, **how,
+    )  # fmt: skip
+    assert instruction in found.asm["ptx"]
+    assert ".s32.s8.s8" in found.asm["ptx"]
+    assert found.metadata.shared <= shared
 
 
 def test_the_plain_forms_serve_a_device_without_kernels() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,20 @@ from torch.nn import functional
 from forge_plugins.mathematics import bitnet
 from forge_plugins.mathematics.bit_layer import BitLayer, Control
 from forge_plugins.mathematics.quantized_product import (
+    Backward,
     exact_product,
     fits_integer_product,
     integer_product,
     multiplies_integers,
 )
 from forge_plugins.mathematics.scheme import Scheme
+
+BACKWARD: Final[dict[str, Backward]] = {
+    "int8": "own",
+    "int8_bf16_backward": "bf16",
+    "int8_backward": "int8",
+}
+"""What an arithmetic multiplies in on the way back."""
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
@@ -114,8 +122,8 @@ class BitLinear(BitLayer, nn.Linear):
         scheme = self.scheme
         dtype = autocast_type(input.device) or self.weight.dtype
 
-        low = scheme.arithmetic == "int8_bf16_backward"
-        kept = torch.bfloat16 if low and torch.is_grad_enabled() else None
+        backward = BACKWARD[scheme.arithmetic]
+        kept = torch.bfloat16 if backward == "bf16" and torch.is_grad_enabled() else None
 
         def derive() -> tuple[Tensor, Tensor, Tensor | None]:
             if kept is None:
@@ -137,5 +145,5 @@ class BitLinear(BitLayer, nn.Linear):
             values,
             (weight.levels.view(self.weight.shape), weight.scale),
             dtype,
-            bf16_backward=low,
+            backward=backward,
         )

@@ -20,6 +20,7 @@ def _of(kind: str) -> Any:
 
 
 _KERNELS = "forge_plugins.mathematics.triton_kernels"
+_GRADIENTS = "forge_plugins.mathematics.triton_gradients"
 
 
 def _why_not(kind: str) -> str:
@@ -40,6 +41,11 @@ def kernels(device: torch.device) -> Any:
     Traced code takes the plain forms: the compiler fuses them with what stands round them.
     """
     return None if torch.compiler.is_compiling() else _of(device.type)
+
+
+def gradient_kernels(device: torch.device) -> Any:
+    """The module of the kernels of gradients, `triton_gradients`, or None as `kernels` says."""
+    return None if kernels(device) is None else importlib.import_module(_GRADIENTS)
 
 
 def has_kernels(kind: str) -> bool:
@@ -64,8 +70,17 @@ def lacks_kernels(kind: str) -> str:
     return "" if kind != "cuda" or has_kernels(kind) else _why_not(kind)
 
 
-@library.custom_op("forge_plugins::integer_linear", mutates_args=())
-def traced_integer_linear(
+# As operations of the dispatcher, for code that the compiler traces. `library.custom_op` would do
+# the same with checks that take 70 us of the host's time a call, which a small layer waits for.
+library.define(
+    "forge_plugins::integer_linear",
+    "(Tensor values, Tensor value_scale, Tensor levels, Tensor scale, Tensor? bias, "
+    "ScalarType dtype) -> Tensor",
+)
+
+
+@library.impl("forge_plugins::integer_linear", "default")
+def _traced_integer_linear(
     values: Tensor,
     value_scale: Tensor,
     levels: Tensor,
@@ -73,14 +88,12 @@ def traced_integer_linear(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`triton_kernels.integer_linear` as one operation, for code that the compiler traces."""
     found: Tensor = _of(values.device.type).integer_linear(
         values, value_scale, levels, scale, bias, dtype
     )
     return found
 
 
-@traced_integer_linear.register_fake
 def _shape_of_it(
     values: Tensor,
     value_scale: Tensor,
@@ -91,3 +104,42 @@ def _shape_of_it(
 ) -> Tensor:
     del value_scale, scale, bias
     return values.new_empty((values.shape[0], levels.shape[0]), dtype=dtype)
+
+
+library.register_fake("forge_plugins::integer_linear", _shape_of_it)
+
+
+def scaled_product(
+    values: Tensor,
+    value_scale: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`(values levels^T) / (value_scale scale) + bias`, the sums exact.
+
+    Args:
+        values: int8, shape (rows, width).
+        value_scale: fp32, shape (rows, 1), or one number.
+        levels: int8, shape (out, width).
+        scale: fp32, 0-d, or shape (out, 1).
+        bias: shape (out,), or None.
+        dtype: of the answer, shape (rows, out).
+    """
+    if has_kernels(levels.device.type):
+        fused = kernels(levels.device)
+        traced = torch.ops.forge_plugins.integer_linear.default
+        product = traced if fused is None else fused.integer_linear
+        whole: Tensor = product(values, value_scale, levels, scale, bias, dtype)
+        return whole
+    sums = torch._int_mm(values, levels.t())
+    found = sums.view(torch.float32).copy_(sums)  # each number in its own place
+    rows = value_scale.reshape(-1, 1)
+    if scale.dim():
+        found.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
+    else:
+        found.mul_(1.0 / (rows * scale))
+    if bias is not None:
+        found.add_(bias)
+    return found.to(dtype)

@@ -8,7 +8,7 @@ give the gradients of the straight-through estimator with respect to what was qu
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,16 @@ from forge_plugins.mathematics.bitnet import dequantize
 from forge_plugins.mathematics.device_kernels import (
     has_kernels,
     kernels,
-    traced_integer_linear,
+    scaled_product,
+)
+from forge_plugins.mathematics.integer_gradients import (
+    gradient_rows,
+    input_gradient,
+    weight_gradient,
 )
 from forge_plugins.mathematics.processor import instructions
+
+Backward = Literal["own", "bf16", "int8"]
 
 
 class _ExactProduct(torch.autograd.Function):
@@ -107,10 +114,10 @@ class _IntegerProduct(torch.autograd.Function):
         kept: Tensor | None,
         levels: Tensor,
         scale: Tensor,
-        how: tuple[torch.dtype, bool],
+        how: tuple[torch.dtype, Backward],
     ) -> Tensor:
         del weight, kept
-        product = _scaled_product(values, value_scale, levels, scale, bias, how[0])
+        product = scaled_product(values, value_scale, levels, scale, bias, how[0])
         return product.view(*inputs.shape[:-1], levels.shape[0])
 
     @staticmethod
@@ -118,7 +125,7 @@ class _IntegerProduct(torch.autograd.Function):
         del output
         source, weight, bias, values, value_scale, kept, levels, scale, how = inputs
         ctx.types = (source.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.low, ctx.kept = how[1], kept is not None
+        ctx.way, ctx.kept = how[1], kept is not None
         first, second = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         ctx.save_for_backward(
             (values if kept is None else kept) if second else None,
@@ -130,65 +137,65 @@ class _IntegerProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        values, value_scale, levels, scale = ctx.saved_tensors
-        of_input, of_weight, of_bias = ctx.types
         rows = gradient.reshape(-1, ctx.shape[0])
-        to_input = to_weight = to_bias = None
-        product = torch.bfloat16 if ctx.low else rows.dtype
-        fused = kernels(rows.device)
-        if ctx.needs_input_grad[0]:
-            if fused is not None:
-                applied = fused.dequantized_rows(levels, scale, product)
-                found = rows.to(product).mm(applied).to(of_input)
-            elif not ctx.low:
-                found = rows.mm(dequantize(levels, scale).to(product)).to(of_input)
-            # whole numbers of 8 bits are exact in bf16: only the incoming gradient is rounded
-            elif scale.dim():
-                found = (rows / scale.view(1, -1)).to(product).mm(levels.to(product)).to(of_input)
-            else:
-                found = rows.to(product).mm(levels.to(product)).to(of_input).div_(scale)
-            to_input = found.view(*gradient.shape[:-1], ctx.shape[1])
-        if ctx.needs_input_grad[1]:
-            factors = value_scale.reshape(-1, 1)
-            if ctx.kept:
-                to_weight = rows.to(product).t().mm(values.to(product)).to(of_weight)
-            elif fused is not None:
-                values = fused.dequantized_rows(values, value_scale, product)
-                to_weight = rows.to(product).t().mm(values).to(of_weight)
-            elif ctx.low:
-                scaled = torch.div(rows, factors).to(product)
-                to_weight = scaled.t().mm(values.to(product)).to(of_weight)
-            else:
-                to_weight = rows.t().mm(dequantize(values, factors).to(product)).to(of_weight)
-        if ctx.needs_input_grad[2]:
-            to_bias = rows.sum(0).to(of_bias)
+        product = _by_integers if ctx.way == "int8" else _by_floats
+        to_input, to_weight = product(ctx, rows)
+        if to_input is not None:
+            to_input = to_input.view(*gradient.shape[:-1], ctx.shape[1])
+        to_bias = rows.sum(0).to(ctx.types[2]) if ctx.needs_input_grad[2] else None
         return to_input, to_weight, to_bias, None, None, None, None, None, None
 
 
-def _scaled_product(
-    values: Tensor,
-    value_scale: Tensor,
-    levels: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """`(values levels^T) / (value_scale scale) + bias`, shape (rows, out)."""
-    if has_kernels(levels.device.type):
-        fused = kernels(levels.device)
-        product = traced_integer_linear if fused is None else fused.integer_linear
-        whole: Tensor = product(values, value_scale, levels, scale, bias, dtype)
-        return whole
-    sums = torch._int_mm(values, levels.t())
-    found = sums.view(torch.float32).copy_(sums)  # each number in its own place
-    rows = value_scale.reshape(-1, 1)
-    if scale.dim():
-        found.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
-    else:
-        found.mul_(1.0 / (rows * scale))
-    if bias is not None:
-        found.add_(bias)
-    return found.to(dtype)
+def _by_floats(ctx: Any, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of input and weight, multiplied in bf16 or the gradient's own dtype."""
+    values, value_scale, levels, scale = ctx.saved_tensors
+    of_input, of_weight, _ = ctx.types
+    to_input = to_weight = None
+    low = ctx.way == "bf16"
+    product = torch.bfloat16 if low else rows.dtype
+    fused = kernels(rows.device)
+    if ctx.needs_input_grad[0]:
+        if fused is not None:
+            applied = fused.dequantized_rows(levels, scale, product)
+            to_input = rows.to(product).mm(applied).to(of_input)
+        elif not low:
+            to_input = rows.mm(dequantize(levels, scale).to(product)).to(of_input)
+        # whole numbers of 8 bits are exact in bf16: only the incoming gradient is rounded
+        elif scale.dim():
+            to_input = (rows / scale.view(1, -1)).to(product).mm(levels.to(product)).to(of_input)
+        else:
+            to_input = rows.to(product).mm(levels.to(product)).to(of_input).div_(scale)
+    if ctx.needs_input_grad[1]:
+        factors = value_scale.reshape(-1, 1)
+        if ctx.kept:
+            to_weight = rows.to(product).t().mm(values.to(product)).to(of_weight)
+        elif fused is not None:
+            values = fused.dequantized_rows(values, value_scale, product)
+            to_weight = rows.to(product).t().mm(values).to(of_weight)
+        elif low:
+            scaled = torch.div(rows, factors).to(product)
+            to_weight = scaled.t().mm(values.to(product)).to(of_weight)
+        else:
+            to_weight = rows.t().mm(dequantize(values, factors).to(product)).to(of_weight)
+    return to_input, to_weight
+
+
+def _by_integers(ctx: Any, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of input and weight, from products of whole numbers."""
+    values, value_scale, levels, scale = ctx.saved_tensors
+    of_input, of_weight, _ = ctx.types
+    to_input = to_weight = sizes = None
+    if ctx.needs_input_grad[0]:
+        mine = gradient_rows(rows, scale.reshape(-1) if scale.dim() else None)
+        # the compiler writes a wider dtype with what comes next; a kernel, at once
+        dtype = rows.dtype if torch.compiler.is_compiling() else of_input
+        to_input = input_gradient(mine, levels, scale, dtype).to(of_input)
+        sizes = 1.0 / mine[1]
+    if ctx.needs_input_grad[1]:
+        if sizes is None:
+            sizes = rows.float().abs().amax(1, keepdim=True)
+        to_weight = weight_gradient(rows, sizes, values, value_scale, of_weight)
+    return to_input, to_weight
 
 
 def integer_product(
@@ -199,7 +206,7 @@ def integer_product(
     levels: tuple[Tensor, Tensor],
     dtype: torch.dtype,
     *,
-    bf16_backward: bool,
+    backward: Backward,
 ) -> Tensor:
     """`x W^T + bias` from whole numbers, differentiable towards `inputs`, `weight` and `bias`.
 
@@ -211,11 +218,12 @@ def integer_product(
             for, to be kept for backward in their place, or None.
         levels: int8, shape (out, in), and their scale, 0-d or (out, 1).
         dtype: of the answer.
-        bf16_backward: multiply in bf16 on the way back. The gradient is then off by about 3e-3 of
-            its norm for each layer passed.
+        backward: what the products on the way back are made in: the gradient's own dtype; bf16
+            (the gradient is then off by about 3e-3 of its norm for each layer passed); or int8
+            (about 1e-2, see `integer_gradients`).
     """
     found: Tensor = _IntegerProduct.apply(  # type: ignore[no-untyped-call]
-        inputs, weight, bias, *values, *levels, (dtype, bf16_backward)
+        inputs, weight, bias, *values, *levels, (dtype, backward)
     )
     return found
 

@@ -9,7 +9,7 @@ Measure = Literal["absmean", "absmedian", "absmax"]
 Granularity = Literal["tensor", "row", "group"]
 Rounding = Literal["deterministic", "stochastic", "learned_threshold"]
 Estimator = Literal["plain", "clipped", "off"]
-Arithmetic = Literal["exact", "int8", "int8_bf16_backward"]
+Arithmetic = Literal["exact", "int8", "int8_bf16_backward", "int8_backward"]
 
 WEIGHT_BITS: Final = (1, 1.58, 2, 4, 8, 16, 32)
 ACTIVATION_BITS: Final = (4, 8, 16, 32)
@@ -49,7 +49,8 @@ class Scheme:
             `hf` (transformers' AutoBitLinear) or `torchao` (its `bitnet_training`).
         arithmetic: `exact` multiplies dequantized values; `int8` multiplies the integers (exact
             sums, the same result up to rounding) and keeps integers for backward;
-            `int8_bf16_backward` also multiplies in bf16 on the way back.
+            `int8_bf16_backward` also multiplies in bf16 on the way back; `int8_backward` rounds
+            the incoming gradient to 8 bits and multiplies integers there too.
         threshold_rate: how many times faster than a weight a learned threshold moves, in steps
             between levels.
 

@@ -95,10 +95,11 @@ class BitNetConfig:
              "or torchao's bitnet_training"),
     ] = "hf"  # fmt: skip
     arithmetic: Annotated[
-        Literal["exact", "int8", "int8_bf16_backward"],
+        Literal["exact", "int8", "int8_bf16_backward", "int8_backward"],
         Meta(description="exact: dequantized values are multiplied; int8: whole numbers in the "
              "forward pass (the same result up to rounding); int8_bf16_backward: bf16 products "
-             "on the way back too (gradients off by about 3e-3)"),
+             "on the way back (gradients off by about 3e-3); int8_backward: whole numbers on the "
+             "way back too, for speed on a GPU (the weights' gradients off by about 1e-2)"),
     ] = "exact"  # fmt: skip
     warmup_steps: Annotated[
         int, Meta(ge=0, description="steps over which the levels are blended in")
