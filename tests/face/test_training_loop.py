@@ -62,6 +62,8 @@ def test_the_loss_falls_on_data_that_can_be_told_apart() -> None:
     assert result.final["validation_loss"] < before["loss"] / 4
     assert result.final["validation_accuracy"] > 0.9
     assert loop.state is TrainingState.STOPPED
+    latest = {name: one["latest"] for name, one in loop.metrics.get_summary().items()}
+    assert latest["validation_loss"] == result.final["validation_loss"]
 
 
 def test_training_is_the_bare_loop_to_the_bit() -> None:
@@ -222,6 +224,38 @@ def test_callbacks_hear_each_step_and_each_epoch() -> None:
     assert listener.epochs == [1, 2]
     with pytest.raises(RunError, match="has no on_step_end"):
         loop.add_callback(object())
+
+
+def test_the_state_is_what_the_loop_is_doing() -> None:
+    """Red when a whole run, a single step, a validation or a failure is not told."""
+    seen: list[TrainingState] = []
+
+    class Listener:
+        def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+            seen.append(loop.state)
+
+    def noted(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(loop.state)
+        return functional.cross_entropy(predictions, targets)
+
+    def failing(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    loop = TrainingLoop(network(), plain(epochs=1), "cpu")
+    assert loop.state is TrainingState.INITIALIZED
+    loop.validate([data()], noted)
+    assert (seen, loop.state) == ([TrainingState.VALIDATING], TrainingState.INITIALIZED)
+    loop.train_step(data(), noted)
+    assert loop.state is TrainingState.TRAINING
+
+    loop = TrainingLoop(network(), plain(epochs=1), "cpu")
+    loop.add_callback(Listener())
+    seen.clear()
+    loop.train([data(), data()], noted)
+    assert (set(seen), loop.state) == ({TrainingState.TRAINING}, TrainingState.STOPPED)
+    with pytest.raises(ZeroDivisionError):
+        loop.train([data()], failing)
+    assert loop.state is TrainingState.ERROR
 
 
 def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
