@@ -223,13 +223,17 @@ def test_an_event_and_a_phase_are_in_the_status_at_once_without_a_log_line(
 def test_the_log_has_all_that_was_told_and_each_validation_and_the_status_the_last_twenty(
     tmp_path: Path,
 ) -> None:
-    """Red when a validation is missing from the log, or the status grows with the run."""
+    """Red when a validation or its figures are missing, or the status grows with the run."""
+    seen: dict[int, Any] = {}
+
+    def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
+        seen[step.number] = json.loads((run.folder / "status.json").read_text())
 
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         run.tell("told", f"Step {step.number} is over.")
 
-    teller = make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end)
-    settings = ["run.max_steps=25", "run.validate_every=10"]
+    teller = make_plugin("teller", Kind.POLICIES, on_batch=on_batch, on_step_end=on_step_end)
+    settings = ["run.max_steps=25", "run.validate_every=10", "run.log_every=1000"]
     result = run(
         load_pipeline("smoke", settings), output_dir=tmp_path / "run", plugins=[teller], quiet=True
     )
@@ -242,7 +246,11 @@ def test_the_log_has_all_that_was_told_and_each_validation_and_the_status_the_la
     assert [(event["step"], event["message"]) for event in status["events"]] == told[-20:]
     validations = [line for line in lines if line["event"] == "validation"]
     assert [line["step"] for line in validations] == [10, 20, 25]
-    assert validations[-1]["figures"]["loss"] == result.final["validation_loss"]
+    figures = {f"validation_{name}": value for name, value in validations[-1]["figures"].items()}
+    assert figures == {k: v for k, v in result.final.items() if k.startswith("validation_")}
+    assert len(figures) > 1
+    assert figures.items() <= status["figures"].items()
+    assert [seen[step]["figures_step"] for step in (10, 11, 21)] == [None, 10, 20]
 
 
 def test_a_run_that_is_being_set_up_can_be_seen(tmp_path: Path) -> None:
