@@ -158,6 +158,7 @@ class Distillation:
             for term in loss_terms(answer)
         ]
         outputs = answer_rows.main_output(outputs)
+        outputs = answer_rows.at_targets(outputs, batch.targets, batch.positions)
         answers = _like(self._answers(batch), outputs, batch)
         told = mathematics.divergences(outputs, answers, config.temperature)
         terms.append(LossTerm(told, scale=config.weight, name="distillation"))

@@ -49,18 +49,22 @@ class Network(nn.Module):
         return self.head(hidden if positions is None else hidden[:, positions])  # type: ignore[no-any-return]
 
 
-def stepped(batch: Batch, *hidden: str) -> tuple[float, list[Tensor]]:
+def stepped(
+    batch: Batch, *hidden: str, loss: str = "distillation", model: nn.Module | None = None
+) -> tuple[float, list[Tensor]]:
     """The loss of a step, and the weights after it."""
-    model = Network()
-    config = {"hidden": list(hidden), "hidden_weight": 0.5, "loss": {"use": "cross_entropy"}}
+    model = Network() if model is None else model
+    config: dict[str, Any] = {"loss": {"use": "cross_entropy"}}
+    if hidden:
+        config |= {"hidden": list(hidden), "hidden_weight": 0.5}
     session = make_session(
         model, LiveData([], spec=DataSpec(vocabulary=11, sequence=LENGTH, classes=11)),
         optimizer=SgdPart(0.5), own_loss=True,
-        uses={"loss": UseLoss("distillation", config),
+        uses={"loss": UseLoss(loss, config),
               "quantizer": UseQuantizer("bitnet", {"skip": ["head"]})},
     )  # fmt: skip
-    loss = float(session.step(batch))
-    return loss, [value.detach().clone() for value in session.run.parameters.values()]
+    value = float(session.step(batch))
+    return value, [value.detach().clone() for value in session.run.parameters.values()]
 
 
 def drawn() -> tuple[Tensor, Tensor]:
@@ -133,3 +137,30 @@ def test_of_a_layer_that_gives_several_the_first_is_compared() -> None:
         stepped(batch, *hidden)[0] for hidden in (["memory"], ["memory.rows"], [])
     )
     assert found == first > without
+
+
+class Everywhere(Network):
+    """Answers at all positions, whichever have targets."""
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens)
+
+
+@pytest.mark.parametrize("network", [Network, Everywhere])
+@pytest.mark.parametrize("loss", ["distillation", "consistency"])
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_a_model_that_answers_everywhere_is_compared_where_the_targets_are(
+    places: slice, loss: str, network: type[Network]
+) -> None:
+    """Red when the teacher is not asked about the positions, or the model's others are compared."""
+    tokens, targets = drawn()
+    ignored = torch.full_like(targets, -100)
+    ignored[:, places] = targets[:, places]
+    found = [
+        stepped(batch, loss=loss, model=model)[0]
+        for batch, model in (
+            (Batch(tokens, targets[:, places], positions=places), network()),
+            (Batch(tokens, ignored), Network()),
+        )
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
