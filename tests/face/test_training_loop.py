@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,16 @@ def test_micro_steps_one_by_one_are_the_same_window() -> None:
     assert torch.allclose(weights(one), weights(many), atol=1e-6)
 
 
+def test_a_step_tells_the_gradients_norm_where_it_updates() -> None:
+    """Red when it is told between updates, or not at all."""
+    config = plain(gradient_clipping=True, gradient_accumulation_steps=2)
+    loop = TrainingLoop(network(), config, "cpu")
+    found = [loop.train_step(data(), functional.cross_entropy) for _ in range(4)]
+    assert [one["updated"] for one in found] == [False, True, False, True]
+    assert [one["grad_norm"] is not None for one in found] == [False, True, False, True]
+    assert found[1]["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("clips", [True, False])
 def test_gradients_are_clipped_when_asked(clips: bool) -> None:
     """Spec: C8, C9"""
@@ -253,6 +264,9 @@ def test_the_state_is_what_the_loop_is_doing() -> None:
     seen.clear()
     loop.train([data(), data()], noted)
     assert (set(seen), loop.state) == ({TrainingState.TRAINING}, TrainingState.STOPPED)
+    told = json.loads(json.dumps(loop.get_state()))
+    assert (told["state"], told["global_step"], told["epoch"]) == (loop.state.value, 2, 1)
+    assert told["metrics"] == loop.metrics.get_summary()
     with pytest.raises(ZeroDivisionError):
         loop.train([data()], failing)
     assert loop.state is TrainingState.ERROR
@@ -442,6 +456,13 @@ def test_checkpoint_files_are_plain_rotate_and_load_by_default(tmp_path: Path) -
     other = network(9)
     assert manager.load_checkpoint(other, optimizer)["metrics"] == {"loss": 0.5}
     assert torch.equal(weights(other), weights(model))
+    fresh = torch.optim.SGD(other.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    manager.save_checkpoint(model, optimizer, None, {}, 30, 1)
+    assert manager.load_checkpoint(other)["step"] == 30  # the weights alone
+    assert fresh.param_groups[0]["lr"] == 0.5
+    manager.load_checkpoint(other, fresh)
+    assert fresh.param_groups[0]["lr"] == 0.25
     with pytest.raises(RunError, match="no checkpoint"):
         CheckpointManager(tmp_path / "none").load_checkpoint(model)
 
