@@ -16,7 +16,7 @@ def migrated(document: Document, catalog: Catalog) -> Document:
 
     What a user writes by hand is refused under its old name, with the new one; what a run has
     written about itself is read on. A plugin's configuration says in `renamed` where a setting is
-    today: `run.NAME`.
+    today: `run.NAME`. One that the run has under its new name already stays.
 
     Args:
         document: a run folder's `config.yaml`, with the overrides.
@@ -30,6 +30,8 @@ def migrated(document: Document, catalog: Catalog) -> Document:
         name: getattr(found.info.config, "renamed", None) for (_, name), found in classes.items()
     }
     moved: dict[str, Any] = {}
+    run = document.data.get("run")
+    chosen = run if isinstance(run, dict) else {}
     for path, value in list(walk(document.data)):
         table = renamed.get(value.get("use", "")) if isinstance(value, Mapping) else None
         settings = value.get("with") if table else None
@@ -37,14 +39,11 @@ def migrated(document: Document, catalog: Catalog) -> Document:
             assert table is not None
             assert isinstance(settings, dict)
             given, new = settings.pop(old), table[old].removeprefix("run.")
-            if given is None:
+            if given is None or new in chosen:
                 continue
             if moved.setdefault(new, given) != given:
                 raise ConfigError([_contradiction(document, path, new, moved[new], given)])
-    run = document.data.get("run")
-    if isinstance(run, dict):
-        for name, given in moved.items():
-            run.setdefault(name, given)
+    chosen.update(moved)
     return document
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import random
@@ -73,7 +74,7 @@ class Reach:
         return sorted(found, key=self.seconds.__getitem__)
 
 
-class _Tracer:
+class Tracer:
     """A pytest plugin that notes which lines of the sources each test reaches."""
 
     def __init__(self, tree: Path, sources: list[str]) -> None:
@@ -86,8 +87,8 @@ class _Tracer:
         source = self._sources.get(frame.f_code.co_filename)
         if source is None:
             return None
-        # of a module or a class; or outside of any test, such as what collecting runs
-        if frame.f_code.co_name == "<module>" or "__module__" in frame.f_locals or not self._test:
+        # of a module or a class, which are no functions; or outside of any test, as in collecting
+        if not frame.f_code.co_flags & inspect.CO_OPTIMIZED or not self._test:
             lines = self.reach.loaded.setdefault(source, set())
         else:
             lines = self.reach.lines.setdefault(source, {}).setdefault(self._test, set())
@@ -217,7 +218,7 @@ def reach(tree: Tree, sources: list[str], guards: list[str], folder: Path) -> Re
     kept = folder / "reach.json"
 
     def work() -> int:
-        tracer = _Tracer(tree.folder, sources)
+        tracer = Tracer(tree.folder, sources)
         code = int(pytest.main([*_QUIET, *guards], plugins=[tracer]))
         found = tracer.reach
         lines = {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mutants import mutants
+from mutation import Tracer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,6 +86,32 @@ def test_every_mutant_of_a_real_source_is_another_program(name: str) -> None:
     for one in found:
         assert ast.dump(ast.parse(one.text)) != plain
         assert 1 <= one.line <= one.end_line <= len(source.splitlines())
+
+
+def test_what_importing_runs_may_be_noticed_by_any_test_and_not_by_the_first_alone(
+    tmp_path: Path,
+) -> None:
+    """Red when the settings of a class count as reached by the test that loads it first."""
+    lines = [
+        "class Config:",
+        "    size = 3",
+        "    def twice(self):",
+        "        return 2 * self.size",
+    ]
+    (tmp_path / "source.py").write_text("\n".join([*lines, "made = Config()"]))
+    tracer = Tracer(tmp_path, ["source.py"])
+    running = tracer.pytest_runtest_protocol(SimpleNamespace(nodeid="first"))  # type: ignore[arg-type]
+    next(running)
+    before = sys.gettrace()
+    tracer.pytest_configure()
+    try:
+        runpy.run_path(str(tmp_path / "source.py"))["made"].twice()
+    finally:
+        tracer.pytest_sessionfinish()
+        sys.settrace(before)
+    running.close()
+    assert tracer.reach.loaded["source.py"] >= {1, 2, 3, 5}
+    assert tracer.reach.lines["source.py"]["first"] == {3, 4}
 
 
 def test_each_guarded_source_and_each_guard_is_there() -> None:

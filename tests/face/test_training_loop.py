@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def test_the_loss_falls_on_data_that_can_be_told_apart() -> None:
     assert result.final["validation_loss"] < before["loss"] / 4
     assert result.final["validation_accuracy"] > 0.9
     assert loop.state is TrainingState.STOPPED
+    latest = {name: one["latest"] for name, one in loop.metrics.get_summary().items()}
+    assert latest["validation_loss"] == result.final["validation_loss"]
 
 
 def test_training_is_the_bare_loop_to_the_bit() -> None:
@@ -152,6 +155,16 @@ def test_micro_steps_one_by_one_are_the_same_window() -> None:
     assert torch.allclose(weights(one), weights(many), atol=1e-6)
 
 
+def test_a_step_tells_the_gradients_norm_where_it_updates() -> None:
+    """Red when it is told between updates, or not at all."""
+    config = plain(gradient_clipping=True, gradient_accumulation_steps=2)
+    loop = TrainingLoop(network(), config, "cpu")
+    found = [loop.train_step(data(), functional.cross_entropy) for _ in range(4)]
+    assert [one["updated"] for one in found] == [False, True, False, True]
+    assert [one["grad_norm"] is not None for one in found] == [False, True, False, True]
+    assert found[1]["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("clips", [True, False])
 def test_gradients_are_clipped_when_asked(clips: bool) -> None:
     """Spec: C8, C9"""
@@ -222,6 +235,41 @@ def test_callbacks_hear_each_step_and_each_epoch() -> None:
     assert listener.epochs == [1, 2]
     with pytest.raises(RunError, match="has no on_step_end"):
         loop.add_callback(object())
+
+
+def test_the_state_is_what_the_loop_is_doing() -> None:
+    """Red when a whole run, a single step, a validation or a failure is not told."""
+    seen: list[TrainingState] = []
+
+    class Listener:
+        def on_step_end(self, step: int, metrics: dict[str, Any]) -> None:
+            seen.append(loop.state)
+
+    def noted(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(loop.state)
+        return functional.cross_entropy(predictions, targets)
+
+    def failing(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    loop = TrainingLoop(network(), plain(epochs=1), "cpu")
+    assert loop.state is TrainingState.INITIALIZED
+    loop.validate([data()], noted)
+    assert (seen, loop.state) == ([TrainingState.VALIDATING], TrainingState.INITIALIZED)
+    loop.train_step(data(), noted)
+    assert loop.state is TrainingState.TRAINING
+
+    loop = TrainingLoop(network(), plain(epochs=1), "cpu")
+    loop.add_callback(Listener())
+    seen.clear()
+    loop.train([data(), data()], noted)
+    assert (set(seen), loop.state) == ({TrainingState.TRAINING}, TrainingState.STOPPED)
+    told = json.loads(json.dumps(loop.get_state()))
+    assert (told["state"], told["global_step"], told["epoch"]) == (loop.state.value, 2, 1)
+    assert told["metrics"] == loop.metrics.get_summary()
+    with pytest.raises(ZeroDivisionError):
+        loop.train([data()], failing)
+    assert loop.state is TrainingState.ERROR
 
 
 def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
@@ -408,6 +456,13 @@ def test_checkpoint_files_are_plain_rotate_and_load_by_default(tmp_path: Path) -
     other = network(9)
     assert manager.load_checkpoint(other, optimizer)["metrics"] == {"loss": 0.5}
     assert torch.equal(weights(other), weights(model))
+    fresh = torch.optim.SGD(other.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    manager.save_checkpoint(model, optimizer, None, {}, 30, 1)
+    assert manager.load_checkpoint(other)["step"] == 30  # the weights alone
+    assert fresh.param_groups[0]["lr"] == 0.5
+    manager.load_checkpoint(other, fresh)
+    assert fresh.param_groups[0]["lr"] == 0.25
     with pytest.raises(RunError, match="no checkpoint"):
         CheckpointManager(tmp_path / "none").load_checkpoint(model)
 

@@ -279,7 +279,21 @@ def test_a_metric_that_can_never_come_is_refused(tmp_path: Path, settings: tuple
         run(pipeline, model=Unexportable(), data=[batch], output_dir=tmp_path / "o", quiet=True)
 
 
+def test_each_part_whose_metric_can_never_come_is_named(tmp_path: Path) -> None:
+    """Red when the user mends one and is then refused for the next."""
+    batch = torch.ones(6, 4), torch.arange(6) % 3
+    settings = ["run.max_steps=3", "schedule={use: plateau}", policy("early_stopping")]
+    with pytest.raises(PluginError) as told:
+        run(
+            load_pipeline("smoke", settings), model=Unexportable(), data=[batch],
+            output_dir=tmp_path / "o", quiet=True,
+        )  # fmt: skip
+    for name in ("plateau", "early_stopping"):
+        assert f"{name} acts on the validation metric loss" in str(told.value)
+
+
 def test_a_metric_that_did_not_come_is_told_once(tmp_path: Path) -> None:
+    """Red when it is not told of each part that waits, or again after the next validation."""
     told: list[str] = []
 
     def on_event(self: Any, run: Any, event: Any) -> None:
@@ -294,13 +308,16 @@ def test_a_metric_that_did_not_come_is_told_once(tmp_path: Path) -> None:
         def __iter__(self) -> Any:
             return iter(empty)
 
-    pipeline = load_pipeline("smoke", [*SMOKE, "schedule={use: plateau}", "policies=null"])
+    settings = [*SMOKE, "schedule={use: plateau}", policy("early_stopping")]
     run(
-        pipeline, model=Unexportable(), data=([batch], Endless()), output_dir=tmp_path / "o",
-        quiet=True, plugins=[watcher],
+        load_pipeline("smoke", settings), model=Unexportable(), data=([batch], Endless()),
+        output_dir=tmp_path / "o", quiet=True, plugins=[watcher],
     )  # fmt: skip
-    assert len(told) == 1
-    assert "plateau waits for the validation metric loss" in told[0]
+    assert sorted(told) == [
+        f"{label} waits for the validation metric loss, which this validation did not give (it "
+        "gave: none)."
+        for label in ("policies[0] early_stopping", "schedule plateau")
+    ]
 
 
 def test_a_schedule_over_another_length_is_told_at_the_resume(tmp_path: Path) -> None:

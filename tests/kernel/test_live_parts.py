@@ -222,6 +222,8 @@ class Sparse(nn.Module):
     [
         (expanded, "weight share memory between their own entries"),
         (strided, "weight share memory"),
+        (lambda: nn.Sequential(*(expanded() for _ in range(3))), "1.weight, 2.weight share memory"),
+        (lambda: nn.Sequential(*(expanded() for _ in range(4))), "2.weight and 1 more share memory"),
         (Complex, "w are complex"),
         (lambda: Sparse(nn.Embedding), "table give sparse gradients"),
         (lambda: Sparse(nn.EmbeddingBag), "table give sparse gradients"),

@@ -10,6 +10,7 @@ from torch import nn
 
 from forge_kernel.errors import PluginError
 from forge_kernel.exports import write_exports
+from forge_kernel.finite import FiniteCheck
 from forge_kernel.group_rates import GroupRates
 from forge_kernel.loss_scale import LossScale
 from forge_kernel.state import Rates
@@ -69,6 +70,16 @@ def test_factors_multiply_the_first_rates_and_momenta() -> None:
     assert [group["momentum"] for group in sgd.param_groups] == [0.25, 0.25]
 
 
+def test_a_rate_that_someone_else_wrote_is_set_again_where_the_factor_stays() -> None:
+    """Red when a factor that has not changed is taken for a rate that nobody has changed."""
+    optimizer = torch.optim.SGD(groups())
+    rates = GroupRates(optimizer)
+    rates.write(Rates(0.5))
+    optimizer.param_groups[0]["lr"] = 9.0
+    rates.write(Rates(0.5))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.05]
+
+
 def test_factors_that_do_not_fit_are_refused() -> None:
     rates = GroupRates(torch.optim.Adam(groups()))
     with pytest.raises(PluginError, match="3 factors for 2 groups"):
@@ -93,3 +104,50 @@ def test_two_exporters_of_one_name_get_a_folder_each(tmp_path: Path) -> None:
     texts = {name: (tmp_path / at / "weights.txt").read_text() for name, at in written.items()}
     assert texts == {"onnx": "a", "onnx_": "b", "gguf": "c"}
     assert failed == {}
+
+
+def test_an_exporter_that_fails_takes_no_other_one_with_it(tmp_path: Path) -> None:
+    """Red when those after it are not written, or its half-written folder stays."""
+
+    def write(folder: Path) -> dict[str, str]:
+        (folder / "weights.txt").write_text("whole")
+        return {}
+
+    def fail(folder: Path) -> dict[str, str]:
+        (folder / "weights.txt").write_text("half")
+        raise ZeroDivisionError
+
+    written, failed = write_exports(tmp_path, [("gguf", fail), ("gguf", write), ("onnx", write)])
+    assert written == {"gguf_": "exports/gguf_", "onnx": "exports/onnx"}
+    assert [(name, type(error)) for name, error in failed.items()] == [("gguf", ZeroDivisionError)]
+    assert sorted(path.name for path in (tmp_path / "exports").iterdir()) == ["gguf_", "onnx"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second stands for another than theirs
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize("spoilt", [None, 0, 1, 2, 3, 4])
+def test_gradients_of_several_kinds_are_scaled_and_looked_at_each(
+    device: str, factor: float, spoilt: int | None
+) -> None:
+    """Red when one kind is left out, or one that is finite takes back what another told."""
+
+    def gradients() -> list[torch.Tensor]:
+        values = [torch.tensor([1.0, -2.0]) for _ in range(5)]
+        if spoilt is not None:
+            values[spoilt][1] = torch.inf
+        single, double, half, *rows = values
+        sparse = [
+            torch.sparse_coo_tensor(torch.tensor([[0, 2]]), row, (4,), check_invariants=True)
+            for row in rows
+        ]
+        return [single, double.double(), half.bfloat16(), *sparse]
+
+    check, given, wanted = FiniteCheck(torch.device(device)), gradients(), gradients()
+    for _ in range(2):
+        told = check.scale_and_check(given, factor)
+        wanted = [one * factor for one in wanted]
+        assert (float(told) > 0) == (spoilt is not None)
+    for one, other in zip(given, wanted, strict=True):
+        assert torch.equal(one.to_dense(), other.to_dense())
+    check.clear()
+    assert float(check.scale_and_check([torch.ones(2)], factor)) == 0.0

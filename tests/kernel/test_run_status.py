@@ -220,6 +220,75 @@ def test_an_event_and_a_phase_are_in_the_status_at_once_without_a_log_line(
         jsonschema.validate(found, RECORDS["status"])
 
 
+def test_the_log_has_all_that_was_told_and_each_validation_and_the_status_the_last_twenty(
+    tmp_path: Path,
+) -> None:
+    """Red when a validation or its figures are missing, or the status grows with the run."""
+    seen: dict[int, Any] = {}
+
+    def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
+        seen[step.number] = json.loads((run.folder / "status.json").read_text())
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        run.tell("told", f"Step {step.number} is over.")
+
+    teller = make_plugin("teller", Kind.POLICIES, on_batch=on_batch, on_step_end=on_step_end)
+    settings = ["run.max_steps=25", "run.validate_every=10", "run.log_every=1000"]
+    result = run(
+        load_pipeline("smoke", settings), output_dir=tmp_path / "run", plugins=[teller], quiet=True
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run/forge.log").read_text().splitlines()]
+    told = [(line["step"], line["message"]) for line in lines if "facts" in line]
+    assert [message for _, message in told if message.startswith("Step ")] == [
+        f"Step {number} is over." for number in range(1, 26)
+    ]
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert [(event["step"], event["message"]) for event in status["events"]] == told[-20:]
+    validations = [line for line in lines if line["event"] == "validation"]
+    assert [line["step"] for line in validations] == [10, 20, 25]
+    figures = {f"validation_{name}": value for name, value in validations[-1]["figures"].items()}
+    assert figures == {k: v for k, v in result.final.items() if k.startswith("validation_")}
+    assert len(figures) > 1
+    assert figures.items() <= status["figures"].items()
+    assert [seen[step]["figures_step"] for step in (10, 11, 21)] == [None, 10, 20]
+
+
+def test_a_run_that_is_being_set_up_can_be_seen(tmp_path: Path) -> None:
+    """Red when a monitor finds nothing until the data is read and the model made."""
+    seen: list[str] = []
+
+    def make_modules(self: Any, run: Any) -> dict[str, Any]:
+        seen.append(json.loads((run.folder / "status.json").read_text())["state"])
+        return {}
+
+    looker = make_plugin("looker", Kind.POLICIES, make_modules=make_modules)
+    run(load_pipeline("smoke", ["run.max_steps=1"]), output_dir=tmp_path, plugins=[looker])
+    assert seen == ["initializing"]
+
+
+def test_a_run_says_of_which_revision_the_folder_was_that_it_began_in(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Red when it is not told, or a folder without revisions is an error."""
+
+    def git(*words: str) -> str:
+        chosen = ["-c", "user.name=A", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false"]
+        command = ["git", *chosen, *words]
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+
+    def revision(name: str) -> Any:
+        run(load_pipeline("smoke", ["run.max_steps=1"]), output_dir=tmp_path / name, quiet=True)
+        return json.loads((tmp_path / name / "environment.json").read_text())["git_revision"]
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert revision("without") is None
+    git("init", "-q")
+    assert revision("empty") is None
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    assert revision("with") == git("rev-parse", "HEAD")
+
+
 def test_figures_of_fast_steps_are_written_together_and_of_slow_ones_at_once(
     tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -30,6 +30,8 @@ from forge_kernel import resume, run
 from forge_kernel.data import LiveData
 from forge_kernel.errors import RunError
 from forge_kernel.plugin import Kind
+from forge_kernel.random_state import StreamState
+from forge_kernel.random_streams import RunStreams
 
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(40, 4, generator=GENERATOR)
@@ -103,6 +105,16 @@ class Held:
         return float(self.generator.random())
 
 
+class ByName:
+    """Transforms by name, one after the other."""
+
+    def __init__(self, **transforms: Callable[[], float]) -> None:
+        self.transforms = transforms
+
+    def __call__(self) -> float:
+        return sum(one() for one in self.transforms.values())
+
+
 class Lazy(Sampler[int]):
     """Draws each index only when it is asked for, from torch's ambient stream."""
 
@@ -145,6 +157,9 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "transform's random.Random": lambda: DataLoader(Augmented(Held(random.Random(7))), 10),
     "transform's torch.Generator": lambda: DataLoader(
         ConcatDataset([Augmented(Held(torch.Generator().manual_seed(7)))]), 10
+    ),
+    "a random.Random of transforms by name": lambda: DataLoader(
+        Augmented(ByName(none=lambda: 0.0, noise=Held(random.Random(7)))), 10
     ),
     "an order drawn late": lambda: DataLoader(TensorDataset(X, Y), 10, sampler=Lazy()),
     "an iterable's own order": lambda: DataLoader(Shuffled(), 10),
@@ -283,8 +298,12 @@ def test_torchs_distributed_sampler_in_a_batch_sampler_hears_the_epoch(tmp_path:
     assert sampler.epoch == 2
 
 
-@pytest.mark.parametrize("change", ["system", "data", "generators"])
-def test_an_epoch_that_cannot_be_replayed_is_refused_by_name(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "stop"), [("system", 2), ("data", 2), ("data", 1), ("generators", 2)]
+)
+def test_an_epoch_that_cannot_be_replayed_is_refused_by_name(
+    tmp_path: Path, change: str, stop: int
+) -> None:
     """Red when other batches are passed off as the rest of the epoch."""
 
     def loader(number: int) -> Any:
@@ -295,7 +314,7 @@ def test_an_epoch_that_cannot_be_replayed_is_refused_by_name(tmp_path: Path, cha
         held = {"generator": torch.Generator()} if number else {}
         return DataLoader(TensorDataset(X, Y), 10, shuffle=True, **held)
 
-    cut = StopAt(2)
+    cut = StopAt(stop)
     _ = trained(tmp_path, loader(0), cancel=cut, on_progress=cut)
     named = {"system": "SystemRandom", "data": "DataLoader", "generators": "other generators"}
     with pytest.raises(RunError, match=named[change]):
@@ -392,6 +411,37 @@ def test_runs_in_threads_are_each_what_they_are_alone(
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+
+
+def test_between_two_parts_of_a_validation_another_thread_has_its_turn_and_moves_nothing() -> None:
+    """Red when it finds the validation's streams, or the validation goes on with what it leaves."""
+
+    def draws() -> list[float]:
+        return [float(torch.rand(())), random.random(), float(np.random.rand())]
+
+    def stand() -> Any:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+    def job() -> None:
+        with RunStreams():
+            draws()
+        done.set()
+
+    streams, done = RunStreams(), threading.Event()
+    with streams.drawing(StreamState.seeded(5)):
+        alone = [draws(), draws()]
+    before, thread = stand(), threading.Thread(target=job)
+    with streams.drawing(StreamState.seeded(5)) as turn:
+        first = draws()
+        thread.start()
+        for _ in range(30_000):
+            if done.wait(1e-3):
+                break
+            turn()
+        second = draws()
+    thread.join()
+    assert [first, second] == alone
+    assert stand() == before
 
 
 def test_a_run_inside_a_callback_changes_nothing_of_the_outer_one(tmp_path: Path) -> None:

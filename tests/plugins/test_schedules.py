@@ -478,7 +478,20 @@ def test_groups_keep_their_ratio_under_every_schedule() -> None:
             assert first == pytest.approx(10 * second)
 
 
-def test_a_run_that_ends_within_the_warmup_is_told() -> None:
+@pytest.mark.parametrize(
+    ("use", "steps", "warmup"),
+    [
+        (UseSchedule("linear", {"warmup_steps": 5}), 3, 5),
+        (UseSchedule("linear", {"warmup_steps": 5}), 5, 5),
+        (UseSchedule("linear", {"warmup_steps": 5}), 6, None),
+        (UseSchedule("one_cycle"), 1, 1),
+        (UseSchedule("one_cycle"), 2, None),
+    ],
+)
+def test_a_run_that_ends_within_the_warmup_is_told(
+    use: UseSchedule[Any], steps: int, warmup: int | None
+) -> None:
+    """Red when a run is told that is a step longer, or one is not that ends with the warm-up."""
     batch = Batch(torch.randn(4, 4), torch.randint(3, (4,)))
     events: list[Any] = []
 
@@ -486,7 +499,8 @@ def test_a_run_that_ends_within_the_warmup_is_told() -> None:
         events.append((event.name, dict(event.facts)))
 
     make_session(
-        nn.Linear(4, 3), [batch], max_steps=3, uses={"schedule": UseSchedule("linear", {"warmup_steps": 5})},
+        nn.Linear(4, 3), [batch], max_steps=steps, uses={"schedule": use},
         plugins=[make_plugin("ear", Kind.OBSERVERS, on_event=on_event)],
     )  # fmt: skip
-    assert events == [("warmup_not_over", {"warmup_steps": 5, "total_steps": 3})]
+    told = ("warmup_not_over", {"warmup_steps": warmup, "total_steps": steps})
+    assert events == ([] if warmup is None else [told])

@@ -80,9 +80,14 @@ class Consistency:
         if not torch.is_grad_enabled():
             return answer
         terms = [replace(one, name=one.name or "target_loss") for one in loss_terms(answer)]
-        own = answer_rows.main_output(outputs)
+
+        def compared(answers: Any) -> Any:
+            found = answer_rows.main_output(answers)
+            return answer_rows.at_targets(found, batch.targets, batch.positions)
+
+        own = compared(outputs)
         latent = latent_answer.latent_answer(
-            run.active_model, lambda: answer_rows.main_output(call_model(run.active_model, batch))
+            run.active_model, lambda: compared(call_model(run.active_model, batch))
         )
         told = mathematics.divergences(own, latent, 1.0)
         return [*terms, LossTerm(told, scale=config.weight, name="consistency")]

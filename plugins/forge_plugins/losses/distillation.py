@@ -158,6 +158,7 @@ class Distillation:
             for term in loss_terms(answer)
         ]
         outputs = answer_rows.main_output(outputs)
+        outputs = answer_rows.at_targets(outputs, batch.targets, batch.positions)
         answers = _like(self._answers(batch), outputs, batch)
         told = mathematics.divergences(outputs, answers, config.temperature)
         terms.append(LossTerm(told, scale=config.weight, name="distillation"))
@@ -204,8 +205,9 @@ class Distillation:
             parts.append(mathematics.row_distances(own, other, batch.targets, batch.positions))
         student.clear()
         teacher.clear()
-        if len({len(part) for part in parts}) > 1:  # rows of some layers, samples of others
-            parts = [part.reshape(len(batch.targets), -1).mean(1) for part in parts]
+        if len({len(part) for part in parts}) > 1:  # a sample's distance is that of its rows
+            rows = max(len(part) for part in parts)
+            parts = [part.repeat_interleave(rows // len(part)) for part in parts]
         return torch.stack(parts).mean(0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,6 +28,22 @@ def main_output(outputs: Any) -> Any:
     return outputs
 
 
+def at_targets(outputs: Any, targets: Any, positions: Any) -> Any:
+    """What a model gives at the positions that have targets, where it answers at all of them.
+
+    Args:
+        outputs: logits, shape (samples, positions, classes), or anything else, which stays.
+        targets: integers, shape (samples, those positions that have any), or anything else.
+        positions: index of the sequence (second dimension) that the targets are of; None: all.
+    """
+    if positions is None or not isinstance(targets, Tensor) or targets.ndim < 2:
+        return outputs
+    everywhere = isinstance(outputs, Tensor) and outputs.ndim == 3
+    if everywhere and outputs.shape[1] != targets.shape[1]:
+        return outputs[:, positions]
+    return outputs
+
+
 def answer_pieces(
     outputs: Any, targets: Tensor, positions: Any = None
 ) -> Iterator[tuple[Tensor, Tensor, slice]]:
@@ -73,9 +89,7 @@ def answer_rows(outputs: Any, targets: Tensor, positions: Any = None) -> tuple[T
             f"the model gives {_shown(outputs)}, where a tensor with one row of logits for each "
             "target is wanted"
         )
-    everywhere = outputs.ndim == 3 and targets.ndim > 1 and outputs.shape[1] != targets.shape[1]
-    if everywhere and positions is not None:
-        outputs = outputs[:, positions]
+    outputs = at_targets(outputs, targets, positions)
     leading = outputs.shape[:-1]
     if leading.numel() != targets.numel() or not _same_order(leading, targets.shape):
         raise ValueError(

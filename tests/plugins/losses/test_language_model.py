@@ -16,6 +16,7 @@ from torch.nn import functional
 from forge_kernel.config.use import UseLoss, UseValidator
 from forge_kernel.data import DataSpec, TensorData
 from forge_kernel.errors import PluginError
+from forge_kernel.state import Batch
 from forge_plugins.mathematics.bit_linear import BitLinear
 from forge_plugins.mathematics.chunked_cross_entropy import chunked_cross_entropy
 from forge_plugins.mathematics.deferred_logits import DeferredLogits, without_head
@@ -150,12 +151,15 @@ def trained(model: nn.Module, loss: str, source: TensorData, **config: Any) -> t
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("positions", [None, slice(-1, None), slice(1, 3)], ids=str)
 def test_a_run_is_the_one_of_cross_entropy_and_never_has_more_logits_than_a_piece(
-    everywhere: bool, last_only: bool
+    everywhere: bool, positions: slice | None
 ) -> None:
-    """Planted faults: the head in the model's own forward; validators that ask for all rows."""
-    source = data(slice(-1, None), 1) if last_only else data()
+    """Planted faults: the head in the model's own forward; validators that ask for all rows.
+
+    Red when positions are taken of answers that the model gave at those positions alone.
+    """
+    source = data(positions, len(range(4)[positions or slice(None)]))
     plain, pieces = Model(everywhere), Model(everywhere)
     wanted = trained(plain, "cross_entropy", source)
     found = trained(pieces, "language_model", source, piece=3)
@@ -165,6 +169,19 @@ def test_a_run_is_the_one_of_cross_entropy_and_never_has_more_logits_than_a_piec
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
     assert max(pieces.rows) <= 3
     assert max(plain.rows) > 3
+
+
+def test_with_nothing_set_512_rows_are_there_at_a_time_and_no_target_is_smoothed() -> None:
+    """Red when the settings' values are others than the schema says."""
+    generator = torch.Generator().manual_seed(3)
+    tokens, targets = torch.randint(11, (2, 150, 4), generator=generator)
+    model = Model()
+    with torch.no_grad():
+        expected = functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+    model.rows.clear()
+    session = make_session(model, data(), own_loss=True, uses={"loss": UseLoss("language_model")})
+    assert float(session.step(Batch(tokens, targets))) == pytest.approx(float(expected), rel=1e-5)
+    assert set(model.rows) == {512, 600 - 512}
 
 
 def test_smoothing_reaches_the_loss() -> None:

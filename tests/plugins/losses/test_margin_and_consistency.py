@@ -105,18 +105,33 @@ def test_outputs_without_wrong_answers_are_refused(outputs: nn.Module, message: 
         session_of(model, "margin", {}).step(batch())
 
 
-def test_consistency_adds_the_divergence_from_the_latent_answers() -> None:
-    """Planted: the blend left at 0 after the teacher's answer; the teacher with a gradient."""
+def test_of_two_classes_the_other_one_is_wrong() -> None:
+    """Red when a single wrong answer is too few."""
+    given = Batch(torch.tensor([[0.5, 0.2], [3.0, 1.0], [0.0, 4.0]]), torch.tensor([0, 0, 0]))
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(model.weight)
+    lacks = [1.0 - 0.3, 0.0, 1.0 + 4.0]
+    assert float(session_of(model, "margin", {}).step(given)) == pytest.approx(sum(lacks) / 3)
+
+
+@pytest.mark.parametrize(("config", "weight"), [({"weight": 0.7}, 0.7), ({}, 0.1)])
+def test_consistency_adds_the_divergence_from_the_latent_answers(
+    config: dict[str, Any], weight: float
+) -> None:
+    """Planted: the blend left at 0 after the teacher's answer; the teacher with a gradient.
+
+    Red when the divergence counts another part than is set or, with nothing set, than a tenth.
+    """
     given, latent = batch(), network()(batch().inputs)
     plain = session_of(network(), "cross_entropy", {}, quantized=True)
     base = float(plain.step(given))
-    session = session_of(network(), "consistency", {"weight": 0.7}, quantized=True)
+    session = session_of(network(), "consistency", config, quantized=True)
     outputs = session.run.model(given.inputs)
     told = functional.kl_div(
         outputs.log_softmax(1), latent.log_softmax(1), log_target=True, reduction="batchmean"
     )
     assert told.item() > 1e-4
-    assert float(session.step(given)) == pytest.approx(base + 0.7 * told.item(), rel=1e-5)
+    assert float(session.step(given)) == pytest.approx(base + weight * told.item(), rel=1e-5)
     assert session.log().figures["target_loss"] == pytest.approx(base, rel=1e-6)
     assert all(one.blend == 1.0 for one in session.run.model.modules() if isinstance(one, BitLayer))
 

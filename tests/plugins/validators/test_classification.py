@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from forge_kernel.errors import ConfigError
 from forge_kernel.loading import load_pipeline
 from forge_kernel.runner import run
 from forge_kernel.state import Batch
-from forge_plugins.mathematics.answer_rows import answer_rows
+from forge_plugins.mathematics.answer_rows import answer_rows, number_pairs
 from forge_plugins.mathematics.class_figures import (
     BY_CLASS,
     class_counts,
@@ -176,6 +177,26 @@ def test_rows_stand_beside_their_targets_wherever_the_model_answers() -> None:
     assert answer_rows(outputs, everywhere)[0].shape == (8, 3)
     with pytest.raises(ValueError, match="8 answers for 2 targets"):
         answer_rows(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shown"),
+    [
+        ({"size": torch.zeros(2), "kind": torch.zeros(2)}, "a mapping with the keys ['kind', 'size']"),
+        ([1.0, 2.0], "a list"),
+        (torch.tensor(1.0), "a tensor of shape ()"),
+    ],
+    ids=["mapping", "list", "number"],
+)  # fmt: skip
+def test_outputs_that_are_no_rows_of_logits_are_named_for_what_they_are(
+    outputs: Any, shown: str
+) -> None:
+    """Red when the message does not say what the model gave."""
+    with pytest.raises(ValueError, match=f"the model gives {re.escape(shown)}, where a tensor"):
+        answer_rows(outputs, torch.tensor([0, 1]))
+    if not isinstance(outputs, torch.Tensor):
+        with pytest.raises(ValueError, match=f"the model gives {re.escape(shown)}, where a tensor"):
+            number_pairs(outputs, torch.tensor([0.0, 1.0]))
 
 
 @pytest.mark.parametrize("name", ["top_k", "by_class"])
