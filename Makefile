@@ -18,7 +18,7 @@ run: $(STAMP)  ## train the showcase to its target
 	$(BIN)/forge run pipelines/bitnet_grokfast.yaml
 
 test: $(STAMP)  ## the tests, without the deep batteries
-	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
+	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep" $(if $(ORDER),--order $(ORDER))
 
 avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
 	OMP_NUM_THREADS=1 FORGE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \

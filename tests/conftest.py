@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,20 @@ torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order", type=int, help="seed of another order: of files, and within each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--order", None)
+    if seed is not None:
+        drawn = random.Random(seed)  # the same in each worker
+        files = sorted({item.path for item in items})
+        places = dict(zip(files, drawn.sample(range(len(files)), len(files)), strict=True))
+        keys = {item: (places[item.path], drawn.random()) for item in items}
+        items.sort(key=keys.__getitem__)
 
 
 @pytest.fixture(scope="session", autouse=True)
