@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch.nn.functional import cross_entropy
 
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.modular_arithmetic import operation_table
-from forge_plugins.mathematics.transformer import Decoder
+from forge_plugins.mathematics.networks.modular_arithmetic import operation_table
+from forge_plugins.mathematics.networks.transformer import Decoder
+from forge_plugins.mathematics.quantization.conversion import convert_linears
 
 torch.set_num_threads(1)
 

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.bit_layer import BitLayer
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 torch.set_num_threads(1)
 WIDTH, HIDDEN, HEADS = 512, 1376, 8

@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import orjson
 
-from forge_plugins.formats.column_file import ColumnFolder
+from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.json_file import read_json
-from forge_plugins.formats.json_text import JsonText, cut
+from forge_plugins.formats.readers.json import read_json
+from forge_plugins.formats.readers.json_text import JsonText, cut
 
 RECORDS, WIDTH = 20_000, 128
 

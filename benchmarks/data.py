@@ -30,13 +30,13 @@ from data_peers import Batches, peers
 from safetensors.numpy import save_file
 
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.strategy import OneProcess
+from forge_kernel.contract.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
-from forge_plugins.data.samples import FileData
+from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.text import TextConfig
-from forge_plugins.data.windows import WindowData
-from forge_plugins.formats.record_file import write_records
-from forge_plugins.mathematics.tokenizers import ByteTokenizer
+from forge_plugins.data.text_batches import WindowData
+from forge_plugins.formats.readers.fixed_records import write_records
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
 
 torch.set_num_threads(1)
 RECORDS, WIDTH, SIZE = 200_000, 128, 256

@@ -30,16 +30,16 @@ import psutil
 import torch
 
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.strategy import OneProcess
-from forge_plugins.data.epochs import Epochs
+from forge_kernel.contract.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
-from forge_plugins.data.samples import FileData
+from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.resumable_epochs import Epochs
+from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.quality import assess
-from forge_plugins.formats.record_file import write_records
-from forge_plugins.formats.survey import Survey
-from forge_plugins.formats.table import Table
+from forge_plugins.formats.inspection.quality import assess
+from forge_plugins.formats.inspection.quality_scan import Survey
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.fixed_records import write_records
 
 torch.set_num_threads(1)
 RECORDS, WIDTH, SIZE = 200_000, 128, 256
@@ -307,8 +307,8 @@ def start() -> float:
     """CPU seconds that the data part takes to import beside torch and numpy."""
     programs = {
         "torch": "import torch",
-        "data": "import torch\nimport forge_plugins.data.samples, forge_plugins.formats.opening, "
-        "forge_plugins.formats.survey, forge_plugins.data.file",
+        "data": "import torch\nimport forge_plugins.data.file_batches, forge_plugins.formats.open_table, "
+        "forge_plugins.formats.inspection.quality_scan, forge_plugins.data.file",
     }
     found: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(7):

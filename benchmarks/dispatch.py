@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pluggy
 
-from forge_kernel import hookspecs
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import NoConfig
-from forge_kernel.planner import Plan, Planned
-from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.contract import hookspecs
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.planning.plan import Plan, Planned
+from forge_kernel.training.in_memory import NoConfig
 
 EVENTS = 20_000
 
@@ -35,7 +35,7 @@ class Listener:
 
 
 def compiled(listeners: list[Listener]) -> Callable[[], float]:
-    from forge_kernel.bus import Bus
+    from forge_kernel.training.bus import Bus
 
     entries = tuple(
         Planned(

@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from forge_plugins.mathematics.grokfast import SlowGradient, Window, filter_ema, filter_ma
-from forge_plugins.mathematics.grokfast_adamw import GrokfastAdamW
+from forge_plugins.mathematics.grokfast.filters import SlowGradient, Window, filter_ema, filter_ma
+from forge_plugins.mathematics.optimizers.grokfast_adamw import GrokfastAdamW
 
 torch.set_num_threads(1)
 

@@ -23,9 +23,9 @@ import torch
 from bitnet_speed import VARIANTS, Block
 from torch import nn
 
-from forge_plugins.mathematics.bit_layer import BitLayer
-from forge_plugins.mathematics.device_kernels import lacks_kernels
-from forge_plugins.mathematics.quantized_product import lacks_int8
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.device_kernels import lacks_kernels
+from forge_plugins.mathematics.quantization.quantized_linear import lacks_int8
 
 DEVICE = "cuda"
 OURS = ("nn.Linear", "exact", "int8", "int8, bf16 backward", "int8, int8 backward")

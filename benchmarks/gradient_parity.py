@@ -24,10 +24,10 @@ from bitnet_speed import VARIANTS, Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.device_kernels import lacks_kernels
-from forge_plugins.mathematics.quantized_product import lacks_int8
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.device_kernels import lacks_kernels
+from forge_plugins.mathematics.quantization.quantized_linear import lacks_int8
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, LAYERS, LENGTH, BATCH = 256, 4, 256, 32

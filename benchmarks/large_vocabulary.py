@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.chunked_cross_entropy import chunked_cross_entropy
+from forge_plugins.mathematics.losses.chunked_cross_entropy import chunked_cross_entropy
 
 TOKENS, WIDTH, VOCABULARY, PIECE = 2048, 256, 32_000, 512
 NAMES = ("all at once", "in pieces")

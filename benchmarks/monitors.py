@@ -36,12 +36,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from forge_kernel.catalog import Catalog
-from forge_kernel.loading import load_pipeline
-from forge_kernel.loop import Session
-from forge_kernel.planner import plan
-from forge_kernel.run_folder import RunRecord
-from forge_kernel.run_status import read_status
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
+from forge_kernel.run_folder.record import RunRecord
+from forge_kernel.run_folder.status import read_status
+from forge_kernel.training.session import Session
 
 torch.set_num_threads(1)
 EVERY = 20  # steps between log lines, as in the showcase
@@ -134,7 +134,7 @@ import sys, time
 from pathlib import Path
 from forge_kernel import load_pipeline
 from forge_kernel.api import Kind, PluginInfo, hookimpl
-from forge_kernel.live import NoConfig
+from forge_kernel.training.in_memory import NoConfig
 from forge_kernel.runner import run
 
 class Teller:

@@ -34,13 +34,13 @@ from torch import nn
 
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseGradients, UseObserver
-from forge_kernel.data import DataSpec
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import LiveModel, NoConfig
-from forge_kernel.loop import Session
-from forge_kernel.planner import plan
-from forge_kernel.plugin import Kind, PluginInfo
-from forge_kernel.state import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.run import Batch
+from forge_kernel.planning.plan import plan
+from forge_kernel.training.in_memory import LiveModel, NoConfig
+from forge_kernel.training.session import Session
 
 torch.set_num_threads(1)
 EVENTS = (
@@ -88,7 +88,7 @@ def listener(event: str, number: int) -> Any:
 
     import inspect
 
-    from forge_kernel import hookspecs
+    from forge_kernel.contract import hookspecs
 
     kind = Kind.GRADIENTS if event == "on_gradients" else Kind.POLICIES
     arguments = ", ".join(inspect.signature(getattr(hookspecs, event)).parameters)
@@ -153,8 +153,8 @@ def kernel(
     run = RunConfig(
         max_seconds=1e9, non_finite=non_finite, device="cpu", log_every=50 if typical else 10**9
     )  # type: ignore[arg-type]
-    from forge_kernel.catalog import Catalog
-    from forge_kernel.loading import check_pipeline
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import check_pipeline
 
     catalog = Catalog.installed()
     kinds = {plugin.info.kind for plugin in live}

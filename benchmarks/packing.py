@@ -21,8 +21,8 @@ import gguf
 import numpy
 import torch
 
-from forge_plugins.mathematics import packing
-from forge_plugins.mathematics.ternary_blocks import pack_blocks, unpack_blocks
+from forge_plugins.interchange.ternary_blocks import pack_blocks, unpack_blocks
+from forge_plugins.mathematics.quantization import packing
 
 torch.set_num_threads(1)
 SIZE, SCALE = 4096, 0.0371

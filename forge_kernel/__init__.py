@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forge_kernel.config.pipeline import PipelineConfig, RunConfig
-    from forge_kernel.loading import load_pipeline
-    from forge_kernel.loop import Session
-    from forge_kernel.planner import plan
-    from forge_kernel.result import RunResult
+    from forge_kernel.contract.result import RunResult
+    from forge_kernel.planning.pipeline_file import load_pipeline
+    from forge_kernel.planning.plan import plan
     from forge_kernel.runner import resume, run, run_async
+    from forge_kernel.training.session import Session
 
 __all__ = [
     "PipelineConfig",
@@ -30,10 +30,10 @@ __all__ = [
 _HOMES = {
     "PipelineConfig": "forge_kernel.config.pipeline",
     "RunConfig": "forge_kernel.config.pipeline",
-    "RunResult": "forge_kernel.result",
-    "Session": "forge_kernel.loop",
-    "load_pipeline": "forge_kernel.loading",
-    "plan": "forge_kernel.planner",
+    "RunResult": "forge_kernel.contract.result",
+    "Session": "forge_kernel.training.session",
+    "load_pipeline": "forge_kernel.planning.pipeline_file",
+    "plan": "forge_kernel.planning.plan",
     "resume": "forge_kernel.runner",
     "run": "forge_kernel.runner",
     "run_async": "forge_kernel.runner",

@@ -14,31 +14,37 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.yaml_file import write_yaml
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.result import RunResult
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.live import LiveDataPlugin, LiveModel, ProgressCallback, Watcher
-from forge_kernel.loading import (
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.migration import migrated
+from forge_kernel.planning.path_settings import with_absolute_paths
+from forge_kernel.planning.pipeline_file import (
     check_document,
     check_pipeline,
     fill,
     load_pipeline,
     read_document,
 )
-from forge_kernel.migration import migrated
-from forge_kernel.path_settings import with_absolute_paths
-from forge_kernel.planner import Plan, plan
-from forge_kernel.plugin import Kind
-from forge_kernel.result import RunResult
-from forge_kernel.run_folder import CONFIG, RunRecord, environment, new_run_folder, write_config
+from forge_kernel.planning.plan import Plan, plan
+from forge_kernel.run_folder.record import (
+    CONFIG,
+    RunRecord,
+    environment,
+    new_run_folder,
+    write_config,
+)
+from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, ProgressCallback, Watcher
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_kernel.cancel import Cancel
-    from forge_kernel.loop import Session
-    from forge_kernel.strategy import Strategy
+    from forge_kernel.contract.cancel import Cancel
+    from forge_kernel.contract.strategy import Strategy
+    from forge_kernel.training.session import Session
 
 
 def run(  # noqa: PLR0913  keyword-only, each a wish of its own
@@ -264,8 +270,8 @@ def _with_precision(pipeline: PipelineConfig) -> PipelineConfig:
     """The pipeline with the arithmetic that `precision: auto` is here: a resumed run keeps it."""
     if pipeline.run.precision != "auto":
         return pipeline
-    from forge_kernel.device import resolve_device
-    from forge_kernel.precision import resolve_precision
+    from forge_kernel.training.device import resolve_device
+    from forge_kernel.training.precision import resolve_precision
 
     found = resolve_precision("auto", resolve_device(pipeline.run.device))
     return replace(pipeline, run=replace(pipeline.run, precision=found))
@@ -297,7 +303,7 @@ def opened_session(
     quiet: bool,
 ) -> Session:
     """A session of a plan in a run folder; nothing is set up."""
-    from forge_kernel.loop import Session
+    from forge_kernel.training.session import Session
 
     about = {"config": digest(decided.pipeline)}
     return Session(
@@ -341,7 +347,7 @@ def _recorded(session: Session, record: RunRecord, prepare: Callable[[], None]) 
 
 def _drive(session: Session, record: RunRecord, prepare: Callable[[], None]) -> RunResult:
     """Take a session through its life; an error is told to everyone, then raised again."""
-    from forge_kernel.durable import write_json
+    from forge_kernel.storage.atomic_files import write_json
 
     folder = session.run.folder
     assert folder is not None

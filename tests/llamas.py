@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.llama import Llama, LlamaShape
+from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.quantization.conversion import convert_linears
 
 VOCABULARY = 257
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from forge_plugins.formats.record_file import write_records
+from forge_plugins.formats.readers.fixed_records import write_records
 
 
 def write(file: Path, inputs: np.ndarray, targets: np.ndarray) -> Path:

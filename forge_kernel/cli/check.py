@@ -9,10 +9,10 @@ from forge_kernel.cli.options import AsJson, File, Settings
 
 def check_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
     """Check a pipeline file. All faults with line and column, without torch."""
-    from forge_kernel.catalog import Catalog
     from forge_kernel.errors import FaultsError
-    from forge_kernel.loading import check_document, read_document
-    from forge_kernel.planner import plan
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import check_document, read_document
+    from forge_kernel.planning.plan import plan
 
     catalog = Catalog.installed()
     try:

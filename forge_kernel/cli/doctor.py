@@ -64,10 +64,10 @@ def _fsync_works() -> bool:
 def _examine() -> dict[str, Any]:
     import torch
 
-    from forge_kernel.catalog import Catalog
     from forge_kernel.config.schema import config_schema
     from forge_kernel.errors import PluginError
-    from forge_kernel.precision import fast_arithmetic
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.training.precision import fast_arithmetic
 
     catalog = Catalog.installed()
     broken = list(catalog.misnamed)

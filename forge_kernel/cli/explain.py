@@ -17,12 +17,12 @@ def explain_command(
     as_json: AsJson = False,
 ) -> None:
     """Show where a value comes from. The file and line, the argument or the default."""
-    from forge_kernel.catalog import Catalog
     from forge_kernel.config.document import look_up, show_path, walk
     from forge_kernel.config.layers import parse_key
     from forge_kernel.config.spelling import did_you_mean
     from forge_kernel.errors import ConfigError, Fault
-    from forge_kernel.loading import check_document, fill, read_document
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import check_document, fill, read_document
 
     catalog = Catalog.installed()
     document = read_document(file, settings or ())

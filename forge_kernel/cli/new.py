@@ -78,10 +78,10 @@ def plugin_command(
     directory: Annotated[Path, typer.Option(help="Where to make the folder.")] = Path(),
 ) -> None:
     """Write a package with one plugin, its tests and settings, ready to install."""
-    from forge_kernel.catalog import Catalog
     from forge_kernel.cli.scaffold import KINDS, package_files
     from forge_kernel.config.spelling import did_you_mean
-    from forge_kernel.plugin import Kind
+    from forge_kernel.contract.plugin import Kind
+    from forge_kernel.planning.catalog import Catalog
 
     module = _module_name(name)
     if kind not in KINDS:
@@ -109,9 +109,9 @@ def pipeline_command(
     The schema is the nearest schemas/pipeline.schema.json above the file; one is written beside
     the file where there is none.
     """
-    from forge_kernel.catalog import Catalog
     from forge_kernel.cli.scaffold import pipeline_text
-    from forge_kernel.schemas import all_schemas, schema_text
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.schemas import all_schemas, schema_text
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise ConfigError([Fault(f"'{name}' makes no name of a run")])

@@ -9,10 +9,10 @@ from forge_kernel.cli.options import AsJson, File, Settings
 
 def plan_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show who runs in each hook, and why. In what order, too; without torch."""
-    from forge_kernel.catalog import Catalog
     from forge_kernel.config.document import show_path
-    from forge_kernel.loading import check_document, read_document
-    from forge_kernel.planner import HOOKS, plan
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import check_document, read_document
+    from forge_kernel.planning.plan import HOOKS, plan
 
     catalog = Catalog.installed()
     document = read_document(file, settings or ())

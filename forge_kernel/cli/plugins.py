@@ -12,8 +12,8 @@ import typer
 from forge_kernel.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from forge_kernel.catalog import Catalog
-    from forge_kernel.plugin import Kind
+    from forge_kernel.contract.plugin import Kind
+    from forge_kernel.planning.catalog import Catalog
 
 
 def plugins_command(
@@ -21,7 +21,7 @@ def plugins_command(
     as_json: AsJson = False,
 ) -> None:
     """List the plugins, or show one. Its origin, settings, bounds, defaults, hooks, order."""
-    from forge_kernel.catalog import Catalog
+    from forge_kernel.planning.catalog import Catalog
 
     catalog = Catalog.installed()
     if name is None:
@@ -84,8 +84,8 @@ def _show_list(rows: list[dict[str, Any]], catalog: Catalog) -> None:
 
 
 def _page(catalog: Catalog, kind: Kind, name: str) -> dict[str, Any]:
-    from forge_kernel.bus import hook_table
     from forge_kernel.config.schema import config_schema
+    from forge_kernel.training.bus import hook_table
 
     plugin = catalog.load(kind, name)
     offer = catalog.offer(kind, name)

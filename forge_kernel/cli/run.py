@@ -13,8 +13,8 @@ from forge_kernel.cli.options import File, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from forge_kernel.cancel import Cancel
-    from forge_kernel.result import RunResult
+    from forge_kernel.contract.cancel import Cancel
+    from forge_kernel.contract.result import RunResult
 
 
 def run_command(
@@ -26,9 +26,9 @@ def run_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train as the file says. Prints the run folder and the final figures."""
-    from forge_kernel.catalog import Catalog
-    from forge_kernel.loading import check_document, read_document
-    from forge_kernel.planner import plan
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import check_document, read_document
+    from forge_kernel.planning.plan import plan
     from forge_kernel.runner import run
 
     catalog = Catalog.installed()

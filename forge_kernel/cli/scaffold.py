@@ -308,7 +308,7 @@ def pipeline_text(name: str, schema: str) -> str:
     Raises:
         ConfigError: no installed distribution ships one.
     """
-    from forge_kernel.loading import shipped_pipelines
+    from forge_kernel.planning.pipeline_file import shipped_pipelines
 
     for file in shipped_pipelines().values():
         text = file.read_text(encoding="utf-8")

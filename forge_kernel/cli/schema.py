@@ -29,9 +29,9 @@ def schema_command(
     ] = False,
 ) -> None:
     """Print, write or verify the schemas. Without options: the schema of pipeline files."""
-    from forge_kernel.catalog import Catalog
-    from forge_kernel.loading import compose_schema, load_named, read_document
-    from forge_kernel.schemas import all_schemas, schema_text
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import compose_schema, load_named, read_document
+    from forge_kernel.planning.schemas import all_schemas, schema_text
 
     catalog = Catalog.installed()
     if write is not None or check:

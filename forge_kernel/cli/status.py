@@ -17,8 +17,8 @@ def status_command(
     """Say how a run stands, whichever process runs it."""
     import json
 
-    from forge_kernel.run_notice import figures_text, place_text
-    from forge_kernel.run_status import read_status
+    from forge_kernel.run_folder.log_text import figures_text, place_text
+    from forge_kernel.run_folder.status import read_status
 
     found = read_status(run_dir)
     if as_json:

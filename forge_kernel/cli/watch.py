@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from forge_kernel.run_status import RunStatus
+    from forge_kernel.run_folder.status import RunStatus
 
 POLL_SECONDS: Final = 0.25
 _SHOWN: Final = 12  # newest notices in the view
@@ -31,7 +31,7 @@ def watch_command(
     """Watch a run until it ends. Live in a terminal, as lines elsewhere, or as a page."""
     from rich.console import Console
 
-    from forge_kernel.run_status import read_status
+    from forge_kernel.run_folder.status import read_status
 
     read_status(run_dir)
     try:
@@ -62,9 +62,9 @@ def _serve(folder: Path, port: int) -> RunStatus:
 
 def _lines(folder: Path) -> RunStatus:
     """A line for each notice and each new set of figures, as they come."""
-    from forge_kernel.run_folder import LOG
-    from forge_kernel.run_notice import figures_text, notice_text
-    from forge_kernel.run_status import LogFollower, read_status
+    from forge_kernel.run_folder.log_text import figures_text, notice_text
+    from forge_kernel.run_folder.record import LOG
+    from forge_kernel.run_folder.status import LogFollower, read_status
 
     follower, step, condition = LogFollower(folder / LOG), None, "running"
     earlier = _EARLIER
@@ -91,9 +91,9 @@ def _view(folder: Path, console: Any) -> RunStatus:
     """One picture that is drawn anew until the run ends."""
     from rich.live import Live
 
-    from forge_kernel.run_folder import LOG
-    from forge_kernel.run_notice import notice_text
-    from forge_kernel.run_status import LogFollower, read_status
+    from forge_kernel.run_folder.log_text import notice_text
+    from forge_kernel.run_folder.record import LOG
+    from forge_kernel.run_folder.status import LogFollower, read_status
 
     follower = LogFollower(folder / LOG)
     notices: list[str] = []
@@ -137,7 +137,7 @@ def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from forge_kernel.run_notice import place_text
+    from forge_kernel.run_folder.log_text import place_text
 
     data = found.data
     colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(found.condition, "bold")

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from forge_kernel.config.document import Document, Path, look_up, show_path
 from forge_kernel.config.yaml_file import parse_yaml, read_yaml, resolve
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import ConfigError, Fault, Mark
-from forge_kernel.plugin import Kind
 
 MAX_LAYERS: Final = 8
 _STEP: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,4})\]")

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from forge_kernel.config.document import Path
 from forge_kernel.config.use import USE_OF_KIND, Use
-from forge_kernel.plugin import RULES, Kind
+from forge_kernel.contract.plugin import RULES, Kind
 
 FORMAT = 1
 

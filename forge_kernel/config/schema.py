@@ -13,8 +13,8 @@ import msgspec
 from forge_kernel.config.document import walk
 from forge_kernel.config.pipeline import FORMAT, RunConfig, takes_many
 from forge_kernel.config.use import Use, plain
+from forge_kernel.contract.plugin import RULES, Kind
 from forge_kernel.errors import Fault, PluginError
-from forge_kernel.plugin import RULES, Kind
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]

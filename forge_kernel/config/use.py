@@ -6,8 +6,8 @@ import math
 from typing import Any, ClassVar, Generic, TypeVar
 
 from forge_kernel.config.document import show_path, walk
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import ConfigError
-from forge_kernel.plugin import Kind
 
 Part = TypeVar("Part")
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import jsonschema
 
-from forge_kernel.bus import hook_table
-from forge_kernel.catalog import Catalog
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.schema import bind_config, config_data, config_schema
-from forge_kernel.plugin import Kind
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.counted import (
     faults_of_loss,
@@ -21,6 +20,7 @@ from forge_kernel.testing.counted import (
     traces_of_dropped_window,
 )
 from forge_kernel.testing.trial import Trial
+from forge_kernel.training.bus import hook_table
 
 __all__ = [
     "test_a_dropped_window_leaves_no_trace",
@@ -89,7 +89,7 @@ def test_is_constructed_without_any_effect(
     forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """The constructor stores the settings: no file, no change of the random streams."""
-    from forge_kernel.random_state import read_random_state
+    from forge_kernel.storage.random_state import read_random_state
 
     monkeypatch.chdir(tmp_path)
     _, _, _, plugin = _plugin(forge_plugin)

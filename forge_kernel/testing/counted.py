@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import NoConfig
-from forge_kernel.loop import Session
-from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.run import Batch, Run, Step
 from forge_kernel.runner import result_of
-from forge_kernel.state import Batch, Run, Step
+from forge_kernel.storage.state_tree import split_tree
 from forge_kernel.testing.trial import Trial
-from forge_kernel.tree import split_tree
+from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.session import Session
 
 TOLERANCE = 1e-5
 """Of gradients, as a share of the largest: sums in fp32 in another order."""

@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One run of each contract test for each plugin of the distributions."""
     if "forge_plugin" not in metafunc.fixturenames:
         return
-    from forge_kernel.catalog import Catalog
+    from forge_kernel.planning.catalog import Catalog
 
     wanted = {
         name.lower().replace("_", "-") for name in metafunc.config.getini("forge_distributions")
@@ -40,9 +40,9 @@ def forge_config(forge_plugin: str) -> dict[str, Any]:
 
     The default takes, for each required field, the first example of its schema.
     """
-    from forge_kernel.catalog import Catalog
     from forge_kernel.config.schema import config_schema
-    from forge_kernel.plugin import Kind
+    from forge_kernel.contract.plugin import Kind
+    from forge_kernel.planning.catalog import Catalog
 
     kind, _, name = forge_plugin.partition(".")
     info = Catalog.installed().load(Kind(kind), name).info

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig, takes_many
 from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import USE_OF_KIND
-from forge_kernel.data import Data, DataSpec, TensorData
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import NoConfig
-from forge_kernel.loop import Session
-from forge_kernel.planner import plan
-from forge_kernel.plugin import Kind, PluginInfo, facts
-from forge_kernel.result import RunResult
+from forge_kernel.contract.data import Data, DataSpec, TensorData
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo, facts
+from forge_kernel.contract.result import RunResult
+from forge_kernel.contract.run import Batch, Goal, Meter, Run, Step
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.plan import plan
 from forge_kernel.runner import resume, run
-from forge_kernel.state import Batch, Goal, Meter, Run, Step
+from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.session import Session
 
 SAMPLES, FEATURES, SEQUENCE, VOCABULARY, CLASSES = 22, 8, 4, 7, 5
 

@@ -47,8 +47,8 @@ def test_utilization_is_weighed_by_time_over_the_span_alone() -> None:
 
 
 def test_the_workload_of_utilization_is_a_pipeline_that_can_be_planned() -> None:
-    from forge_kernel.loading import load_pipeline
-    from forge_kernel.planner import plan
+    from forge_kernel.planning.pipeline_file import load_pipeline
+    from forge_kernel.planning.plan import plan
 
     plan(load_pipeline("char_llama_gguf", [*script("utilization").SETTINGS, "run.max_epochs=2"]))
 

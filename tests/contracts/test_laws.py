@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from forge_kernel.catalog import GROUP, Catalog
-from forge_kernel.plugin import Kind
-from forge_kernel.schemas import all_schemas, schema_text
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.planning.catalog import GROUP, Catalog
+from forge_kernel.planning.schemas import all_schemas, schema_text
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "numpy")
@@ -105,7 +105,14 @@ def test_every_plugin_module_has_an_entry_point_and_a_schema() -> None:
 
 def test_nothing_registers_at_import() -> None:
     """Modules of ours compute constants at their top level; none calls something for its effect."""
+    # torch looks its operators up by name: they are there before traced code names them
+    torch_operators = {
+        (file, f"library.{call}")
+        for file in ("device_kernels.py", "integer_gradients.py")
+        for call in ("define", "register_fake")
+    }
     allowed = {("__main__.py", "main"), ("yaml_file.py", "_Dumper.add_representer")}
+    allowed |= torch_operators
     found = set()
     for file in [*ROOT.glob("forge_kernel/**/*.py"), *ROOT.glob("plugins/forge_plugins/**/*.py")]:
         for node in ast.parse(file.read_text()).body:
@@ -129,20 +136,20 @@ def test_the_kernel_names_no_technique() -> None:
         assert not found, f"{file.relative_to(ROOT)} names {found}"
 
 
-def test_only_the_loop_calls_hooks() -> None:
-    """`bus.calls` / `bus.call` / `bus.transform` are used in the loop, and for start and end of a
-    run in the runner."""
+def test_only_the_session_calls_hooks() -> None:
+    """`bus.calls` / `bus.call` / `bus.transform` are used in the session, and for start and end of
+    a run in the runner."""
     users = {
-        file.name
-        for file in ROOT.glob("forge_kernel/*.py")
+        file.relative_to(ROOT / "forge_kernel").as_posix()
+        for file in ROOT.glob("forge_kernel/**/*.py")
         if any(f"bus.{verb}(" in file.read_text() for verb in ("calls", "call", "transform"))
     }
-    assert users == {"loop.py", "runner.py"}
+    assert users == {"training/session.py", "runner.py"}
 
 
 def test_every_kind_has_a_rule_and_a_use() -> None:
     from forge_kernel.config.use import USE_OF_KIND
-    from forge_kernel.plugin import RULES
+    from forge_kernel.contract.plugin import RULES
 
     assert set(RULES) == set(Kind) == set(USE_OF_KIND)
 
@@ -172,8 +179,8 @@ def test_torch_is_pinned_in_one_place_and_named_by_every_install() -> None:
 
 
 def test_every_pipeline_names_the_schema_and_checks() -> None:
-    from forge_kernel.loading import load_pipeline, shipped_pipelines
-    from forge_kernel.planner import plan
+    from forge_kernel.planning.pipeline_file import load_pipeline, shipped_pipelines
+    from forge_kernel.planning.plan import plan
 
     shipped = shipped_pipelines()
     assert {"bitnet_grokfast", "smoke", "grokfast_paper"} <= set(shipped)

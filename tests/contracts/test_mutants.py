@@ -78,7 +78,7 @@ def test_all_but_the_fault_is_kept_byte_by_byte_also_behind_letters_of_several_b
     assert found == {source.replace("a <  b", "(a <= b)"), source.replace("a <  b", "(a >= b)")}
 
 
-@pytest.mark.parametrize("name", ["forge_kernel/counting.py", "tests/mutants.py"])
+@pytest.mark.parametrize("name", ["forge_kernel/contract/counting.py", "tests/mutants.py"])
 def test_every_mutant_of_a_real_source_is_another_program(name: str) -> None:
     source = (ROOT / name).read_text(encoding="utf-8")
     plain, found = ast.dump(ast.parse(source)), mutants(source)

@@ -90,7 +90,7 @@ def test_the_showcase_learns_and_leaves_what_the_readme_says(place: Path) -> Non
 
 
 def test_the_showcase_has_the_filter_on_in_every_step_with_a_lambda_of_at_least_one() -> None:
-    from forge_kernel.loading import load_pipeline
+    from forge_kernel.planning.pipeline_file import load_pipeline
 
     pipeline = load_pipeline(ROOT / "pipelines/bitnet_grokfast.yaml")
     filters = [use.config for use in pipeline.gradients if use.name == "grokfast"]
@@ -112,9 +112,9 @@ def test_every_python_example_runs(place: Path, index: int) -> None:
 
 
 def test_the_plugin_of_the_readme_passes_the_planner() -> None:
-    from forge_kernel.catalog import Catalog
-    from forge_kernel.loading import load_pipeline
-    from forge_kernel.planner import plan
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import load_pipeline
+    from forge_kernel.planning.plan import plan
 
     scope: dict[str, object] = {"__name__": "readme_example"}
     import types

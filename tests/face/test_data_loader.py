@@ -27,7 +27,7 @@ from agent_forge.phases.phase5_training.pipeline.data_loader import (
     create_optimized_loader,
 )
 from forge_kernel.errors import PluginError
-from forge_plugins.formats.record_file import write_records
+from forge_plugins.formats.readers.fixed_records import write_records
 
 COUNT = 50
 INPUTS = np.arange(COUNT * 3, dtype=np.float32).reshape(COUNT, 3) + 0.5

@@ -33,7 +33,7 @@ from agent_forge.phases.phase5_training import (
 )
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
 from forge_kernel.errors import ForgeError
-from forge_kernel.loading import fill
+from forge_kernel.planning.pipeline_file import fill
 
 GROUPS = {
     value.__name__: value

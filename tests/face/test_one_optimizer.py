@@ -21,8 +21,8 @@ from agent_forge.phases.phase5_training import (
     TrainingConfig,
     TrainingLoop,
 )
-from forge_kernel.group_rates import GroupRates
-from forge_kernel.state import Rates
+from forge_kernel.contract.run import Rates
+from forge_kernel.training.param_group_schedule import GroupRates
 
 RATE = 0.1
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training import TrainingConfig, ValidationConfig
 from agent_forge.phases.phase5_training.phase_controller import Phase5Controller, PhaseResult
-from forge_plugins.mathematics.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ from agent_forge.phases.phase5_training import (
 )
 from agent_forge.phases.phase5_training.phase_controller import Phase5Controller
 from forge_kernel.errors import ConfigError
-from forge_kernel.random_state import read_random_state
-from forge_plugins.mathematics.bit_layer import BitLayer
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
+from forge_kernel.storage.random_state import read_random_state
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., Any]

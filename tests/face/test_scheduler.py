@@ -24,9 +24,9 @@ from agent_forge.phases.phase5_training.pipeline.scheduler import (
 )
 from forge_kernel import PipelineConfig, RunConfig, run
 from forge_kernel.config.use import UseData, UseLoss, UseModel, UseOptimizer, UsePhases, UseSchedule
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import NoConfig
-from forge_kernel.plugin import Kind, PluginInfo
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.training.in_memory import NoConfig
 
 SHORT = {"warmup_steps": 10, "total_steps": 100, "decay_steps": 50, "cycle_length": 20}
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import agent_forge.phases.phase5_training as phase5
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
 
 DOCUMENT = Path(phase5.__file__).parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)

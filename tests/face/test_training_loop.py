@@ -24,7 +24,7 @@ from agent_forge.phases.phase5_training import (
     TrainingState,
 )
 from forge_kernel.errors import ConfigError, RunError
-from forge_kernel.precision import LIMITS
+from forge_kernel.training.precision import LIMITS
 
 
 def data(count: int = 52, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,13 +15,18 @@ import torch
 from kernel_parts import StopAfter
 from torch import Tensor
 
-from forge_kernel.checkpoint import CheckpointStore
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import resume, run
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
-from forge_plugins.mathematics import bitnet, device_kernels, integer_gradients, quantized_product
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization import (
+    device_kernels,
+    integer_gradients,
+    quantized_linear,
+    quantizers,
+)
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -52,11 +57,11 @@ def test_inputs_have_the_bits_of_the_plain_form(shape: tuple[int, ...], dtype: t
     torch.manual_seed(0)
     inputs = (torch.randn(shape, device="cuda") * 3).to(dtype)
     for wanted_type in (torch.float32, torch.bfloat16):
-        found = bitnet.activation_levels_and_values(inputs, Scheme(), wanted_type)
-        values = bitnet.activation_values(inputs, Scheme(), wanted_type)
+        found = quantizers.activation_levels_and_values(inputs, Scheme(), wanted_type)
+        values = quantizers.activation_values(inputs, Scheme(), wanted_type)
         with plain_forms():
-            levels, scale = bitnet.activation_levels(inputs, Scheme())
-            wanted = bitnet.activation_values(inputs, Scheme(), wanted_type)
+            levels, scale = quantizers.activation_levels(inputs, Scheme())
+            wanted = quantizers.activation_values(inputs, Scheme(), wanted_type)
         assert torch.equal(found[0], levels)
         assert torch.equal(found[1], scale)
         assert torch.equal(found[2], wanted.view(levels.shape))
@@ -156,7 +161,7 @@ def test_whole_numbers_give_the_gradients_of_the_exact_form(
     arithmetic: Any, autocast: bool
 ) -> None:
     """Red when the scale of a row is dropped on the way back."""
-    assert quantized_product.lacks_int8("cuda") == ""
+    assert quantized_linear.lacks_int8("cuda") == ""
     torch.manual_seed(0)
     layer = BitLinear(256, 384, device="cuda", scheme=Scheme(arithmetic=arithmetic))
     exact = BitLinear.from_linear(layer)
@@ -234,7 +239,7 @@ def test_compiled_layers_take_the_kernel_of_the_product(
     kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Red when traced code falls back to the product that writes its sums out."""
-    assert quantized_product.lacks_int8("cuda") == ""
+    assert quantized_linear.lacks_int8("cuda") == ""
     torch.manual_seed(0)
     layer = BitLinear(256, 128, device="cuda", scheme=Scheme(arithmetic="int8"))
     inputs = torch.randn(200, 256, device="cuda")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from forge_plugins.mathematics import integer_gradients as plain
-from forge_plugins.mathematics import triton_gradients as kernels
-from forge_plugins.mathematics.gradient_columns import TOKENS
+from forge_plugins.mathematics.quantization import integer_gradients as plain
+from forge_plugins.mathematics.quantization import triton_gradients as kernels
+from forge_plugins.mathematics.quantization.gradient_columns import TOKENS
 
 SHAPES = [(7, 100), (256, 32), (300, 48), (600, 33)]
 

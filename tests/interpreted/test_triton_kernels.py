@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from forge_plugins.mathematics import bitnet, device_kernels, quantized_product, triton_kernels
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization import (
+    device_kernels,
+    quantized_linear,
+    quantizers,
+    triton_kernels,
+)
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(7, 100), (33, 1), (3, 5, 257), (1, 64)]
@@ -38,10 +43,10 @@ def test_rows_go_on_the_grid_of_the_plain_form(
     levels, scale, values = triton_kernels.quantized_rows(
         inputs, scheme.activation_top, whole=True, dtype=torch.float32
     )
-    wanted, wanted_scale = bitnet.activation_levels(inputs, scheme)
+    wanted, wanted_scale = quantizers.activation_levels(inputs, scheme)
     assert torch.equal(levels, wanted)
     assert torch.equal(scale, wanted_scale)
-    assert near(values, bitnet.activation_values(inputs, scheme, torch.float32), dtype)
+    assert near(values, quantizers.activation_values(inputs, scheme, torch.float32), dtype)
     alone = triton_kernels.quantized_rows(
         inputs, scheme.activation_top, whole=False, dtype=torch.float32
     )
@@ -53,7 +58,7 @@ def test_rows_may_lie_apart_and_columns_too() -> None:
     whole = torch.randn(12, 40)
     for inputs in (whole[:, 3:20], whole.t(), whole[::2, ::2]):
         found = triton_kernels.quantized_rows(inputs, 127, whole=True, dtype=None)
-        wanted = bitnet.activation_levels(inputs.contiguous(), Scheme())
+        wanted = quantizers.activation_levels(inputs.contiguous(), Scheme())
         assert torch.equal(found[0], wanted[0])
         assert torch.equal(found[1], wanted[1])
 
@@ -63,7 +68,7 @@ def test_a_number_that_is_none_reaches_the_scale_of_its_row_alone() -> None:
     inputs = torch.randn(4, 50)
     inputs[1, 3], inputs[2, 4] = float("nan"), float("inf")
     scale = triton_kernels.quantized_rows(inputs, 127, whole=True, dtype=None)[1]
-    wanted = bitnet.activation_scale(inputs)
+    wanted = quantizers.activation_scale(inputs)
     assert torch.equal(scale.isnan(), wanted.isnan())
     assert torch.equal(scale[[0, 2, 3]], wanted[[0, 2, 3]])
     lost = triton_kernels.weight_on_grid(inputs, None, 1, whole=False, dtype=torch.float32)
@@ -77,8 +82,8 @@ def test_a_weight_goes_on_the_grid_of_the_plain_form(dtype: torch.dtype, bits: f
     torch.manual_seed(0)
     scheme = Scheme(weight_bits=bits)
     weight = (torch.randn(50, 70) * 0.02).to(dtype)
-    scale = bitnet.weight_scale(weight, scheme)
-    wanted = bitnet.nearest_levels(bitnet.in_levels(weight, scale, scheme), scheme)
+    scale = quantizers.weight_scale(weight, scheme)
+    wanted = quantizers.nearest_levels(quantizers.in_levels(weight, scale, scheme), scheme)
     applied, levels, same = triton_kernels.weight_on_grid(
         weight, scale, scheme.top, whole=True, dtype=torch.float32
     )
@@ -157,7 +162,7 @@ def test_a_layer_by_kernels_is_the_plain_layer(
     torch.manual_seed(0)
     layer = BitLinear(64, 48, scheme=Scheme(arithmetic=arithmetic))
     inputs = torch.randn(3, 40, 64)
-    quantized_product.lacks_int8("cpu")
+    quantized_linear.lacks_int8("cpu")
     device_kernels._of("cpu")
     plain = step(layer, inputs)
     request.getfixturevalue("by_kernels")
@@ -168,7 +173,7 @@ def test_a_layer_by_kernels_is_the_plain_layer(
             triton_kernels, "integer_linear", lambda *them: calls.append(them) or real(*them)
         )
         found = step(torch.compile(layer, fullgraph=True) if traced else layer, inputs)
-    taken = arithmetic != "exact" and quantized_product.multiplies_integers("cpu")
+    taken = arithmetic != "exact" and quantized_linear.multiplies_integers("cpu")
     assert bool(calls) is taken
     for one, other in zip(found, plain, strict=True):
         assert (one - other).norm() <= distance * other.norm()

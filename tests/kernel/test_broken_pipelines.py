@@ -29,10 +29,10 @@ from typing import Any
 import pytest
 
 from forge_kernel.api import Kind, PluginInfo, hookimpl
-from forge_kernel.catalog import Catalog
 from forge_kernel.errors import ConfigError, Fault, FaultsError, PlanError, PluginError
-from forge_kernel.loading import check_document, load_pipeline, read_document
-from forge_kernel.planner import plan
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import check_document, load_pipeline, read_document
+from forge_kernel.planning.plan import plan
 
 BROKEN = Path(__file__).parent / "broken"
 BASE = """forge: 1

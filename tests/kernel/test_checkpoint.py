@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_kernel.checkpoint import CheckpointStore, Snapshot
-from forge_kernel.durable import committed_folder
 from forge_kernel.errors import CheckpointError
-from forge_kernel.tree import join_tree, split_tree
+from forge_kernel.storage.atomic_files import committed_folder
+from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
+from forge_kernel.storage.state_tree import join_tree, split_tree
 
 
 def snapshot(step: int, **trees: Any) -> Snapshot:
@@ -211,7 +211,7 @@ def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
 _SAVER = """
 import sys, torch
 from pathlib import Path
-from forge_kernel.checkpoint import CheckpointStore, Snapshot
+from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
 store = CheckpointStore(Path(sys.argv[1]))
 step = max(store.steps(), default=0)
 while True:

@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 
 from forge_kernel.config.yaml_file import read_yaml
-from forge_kernel.loading import shipped_pipelines
-from forge_kernel.schemas import RECORDS
+from forge_kernel.planning.pipeline_file import shipped_pipelines
+from forge_kernel.planning.schemas import RECORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--set", "run.max_steps=6", "--set", "run.validate_every=3", "--set", "run.log_every=2"]

@@ -20,11 +20,11 @@ from kernel_parts import StopAfter, make_plugin
 
 from forge_kernel import PipelineConfig, RunConfig, load_pipeline, run, run_async
 from forge_kernel.api import Kind
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.use import UseData, UseLoss, UseModel, UseObserver, UseOptimizer
-from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec, LiveData
 from forge_kernel.errors import ConfigError
 from forge_kernel.runner import resume
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 
 
@@ -233,10 +233,10 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
 
     from kernel_parts import SgdPart
 
-    from forge_kernel.live import LiveDataPlugin, LiveModel
-    from forge_kernel.loop import Session
-    from forge_kernel.state import Batch
+    from forge_kernel.contract.run import Batch
     from forge_kernel.testing.trial import TrialLoss
+    from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel
+    from forge_kernel.training.session import Session
 
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
@@ -264,12 +264,12 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
 def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Module) -> None:
     from kernel_parts import SgdPart
 
-    from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
-    from forge_kernel.loop import Session
-    from forge_kernel.plugin import Kind, PluginInfo
-    from forge_kernel.state import Batch
-    from forge_kernel.strategy import OneProcess
+    from forge_kernel.contract.plugin import Kind, PluginInfo
+    from forge_kernel.contract.run import Batch
+    from forge_kernel.contract.strategy import OneProcess
     from forge_kernel.testing.trial import TrialLoss
+    from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.session import Session
 
     told: list[str] = []
 

@@ -12,8 +12,8 @@ from kernel_parts import make_plugin
 from torch import nn
 
 from forge_kernel import load_pipeline, resume, run
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import CheckpointError, ConfigError, PluginError, RunError
-from forge_kernel.plugin import Kind
 from forge_kernel.runner import export
 
 SMOKE = ["run.max_steps=12", "run.validate_every=1", "observers=[{use: metrics_jsonl}]"]
@@ -182,7 +182,7 @@ def test_a_resume_that_is_refused_changes_not_one_byte(
 
 
 def test_a_checkpoint_that_lacks_a_part_is_told_as_one(tmp_path: Path) -> None:
-    from forge_kernel.durable import manifest_of, write_json
+    from forge_kernel.storage.atomic_files import manifest_of, write_json
 
     smoke(tmp_path / "run", "run.max_steps=2", "policies=null")
     folder = tmp_path / "run/checkpoints/step-2"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from forge_kernel.api import Kind, PluginInfo, Rates, UseSchedule, hookimpl
-from forge_kernel.bus import build
-from forge_kernel.catalog import GROUP, Catalog, Offer
 from forge_kernel.errors import PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
+from forge_kernel.planning.catalog import GROUP, Catalog, Offer
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
+from forge_kernel.training.bus import build
 
 
 @dataclass(frozen=True, kw_only=True)

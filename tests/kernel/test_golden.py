@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from forge_kernel import resume
-from forge_kernel.catalog import Catalog
 from forge_kernel.errors import ConfigError
+from forge_kernel.planning.catalog import Catalog
 from forge_kernel.runner import export, recorded_pipeline
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -10,9 +10,9 @@ import pytest
 from forge_kernel.config.document import Document, look_up
 from forge_kernel.config.layers import MAX_LAYERS, apply_settings, parse_key, read_layers
 from forge_kernel.config.yaml_file import parse_yaml
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import ConfigError
-from forge_kernel.loading import load_pipeline, read_document
-from forge_kernel.plugin import Kind
+from forge_kernel.planning.pipeline_file import load_pipeline, read_document
 
 BASE = """forge: 1
 run: {name: base, max_steps: 10, seed: 1}

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel import resume, run
 from forge_kernel.config.use import UseLoss
-from forge_kernel.data import DataSpec, LiveData, batch_from
+from forge_kernel.contract.data import DataSpec, LiveData, batch_from
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import ConfigError, ForgeError, RunError
-from forge_kernel.live import LiveDataPlugin, LiveModel
-from forge_kernel.loop import Session
-from forge_kernel.state import Batch
+from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel
+from forge_kernel.training.session import Session
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.optimizers.sgd import Sgd, SgdConfig
 
@@ -239,7 +239,7 @@ def test_parameters_that_no_step_could_update_are_refused_at_set_up(
 def test_an_optimizer_that_asks_for_a_closure_is_refused() -> None:
     from kernel_parts import make_plugin
 
-    from forge_kernel.plugin import Kind
+    from forge_kernel.contract.plugin import Kind
 
     def make_optimizer(self: Any, run: Any, parameters: Any) -> Any:
         return torch.optim.LBFGS([parameter for _, parameter in parameters])

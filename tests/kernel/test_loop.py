@@ -16,15 +16,15 @@ from kernel_parts import SgdPart, StopAfter, make_plugin, make_session
 from ranks import Ranks
 from torch import nn
 
-from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.run import Batch, Rates
+from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import NonFiniteError, OwnershipError, PluginError, RunError
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import NoConfig
-from forge_kernel.planner import HOOKS
-from forge_kernel.plugin import Kind, PluginInfo
-from forge_kernel.state import Batch, Rates
-from forge_kernel.strategy import OneProcess
+from forge_kernel.planning.plan import HOOKS
 from forge_kernel.testing.trial import TrialLoss
+from forge_kernel.training.in_memory import NoConfig
 
 
 def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
@@ -347,7 +347,7 @@ def recorder(events: list[str]) -> list[Any]:
         scope: dict[str, Any] = {"events": events, "answer": answer}
         import inspect
 
-        from forge_kernel import hookspecs
+        from forge_kernel.contract import hookspecs
 
         arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
         exec(
@@ -431,7 +431,8 @@ class Weighed(TrialLoss):
 
 def test_every_hook_is_called_in_a_run_and_described_in_the_book(tmp_path: Any) -> None:
     """A hook without a call or without a word on what it may write is a defect."""
-    from forge_kernel import hookspecs, run
+    from forge_kernel import run
+    from forge_kernel.contract import hookspecs
     from forge_kernel.testing.trial import TrialData, TrialModel, TrialOptimizer
 
     events: list[str] = []

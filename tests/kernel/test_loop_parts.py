@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from forge_kernel.contract.run import Rates
 from forge_kernel.errors import PluginError
-from forge_kernel.exports import write_exports
-from forge_kernel.finite import FiniteCheck
-from forge_kernel.group_rates import GroupRates
-from forge_kernel.loss_scale import LossScale
-from forge_kernel.state import Rates
+from forge_kernel.training.exports import write_exports
+from forge_kernel.training.finite_check import FiniteCheck
+from forge_kernel.training.loss_scale import LossScale
+from forge_kernel.training.param_group_schedule import GroupRates
 
 
 def count(scale: LossScale, steps: int) -> float:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_kernel.order import CycleError, stable_order
+from forge_kernel.planning.order import CycleError, stable_order
 
 QUICK = settings(deadline=None, max_examples=200)
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from forge_kernel import hookspecs
 from forge_kernel.api import Kind, Order, PluginInfo, UseGradients, UseSchedule, hookimpl
-from forge_kernel.bus import build
-from forge_kernel.catalog import Catalog
 from forge_kernel.config.document import Document
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig, takes_many
 from forge_kernel.config.use import USE_OF_KIND
 from forge_kernel.config.yaml_file import parse_yaml
+from forge_kernel.contract import hookspecs
+from forge_kernel.contract.plugin import RULES
 from forge_kernel.errors import ConfigError, PlanError, PluginError
-from forge_kernel.loading import check_document
-from forge_kernel.planner import HOOKS, Plan, plan
-from forge_kernel.plugin import RULES
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import check_document
+from forge_kernel.planning.plan import HOOKS, Plan, plan
+from forge_kernel.training.bus import build
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from forge_kernel import precision, run
-from forge_kernel.checkpoint import CheckpointStore
+from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer
-from forge_kernel.precision import cost_on_cpu, fast_precision, slow_precision_notice
 from forge_kernel.runner import resume
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
+from forge_kernel.training import precision
+from forge_kernel.training.precision import cost_on_cpu, fast_precision, slow_precision_notice
 
 CPU = torch.device("cpu")
 

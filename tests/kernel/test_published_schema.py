@@ -7,8 +7,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from forge_kernel.catalog import Catalog
-from forge_kernel.schemas import all_schemas
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.schemas import all_schemas
 
 WHOLE = {
     "forge": 1,

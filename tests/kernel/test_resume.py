@@ -12,7 +12,6 @@ from kernel_parts import StopAfter
 from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel import resume, run
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import (
     UseGradients,
@@ -24,6 +23,7 @@ from forge_kernel.config.use import (
     UseValidator,
 )
 from forge_kernel.errors import CheckpointError, ConfigError, RunError
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import TrialData, TrialLoss, TrialModel
 

@@ -16,14 +16,14 @@ import jsonschema
 import pytest
 from kernel_parts import make_plugin
 
-from forge_kernel import run_folder
 from forge_kernel.api import Kind
 from forge_kernel.cli.watch import POLL_SECONDS, Pace
-from forge_kernel.loading import load_pipeline
-from forge_kernel.run_notice import notice_text
-from forge_kernel.run_status import LogFollower, read_status
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.schemas import RECORDS
+from forge_kernel.run_folder import record as run_folder
+from forge_kernel.run_folder.log_text import notice_text
+from forge_kernel.run_folder.status import LogFollower, read_status
 from forge_kernel.runner import resume, run
-from forge_kernel.schemas import RECORDS
 
 STATUS = {
     "state": "training", "step": 7, "total_steps": 9, "epoch": 1, "phase": "warmup",

@@ -27,11 +27,11 @@ from torch.utils.data import (
 )
 
 from forge_kernel import resume, run
-from forge_kernel.data import LiveData
+from forge_kernel.contract.data import LiveData
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
-from forge_kernel.plugin import Kind
-from forge_kernel.random_state import StreamState
-from forge_kernel.random_streams import RunStreams
+from forge_kernel.storage.random_state import StreamState
+from forge_kernel.training.random_streams import RunStreams
 
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(40, 4, generator=GENERATOR)

@@ -17,7 +17,7 @@ from scratch_venv import (
     write_distribution,
 )
 
-from forge_kernel.plugin import API_VERSION
+from forge_kernel.contract.plugin import API_VERSION
 
 PIPELINE = """\
 forge: 1

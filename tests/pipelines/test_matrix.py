@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from forge_kernel import PipelineConfig, RunConfig, resume, run
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.use import (
     UseData,
     UseGradients,
@@ -21,6 +20,7 @@ from forge_kernel.config.use import (
     UseValidator,
     UseWrapper,
 )
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 
 COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
@@ -77,7 +77,7 @@ def check(case: dict[str, Any], folder: Path) -> None:
     assert straight.model is not None
     assert not any(key.startswith("_orig_mod") for key in straight.model.state_dict())
     if case["bitnet"]:
-        from forge_plugins.mathematics.bit_linear import BitLinear
+        from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 
         layers = [layer for layer in straight.model.modules() if isinstance(layer, BitLinear)]
         assert layers

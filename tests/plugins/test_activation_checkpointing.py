@@ -14,11 +14,11 @@ from torch import nn
 from forge_kernel import RunResult, load_pipeline, run
 from forge_kernel.api import Kind, PluginError
 from forge_kernel.config.use import UseWrapper
-from forge_kernel.hookspecs import hookimpl
-from forge_kernel.live import NoConfig
-from forge_kernel.plugin import PluginInfo
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import PluginInfo
+from forge_kernel.contract.run import Batch
 from forge_kernel.runner import resume
-from forge_kernel.state import Batch
+from forge_kernel.training.in_memory import NoConfig
 
 SETTINGS = [
     "run.max_steps=6", "run.device=cpu", "run.save_every=3", "data.with.modulus=11",

@@ -13,10 +13,10 @@ from torch import nn
 from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseQuantizer, UseValidator
-from forge_kernel.data import DataSpec, TensorData
+from forge_kernel.contract.data import DataSpec, TensorData
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.lion import Lion
+from forge_plugins.mathematics.optimizers.lion import Lion
 
 
 def batches(count: int = 6) -> list[Batch]:

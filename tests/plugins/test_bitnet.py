@@ -14,12 +14,15 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel import run
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PlanError, PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.bitnet import (
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
+from forge_plugins.interchange.packed_ternary import pack_model, read_packed, write_packed
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.quantization.packing import pack_two_bits, unpack_two_bits
+from forge_plugins.mathematics.quantization.quantizers import (
     activation_scale,
     quantize_activation,
     quantize_weight,
@@ -27,9 +30,6 @@ from forge_plugins.mathematics.bitnet import (
     ternary_levels,
     ternary_scale,
 )
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.packed_file import pack_model, read_packed, write_packed
-from forge_plugins.mathematics.packing import pack_two_bits, unpack_two_bits
 
 
 def reference_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,25 @@ import pytest
 import torch
 from torch import nn
 
-from forge_plugins.mathematics.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.bit_layer import BitLayer, Control
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.bitnet import quantize_weight, ternary_levels, ternary_scale
-from forge_plugins.mathematics.conversion import convert_linears, convert_model_to_bitnet
-from forge_plugins.mathematics.grid import dequantized_state, step_of, unpack_rows
-from forge_plugins.mathematics.packed_file import pack_model, read_packed, write_packed
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.interchange.packed_ternary import pack_model, read_packed, write_packed
+from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.conversion import (
+    convert_linears,
+    convert_model_to_bitnet,
+)
+from forge_plugins.mathematics.quantization.quantizers import (
+    quantize_weight,
+    ternary_levels,
+    ternary_scale,
+)
+from forge_plugins.mathematics.quantization.resume_from_quantized import (
+    dequantized_state,
+    step_of,
+    unpack_rows,
+)
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 GRIDS = [
     Scheme(),

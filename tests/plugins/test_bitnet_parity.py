@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
-from forge_plugins.mathematics.grid import dequantized_state
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.resume_from_quantized import dequantized_state
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 
 def client(name: str) -> Any:

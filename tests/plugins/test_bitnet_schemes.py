@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from forge_plugins.mathematics import bit_linear, bitnet, quantized_product
-from forge_plugins.mathematics.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.bit_layer import BitLayer, Control
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization import bit_linear, quantized_linear, quantizers
+from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 seeds = st.integers(0, 10_000)
 GRIDS = [
@@ -95,14 +95,14 @@ def test_levels_lie_on_the_grid_and_round_to_the_nearest(seed: int, index: int) 
     layer = linear(scheme, seed=seed)
     levels, scale = layer.levels()
     assert int(levels.abs().max()) <= scheme.top
-    latent = bitnet.arranged(layer.weight.detach(), scheme)
+    latent = quantizers.arranged(layer.weight.detach(), scheme)
     levels = levels.view(latent.shape).float()
     if scheme.weight_bits == 1:
         blocks = shared_blocks(layer.weight.detach(), scheme)
         signs = torch.where(blocks >= blocks.mean(1, keepdim=True), 1.0, -1.0)
         assert torch.equal(levels.view(blocks.shape), signs)
         return
-    scaled = latent * scale.view(bitnet.weight_scale(layer.weight, scheme).shape)
+    scaled = latent * scale.view(quantizers.weight_scale(layer.weight, scheme).shape)
     inside = scaled.abs() <= scheme.top
     assert bool(((levels - scaled).abs()[inside] <= 0.5001).all())
     assert torch.equal(levels[~inside], scaled.sign()[~inside] * scheme.top)
@@ -180,14 +180,14 @@ def test_gradients_are_those_of_the_two_line_estimator(
     weight = layer.weight.detach().clone().requires_grad_()
     other = x.clone().requires_grad_()
     w = weight + (layer.applied_weight() - weight).detach()
-    v = other + (bitnet.quantize_activation(other) - other).detach()
+    v = other + (quantizers.quantize_activation(other) - other).detach()
     functional.linear(v, w, layer.bias.detach()).backward(upstream)
     wanted = weight.grad
     assert wanted is not None
     if clipped:
         blocks = shared_blocks(layer.weight.detach(), scheme)
         centre = blocks.mean(1, keepdim=True) if scheme.weight_bits == 1 else 0.0
-        scale = bitnet.weight_scale(layer.weight, scheme).view(-1, 1)
+        scale = quantizers.weight_scale(layer.weight, scheme).view(-1, 1)
         inside = ((blocks - centre) * scale).abs() <= scheme.top
         wanted = wanted * inside.view(wanted.shape)
     assert torch.allclose(to_x, other.grad, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def test_stochastic_rounding_has_the_clipped_weight_as_its_mean(bits: float) -> 
     latent = layer.weight.detach().double()
     if bits == 1:
         latent = latent - latent.mean()
-    edge = scheme.top / bitnet.weight_scale(layer.weight, scheme).double()
+    edge = scheme.top / quantizers.weight_scale(layer.weight, scheme).double()
     clipped = latent.clamp(-edge, edge)
     sigma = draws.std(0).clamp(min=1e-9) / math.sqrt(len(draws))
     assert float(((draws.mean(0) - clipped).abs() / (sigma + 1e-7)).max()) < 3.9  # of 24 weights
@@ -270,12 +270,12 @@ def test_the_thresholds_gradient_follows_the_smoothed_jump() -> None:
     scale = torch.tensor(2.0).double()
 
     def smooth(border: float) -> Tensor:
-        ramp = ((values.abs() - border) / (2 * bitnet.BAND) + 0.5).clamp(0, 1)
+        ramp = ((values.abs() - border) / (2 * quantizers.BAND) + 0.5).clamp(0, 1)
         return (upstream * values.sign() * ramp / scale).sum()
 
     slope = (smooth(0.5 + 1e-5) - smooth(0.5 - 1e-5)) / 2e-5 / math.sqrt(values.numel())
     border = torch.tensor(0.5).double()
-    found = bitnet.threshold_gradient(upstream, values, border, scale, Scheme())
+    found = quantizers.threshold_gradient(upstream, values, border, scale, Scheme())
     assert float(found) == pytest.approx(float(slope), rel=1e-3)
 
 
@@ -299,7 +299,7 @@ def test_the_smallest_are_as_many_as_asked_also_among_equals(
     share: float, seed: int, equal: bool
 ) -> None:
     values = torch.ones(7, 5) if equal else normal(7, 5, seed=seed)
-    found = bitnet.smallest(values, share)
+    found = quantizers.smallest(values, share)
     assert int(found.sum()) == math.floor(share * 35)
     if 0 < int(found.sum()) < 35:
         assert float(values.abs()[found].max()) <= float(values.abs()[~found].min())
@@ -352,7 +352,7 @@ def test_a_convolution_equals_its_reference(bits: float, granularity: Any) -> No
 
 # -- integer arithmetic ----------------------------------------------------------------------------
 
-INT8 = not quantized_product.lacks_int8("cpu")
+INT8 = not quantized_linear.lacks_int8("cpu")
 
 
 @pytest.mark.skipif(not INT8, reason="the processor multiplies no int8")
@@ -403,15 +403,15 @@ def test_without_the_instructions_the_exact_path_is_taken(monkeypatch: pytest.Mo
 
 def test_missing_instructions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    quantized_product.lacks_int8.cache_clear()
-    quantized_product.lacks_bf16.cache_clear()
+    quantized_linear.lacks_int8.cache_clear()
+    quantized_linear.lacks_bf16.cache_clear()
     try:
-        assert "avx512_vnni" in quantized_product.lacks_int8("cpu")
-        assert "avx512_bf16" in quantized_product.lacks_bf16("cpu")
-        assert "mps" in quantized_product.lacks_int8("mps")
+        assert "avx512_vnni" in quantized_linear.lacks_int8("cpu")
+        assert "avx512_bf16" in quantized_linear.lacks_bf16("cpu")
+        assert "mps" in quantized_linear.lacks_int8("mps")
     finally:
-        quantized_product.lacks_int8.cache_clear()
-        quantized_product.lacks_bf16.cache_clear()
+        quantized_linear.lacks_int8.cache_clear()
+        quantized_linear.lacks_bf16.cache_clear()
 
 
 def test_integers_are_saved_for_backward() -> None:
@@ -459,13 +459,13 @@ def attention(arithmetic: Any = "exact", *, shares: bool = True) -> Any:
 
 def count_grids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls = [0]
-    real = bitnet.activation_grid
+    real = quantizers.activation_grid
 
     def counted(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         return real(*arguments, **options)
 
-    monkeypatch.setattr(bitnet, "activation_grid", counted)
+    monkeypatch.setattr(quantizers, "activation_grid", counted)
     return calls
 
 
@@ -509,13 +509,13 @@ def test_many_rows_are_quantized_like_few(
     """More numbers than are quantized at once, with a ragged last part."""
     scheme = Scheme(parity=parity)
     inputs = torch.randn(3, 211, 700, dtype=torch.float32).to(source)
-    assert inputs.numel() > bitnet.CACHED
-    values = bitnet.activation_values(inputs, scheme, wanted)
-    levels, scale = bitnet.activation_levels(inputs, scheme)
+    assert inputs.numel() > quantizers.CACHED
+    values = quantizers.activation_values(inputs, scheme, wanted)
+    levels, scale = quantizers.activation_levels(inputs, scheme)
     for place in ((0, 0), (1, 100), (2, 210)):
         number = place[0] * 211 + place[1]
         row = inputs[place][None]
-        grid, own = bitnet.activation_grid(row, scheme)
+        grid, own = quantizers.activation_grid(row, scheme)
         assert torch.equal(levels[number][None], grid.to(torch.int8))
         assert torch.equal(scale[number][None], own)
         assert torch.equal(values[place][None], (grid / own).to(source).to(wanted))
@@ -526,7 +526,7 @@ def test_many_rows_are_quantized_like_few(
 def test_a_large_weight_is_quantized_like_a_small_one(bits: Any, source: torch.dtype) -> None:
     """More numbers than are quantized at once, with a ragged last part."""
     layer = BitLinear(701, 613, scheme=Scheme(weight_bits=bits), dtype=source)
-    assert layer.weight.numel() > bitnet.CACHED
+    assert layer.weight.numel() > quantizers.CACHED
     weight = layer.weight.detach().float()
     measure = weight.abs().mean() if bits == 1.58 else weight.abs().max()
     scale = layer.scheme.top / measure.clamp(min=1e-5)
@@ -608,7 +608,7 @@ def _through_a_file(model: nn.Module) -> Any:
 def test_compiled_layers_give_the_same_bits(arithmetic: str, kept: bool, autocast: bool) -> None:
     """In one graph: int8 products too, once somebody has asked whether the processor has them."""
     torch._dynamo.reset()
-    quantized_product.lacks_int8("cpu")
+    quantized_linear.lacks_int8("cpu")
     model, plain = attention(arithmetic), attention(arithmetic)
     for layer in (model.q, model.o):
         layer.keeper.keeps = kept
@@ -641,12 +641,12 @@ def test_every_form_of_call_is_bit_equal_to_the_textbook(
     other = x.detach().clone().requires_grad_()
 
     def reference() -> Tensor:
-        w = bitnet.straight_through(parts[0], bitnet.quantize_weight(parts[0].detach()))
+        w = quantizers.straight_through(parts[0], quantizers.quantize_weight(parts[0].detach()))
         v = other.float()
         s = 127 / v.abs().max(dim=-1, keepdim=True).values.clamp(min=1e-5)
         v = ((v * s).round().clamp(-128, 127) / s).to(dtype)
         return functional.linear(
-            bitnet.straight_through(other, v.detach()), w, parts[1] if bias else None
+            quantizers.straight_through(other, v.detach()), w, parts[1] if bias else None
         )
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

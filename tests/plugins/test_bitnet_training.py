@@ -16,25 +16,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forge_kernel import run
-from forge_kernel.catalog import Catalog
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import UsePenalty, UseQuantizer
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import ConfigError, PlanError, PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.loop import Session
-from forge_kernel.planner import plan
-from forge_kernel.plugin import Kind
-from forge_kernel.state import Batch
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import Trial
-from forge_plugins.mathematics import bit_linear
-from forge_plugins.mathematics.bit_layer import BitLayer
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.bitnet import quantize_activation, quantize_weight, straight_through
-from forge_plugins.mathematics.blending import blend, fitting
-from forge_plugins.mathematics.quantization_figures import bars, weight_figures, weight_sums
-from forge_plugins.mathematics.scheme import Scheme
+from forge_kernel.training.session import Session
+from forge_plugins.mathematics.quantization import bit_linear
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.quantizers import (
+    quantize_activation,
+    quantize_weight,
+    straight_through,
+)
+from forge_plugins.mathematics.quantization.scheme import Scheme
+from forge_plugins.mathematics.quantization.warmup import blend, fitting
+from forge_plugins.mathematics.quantization.weight_statistics import (
+    bars,
+    weight_figures,
+    weight_sums,
+)
 from forge_plugins.quantizers.bitnet import BitNetConfig
 
 
@@ -268,7 +276,7 @@ def test_a_model_with_nothing_to_quantize_says_why() -> None:
     ("bits", "fact"), [(1, "model:binary"), (1.58, "model:ternary"), (4, "model:quantized")]
 )
 def test_what_the_model_becomes_is_known_to_the_plan(bits: float, fact: str) -> None:
-    from forge_kernel.plugin import facts
+    from forge_kernel.contract.plugin import facts
 
     plugin = Catalog.installed().load(Kind.QUANTIZER, "bitnet")
     assert fact in facts(plugin.info.provides, BitNetConfig(weight_bits=bits))

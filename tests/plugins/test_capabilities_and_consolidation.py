@@ -14,15 +14,15 @@ from kernel_parts import make_plugin, make_session
 from torch import nn
 
 from forge_kernel.api import Kind
-from forge_kernel.catalog import Catalog
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.use import UsePolicy
-from forge_kernel.data import LiveData
+from forge_kernel.contract.data import LiveData
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PlanError, PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
 from forge_kernel.runner import run
-from forge_kernel.state import Batch
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import Trial
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from forge_plugins.mathematics.compiler import compiler_fault
+from forge_plugins.mathematics.optimizers.torch_compile import compiler_fault
 
 
 def smoke(folder: Path, **environment: str) -> list[dict[str, object]]:

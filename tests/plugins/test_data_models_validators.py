@@ -14,19 +14,19 @@ from kernel_parts import loss_and_weight
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.catalog import Catalog
-from forge_kernel.loading import load_pipeline
-from forge_kernel.loop import Session
-from forge_kernel.planner import plan
-from forge_kernel.state import Batch
+from forge_kernel.contract.run import Batch
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
+from forge_kernel.training.session import Session
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
-from forge_plugins.mathematics.mlp import Mlp
-from forge_plugins.mathematics.modular_arithmetic import (
+from forge_plugins.mathematics.networks.mlp import Mlp
+from forge_plugins.mathematics.networks.modular_arithmetic import (
     is_prime,
     operation_table,
     split_pairs,
 )
-from forge_plugins.mathematics.transformer import Decoder
+from forge_plugins.mathematics.networks.transformer import Decoder
 from forge_plugins.validators.classification import AccuracyMeter
 
 PRIMES = [2, 3, 5, 7, 11, 13, 97]
@@ -243,9 +243,9 @@ def test_the_state_dict_export_loads_and_says_what_it_holds(tmp_path: Path, dtyp
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("decay", ["all", "matrices"])
 def test_decay_spares_vectors_when_asked(name: str, decay: str) -> None:
-    from forge_kernel.catalog import Catalog
     from forge_kernel.config.schema import bind_config
-    from forge_kernel.plugin import Kind
+    from forge_kernel.contract.plugin import Kind
+    from forge_kernel.planning.catalog import Catalog
 
     plugin = Catalog.installed().load(Kind.OPTIMIZER, name)
     config = bind_config(plugin.info.config, {"decay": decay, "weight_decay": 0.3, "lr": 0.1})

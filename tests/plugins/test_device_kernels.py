@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from forge_plugins.mathematics import bitnet, device_kernels
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization import device_kernels, quantizers
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTERS = {
@@ -77,7 +77,7 @@ def test_the_product_compiles_to_the_tensor_cores(
     capability: int, instruction: str, shared: int, name: str
 ) -> None:
     """Red when the sums are taken in fp32, or a tile fits no chip of the generation."""
-    from forge_plugins.mathematics import triton_kernels
+    from forge_plugins.mathematics.quantization import triton_kernels
 
     blocks, how = split(getattr(triton_kernels, name))
     constants = {"OF_OUTPUTS": True, "BIAS": True, "EVEN": False, **blocks}
@@ -93,7 +93,7 @@ def test_the_product_compiles_to_the_tensor_cores(
 @pytest.mark.parametrize("outputs", ["bf16[128, 256]", "fp32[128, 128]"])
 def test_on_hopper_tiles_come_by_the_copy_engine(outputs: str) -> None:
     """Red when a tile on its way out leaves no room for the next one's parts."""
-    from forge_plugins.mathematics import triton_kernels
+    from forge_plugins.mathematics.quantization import triton_kernels
 
     blocks, how = split(triton_kernels.WIDE_TILE)
     parts = 2 if outputs.startswith("fp32") else 1
@@ -114,7 +114,7 @@ def test_on_hopper_tiles_come_by_the_copy_engine(outputs: str) -> None:
 def test_the_weight_gradient_compiles_to_the_tensor_cores(
     capability: int, instruction: str, shared: int
 ) -> None:
-    from forge_plugins.mathematics import triton_gradients
+    from forge_plugins.mathematics.quantization import triton_gradients
 
     blocks, how = split(triton_gradients.chunk_tile(capability >= 90))
     types = {
@@ -132,7 +132,7 @@ def test_the_weight_gradient_compiles_to_the_tensor_cores(
 def test_the_plain_forms_serve_a_device_without_kernels() -> None:
     assert device_kernels.kernels(torch.device("cpu")) is None
     assert device_kernels.lacks_kernels("cpu") == ""
-    found = bitnet.activation_levels_and_values(torch.randn(3, 8), Scheme(), torch.bfloat16)
+    found = quantizers.activation_levels_and_values(torch.randn(3, 8), Scheme(), torch.bfloat16)
     assert found[2] is None
 
 

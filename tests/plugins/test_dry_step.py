@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forge_kernel.catalog import Catalog
 from forge_kernel.config.schema import bind_config, config_schema
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import PluginError
-from forge_kernel.plugin import Kind
+from forge_kernel.planning.catalog import Catalog
 from forge_kernel.testing.trial import CLASSES, FEATURES, Trial
 
 SMALL = 32  # sizes are kept small: the point is the meaning, not the memory

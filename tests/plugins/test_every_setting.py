@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from forge_kernel.catalog import Catalog
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.schema import config_schema
-from forge_kernel.plugin import Kind
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.trial import Trial
-from forge_plugins.mathematics.quantized_product import lacks_int8
+from forge_plugins.mathematics.quantization.quantized_linear import lacks_int8
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIED = {

@@ -15,7 +15,6 @@ from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     KnowledgeConsolidation,
 )
 from forge_kernel import run
-from forge_kernel.catalog import Catalog
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import (
     UseGradients,
@@ -25,7 +24,8 @@ from forge_kernel.config.use import (
     UsePolicy,
     UseQuantizer,
 )
-from forge_kernel.plugin import Kind
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.planning.catalog import Catalog
 
 OPTIMIZERS = sorted(
     offer.name for offer in Catalog.installed().offers() if offer.kind is Kind.OPTIMIZER

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastOptimizer
 from forge_kernel import run
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseExporter, UseGradients, UseLoss, UseOptimizer, UsePolicy
 from forge_kernel.runner import resume
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
-from forge_plugins.mathematics.grokfast import SlowGradient, Window, filter_ema, filter_ma
-from forge_plugins.mathematics.shadow_model import ShadowModel
-from forge_plugins.mathematics.task_weights import RateOfFall
+from forge_plugins.mathematics.grokfast.filters import SlowGradient, Window, filter_ema, filter_ma
+from forge_plugins.mathematics.losses.loss_weights import RateOfFall
+from forge_plugins.mathematics.optimizers.averaged_model import ShadowModel
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 SLOW = {"decay": 0.999, "warm": False}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from forge_plugins.mathematics import quantized_product
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.integer_gradients import token_order
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization import quantized_linear
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.integer_gradients import token_order
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 pytestmark = pytest.mark.skipif(
-    bool(quantized_product.lacks_int8("cpu")), reason="the processor multiplies no int8"
+    bool(quantized_linear.lacks_int8("cpu")), reason="the processor multiplies no int8"
 )
 TOKENS, WIDTH, OUT = 700, 96, 80
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from forge_kernel.errors import PluginError
-from forge_plugins.mathematics.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
 
 
 class Doubled(nn.Module):

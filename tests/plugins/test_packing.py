@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.onnx_graph import pack_rows
-from forge_plugins.mathematics.packed_file import LAYOUTS, pack_model, read_packed, write_packed
-from forge_plugins.mathematics.packing import (
+from forge_plugins.interchange.onnx_graph import pack_rows
+from forge_plugins.interchange.packed_ternary import LAYOUTS, pack_model, read_packed, write_packed
+from forge_plugins.interchange.ternary_blocks import pack_blocks, unpack_blocks
+from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.quantization.packing import (
     pack_base_three,
     pack_two_bits,
     unpack_base_three,
     unpack_two_bits,
 )
-from forge_plugins.mathematics.ternary_blocks import pack_blocks, unpack_blocks
-from forge_plugins.mathematics.ternary_layers import read_layers
+from forge_plugins.mathematics.quantization.ternary_layers import read_layers
 
 PACKERS = {4: (pack_two_bits, unpack_two_bits), 5: (pack_base_three, unpack_base_three)}
 seeds = st.integers(0, 2**31)

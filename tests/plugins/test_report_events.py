@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_plugins.reports.page import report_page
 from forge_plugins.reports.run_data import Phase, read_run

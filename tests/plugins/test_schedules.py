@@ -14,12 +14,13 @@ from torch import nn
 
 from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.use import UsePhases, UseSchedule
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.run import Batch, Run, Step
+from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import ConfigError, PlanError, PluginError
-from forge_kernel.plugin import Kind
-from forge_kernel.state import Batch, Run, Step
-from forge_kernel.strategy import OneProcess
-from forge_plugins.mathematics import phases, rates
-from forge_plugins.mathematics.rates import linear_warmup
+from forge_plugins.mathematics.grokfast import phase_lengths
+from forge_plugins.mathematics.optimizers import learning_rate_curves as rates
+from forge_plugins.mathematics.optimizers.learning_rate_curves import linear_warmup
 from forge_plugins.schedules.composite import Composite, CompositeConfig, Until
 from forge_plugins.schedules.constant import Constant, ConstantConfig
 from forge_plugins.schedules.plateau import Plateau, PlateauConfig
@@ -370,8 +371,8 @@ def test_phases_without_any_length_are_refused() -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_fitted_phases_fill_a_short_run_in_proportion(lengths: list[int], total: int) -> None:
-    named = dict(zip(phases.PHASES, lengths, strict=False))
-    found = phases.fitted(named, total)
+    named = dict(zip(phase_lengths.PHASES, lengths, strict=False))
+    found = phase_lengths.fitted(named, total)
     whole = sum(lengths)
     if whole <= total:
         assert found == named

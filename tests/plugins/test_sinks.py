@@ -16,7 +16,7 @@ from kernel_parts import make_plugin
 
 from forge_kernel.api import Kind
 from forge_kernel.errors import PluginError
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import resume, run
 
 SMALL = ["run.max_steps=6", "run.validate_every=3", "run.log_every=2", "run.save_every=4"]

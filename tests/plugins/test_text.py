@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel import load_pipeline, run
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.state import Batch
 from forge_plugins.data.text import TextConfig
-from forge_plugins.data.windows import WindowData, Windows
-from forge_plugins.mathematics.llama import Llama, LlamaShape
-from forge_plugins.mathematics.token_windows import cut, window_count
-from forge_plugins.mathematics.tokenizers import ByteTokenizer, CharacterTokenizer
+from forge_plugins.data.text_batches import WindowData, Windows
+from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.text.chunks import cut, window_count
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 from forge_plugins.validators.language_model import PerplexityMeter
 
 

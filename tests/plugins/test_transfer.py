@@ -15,7 +15,7 @@ from forge_kernel import RunResult, load_pipeline, run
 from forge_kernel.api import trained_model
 from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.runner import resume
-from forge_plugins.mathematics.distillation import distillation
+from forge_plugins.mathematics.losses.distillation import distillation
 
 BASE = ["run.max_steps=60", "run.save_every=20", "run.device=cpu", "policies=[]", "exporters=[]"]
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from forge_kernel.catalog import Catalog
-from forge_kernel.loading import check_document, read_document
-from forge_kernel.loop import Session
-from forge_kernel.planner import plan
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.pipeline_file import check_document, read_document
+from forge_kernel.planning.plan import plan
+from forge_kernel.training.session import Session
 
 WARM, LEAST, MOST = 2, 3, 50
 """Steps that are not counted; fewest and most that are."""

@@ -45,8 +45,8 @@ def batch_size(
     """
     import psutil
 
-    from forge_kernel.catalog import Catalog
-    from forge_kernel.loading import check_document, read_document
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.pipeline_file import check_document, read_document
     from forge_plugins.batch_sizes.measurement import recommended, search
     from forge_plugins.batch_sizes.watched import watched_trial
 

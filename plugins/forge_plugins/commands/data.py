@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from forge_plugins.formats.columns.table import Table
     from forge_plugins.formats.format import Reading
-    from forge_plugins.formats.profile import Profile
-    from forge_plugins.formats.table import Table
+    from forge_plugins.formats.inspection.profile import Profile
 
 
 class InputForm(StrEnum):
@@ -109,8 +109,8 @@ def _check_words(form: str, integers: str) -> None:
         ConfigError: there are not.
     """
     from forge_kernel.errors import ConfigError, Fault
-    from forge_plugins.formats.installed import names
-    from forge_plugins.formats.token_file import TYPES
+    from forge_plugins.formats.readers.tokens import TYPES
+    from forge_plugins.formats.registry import names
 
     for word, known in ((form, ("auto", *names())), (integers, TYPES)):
         if word not in known:
@@ -126,7 +126,7 @@ def _answer(meant: _Question, file: str, reading: Reading) -> Profile:
     """
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.data.file import data_file
-    from forge_plugins.formats.fault import DataFault
+    from forge_plugins.formats.errors import DataFault
 
     try:
         return meant.asked_of(data_file(file), reading)
@@ -156,10 +156,10 @@ class _Question:
         Raises:
             DataFault: the file cannot be read as asked.
         """
-        from forge_plugins.formats.opening import open_table
-        from forge_plugins.formats.profile import profile_of, profile_of_texts
-        from forge_plugins.formats.quality import assess, check_floats
-        from forge_plugins.formats.source import Source
+        from forge_plugins.formats.columns.source_file import Source
+        from forge_plugins.formats.inspection.profile import profile_of, profile_of_texts
+        from forge_plugins.formats.inspection.quality import assess, check_floats
+        from forge_plugins.formats.open_table import open_table
 
         if self.inputs is InputForm.TEXT:
             Source(file).close()  # says what is wrong with the path itself
@@ -190,14 +190,14 @@ def _meant(table: Table) -> str:
 
 def _formats() -> list[str]:
     """One line for each format, and what is wrong with those that cannot be used."""
-    from forge_plugins.formats import installed
+    from forge_plugins.formats import registry
 
-    known, wrong = installed.known()
+    known, wrong = registry.known()
     lines = []
     for one in known:
         how = "in place" if one.read is None else "converted" if one.layouts is None else "in part"
         names = ", ".join(one.suffixes) or "must be named"
-        lines.append(f"{one.name:<12} {names:<24} {how:<10} {installed.origin(one.name)}")
+        lines.append(f"{one.name:<12} {names:<24} {how:<10} {registry.origin(one.name)}")
     return [*lines, *wrong]
 
 

@@ -11,7 +11,7 @@ from forge_kernel.api import LazyModule
 if TYPE_CHECKING:
     import numpy as np
 
-    from forge_plugins.formats.block_cache import BlockCache
+    from forge_plugins.data.sample_cache import BlockCache
 else:
     np = LazyModule("numpy")
 

@@ -21,21 +21,23 @@ from forge_kernel.api import (
     hookimpl,
 )
 from forge_plugins.data import workers
-from forge_plugins.data.identity import Identity, OnChange
-from forge_plugins.data.samples import FileData
-from forge_plugins.formats import installed
+from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.fingerprint import Identity, OnChange
+from forge_plugins.formats import registry
 
 if TYPE_CHECKING:
-    from forge_plugins.formats import cache, fault, opening, survey
+    from forge_plugins.formats import errors, open_table
     from forge_plugins.formats import format as formats
-    from forge_plugins.formats import table as tables
+    from forge_plugins.formats.columns import cache
+    from forge_plugins.formats.columns import table as tables
+    from forge_plugins.formats.inspection import quality_scan
 else:
-    cache = LazyModule("forge_plugins.formats.cache")
-    fault = LazyModule("forge_plugins.formats.fault")
+    cache = LazyModule("forge_plugins.formats.columns.cache")
+    errors = LazyModule("forge_plugins.formats.errors")
     formats = LazyModule("forge_plugins.formats.format")
-    opening = LazyModule("forge_plugins.formats.opening")
-    survey = LazyModule("forge_plugins.formats.survey")
-    tables = LazyModule("forge_plugins.formats.table")
+    open_table = LazyModule("forge_plugins.formats.open_table")
+    quality_scan = LazyModule("forge_plugins.formats.inspection.quality_scan")
+    tables = LazyModule("forge_plugins.formats.columns.table")
 
 SHIPPED: Final = "shipped:"
 """Before the name of a data file that comes with the package."""
@@ -235,7 +237,7 @@ class FileConfig:
 
 
 def _check_format(name: str) -> None:
-    known = ("auto", *installed.names())
+    known = ("auto", *registry.names())
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
@@ -272,7 +274,7 @@ def open_file(config: FileConfig) -> tables.Table:
         integers=config.integers, length=config.length, streaming=config.streaming,
     )  # fmt: skip
     try:
-        table = opening.open_table(
+        table = open_table.open_table(
             data_file(config.path),
             config.format,
             reading,
@@ -281,7 +283,7 @@ def open_file(config: FileConfig) -> tables.Table:
         )
         if config.target_column != _TARGET and _TARGET not in table.columns:
             raise table.without(_TARGET)
-    except fault.DataFault as error:
+    except errors.DataFault as error:
         raise PluginError(f"file: {error}") from error
     return table
 
@@ -310,7 +312,7 @@ def deal(
     try:
         found = _looked_at(table, config, ignore_index, floats=floats)
         _check(table, found, config, ignore_index)
-    except fault.DataFault as error:
+    except errors.DataFault as error:
         raise PluginError(f"file: {error}") from error
     data = FileData(table, found, config, seed, **options)
     if not data.batches_per_epoch:
@@ -332,38 +334,38 @@ def _smaller(config: FileConfig) -> str:
 
 def _looked_at(
     table: tables.Table, config: FileConfig, ignore_index: int, *, floats: bool
-) -> survey.Survey:
-    asked = survey.Question(
+) -> quality_scan.Survey:
+    asked = quality_scan.Question(
         inputs=config.input, target=config.target, classes=config.classes,
         vocabulary=config.vocabulary, threshold=config.quality_threshold, parts=config.streaming,
         ignore=ignore_index, floats=floats,
     )  # fmt: skip
     given = config.cache_dir
     folder = cache.default_folder(table.file) if given is None else Path(given)
-    return survey.survey(table, asked, folder)
+    return quality_scan.survey(table, asked, folder)
 
 
 def _check(
-    table: tables.Table, found: survey.Survey, config: FileConfig, ignore_index: int
+    table: tables.Table, found: quality_scan.Survey, config: FileConfig, ignore_index: int
 ) -> None:
     if found.unusable is not None:
         record, reason = found.unusable
         role = {"label out of range": _TARGET, "token out of range": "input"}.get(reason)
         field = None if role is None else table.name_of(role)
         hint = "mend the record, or raise quality_threshold to leave such samples out"
-        raise fault.DataFault(
+        raise errors.DataFault(
             table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
         )
     if found.kept_count < (2 if config.validation_split else 1):
         told = f"{found.kept_count} of {len(table)} samples are left: {found.left_out}"
         hint = "lower quality_threshold or validation_split"
-        raise fault.DataFault(table.file, told, hint=hint)
+        raise errors.DataFault(table.file, told, hint=hint)
     if found.largest_label is not None and found.largest_label < 0:
         told = f"every label is {ignore_index}, which counts for nothing (run.ignore_index)"
         hint = "write labels, or ignore another number"
-        raise fault.DataFault(table.file, told, field=table.name_of(_TARGET), hint=hint)
+        raise errors.DataFault(table.file, told, field=table.name_of(_TARGET), hint=hint)
     if config.target == "next" and table.columns["input"].shape[1] < 2:
-        raise fault.DataFault(
+        raise errors.DataFault(
             table.file, "one token has no next one", field=table.name_of("input"),
             hint="write longer rows",
         )  # fmt: skip

@@ -21,9 +21,9 @@ from forge_kernel.api import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forge_plugins.mathematics import grokfast_experiment as experiment
+    from forge_plugins.mathematics.grokfast import grokfast_experiment as experiment
 else:
-    experiment = LazyModule("forge_plugins.mathematics.grokfast_experiment")
+    experiment = LazyModule("forge_plugins.mathematics.grokfast.grokfast_experiment")
 
 
 @dataclass(frozen=True, kw_only=True)

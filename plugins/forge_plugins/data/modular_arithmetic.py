@@ -20,9 +20,9 @@ from forge_kernel.api import (
 )
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import modular_arithmetic as mathematics
+    from forge_plugins.mathematics.networks import modular_arithmetic as mathematics
 else:
-    mathematics = LazyModule("forge_plugins.mathematics.modular_arithmetic")
+    mathematics = LazyModule("forge_plugins.mathematics.networks.modular_arithmetic")
 
 
 @dataclass(frozen=True, kw_only=True)

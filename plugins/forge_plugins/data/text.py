@@ -20,26 +20,28 @@ from forge_kernel.api import (
     Run,
     hookimpl,
 )
-from forge_plugins.data.identity import Identity, OnChange
+from forge_plugins.data.fingerprint import Identity, OnChange
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from forge_plugins.data import windows
-    from forge_plugins.formats import cache, documents, fault, memo, source
-    from forge_plugins.formats.column_file import ColumnFolder
-    from forge_plugins.mathematics import token_windows, tokenizer_library, tokenizers
+    from forge_plugins.data import text_batches
+    from forge_plugins.formats import errors
+    from forge_plugins.formats.columns import cache, metadata_cache, source_file
+    from forge_plugins.formats.columns.column_writer import ColumnFolder
+    from forge_plugins.formats.readers import documents
+    from forge_plugins.mathematics.text import chunks, tokenizer_library, tokenizers
 else:
     np = LazyModule("numpy")
-    windows = LazyModule("forge_plugins.data.windows")
-    cache = LazyModule("forge_plugins.formats.cache")
-    documents = LazyModule("forge_plugins.formats.documents")
-    fault = LazyModule("forge_plugins.formats.fault")
-    memo = LazyModule("forge_plugins.formats.memo")
-    source = LazyModule("forge_plugins.formats.source")
-    token_windows = LazyModule("forge_plugins.mathematics.token_windows")
-    tokenizer_library = LazyModule("forge_plugins.mathematics.tokenizer_library")
-    tokenizers = LazyModule("forge_plugins.mathematics.tokenizers")
+    text_batches = LazyModule("forge_plugins.data.text_batches")
+    cache = LazyModule("forge_plugins.formats.columns.cache")
+    documents = LazyModule("forge_plugins.formats.readers.documents")
+    errors = LazyModule("forge_plugins.formats.errors")
+    metadata_cache = LazyModule("forge_plugins.formats.columns.metadata_cache")
+    source_file = LazyModule("forge_plugins.formats.columns.source_file")
+    chunks = LazyModule("forge_plugins.mathematics.text.chunks")
+    tokenizer_library = LazyModule("forge_plugins.mathematics.text.tokenizer_library")
+    tokenizers = LazyModule("forge_plugins.mathematics.text.tokenizers")
 
 _VERSION: Final = "1"
 """Of what texts become: a change needs another one."""
@@ -146,7 +148,7 @@ def _shipped(config: TextConfig) -> Row:
         if config.tokenizer == "bytes"
         else tokenizers.CharacterTokenizer.of("".join(texts))
     )
-    row = token_windows.encode_documents(map(tokenizer.encode, texts), tokenizer.end)
+    row = chunks.encode_documents(map(tokenizer.encode, texts), tokenizer.end)
     content = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     return Row(row.numpy(), tokenizer, content, {})
 
@@ -176,8 +178,8 @@ class _Encoding:
         self._config, self._path = config, path
         given = config.cache_dir
         self._folder = cache.default_folder(path) if given is None else Path(given)
-        self._source = source.Source(path)
-        self._content = self._source.content(memo.Memos(self._folder))
+        self._source = source_file.Source(path)
+        self._content = self._source.content(metadata_cache.Memos(self._folder))
         self._library = _library(config)
         self._texts = documents.Documents(
             file=path, key=config.field, least=config.shortest,
@@ -214,7 +216,7 @@ class _Encoding:
         return tokenizers.CharacterTokenizer([chr(one) for one in alphabet.tolist()])
 
     def _fill(self, folder: Path) -> dict[str, Any]:
-        from forge_plugins.formats.column_file import ColumnFolder
+        from forge_plugins.formats.columns.column_writer import ColumnFolder
 
         columns = ColumnFolder(self._path, folder)
         try:
@@ -236,7 +238,9 @@ class _Encoding:
                     columns.append("tokens", np.array([tokenizer.end], kind))
         if not account.documents:
             told = f"no document is left: {account.left_out or 'there is none'}"
-            raise fault.DataFault(self._path, told, hint="look at it: forge data FILE --input text")
+            raise errors.DataFault(
+                self._path, told, hint="look at it: forge data FILE --input text"
+            )
         left_out = [account.left_out.get(reason, 0) for reason in documents.REASONS]
         columns.append("left_out", np.array(left_out, np.int64))
 
@@ -287,7 +291,7 @@ def read_row(config: TextConfig) -> Row:
         return _shipped(config)
     try:
         return _Encoding(config, Path(config.path)).row()
-    except (fault.DataFault, OSError) as error:
+    except (errors.DataFault, OSError) as error:
         raise PluginError(f"text: {error}") from error
 
 
@@ -325,7 +329,7 @@ class Text:
         """
         config = self.config
         row = read_row(config)
-        place = token_windows.cut(len(row.tokens), config.validation_share)
+        place = chunks.cut(len(row.tokens), config.validation_share)
         training, held_out = row.tokens[:place], row.tokens[place:]
         if len(training) < 2 * config.length or len(held_out) <= config.length:
             raise PluginError(
@@ -336,7 +340,7 @@ class Text:
         if row.left_out:
             run.tell("documents_left_out", f"data.text: {json.dumps(row.left_out)}")
         self._identity.set(config.path or _SHIPPED, row.content, len(row.tokens))
-        return windows.WindowData(
+        return text_batches.WindowData(
             training, held_out, config, run.seed, row.tokenizer,
             rank=run.strategy.rank, world=run.strategy.world_size,
         )  # fmt: skip

@@ -13,23 +13,18 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 
 if TYPE_CHECKING:
     from forge_plugins.clients import reading, verification
-    from forge_plugins.mathematics import (
-        gguf_file,
-        gguf_llama,
-        llama,
-        tokenizer_files,
-        tokenizer_library,
-        tokenizer_texts,
-    )
-    from forge_plugins.mathematics.tokenizers import Tokenizer
+    from forge_plugins.interchange import gguf, gguf_llama, tokenizer_files, tokenizer_texts
+    from forge_plugins.mathematics.networks import llama
+    from forge_plugins.mathematics.text import tokenizer_library
+    from forge_plugins.mathematics.text.tokenizers import Tokenizer
 else:
     reading = LazyModule("forge_plugins.clients.reading")
     verification = LazyModule("forge_plugins.clients.verification")
-    gguf_file = LazyModule("forge_plugins.mathematics.gguf_file")
-    gguf_llama = LazyModule("forge_plugins.mathematics.gguf_llama")
-    tokenizer_files = LazyModule("forge_plugins.mathematics.tokenizer_files")
-    tokenizer_library = LazyModule("forge_plugins.mathematics.tokenizer_library")
-    tokenizer_texts = LazyModule("forge_plugins.mathematics.tokenizer_texts")
+    gguf = LazyModule("forge_plugins.interchange.gguf")
+    gguf_llama = LazyModule("forge_plugins.interchange.gguf_llama")
+    tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
+    tokenizer_library = LazyModule("forge_plugins.mathematics.text.tokenizer_library")
+    tokenizer_texts = LazyModule("forge_plugins.interchange.tokenizer_texts")
 
 WORST = 0.2  # relative L2: rounding activations by blocks costs a tenth of it
 
@@ -114,7 +109,7 @@ class Gguf:
         except ValueError as error:
             raise PluginError(f"gguf: {error}") from error
         file = folder / "model.gguf"
-        gguf_file.write_gguf(file, entries, tensors)
+        gguf.write_gguf(file, entries, tensors)
         return {
             "format": f"gguf {config.type}",
             "architecture": entries["general.architecture"],

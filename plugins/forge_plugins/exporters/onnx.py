@@ -13,12 +13,13 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 
 if TYPE_CHECKING:
     from forge_plugins.clients import reading, verification
-    from forge_plugins.mathematics import llama, onnx_graph
+    from forge_plugins.interchange import onnx_graph
+    from forge_plugins.mathematics.networks import llama
 else:
-    llama = LazyModule("forge_plugins.mathematics.llama")
+    llama = LazyModule("forge_plugins.mathematics.networks.llama")
     reading = LazyModule("forge_plugins.clients.reading")
     verification = LazyModule("forge_plugins.clients.verification")
-    onnx_graph = LazyModule("forge_plugins.mathematics.onnx_graph")
+    onnx_graph = LazyModule("forge_plugins.interchange.onnx_graph")
 
 WORST = 5e-2  # relative L2: onnxruntime may round activations of INT2 weights once more
 

@@ -14,18 +14,14 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 if TYPE_CHECKING:
     import torch
 
-    from forge_plugins.mathematics import (
-        grid_weight,
-        packed_file,
-        safetensors_state,
-        tied_tensors,
-    )
+    from forge_plugins.interchange import grid_weight, packed_ternary, safetensors_state
+    from forge_plugins.mathematics.optimizers import tied_tensors
 else:
     torch = LazyModule("torch")
-    grid_weight = LazyModule("forge_plugins.mathematics.grid_weight")
-    packed_file = LazyModule("forge_plugins.mathematics.packed_file")
-    safetensors_state = LazyModule("forge_plugins.mathematics.safetensors_state")
-    tied_tensors = LazyModule("forge_plugins.mathematics.tied_tensors")
+    grid_weight = LazyModule("forge_plugins.interchange.grid_weight")
+    packed_ternary = LazyModule("forge_plugins.interchange.packed_ternary")
+    safetensors_state = LazyModule("forge_plugins.interchange.safetensors_state")
+    tied_tensors = LazyModule("forge_plugins.mathematics.optimizers.tied_tensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +74,12 @@ class PackedTernary:
         """
         model, layout = run.active_model, self.config.layout
         try:
-            tensors, contents = packed_file.pack_model(model, layout)
+            tensors, contents = packed_ternary.pack_model(model, layout)
         except ValueError as error:
             raise PluginError(f"packed_ternary: {error}") from error
         file = folder / "model.safetensors"
-        packed_file.write_packed(file, tensors, contents, layout)
-        again = packed_file.read_packed(file)
+        packed_ternary.write_packed(file, tensors, contents, layout)
+        again = packed_ternary.read_packed(file)
         applied = grid_weight.applied_state(model)
         for name, tensor in again.items():
             # a level of 0 may have been a -0.0
@@ -93,7 +89,7 @@ class PackedTernary:
                 raise PluginError(f"packed_ternary: {name} came back from {file} with other values")
         weights = contents.weights
         return {
-            "format": packed_file.layout_name(contents, layout),
+            "format": packed_ternary.layout_name(contents, layout),
             "packings": sorted({one.packing for one in weights.values()}),
             "step": run.progress.step,
             # of all that is packed; the names are those of the first such manifests

@@ -19,19 +19,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import (
-        bit_layer,
-        grid_weight,
-        quantization_figures,
-        tied_tensors,
-    )
+    from forge_plugins.interchange import grid_weight
+    from forge_plugins.mathematics.optimizers import tied_tensors
+    from forge_plugins.mathematics.quantization import bit_layer, weight_statistics
 else:
     torch = LazyModule("torch")
     nn = LazyModule("torch.nn")
-    bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
-    grid_weight = LazyModule("forge_plugins.mathematics.grid_weight")
-    quantization_figures = LazyModule("forge_plugins.mathematics.quantization_figures")
-    tied_tensors = LazyModule("forge_plugins.mathematics.tied_tensors")
+    bit_layer = LazyModule("forge_plugins.mathematics.quantization.bit_layer")
+    grid_weight = LazyModule("forge_plugins.interchange.grid_weight")
+    weight_statistics = LazyModule("forge_plugins.mathematics.quantization.weight_statistics")
+    tied_tensors = LazyModule("forge_plugins.mathematics.optimizers.tied_tensors")
 
 TRAINED, PLAIN = "trained_model.pt", "model.pth"
 
@@ -279,8 +276,8 @@ def quantization_info(model: nn.Module) -> dict[str, Any] | None:
         "blend": min(layer.blend for layer in found.values()),
     }
     if len(schemes) == 1:
-        sums = [quantization_figures.weight_sums(layer, None).cpu() for layer in found.values()]
-        figures = quantization_figures.weight_figures(torch.stack(sums).sum(0), first.top)
+        sums = [weight_statistics.weight_sums(layer, None).cpu() for layer in found.values()]
+        figures = weight_statistics.weight_figures(torch.stack(sums).sum(0), first.top)
         del figures["weight_flips"]  # of an update: there is none here
         info |= {name: float(value) for name, value in figures.items()}
     return info

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import grid_weight, safetensors_state, tied_tensors
+    from forge_plugins.interchange import grid_weight, safetensors_state
+    from forge_plugins.mathematics.optimizers import tied_tensors
 else:
     torch = LazyModule("torch")
-    grid_weight = LazyModule("forge_plugins.mathematics.grid_weight")
-    safetensors_state = LazyModule("forge_plugins.mathematics.safetensors_state")
-    tied_tensors = LazyModule("forge_plugins.mathematics.tied_tensors")
+    grid_weight = LazyModule("forge_plugins.interchange.grid_weight")
+    safetensors_state = LazyModule("forge_plugins.interchange.safetensors_state")
+    tied_tensors = LazyModule("forge_plugins.mathematics.optimizers.tied_tensors")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from safetensors import torch as safetensors_torch
 
     from forge_plugins.clients import verification
-    from forge_plugins.mathematics import tokenizer_files, transformers_folder
+    from forge_plugins.interchange import tokenizer_files, transformers_folder
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
     verification = LazyModule("forge_plugins.clients.verification")
-    tokenizer_files = LazyModule("forge_plugins.mathematics.tokenizer_files")
-    transformers_folder = LazyModule("forge_plugins.mathematics.transformers_folder")
+    tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
+    transformers_folder = LazyModule("forge_plugins.interchange.transformers_folder")
 
 WORST = {"float32": 1e-2, "bfloat16": 0.2}  # relative L2; more is another function, not rounding
 

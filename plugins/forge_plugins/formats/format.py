@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forge_plugins.formats.column_file import ColumnFolder
-    from forge_plugins.formats.layout import Layout
+    from forge_plugins.formats.columns.column_writer import ColumnFolder
+    from forge_plugins.formats.columns.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

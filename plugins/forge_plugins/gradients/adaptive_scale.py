@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import adaptive_scale as mathematics
+    from forge_plugins.mathematics.optimizers import gradient_scaling as mathematics
 else:
     torch = LazyModule("torch")
-    mathematics = LazyModule("forge_plugins.mathematics.adaptive_scale")
+    mathematics = LazyModule("forge_plugins.mathematics.optimizers.gradient_scaling")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from forge_kernel.api import Kind, LazyModule, Order, PluginInfo, Run, Step, hoo
 if TYPE_CHECKING:
     import torch
 
-    from forge_plugins.mathematics import polar_factor
+    from forge_plugins.mathematics.optimizers import newton_schulz
 else:
     torch = LazyModule("torch")
-    polar_factor = LazyModule("forge_plugins.mathematics.polar_factor")
+    newton_schulz = LazyModule("forge_plugins.mathematics.optimizers.newton_schulz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Egalitarian:
             if gradient.ndim < 2:
                 continue
             flat = gradient.flatten(1)
-            found = polar_factor.polar_factor(flat, config.solver, config.iterations)
+            found = newton_schulz.polar_factor(flat, config.solver, config.iterations)
             if config.keep_norm:
                 length = torch.linalg.vector_norm(found).clamp_min(1e-30)
                 found = found * (torch.linalg.vector_norm(flat) / length)

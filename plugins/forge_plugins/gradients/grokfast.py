@@ -20,16 +20,16 @@ from forge_kernel.api import (
     UseSchedule,
     hookimpl,
 )
-from forge_plugins.mathematics.filter_adaptation import AdaptationRule, FilterAdaptation
-from forge_plugins.mathematics.filter_settings import swapped
+from forge_plugins.mathematics.grokfast.adaptation import AdaptationRule, FilterAdaptation
+from forge_plugins.mathematics.grokfast.setting_checks import swapped
 
 if TYPE_CHECKING:
     import torch
 
-    from forge_plugins.mathematics import grokfast as mathematics
+    from forge_plugins.mathematics.grokfast import filters as mathematics
 else:
     torch = LazyModule("torch")
-    mathematics = LazyModule("forge_plugins.mathematics.grokfast")
+    mathematics = LazyModule("forge_plugins.mathematics.grokfast.filters")
 
 
 class Schedule(Protocol):

@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, Order, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import orthogonal_gradient
+    from forge_plugins.mathematics.optimizers import orthogonal_gradient
 else:
-    orthogonal_gradient = LazyModule("forge_plugins.mathematics.orthogonal_gradient")
+    orthogonal_gradient = LazyModule("forge_plugins.mathematics.optimizers.orthogonal_gradient")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import answer_rows, latent_answer
-    from forge_plugins.mathematics import distillation as mathematics
+    from forge_plugins.mathematics.losses import distillation as mathematics
+    from forge_plugins.mathematics.losses import latent_answer
+    from forge_plugins.mathematics.metrics import label_positions
 else:
     torch = LazyModule("torch")
-    mathematics = LazyModule("forge_plugins.mathematics.distillation")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    latent_answer = LazyModule("forge_plugins.mathematics.latent_answer")
+    mathematics = LazyModule("forge_plugins.mathematics.losses.distillation")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    latent_answer = LazyModule("forge_plugins.mathematics.losses.latent_answer")
 
 
 class Loss(Protocol):
@@ -82,8 +83,8 @@ class Consistency:
         terms = [replace(one, name=one.name or "target_loss") for one in loss_terms(answer)]
 
         def compared(answers: Any) -> Any:
-            found = answer_rows.main_output(answers)
-            return answer_rows.at_targets(found, batch.targets, batch.positions)
+            found = label_positions.main_output(answers)
+            return label_positions.at_targets(found, batch.targets, batch.positions)
 
         own = compared(outputs)
         latent = latent_answer.latent_answer(

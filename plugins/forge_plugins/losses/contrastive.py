@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import answer_rows, contrastive
+    from forge_plugins.mathematics.losses import contrastive
+    from forge_plugins.mathematics.metrics import label_positions
 else:
     torch = LazyModule("torch")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    contrastive = LazyModule("forge_plugins.mathematics.contrastive")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    contrastive = LazyModule("forge_plugins.mathematics.losses.contrastive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Contrastive:
         A sample that counts for nothing is in no pair; the loss of an anchor counts as its sample.
         """
         del run, step
-        embeddings = answer_rows.main_output(outputs).flatten(1)
+        embeddings = label_positions.main_output(outputs).flatten(1)
         labels = batch.targets.reshape(-1)
         if len(embeddings) != len(labels):
             raise PluginError(f"contrastive: {len(embeddings)} embeddings, {len(labels)} labels")

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import functional
 
-    from forge_plugins.mathematics import answer_rows, stablemax
-    from forge_plugins.mathematics import classification_loss as mathematics
+    from forge_plugins.mathematics.losses import cross_entropy as mathematics
+    from forge_plugins.mathematics.losses import stablemax
+    from forge_plugins.mathematics.metrics import label_positions
 else:
     torch = LazyModule("torch")
     functional = LazyModule("torch.nn.functional")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    stablemax = LazyModule("forge_plugins.mathematics.stablemax")
-    mathematics = LazyModule("forge_plugins.mathematics.classification_loss")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    stablemax = LazyModule("forge_plugins.mathematics.losses.stablemax")
+    mathematics = LazyModule("forge_plugins.mathematics.losses.cross_entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class CrossEntropy:
         del run, step
         config = self.config
         try:
-            logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
+            logits, targets = label_positions.answer_rows(outputs, batch.targets, batch.positions)
         except ValueError as error:
             raise PluginError(f"cross_entropy: {error}") from error
         if config.link == "stablemax":

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from forge_plugins.mathematics import answer_rows
-    from forge_plugins.mathematics import distillation as mathematics
+    from forge_plugins.mathematics.losses import distillation as mathematics
+    from forge_plugins.mathematics.metrics import label_positions
 else:
     torch = LazyModule("torch")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    mathematics = LazyModule("forge_plugins.mathematics.distillation")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    mathematics = LazyModule("forge_plugins.mathematics.losses.distillation")
 
 
 class Loss(Protocol):
@@ -157,8 +157,8 @@ class Distillation:
             replace(term, scale=term.scale * config.target_weight, name=term.name or "target_loss")
             for term in loss_terms(answer)
         ]
-        outputs = answer_rows.main_output(outputs)
-        outputs = answer_rows.at_targets(outputs, batch.targets, batch.positions)
+        outputs = label_positions.main_output(outputs)
+        outputs = label_positions.at_targets(outputs, batch.targets, batch.positions)
         answers = _like(self._answers(batch), outputs, batch)
         told = mathematics.divergences(outputs, answers, config.temperature)
         terms.append(LossTerm(told, scale=config.weight, name="distillation"))
@@ -184,7 +184,7 @@ class Distillation:
         assert self._teacher is not None
         with torch.no_grad():
             found = call_model(self._teacher, batch)
-        return cast("Tensor", answer_rows.main_output(found))
+        return cast("Tensor", label_positions.main_output(found))
 
     def _distances(self, batch: Batch) -> Tensor:
         """Mean over layers of `|s - t|^2 / |t|^2` of each target's row, or of each sample."""

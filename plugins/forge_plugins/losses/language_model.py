@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from forge_plugins.mathematics import chunked_cross_entropy, deferred_logits
+    from forge_plugins.mathematics.losses import chunked_cross_entropy, deferred_logits
 else:
     inspect = LazyModule("inspect")
-    chunked_cross_entropy = LazyModule("forge_plugins.mathematics.chunked_cross_entropy")
-    deferred_logits = LazyModule("forge_plugins.mathematics.deferred_logits")
+    chunked_cross_entropy = LazyModule("forge_plugins.mathematics.losses.chunked_cross_entropy")
+    deferred_logits = LazyModule("forge_plugins.mathematics.losses.deferred_logits")
 
 
 @dataclass(frozen=True, kw_only=True)

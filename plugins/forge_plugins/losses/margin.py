@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import answer_rows
-    from forge_plugins.mathematics import lacking_margin as mathematics
+    from forge_plugins.mathematics.metrics import label_positions
+    from forge_plugins.mathematics.metrics import lacking_margin as mathematics
 else:
     torch = LazyModule("torch")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    mathematics = LazyModule("forge_plugins.mathematics.lacking_margin")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    mathematics = LazyModule("forge_plugins.mathematics.metrics.lacking_margin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Margin:
         """Outputs of shape (..., classes) against integer targets of shape (...)."""
         del run, step
         try:
-            logits, targets = answer_rows.answer_rows(outputs, batch.targets, batch.positions)
+            logits, targets = label_positions.answer_rows(outputs, batch.targets, batch.positions)
         except ValueError as error:
             raise PluginError(f"margin: {error}") from error
         if logits.shape[-1] < 2:

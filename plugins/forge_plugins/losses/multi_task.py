@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from forge_plugins.mathematics import task_weights
+    from forge_plugins.mathematics.losses import loss_weights as task_weights
 else:
     torch = LazyModule("torch")
-    task_weights = LazyModule("forge_plugins.mathematics.task_weights")
+    task_weights = LazyModule("forge_plugins.mathematics.losses.loss_weights")
 
 
 class Loss(Protocol):

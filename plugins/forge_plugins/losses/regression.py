@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import functional
 
-    from forge_plugins.mathematics import answer_rows
+    from forge_plugins.mathematics.metrics import label_positions
 else:
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
     functional = LazyModule("torch.nn.functional")
 
 
@@ -69,7 +69,7 @@ class Regression:
         """
         del run, step
         try:
-            numbers, wanted = answer_rows.number_pairs(outputs, batch.targets)
+            numbers, wanted = label_positions.number_pairs(outputs, batch.targets)
         except ValueError as error:
             raise PluginError(f"regression: {error}") from error
         distances = self._distances(numbers, wanted)

@@ -12,9 +12,9 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_plugins.mathematics import transformer as mathematics
+    from forge_plugins.mathematics.networks import transformer as mathematics
 else:
-    mathematics = LazyModule("forge_plugins.mathematics.transformer")
+    mathematics = LazyModule("forge_plugins.mathematics.networks.transformer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_plugins.mathematics import llama
+    from forge_plugins.mathematics.networks import llama
 else:
-    llama = LazyModule("forge_plugins.mathematics.llama")
+    llama = LazyModule("forge_plugins.mathematics.networks.llama")
 
 
 @dataclass(frozen=True, kw_only=True)

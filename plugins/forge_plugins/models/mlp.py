@@ -12,9 +12,9 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_plugins.mathematics import mlp as mathematics
+    from forge_plugins.mathematics.networks import mlp as mathematics
 else:
-    mathematics = LazyModule("forge_plugins.mathematics.mlp")
+    mathematics = LazyModule("forge_plugins.mathematics.networks.mlp")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from forge_kernel.api import Batch, Kind, LazyModule, PluginInfo, Run, Step, hoo
 if TYPE_CHECKING:
     import torch
 
-    from forge_plugins.mathematics import saved_for_backward
-    from forge_plugins.mathematics.saved_for_backward import SavedForBackward
+    from forge_plugins.mathematics.metrics import saved_for_backward
+    from forge_plugins.mathematics.metrics.saved_for_backward import SavedForBackward
 else:
     torch = LazyModule("torch")
-    saved_for_backward = LazyModule("forge_plugins.mathematics.saved_for_backward")
+    saved_for_backward = LazyModule("forge_plugins.mathematics.metrics.saved_for_backward")
 
 FILE = "memory_profile.json"
 PARTS = ("weights", "buffers", "gradients", "optimizer", "saved_for_backward")

@@ -15,12 +15,12 @@ from forge_kernel.api import Batch, Kind, LazyModule, PluginInfo, Run, Step, hoo
 if TYPE_CHECKING:
     import torch
 
-    from forge_plugins.mathematics import flops, samples
+    from forge_plugins.mathematics.metrics import batch_size, flops
     from forge_plugins.observers import machine
 else:
     torch = LazyModule("torch")
-    flops = LazyModule("forge_plugins.mathematics.flops")
-    samples = LazyModule("forge_plugins.mathematics.samples")
+    flops = LazyModule("forge_plugins.mathematics.metrics.flops")
+    batch_size = LazyModule("forge_plugins.mathematics.metrics.batch_size")
     machine = LazyModule("forge_plugins.observers.machine")
 
 FILE: Final = "resources.json"
@@ -146,7 +146,7 @@ class Resources:
         """Count samples; in the first batch, operations too."""
         del run, step
         inputs = batch.inputs
-        self._samples += samples.samples_in(inputs)
+        self._samples += batch_size.samples_in(inputs)
         if _are_tokens(inputs):
             self._tokens += inputs.numel()
         if not self._counted:
@@ -162,7 +162,7 @@ class Resources:
         if count is None:
             return
         self._counted = True
-        count_of = samples.samples_in(batch.inputs)
+        count_of = batch_size.samples_in(batch.inputs)
         if outputs is not None and count_of:  # None: the loss runs the model itself
             self._flops = count.total / count_of or None
             self._tell(run)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import plain_parameters
+    from forge_plugins.mathematics.optimizers import plain_parameters
 else:
     torch = LazyModule("torch")
-    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torchao import optim as torchao_optim
 
-    from forge_plugins.mathematics import compiler, plain_parameters
+    from forge_plugins.mathematics.optimizers import plain_parameters, torch_compile
 else:
     torch = LazyModule("torch")
     torchao_optim = LazyModule("torchao.optim")
-    compiler = LazyModule("forge_plugins.mathematics.compiler")
-    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
+    torch_compile = LazyModule("forge_plugins.mathematics.optimizers.torch_compile")
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 Beta = Annotated[float, Meta(ge=0, le=0.999999)]  # torchao counts in fp32, where more is 1
@@ -75,7 +75,7 @@ class AdamW8Bit:
     ) -> torch.optim.Optimizer:
         """The optimizer over all parameters."""
         config = self.config
-        fault = compiler.compiler_fault(run.device.type)
+        fault = torch_compile.compiler_fault(run.device.type)
         if fault is not None:
             raise PluginError(f"adamw_8bit is compiled, and no compiler works here: {fault}")
         made = torchao_optim.AdamW8bit(

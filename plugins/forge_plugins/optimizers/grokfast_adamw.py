@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
-from forge_plugins.mathematics.filter_settings import swapped
+from forge_plugins.mathematics.grokfast.setting_checks import swapped
 from forge_plugins.optimizers.groups import decay_groups
 from forge_plugins.optimizers.settings import (
     DecayRule,
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import compiler, plain_parameters
-    from forge_plugins.mathematics import grokfast_adamw as mathematics
+    from forge_plugins.mathematics.optimizers import grokfast_adamw as mathematics
+    from forge_plugins.mathematics.optimizers import plain_parameters, torch_compile
 else:
-    compiler = LazyModule("forge_plugins.mathematics.compiler")
-    mathematics = LazyModule("forge_plugins.mathematics.grokfast_adamw")
-    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
+    torch_compile = LazyModule("forge_plugins.mathematics.optimizers.torch_compile")
+    mathematics = LazyModule("forge_plugins.mathematics.optimizers.grokfast_adamw")
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class GrokfastAdamW:
         """Whether there is something to compile and a compiler; told when that is missing."""
         if not any(mathematics.is_large(parameter) for _, parameter in parameters):
             return False
-        fault = compiler.compiler_fault("cpu")
+        fault = torch_compile.compiler_fault("cpu")
         if fault is not None:
             run.tell(
                 "not_compiled",

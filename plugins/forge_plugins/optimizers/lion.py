@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import lion, plain_parameters
+    from forge_plugins.mathematics.optimizers import lion, plain_parameters
 else:
-    lion = LazyModule("forge_plugins.mathematics.lion")
-    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
+    lion = LazyModule("forge_plugins.mathematics.optimizers.lion")
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)

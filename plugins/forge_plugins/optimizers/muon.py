@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import joined_optimizer, plain_parameters
-    from forge_plugins.mathematics import muon as mathematics
+    from forge_plugins.mathematics.optimizers import chained_optimizer, plain_parameters
+    from forge_plugins.mathematics.optimizers import muon as mathematics
 else:
     torch = LazyModule("torch")
-    joined_optimizer = LazyModule("forge_plugins.mathematics.joined_optimizer")
-    mathematics = LazyModule("forge_plugins.mathematics.muon")
-    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
+    chained_optimizer = LazyModule("forge_plugins.mathematics.optimizers.chained_optimizer")
+    mathematics = LazyModule("forge_plugins.mathematics.optimizers.muon")
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class Muon:
             betas=config.adamw_betas,
             fused=True,
         )
-        joined = joined_optimizer.JoinedOptimizer(muon, adamw)
+        joined = chained_optimizer.JoinedOptimizer(muon, adamw)
         return plain_parameters.with_plain_parameters(joined)
 
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import plain_parameters, shadow_model
-    from forge_plugins.mathematics.shadow_model import ShadowModel
+    from forge_plugins.mathematics.optimizers import averaged_model, plain_parameters
+    from forge_plugins.mathematics.optimizers.averaged_model import ShadowModel
 else:
     schedulefree = LazyModule("schedulefree")
-    plain_parameters = LazyModule("forge_plugins.mathematics.plain_parameters")
-    shadow_model = LazyModule("forge_plugins.mathematics.shadow_model")
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
+    averaged_model = LazyModule("forge_plugins.mathematics.optimizers.averaged_model")
 
 COUNTERS = ("k", "weight_sum", "lr_max")
 """What the library counts in its groups; a checkpoint's groups come from the configuration."""
@@ -107,7 +107,7 @@ class ScheduleFree:
     def compute_evaluation_model(self, run: Run) -> nn.Module:
         """The model of the averaged weights, taken now."""
         if self._shadow is None:
-            self._shadow = shadow_model.ShadowModel(run.model)
+            self._shadow = averaged_model.ShadowModel(run.model)
         share = 1.0 - 1.0 / self.config.momentum
         for own, point in zip(self._shadow.weights(), run.model.parameters(), strict=True):
             memory = self._optimizer.state.get(point, {})

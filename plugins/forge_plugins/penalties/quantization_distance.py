@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import bit_layer
-    from forge_plugins.mathematics import quantization_distance as mathematics
-    from forge_plugins.mathematics.bit_layer import BitLayer
+    from forge_plugins.mathematics.quantization import bit_layer
+    from forge_plugins.mathematics.quantization import quantization_distance as mathematics
+    from forge_plugins.mathematics.quantization.bit_layer import BitLayer
 else:
     torch = LazyModule("torch")
-    bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
-    mathematics = LazyModule("forge_plugins.mathematics.quantization_distance")
+    bit_layer = LazyModule("forge_plugins.mathematics.quantization.bit_layer")
+    mathematics = LazyModule("forge_plugins.mathematics.quantization.quantization_distance")
 
 
 @dataclass(frozen=True, kw_only=True)

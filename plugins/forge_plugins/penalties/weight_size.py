@@ -13,11 +13,11 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, Ste
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forge_plugins.mathematics import bit_layer
-    from forge_plugins.mathematics import weight_size as mathematics
+    from forge_plugins.mathematics.quantization import bit_layer
+    from forge_plugins.mathematics.quantization import weight_size as mathematics
 else:
-    bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
-    mathematics = LazyModule("forge_plugins.mathematics.weight_size")
+    bit_layer = LazyModule("forge_plugins.mathematics.quantization.bit_layer")
+    mathematics = LazyModule("forge_plugins.mathematics.quantization.weight_size")
 
 
 @dataclass(frozen=True, kw_only=True)

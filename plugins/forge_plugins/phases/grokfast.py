@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import phases
+    from forge_plugins.mathematics.grokfast import phase_lengths
 else:
-    phases = LazyModule("forge_plugins.mathematics.phases")
+    phase_lengths = LazyModule("forge_plugins.mathematics.grokfast.phase_lengths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,11 @@ class GrokfastPhases:
         if total is None or whole <= total:
             return
         if self.config.fit:
-            self._lengths = phases.fitted(self.config.lengths(), total)
+            self._lengths = phase_lengths.fitted(self.config.lengths(), total)
             listed = ", ".join(f"{name} {length}" for name, length in self._lengths.items())
             message = f"The phases ({whole} steps) are fitted into the run's {total}: {listed}."
         else:
-            reached = phases.phase_at(total, self._lengths)
+            reached = phase_lengths.phase_at(total, self._lengths)
             message = f"The phases take {whole} steps and the run {total}: it ends in {reached}."
         run.tell("phases_longer_than_run", message, phases=whole, total_steps=total)
 
@@ -84,4 +84,4 @@ class GrokfastPhases:
     def compute_phase(self, run: Run, step: Step) -> str:
         """The phase of this step."""
         del run
-        return phases.phase_at(step.number, self._lengths)
+        return phase_lengths.phase_at(step.number, self._lengths)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from forge_kernel.api import Batch, Goal, Kind, Meter, PluginInfo, Run, Step, hookimpl
-from forge_plugins.mathematics.time_budget import affordable
+from forge_plugins.mathematics.optimizers.time_budget import affordable
 
 if TYPE_CHECKING:
     from torch import Tensor

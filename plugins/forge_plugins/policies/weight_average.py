@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics import shadow_model
-    from forge_plugins.mathematics.shadow_model import ShadowModel
+    from forge_plugins.mathematics.optimizers import averaged_model
+    from forge_plugins.mathematics.optimizers.averaged_model import ShadowModel
 else:
     torch = LazyModule("torch")
-    shadow_model = LazyModule("forge_plugins.mathematics.shadow_model")
+    averaged_model = LazyModule("forge_plugins.mathematics.optimizers.averaged_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class WeightAverage:
     def _ready(self, run: Run) -> ShadowModel:
         """The average: of the weights as they are, or of the checkpoint, when first asked for."""
         if self._shadow is None:
-            self._shadow = shadow_model.ShadowModel(run.model)
+            self._shadow = averaged_model.ShadowModel(run.model)
             if self._loaded is not None:
                 self._shadow.put(self._loaded)
                 self._loaded = None

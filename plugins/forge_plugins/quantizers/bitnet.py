@@ -19,27 +19,32 @@ from forge_kernel.api import (
     hookimpl,
     stream_seed,
 )
-from forge_plugins.mathematics.scheme import ACTIVATION_BITS, SKIPPED, WEIGHT_BITS, Scheme
+from forge_plugins.mathematics.quantization.scheme import (
+    ACTIVATION_BITS,
+    SKIPPED,
+    WEIGHT_BITS,
+    Scheme,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from forge_plugins.mathematics import (
+    from forge_plugins.mathematics.quantization import (
         bit_layer,
-        blending,
         conversion,
         device_kernels,
-        quantization_figures,
-        quantized_product,
+        quantized_linear,
+        warmup,
+        weight_statistics,
     )
-    from forge_plugins.mathematics.bit_layer import BitLayer
+    from forge_plugins.mathematics.quantization.bit_layer import BitLayer
 else:
-    bit_layer = LazyModule("forge_plugins.mathematics.bit_layer")
-    blending = LazyModule("forge_plugins.mathematics.blending")
-    conversion = LazyModule("forge_plugins.mathematics.conversion")
-    device_kernels = LazyModule("forge_plugins.mathematics.device_kernels")
-    quantization_figures = LazyModule("forge_plugins.mathematics.quantization_figures")
-    quantized_product = LazyModule("forge_plugins.mathematics.quantized_product")
+    bit_layer = LazyModule("forge_plugins.mathematics.quantization.bit_layer")
+    warmup = LazyModule("forge_plugins.mathematics.quantization.warmup")
+    conversion = LazyModule("forge_plugins.mathematics.quantization.conversion")
+    device_kernels = LazyModule("forge_plugins.mathematics.quantization.device_kernels")
+    weight_statistics = LazyModule("forge_plugins.mathematics.quantization.weight_statistics")
+    quantized_linear = LazyModule("forge_plugins.mathematics.quantization.quantized_linear")
 
 ACCOUNT = "quantization.json"
 """File of the run folder that says which layers are quantized and which are not, and why."""
@@ -245,7 +250,7 @@ class BitNet:
                  config.sparsity_warmup_steps}  # fmt: skip
         found = {}
         for name, steps in asked.items():
-            found[name] = blending.fitting(steps, total, config.warmup_share)
+            found[name] = warmup.fitting(steps, total, config.warmup_share)
             if found[name] < steps:
                 self._notices.append(
                     f"{name} {steps} is longer than {config.warmup_share:g} of the run's {total} "
@@ -269,13 +274,13 @@ class BitNet:
         if plain := device_kernels.lacks_kernels(device):
             self._notices.append(f"quantization takes many passes over memory here: {plain}")
         if config.arithmetic != "exact":
-            lacking = quantized_product.lacks_int8(device)
+            lacking = quantized_linear.lacks_int8(device)
             if lacking:
                 self._notices.append(
                     f"arithmetic {config.arithmetic}: {lacking}; the exact path is taken"
                 )
             elif config.arithmetic == "int8_bf16_backward":
-                slow = quantized_product.lacks_bf16(device)
+                slow = quantized_linear.lacks_bf16(device)
                 if slow:
                     self._notices.append(f"arithmetic int8_bf16_backward is slow here: {slow}")
         for notice in self._notices:
@@ -312,9 +317,9 @@ class BitNet:
         control, done = self._control, run.progress.step
         if self.config.rounding == "stochastic":
             control.seed = stream_seed(run.seed, "rounding", done)
-        control.blend = blending.blend(done, self._warmup, self.config.warmup_curve)
+        control.blend = warmup.blend(done, self._warmup, self.config.warmup_curve)
         control.steps = max(0, done - self._warmup)
-        ramp = blending.blend(done, self._ramp, "linear")
+        ramp = warmup.blend(done, self._ramp, "linear")
         control.sparsity = self.config.target_sparsity * ramp
 
     @hookimpl
@@ -368,10 +373,10 @@ class BitNet:
         top = self.config.scheme().top
         total: Tensor | None = None
         for name, layer in layers.values():
-            sums = quantization_figures.weight_sums(layer, before.get(name))
+            sums = weight_statistics.weight_sums(layer, before.get(name))
             total = sums if total is None else total + sums
             if self.config.figures == "layers":
-                found = quantization_figures.weight_figures(sums, top)
+                found = weight_statistics.weight_figures(sums, top)
                 figures |= {f"{figure}/{name}": value for figure, value in found.items()}
         assert total is not None
-        return figures | quantization_figures.weight_figures(total, top)
+        return figures | weight_statistics.weight_figures(total, top)

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.run_folder import RESULT, STATUS
-from forge_kernel.run_notice import place_text
-from forge_kernel.run_status import RunStatus, read_status
+from forge_kernel.run_folder.log_text import place_text
+from forge_kernel.run_folder.record import RESULT, STATUS
+from forge_kernel.run_folder.status import RunStatus, read_status
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.page import one_run, whole_page
 from forge_plugins.reports.run_data import read_run

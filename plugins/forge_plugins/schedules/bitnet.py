@@ -20,9 +20,9 @@ from forge_kernel.api import (
 from forge_plugins.schedules.scaling import scaled
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 class Schedule(Protocol):
@@ -70,4 +70,6 @@ class BitNetSchedule:
         passed = step.number - config.quantization_steps
         if passed <= 0:
             return scaled(nested, config.low)
-        return scaled(nested, rates.eased(config.low, 1.0, passed, config.smoothing_steps))
+        return scaled(
+            nested, learning_rate_curves.eased(config.low, 1.0, passed, config.smoothing_steps)
+        )

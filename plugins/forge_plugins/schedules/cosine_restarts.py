@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class CosineRestarts:
         del run
         config = self.config
         if step.number < config.warmup_steps:
-            return Rates(rates.linear_warmup(step.number, config.warmup_steps))
-        position = rates.position_after(step.number, config.warmup_steps)
-        factor = rates.cosine_restarts(
+            return Rates(learning_rate_curves.linear_warmup(step.number, config.warmup_steps))
+        position = learning_rate_curves.position_after(step.number, config.warmup_steps)
+        factor = learning_rate_curves.cosine_restarts(
             position, config.first_cycle_steps, config.growth, config.floor, config.peak_decay
         )
         return Rates(factor)

@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Cyclic:
         """The factors of this step."""
         del run
         config = self.config
-        factor, height = rates.cyclic(
+        factor, height = learning_rate_curves.cyclic(
             step.number - 1,
             config.rise_steps,
             config.fall_steps or config.rise_steps,

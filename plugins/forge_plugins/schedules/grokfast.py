@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 _Multiplier = Annotated[float, Meta(ge=0, description="factor of the optimizer's rate")]
 
@@ -69,10 +69,12 @@ class GrokfastSchedule:
         target = self._target(step.phase)
         self._factor = target
         if self._began is not None:
-            self._factor = rates.eased(
+            self._factor = learning_rate_curves.eased(
                 self._from, target, step.number - self._began, self.config.smoothing_steps
             )
-        return Rates(self._factor * rates.linear_warmup(step.number, self.config.warmup_steps))
+        return Rates(
+            self._factor * learning_rate_curves.linear_warmup(step.number, self.config.warmup_steps)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the factor comes from."""

@@ -8,9 +8,9 @@ from forge_kernel.api import Kind, LazyModule, PluginInfo
 from forge_plugins.schedules.span import SpanConfig, SpanSchedule
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 class Linear(SpanSchedule):
@@ -20,4 +20,4 @@ class Linear(SpanSchedule):
 
     def curve(self, position: int, span: int) -> float:
         """A straight line."""
-        return rates.linear(position, span, self.config.floor)
+        return learning_rate_curves.linear(position, span, self.config.floor)

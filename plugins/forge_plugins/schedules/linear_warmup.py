@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,4 +43,4 @@ class LinearWarmup:
         """The factor of this step."""
         del run
         number = step.number - 1 if self.config.from_zero else step.number
-        return Rates(rates.linear_warmup(number, self.config.warmup_steps))
+        return Rates(learning_rate_curves.linear_warmup(number, self.config.warmup_steps))

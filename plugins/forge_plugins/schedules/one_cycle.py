@@ -11,9 +11,9 @@ from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hoo
 from forge_plugins.schedules.span import check_length
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class OneCycle:
         config = self.config
         total = config.total_steps or run.total_steps
         assert total is not None, "checked at the run's start"
-        factor, height = rates.one_cycle(
+        factor, height = learning_rate_curves.one_cycle(
             step.number - 1,
             max(1, total - 1),
             config.rise_share,

@@ -12,9 +12,9 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,9 @@ class Plateau:
     def compute_rates(self, run: Run, step: Step) -> Rates:
         """The factor of this step."""
         del run
-        return Rates(self._factor * rates.linear_warmup(step.number, self.config.warmup_steps))
+        return Rates(
+            self._factor * learning_rate_curves.linear_warmup(step.number, self.config.warmup_steps)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The factor and what it was decided by."""

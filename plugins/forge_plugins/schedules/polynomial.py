@@ -11,9 +11,9 @@ from forge_kernel.api import Kind, LazyModule, PluginInfo
 from forge_plugins.schedules.span import SpanConfig, SpanSchedule
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,4 +31,4 @@ class Polynomial(SpanSchedule):
 
     def curve(self, position: int, span: int) -> float:
         """A power of the rest."""
-        return rates.polynomial(position, span, self.config.power, self.config.floor)
+        return learning_rate_curves.polynomial(position, span, self.config.power, self.config.floor)

@@ -10,9 +10,9 @@ from msgspec import Meta
 from forge_kernel.api import LazyModule, PluginError, Rates, Run, Step, hookimpl
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,10 @@ class SpanSchedule:
         """The factor of this step."""
         warmup_steps = self.config.warmup_steps
         if step.number < warmup_steps:
-            return Rates(rates.linear_warmup(step.number, warmup_steps))
+            return Rates(learning_rate_curves.linear_warmup(step.number, warmup_steps))
         total = self.config.total_steps or run.total_steps
         assert total is not None, "checked at the run's start"
-        position = rates.position_after(step.number, warmup_steps)
-        return Rates(self.curve(position, max(1, rates.position_after(total, warmup_steps))))
+        position = learning_rate_curves.position_after(step.number, warmup_steps)
+        return Rates(
+            self.curve(position, max(1, learning_rate_curves.position_after(total, warmup_steps)))
+        )

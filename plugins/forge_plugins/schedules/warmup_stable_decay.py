@@ -11,9 +11,9 @@ from forge_kernel.api import Kind, LazyModule, PluginInfo
 from forge_plugins.schedules.span import SpanConfig, SpanSchedule
 
 if TYPE_CHECKING:
-    from forge_plugins.mathematics import rates
+    from forge_plugins.mathematics.optimizers import learning_rate_curves
 else:
-    rates = LazyModule("forge_plugins.mathematics.rates")
+    learning_rate_curves = LazyModule("forge_plugins.mathematics.optimizers.learning_rate_curves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,4 +41,6 @@ class WarmupStableDecay(SpanSchedule):
         """Constant, then the fall."""
         config = self.config
         decay_steps = max(1, round(config.decay_share * span))
-        return rates.stable_decay(position, span, decay_steps, config.floor, config.fall)
+        return learning_rate_curves.stable_decay(
+            position, span, decay_steps, config.floor, config.fall
+        )

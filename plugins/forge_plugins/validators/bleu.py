@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import continuation
+    from forge_plugins.mathematics.text import generation
 else:
     torch = LazyModule("torch")
-    continuation = LazyModule("forge_plugins.mathematics.continuation")
+    generation = LazyModule("forge_plugins.mathematics.text.generation")
 
 INSTALL: Final = "pip install 'forge-kernel[metrics]'"
 ORDERS: Final = 4  # n-grams of 1 to 4 words, as BLEU is defined
@@ -98,7 +98,7 @@ class BleuMeter:
             return
         self._windows += len(row)
         model, context = self._run.active_model, self._run.data.spec.sequence
-        written = continuation.greedy_continuation(model, prompts, follows.shape[1], context)
+        written = generation.greedy_continuation(model, prompts, follows.shape[1], context)
         decode = self._tokenizer.decode
         texts = [
             [token for token in one if token != batch.ignore_index] for one in follows.tolist()

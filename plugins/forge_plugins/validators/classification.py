@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import answer_rows, class_figures
-    from forge_plugins.mathematics.class_figures import ByClass
+    from forge_plugins.mathematics.metrics import classification, label_positions
+    from forge_plugins.mathematics.metrics.classification import ByClass
 else:
     torch = LazyModule("torch")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    class_figures = LazyModule("forge_plugins.mathematics.class_figures")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    classification = LazyModule("forge_plugins.mathematics.metrics.classification")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ class ClassMeter:
         """Count."""
         del loss, weight
         weights = batch.counted.weights
-        pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
+        pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = class_figures.class_counts(logits, targets, own)
+            found = classification.class_counts(logits, targets, own)
             self._counts = found if self._counts is None else self._counts + found
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
@@ -103,8 +103,8 @@ class ClassMeter:
         if not having:
             return {}
         if own is None:
-            own = class_figures.no_counts((3, classes // having), self._device)
-        return class_figures.class_figures(add(own), self._names)
+            own = classification.no_counts((3, classes // having), self._device)
+        return classification.class_figures(add(own), self._names)
 
 
 class AccuracyMeter:
@@ -132,17 +132,17 @@ class AccuracyMeter:
         """Count targets found; outputs (..., classes) against integer targets (...)."""
         del loss, weight
         weights = batch.counted.weights
-        pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
+        pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = class_figures.hit_counts(logits, targets, self._ranks, own)
+            found = classification.hit_counts(logits, targets, self._ranks, own)
             self._counts = found if self._counts is None else self._counts + found
 
     def counts(self) -> Tensor:
         """Targets found for each k, then all targets; zeros before the first batch."""
         if self._counts is not None:
             return self._counts
-        return class_figures.no_counts((len(self._ranks) + 1,), self._device)
+        return classification.no_counts((len(self._ranks) + 1,), self._device)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Shares in [0, 1]; nothing when no target was seen."""

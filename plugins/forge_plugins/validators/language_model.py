@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics import answer_rows, language_figures
+    from forge_plugins.mathematics.metrics import label_positions, language_model
 else:
     torch = LazyModule("torch")
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    language_figures = LazyModule("forge_plugins.mathematics.language_figures")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    language_model = LazyModule("forge_plugins.mathematics.metrics.language_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class PerplexityMeter:
         """Take in outputs (..., classes) and integer targets (...)."""
         del loss, weight
         weights = batch.counted.weights
-        pieces = answer_rows.answer_pieces(outputs, batch.targets, batch.positions)
+        pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = language_figures.cross_entropy_sums(
+            found = language_model.cross_entropy_sums(
                 logits, targets, own, ignored=batch.ignore_index
             )
             self._sums = found if self._sums is None else self._sums + found
@@ -62,14 +62,14 @@ class PerplexityMeter:
         """
         own = self._sums
         if own is None:
-            own = language_figures.no_sums(self._device)
+            own = language_model.no_sums(self._device)
         total, count = add(own).tolist()
         if not count:
             return {}
         mean = total / count
         return {
-            "perplexity": language_figures.perplexity(mean),
-            "bits_per_token": language_figures.bits(mean),
+            "perplexity": language_model.perplexity(mean),
+            "bits_per_token": language_model.bits(mean),
         }
 
 

@@ -11,10 +11,10 @@ from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, R
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forge_plugins.mathematics import answer_rows, regression_figures
+    from forge_plugins.mathematics.metrics import label_positions, regression
 else:
-    answer_rows = LazyModule("forge_plugins.mathematics.answer_rows")
-    regression_figures = LazyModule("forge_plugins.mathematics.regression_figures")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+    regression = LazyModule("forge_plugins.mathematics.metrics.regression")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +42,20 @@ class RegressionMeter:
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         """Take in outputs and targets of the same shape but for dimensions of 1."""
         del loss, weight
-        numbers, wanted = answer_rows.number_pairs(outputs, batch.targets)
+        numbers, wanted = label_positions.number_pairs(outputs, batch.targets)
         weights = batch.as_numbers().counted.samplewise()
         if weights is not None:
             weights = weights.reshape(-1, *(1,) * (numbers.ndim - 1)).expand(numbers.shape)
-        found = regression_figures.regression_sums(numbers, wanted, weights)
+        found = regression.regression_sums(numbers, wanted, weights)
         known = self._sums
-        self._sums = found if known is None else regression_figures.merged(known, found)
+        self._sums = found if known is None else regression.merged(known, found)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """The figures; `r2` is left out when all targets are equal."""
         own = self._sums
         if own is None:
-            own = regression_figures.no_sums(self._device)
-        return regression_figures.regression_figures(own, add)
+            own = regression.no_sums(self._device)
+        return regression.regression_figures(own, add)
 
 
 class RegressionFigures:

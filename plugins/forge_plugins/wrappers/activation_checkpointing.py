@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils import checkpoint as checkpointing
 
-    from forge_plugins.mathematics import kept_buffers
+    from forge_plugins.mathematics.optimizers import kept_buffers
 else:
     torch = LazyModule("torch")
     nn = LazyModule("torch.nn")
     checkpointing = LazyModule("torch.utils.checkpoint")
-    kept_buffers = LazyModule("forge_plugins.mathematics.kept_buffers")
+    kept_buffers = LazyModule("forge_plugins.mathematics.optimizers.kept_buffers")
 
 
 @dataclass(frozen=True, kw_only=True)

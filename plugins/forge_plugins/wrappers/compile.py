@@ -12,9 +12,9 @@ from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_plugins.mathematics import compiler
+    from forge_plugins.mathematics.optimizers import torch_compile
 else:
-    compiler = LazyModule("forge_plugins.mathematics.compiler")
+    torch_compile = LazyModule("forge_plugins.mathematics.optimizers.torch_compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Compile:
     @hookimpl
     def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
         """Compile in place; where no compiler works, say so and leave the model as it is."""
-        fault = compiler.compiler_fault(run.device.type)
+        fault = torch_compile.compiler_fault(run.device.type)
         if fault is not None:
             run.tell("not_compiled", f"The model is not compiled: {fault}", plugin="compile")
             return model

@@ -18,15 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel import load_pipeline, run
+from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import PluginError
-from forge_kernel.strategy import OneProcess
-from forge_plugins.data import windows as windows_module
+from forge_plugins.data import text_batches as windows_module
 from forge_plugins.data.file import FileConfig
 from forge_plugins.data.text import Text, TextConfig, read_row
-from forge_plugins.data.windows import WindowData, Windows
-from forge_plugins.formats.documents import PART, Account, Documents
-from forge_plugins.formats.fault import DataFault
-from forge_plugins.mathematics.tokenizers import ByteTokenizer
+from forge_plugins.data.text_batches import WindowData, Windows
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.readers.documents import PART, Account, Documents
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
 
 WORDS = "the ternary weights of a small network are added, never multiplied; "
 
@@ -188,8 +188,8 @@ def test_a_plain_text_is_whole_however_it_is_cut(
     file = tmp_path_factory.mktemp("text") / "x.txt"
     file.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("forge_plugins.formats.documents.PART", part)
-        patch.setattr("forge_plugins.formats.json_text.BLOCK", part)
+        patch.setattr("forge_plugins.formats.readers.documents.PART", part)
+        patch.setattr("forge_plugins.formats.readers.json_text.BLOCK", part)
         account = Account()
         parts = list(Documents(file=file).parts(account)) if text else []
     assert "".join(piece for piece, _ in parts) == text

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from forge_kernel import load_pipeline, run
 from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.schema import bind_config
+from forge_kernel.contract.plugin import facts
+from forge_kernel.contract.run import Batch
+from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import ConfigError, PluginError
-from forge_kernel.plugin import facts
-from forge_kernel.state import Batch
-from forge_kernel.strategy import OneProcess
 from forge_kernel.testing.compare import differences
 from forge_plugins.data.file import File, FileConfig, FileData
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.quality import assess, outlier_limits
-from forge_plugins.formats.survey import surveyed
-from forge_plugins.formats.table import Table
+from forge_plugins.formats.columns.table import Table
+from forge_plugins.formats.inspection.quality import assess, outlier_limits
+from forge_plugins.formats.inspection.quality_scan import surveyed
+from forge_plugins.formats.open_table import open_table
 
 ROOT = Path(__file__).parents[3]
 DIGITS = sorted(file.stem for file in (ROOT / "pipelines").glob("digits_*.yaml"))

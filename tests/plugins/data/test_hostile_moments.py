@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import RunError
-from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 
 

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from kernel_parts import StopAfter
 
 from forge_kernel import load_pipeline, resume, run
-from forge_kernel.checkpoint import CheckpointStore
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
-from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig
-from forge_plugins.data.samples import FileData
-from forge_plugins.formats.order import BlockOrder, HashSplit, UnevenOrder, permuted
-from forge_plugins.formats.quality import assess
-from forge_plugins.formats.survey import Question, Survey, survey, surveyed
-from forge_plugins.formats.table import Table
+from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.permutations import BlockOrder, HashSplit, UnevenOrder, permuted
+from forge_plugins.data.resumable_epochs import Epochs
+from forge_plugins.formats.columns.table import Table
+from forge_plugins.formats.inspection.quality import assess
+from forge_plugins.formats.inspection.quality_scan import Question, Survey, survey, surveyed
 
 
 def streamed(
@@ -353,7 +353,7 @@ def test_a_survey_in_parts_finds_what_a_look_at_the_whole_finds(
     table = Table(Path("memory"), "npy", {"input": inputs, "target": np.arange(len(rows)) % 4})
     whole = assess(table, target="class", classes=3, thorough=threshold > 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("forge_plugins.formats.survey.PART_BYTES", part)
+        patch.setattr("forge_plugins.formats.inspection.quality_scan.PART_BYTES", part)
         asked = Question(
             inputs="features", target="class", classes=3, vocabulary=None, threshold=threshold,
             parts=True,
@@ -390,7 +390,7 @@ import sys
 from pathlib import Path
 from forge_plugins.data.file import File, FileConfig
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.strategy import OneProcess
+from forge_kernel.contract.strategy import OneProcess
 import resource, torch
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.strategy import OneProcess
+from forge_kernel.contract.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
 
 

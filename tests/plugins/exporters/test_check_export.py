@@ -11,8 +11,8 @@ from live_exports import batches, live_run
 from torch import Tensor, nn
 
 from forge_kernel.errors import PlanError, PluginError
-from forge_plugins.mathematics.llama import Llama, LlamaShape
-from forge_plugins.mathematics.mlp import Mlp
+from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.networks.mlp import Mlp
 
 TOKENS = [(torch.randint(257, (2, 8)), torch.randint(257, (2, 8)))]
 

@@ -16,15 +16,15 @@ from torch import nn
 from forge_kernel.errors import PluginError
 from forge_plugins.clients.reading import GGUF_WEIGHTS, ONNX_WEIGHTS, compared_weights
 from forge_plugins.clients.verification import ONNXRUNTIME, Client, _ask, sample_inputs
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.gguf_file import write_gguf
-from forge_plugins.mathematics.gguf_llama import gguf_entries, gguf_numbers, gguf_tensors
-from forge_plugins.mathematics.llama import Llama, LlamaShape
-from forge_plugins.mathematics.mlp import Mlp
-from forge_plugins.mathematics.onnx_graph import onnx_numbers, write_onnx
-from forge_plugins.mathematics.scheme import Scheme
-from forge_plugins.mathematics.tokenizers import ByteTokenizer
-from forge_plugins.mathematics.transformers_folder import folder_tensors, wrong_tensors
+from forge_plugins.interchange.gguf import write_gguf
+from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_numbers, gguf_tensors
+from forge_plugins.interchange.onnx_graph import onnx_numbers, write_onnx
+from forge_plugins.interchange.transformers_folder import folder_tensors, wrong_tensors
+from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.networks.mlp import Mlp
+from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.quantization.scheme import Scheme
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
 
 ENCODINGS = ["matmul_nbits", "int2", "matmul_integer"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from forge_plugins.clients.verification import LLAMA_CPP, _ask, agreement
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.gguf_file import write_gguf
-from forge_plugins.mathematics.gguf_llama import gguf_entries, gguf_tensors, interleave
-from forge_plugins.mathematics.tokenizers import ByteTokenizer, CharacterTokenizer
+from forge_plugins.interchange.gguf import write_gguf
+from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_tensors, interleave
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 
 FORMS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -88,8 +88,8 @@ def test_queries_and_keys_are_interleaved_for_llama_and_not_for_bitnet() -> None
     turned = gguf_tensors(ternary_llama(), "tq2_0")["blk.0.attn_q.weight"]
     plain = gguf_tensors(model, "tq2_0")["blk.0.attn_q.weight"]
     model_llama = ternary_llama()
-    from forge_plugins.mathematics.ternary_blocks import unpack_blocks
-    from forge_plugins.mathematics.ternary_layers import read_layers
+    from forge_plugins.interchange.ternary_blocks import unpack_blocks
+    from forge_plugins.mathematics.quantization.ternary_layers import read_layers
 
     levels = read_layers(model_llama)["blocks.0.attention.query"].levels
     assert torch.equal(unpack_blocks(turned.values, 256, "tq2_0")[0], interleave(levels, 4))
@@ -112,7 +112,7 @@ def test_what_llama_cpp_cannot_compute_is_refused(shape: dict[str, Any], words: 
 
 
 def test_the_character_vocabulary_reaches_each_character_by_merging_its_bytes() -> None:
-    from forge_plugins.mathematics.tokenizer_files import gguf_vocabulary
+    from forge_plugins.interchange.tokenizer_files import gguf_vocabulary
 
     found = gguf_vocabulary(CharacterTokenizer.of("aé▁"), 5)
     assert [len(token) for token in found["tokens"][:3]] == [1, 2, 3]

@@ -15,14 +15,14 @@ from clients import need
 from forge_kernel import load_pipeline, run
 from forge_kernel.errors import PluginError
 from forge_plugins.clients.reading import LLAMA_CPP_TOKENS, Texts, compared_texts
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.gguf_file import write_gguf
-from forge_plugins.mathematics.gguf_llama import gguf_entries, gguf_tensors
-from forge_plugins.mathematics.llama import Llama, LlamaShape
-from forge_plugins.mathematics.tokenizer_files import gguf_vocabulary
-from forge_plugins.mathematics.tokenizer_library import LibraryTokenizer
-from forge_plugins.mathematics.tokenizer_texts import probe_texts
-from forge_plugins.mathematics.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from forge_plugins.interchange.gguf import write_gguf
+from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_tensors
+from forge_plugins.interchange.tokenizer_files import gguf_vocabulary
+from forge_plugins.interchange.tokenizer_texts import probe_texts
+from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
 
 END = "<|endoftext|>"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -10,10 +10,10 @@ from llamas import distances, prompts, ternary_llama
 from torch import nn
 
 from forge_plugins.clients.verification import ONNXRUNTIME, _ask
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.mlp import Mlp
-from forge_plugins.mathematics.onnx_graph import write_onnx
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.interchange.onnx_graph import write_onnx
+from forge_plugins.mathematics.networks.mlp import Mlp
+from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 ENCODINGS = ["matmul_nbits", "int2", "matmul_integer"]
 

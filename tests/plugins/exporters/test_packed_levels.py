@@ -11,10 +11,11 @@ from live_exports import batches, live_run, manifest
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 
-from forge_plugins.mathematics.bit_layer import BitLayer
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
-from forge_plugins.mathematics.packed_file import pack_model, read_packed, write_packed
-from forge_plugins.mathematics.packing import (
+from forge_plugins.interchange.packed_ternary import pack_model, read_packed, write_packed
+from forge_plugins.interchange.safetensors_state import read_state
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.packing import (
     pack_eight_bits,
     pack_four_bits,
     pack_one_bit,
@@ -22,8 +23,7 @@ from forge_plugins.mathematics.packing import (
     unpack_four_bits,
     unpack_one_bit,
 )
-from forge_plugins.mathematics.safetensors_state import read_state
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 PACKERS = {
     1: (pack_one_bit, unpack_one_bit, 1),

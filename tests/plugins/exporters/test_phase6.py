@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 
 from forge_kernel import RunResult, load_pipeline, run
-from forge_kernel.catalog import Catalog
+from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.schemas import all_schemas
 from forge_kernel.runner import export
-from forge_kernel.schemas import all_schemas
 from forge_plugins.exporters.phase6_records import RECORDS
 
 SETTINGS = [
@@ -28,9 +28,9 @@ assert sorted(found) == ["final_metrics", "model_state_dict", "training_config"]
 plain = torch.load(sys.argv[1] + "/model.pth")
 assert "forge_kernel" not in sys.modules and "forge_plugins" not in sys.modules
 config = found["training_config"]
-from forge_plugins.mathematics.mlp import Mlp
-from forge_plugins.mathematics.scheme import Scheme
-from forge_plugins.mathematics.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.networks.mlp import Mlp
+from forge_plugins.mathematics.quantization.scheme import Scheme
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
 hidden = tuple(config["model"]["with"]["hidden"])
 model = Mlp(features=64, hidden=hidden, outputs=10)
 model, _ = convert_model_to_bitnet(model, Scheme(weight_bits=1.58))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from forge_plugins.mathematics.bit_layer import Control
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.conversion import convert_linears
-from forge_plugins.mathematics.scheme import Scheme
-from forge_plugins.mathematics.ternary_layers import read_layer, read_layers
+from forge_plugins.mathematics.quantization.bit_layer import Control
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.quantization.scheme import Scheme
+from forge_plugins.mathematics.quantization.ternary_layers import read_layer, read_layers
 
 
 def layer_of(**scheme: Any) -> BitLinear:

@@ -12,10 +12,10 @@ from llamas import distances, prompts, ternary_llama
 from safetensors.torch import save_file
 
 from forge_plugins.clients.verification import TRANSFORMERS, _ask
-from forge_plugins.mathematics.llama import Llama, LlamaShape
-from forge_plugins.mathematics.tokenizer_files import transformers_files
-from forge_plugins.mathematics.tokenizers import ByteTokenizer, CharacterTokenizer
-from forge_plugins.mathematics.transformers_folder import folder_config, folder_tensors
+from forge_plugins.interchange.tokenizer_files import transformers_files
+from forge_plugins.interchange.transformers_folder import folder_config, folder_tensors
+from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 
 FORMS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -56,8 +56,8 @@ def test_the_unquantized_network_is_that_of_transformers(form: str) -> None:
     need("transformers")
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from forge_plugins.mathematics.llama_names import TRANSFORMERS as NAMES
-    from forge_plugins.mathematics.llama_names import translate
+    from forge_plugins.interchange.llama_names import TRANSFORMERS as NAMES
+    from forge_plugins.interchange.llama_names import translate
 
     shape = LlamaShape(vocabulary=40, context=16, width=32, layers=2, heads=4, groups=2, hidden=48,
                        **FORMS[form])  # fmt: skip
@@ -79,7 +79,7 @@ def test_the_unquantized_network_is_that_of_transformers(form: str) -> None:
 
 def test_rotary_angles_stay_exact_in_a_bf16_model() -> None:
     """The table of a bf16 model is the rounded fp32 one, not one of rounded frequencies."""
-    from forge_plugins.mathematics.llama import rotary_table
+    from forge_plugins.mathematics.networks.llama import rotary_table
 
     exact = rotary_table(512, 64, 1e4, torch.empty(0))
     rounded = rotary_table(512, 64, 1e4, torch.empty(0, dtype=torch.bfloat16))

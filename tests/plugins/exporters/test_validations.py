@@ -11,8 +11,8 @@ import pytest
 from kernel_parts import StopAfter
 
 from forge_kernel.errors import PlanError, PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
 from forge_kernel.runner import export, resume, run
 from forge_plugins.exporters.validations import best_of, validations_in
 

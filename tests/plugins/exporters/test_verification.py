@@ -12,7 +12,7 @@ from forge_kernel import load_pipeline, plan, run
 from forge_kernel.errors import PlanError, PluginError
 from forge_plugins.clients import verification
 from forge_plugins.clients.verification import Client, agreement, verify
-from forge_plugins.mathematics.mlp import Mlp
+from forge_plugins.mathematics.networks.mlp import Mlp
 
 SETTINGS = [
     "run.max_steps=2", "model.with={layers: 1, width: 256, heads: 2, hidden: 256}",

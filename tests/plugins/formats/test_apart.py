@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from forge_plugins.formats import apart as module
-from forge_plugins.formats import installed
-from forge_plugins.formats.apart import apart
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats import registry
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.readers import sandbox as module
+from forge_plugins.formats.readers.sandbox import apart
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 FILE = Path("x.h5")
@@ -93,7 +93,7 @@ def test_other_errors_keep_what_they_say() -> None:
 
 def test_the_readers_of_libraries_that_crash_are_apart() -> None:
     """Bit flips crash HDF5 (SIGSEGV, one of 4,000) and Arrow (SIGABRT, one of 2,600)."""
-    assert {name for name in installed.names() if installed.load(name).apart} >= {
+    assert {name for name in registry.names() if registry.load(name).apart} >= {
         "arrow", "hdf5", "parquet",
     }  # fmt: skip
 

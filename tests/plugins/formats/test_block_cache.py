@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats.block_cache import BlockCache, advice
+from forge_plugins.data.sample_cache import BlockCache, advice
 
 
 class Model:

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.record_file import MAGIC, write_records
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.fixed_records import MAGIC, write_records
 
 GOOD = {"input": np.ones((3, 2), np.float32), "target": np.arange(3)}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.opening import open_table
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.open_table import open_table
 
 OPEN = """
 import sys, time
@@ -81,8 +81,8 @@ def test_a_killed_conversion_leaves_nothing_that_is_found_and_its_rest_is_remove
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.errors import DataFault
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)
 try:
     open_table(Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))
@@ -117,7 +117,7 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(
 ) -> None:
     """Planted fault: without the second look the columns of the new content were kept as the old's."""
     file = lines(tmp_path / "x.jsonl")
-    from forge_plugins.formats import json_file
+    from forge_plugins.formats.readers import json as json_file
 
     plain = json_file.RecordColumns.close
 
@@ -148,13 +148,15 @@ def test_a_settled_file_is_hashed_once_and_again_after_each_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted fault: without the change time in the stamp, a file made old again was not noticed."""
-    from forge_plugins.formats import source
+    from forge_plugins.formats.columns import source_file
 
-    monkeypatch.setattr(source, "SETTLED", -1.0)  # tests cannot wait for the clock's grain
+    monkeypatch.setattr(source_file, "SETTLED", -1.0)  # tests cannot wait for the clock's grain
     file, cache = tmp_path / "x.json", tmp_path / "cache"
     hashed = []
-    plain = source.hashlib.sha256
-    monkeypatch.setattr(source.hashlib, "sha256", lambda *w: hashed.append(len(w)) or plain(*w))
+    plain = source_file.hashlib.sha256
+    monkeypatch.setattr(
+        source_file.hashlib, "sha256", lambda *w: hashed.append(len(w)) or plain(*w)
+    )
 
     def read() -> tuple[list[list[int]], int]:
         before = hashed.count(0)

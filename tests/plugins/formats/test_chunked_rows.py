@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forge_kernel.config.pipeline import RunConfig
+from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import RunError
-from forge_kernel.strategy import OneProcess
 from forge_plugins.data.file import File, FileConfig
-from forge_plugins.formats.chunked_rows import MappedChunks, PackedChunks, fletcher32
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.columns.chunks import MappedChunks, PackedChunks, fletcher32
+from forge_plugins.formats.columns.layout import Layout, map_layout
+from forge_plugins.formats.columns.table import take
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.hdf5_file import layouts
-from forge_plugins.formats.layout import Layout, map_layout
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.table import take
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.hdf5 import layouts
 
 STREAMING = Reading(streaming=True)
 
@@ -204,7 +204,7 @@ def test_layouts_that_are_known_are_not_asked_for_again(
 ) -> None:
     write(tmp_path / "x.h5")
     first = open_table(tmp_path / "x.h5", cache_dir=tmp_path / "c")
-    monkeypatch.setattr("forge_plugins.formats.opening.apart", None)
+    monkeypatch.setattr("forge_plugins.formats.open_table.apart", None)
     second = open_table(tmp_path / "x.h5", cache_dir=tmp_path / "c")
     assert np.array_equal(first.columns["input"][:], second.columns["input"][:])
     assert isinstance(second.columns["input"], MappedChunks)

@@ -15,7 +15,7 @@ from table_files import write
 
 from forge_kernel.errors import PluginError
 from forge_plugins.data.file import FileConfig, deal, open_file
-from forge_plugins.formats.exact import inexact, is_exact
+from forge_plugins.formats.columns.exact import inexact, is_exact
 
 
 @given(

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.columns.table import take
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table, sniff
-from forge_plugins.formats.record_file import write_records
-from forge_plugins.formats.table import take
+from forge_plugins.formats.open_table import open_table, sniff
+from forge_plugins.formats.readers.fixed_records import write_records
 
 Columns = dict[str, np.ndarray]
 
@@ -263,14 +263,14 @@ def test_the_second_reading_does_not_parse(tmp_path: Path, monkeypatch: pytest.M
     file = tmp_path / "a.json"
     file.write_text('[{"input": [3, 4]}]')
     open_table(file, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr("forge_plugins.formats.json_file.JsonText", None)
+    monkeypatch.setattr("forge_plugins.formats.readers.json.JsonText", None)
     assert open_table(file, cache_dir=tmp_path / "cache").columns["input"].tolist() == [[3, 4]]
 
 
 RACER = """
 import sys
 from pathlib import Path
-from forge_plugins.formats.opening import open_table
+from forge_plugins.formats.open_table import open_table
 print(open_table(Path(sys.argv[1]), cache_dir=Path(sys.argv[2])).columns["input"].sum())
 """
 
@@ -333,7 +333,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['pyarrow'] = None\n"
         "from pathlib import Path\n"
-        "from forge_plugins.formats.opening import open_table\n"
+        "from forge_plugins.formats.open_table import open_table\n"
         "open_table(Path('x.parquet'), cache_dir=Path('c'))"
     )
     done = subprocess.run(

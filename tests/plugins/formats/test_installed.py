@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from forge_plugins.data.file import FileConfig
-from forge_plugins.formats import installed
+from forge_plugins.formats import registry
 from forge_plugins.formats.format import Format
 
 MODULE = """
 import numpy as np
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Format
-from forge_plugins.formats.layout import Layout
+from forge_plugins.formats.columns.layout import Layout
 
 def read_numbers(file, columns, reading, names=None):
     rows = [line.split() for line in file.read_text().splitlines()[1:]]
@@ -122,8 +122,8 @@ def test_a_name_that_nobody_offers_is_refused_with_the_nearest(tmp_path: Path) -
 
 
 def test_our_formats_are_what_their_entry_points_say() -> None:
-    for name in installed.names():
-        found = installed.load(name)
+    for name in registry.names():
+        found = registry.load(name)
         assert isinstance(found, Format)
         assert found.name == name
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats import json_text
-from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.json_text import cut
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.records import _row, rows_of
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers import json_text
+from forge_plugins.formats.readers.json_text import cut
+from forge_plugins.formats.readers.records_to_columns import _row, rows_of
 
 values = st.recursive(
     st.one_of(st.integers(), st.text(alphabet='a",[]{}\\:é', max_size=6), st.none()),
@@ -81,7 +81,7 @@ def test_the_columns_do_not_depend_on_the_blocks(
     }[form]
     file.write_text(text)
     monkeypatch.setattr(json_text, "BLOCK", size)
-    monkeypatch.setattr("forge_plugins.formats.json_file.BLOCK", size)
+    monkeypatch.setattr("forge_plugins.formats.readers.json.BLOCK", size)
     columns = open_table(file, cache_dir=folder / "cache").columns
     assert columns["input"].tolist() == [row[0] for row in rows]
     assert columns["target"].tolist() == [row[1] for row in rows]
@@ -142,7 +142,7 @@ def test_dots_elsewhere_do_not_pass_for_floats(bad: str, key: str, tmp_path: Pat
 
 
 def test_floats_after_integers_make_the_column_floats(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("forge_plugins.formats.json_file.BLOCK", 64)
+    monkeypatch.setattr("forge_plugins.formats.readers.json.BLOCK", 64)
     monkeypatch.setattr(json_text, "BLOCK", 64)
     rows = [{"input": [at]} for at in range(50)] + [{"input": [0.5]}, {"input": [7]}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))

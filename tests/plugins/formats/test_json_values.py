@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.json_values import exactly, parsed
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.records import NoNumber
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.json_values import exactly, parsed
+from forge_plugins.formats.readers.records_to_columns import NoNumber
 
 Form = Callable[[list[str]], str]
 FORMS: dict[str, Form] = {

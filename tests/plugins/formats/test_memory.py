@@ -28,7 +28,7 @@ if "arrow" in sys.argv[1] or "parquet" in sys.argv[1]:
     import pyarrow.parquet  # its own tables and stacks are not the reader's
 from pathlib import Path
 import numpy as np
-from forge_plugins.formats.opening import open_table
+from forge_plugins.formats.open_table import open_table
 open_table(Path(sys.argv[2]), cache_dir=Path(sys.argv[3]))  # imports and first buffers
 for line in open("/proc/self/status"):
     if line.startswith("VmData"):
@@ -139,8 +139,8 @@ spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
 cases = importlib.util.module_from_spec(spec)
 sys.modules["cases"] = cases
 spec.loader.exec_module(cases)
-from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.opening import open_table
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.open_table import open_table
 for line in open("/proc/self/status"):
     if line.startswith("VmData"):
         held = int(line.split()[1]) * 1024

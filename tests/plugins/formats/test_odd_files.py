@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.record_file import MAGIC
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.fixed_records import MAGIC
 
 ROWS = [{"input": [1.5, 2.0], "target": 1}, {"input": [3.0, 4.5], "target": 0}]
 LINES = [json.dumps(row) for row in ROWS]
@@ -130,7 +130,7 @@ def test_a_file_that_may_not_be_read_is_refused(
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "x.json").write_text(json.dumps(ROWS))
-    monkeypatch.setattr("forge_plugins.formats.source.os.open", refused)
+    monkeypatch.setattr("forge_plugins.formats.columns.source_file.os.open", refused)
     with pytest.raises(DataFault, match="may not be read; look at its rights"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "c")
 

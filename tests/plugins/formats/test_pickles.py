@@ -16,12 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.pickle_codes import BrokenError, fetched
-from forge_plugins.formats.pickle_machine import Machine, plain
-from forge_plugins.formats.pickle_values import RefusedError
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.pickle_codes import BrokenError, fetched
+from forge_plugins.formats.readers.pickle_machine import Machine, plain
+from forge_plugins.formats.readers.pickle_values import RefusedError
 
 numbers = st.one_of(
     st.floats(allow_nan=False), st.integers(-(2**70), 2**70), st.booleans(), st.none()

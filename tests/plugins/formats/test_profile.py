@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats import profile as module
-from forge_plugins.formats.profile import profile_of
-from forge_plugins.formats.quality import assess
-from forge_plugins.formats.table import Table
+from forge_plugins.formats.columns.table import Table
+from forge_plugins.formats.inspection import profile as module
+from forge_plugins.formats.inspection.profile import profile_of
+from forge_plugins.formats.inspection.quality import assess
 from forge_plugins.reports.bars import svg_bars, text_bars
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table, sniff
+from forge_plugins.formats.open_table import open_table, sniff
 
 INPUT, TARGET = torch.arange(6.0).reshape(3, 2), torch.arange(3)
 COLUMNS = {"input": INPUT, "target": TARGET}

@@ -21,10 +21,10 @@ from safetensors.numpy import save_file
 from forge_kernel.config.schema import bind_config
 from forge_kernel.errors import PluginError
 from forge_plugins.data.file import FileConfig, FileData, deal, open_file
-from forge_plugins.formats.fault import DataFault
+from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
-from forge_plugins.formats.opening import open_table
-from forge_plugins.formats.record_file import write_records
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.fixed_records import write_records
 
 pa = pytest.importorskip("pyarrow")
 Columns = dict[str, Any]

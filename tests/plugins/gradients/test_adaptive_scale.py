@@ -9,11 +9,11 @@ import torch
 from kernel_parts import make_session
 from torch import Tensor, nn
 
-from forge_kernel.catalog import Catalog
 from forge_kernel.config.use import UseGradients
-from forge_kernel.plugin import Kind
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.adaptive_scale import root_mean_squares, scale_down
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.run import Batch
+from forge_kernel.planning.catalog import Catalog
+from forge_plugins.mathematics.optimizers.gradient_scaling import root_mean_squares, scale_down
 
 
 def gradients(*sizes: float, seed: int = 0) -> list[Tensor]:

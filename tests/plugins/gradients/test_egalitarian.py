@@ -12,8 +12,8 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UseGradients
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.polar_factor import polar_factor
+from forge_kernel.contract.run import Batch
+from forge_plugins.mathematics.optimizers.newton_schulz import polar_factor
 
 
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), size=st.floats(1e-4, 1e4))

@@ -17,11 +17,11 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseGradients
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import ConfigError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.state import Batch
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_plugins.gradients.grokfast import GrokfastConfig
-from forge_plugins.mathematics.grokfast import (
+from forge_plugins.mathematics.grokfast.filters import (
     PIECE,
     SlowGradient,
     Window,

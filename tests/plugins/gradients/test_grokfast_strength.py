@@ -15,13 +15,13 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseGradients, UsePhases
-from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import ConfigError, PlanError, PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
-from forge_kernel.state import Batch
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialValidator
-from forge_plugins.mathematics.filter_adaptation import AdaptationRule, FilterAdaptation
+from forge_plugins.mathematics.grokfast.adaptation import AdaptationRule, FilterAdaptation
 
 BATCHES = [
     Batch(torch.randn(5, 4, generator=torch.Generator().manual_seed(i)), torch.arange(5) % 3)

@@ -10,9 +10,9 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UseGradients, UseLoss
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.orthogonal_gradient import remove_parallel_part
-from forge_plugins.mathematics.stablemax import stablemax_logits
+from forge_kernel.contract.run import Batch
+from forge_plugins.mathematics.losses.stablemax import stablemax_logits
+from forge_plugins.mathematics.optimizers.orthogonal_gradient import remove_parallel_part
 
 SHAPES = ((3, 5), (7,), (2, 3, 4), (1, 6))
 

@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional
 
 from forge_kernel.config.use import UseLoss, UseValidator
-from forge_kernel.data import DataSpec, TensorData
+from forge_kernel.contract.data import DataSpec, TensorData
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.chunked_cross_entropy import chunked_cross_entropy
-from forge_plugins.mathematics.deferred_logits import DeferredLogits, without_head
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.losses.chunked_cross_entropy import chunked_cross_entropy
+from forge_plugins.mathematics.losses.deferred_logits import DeferredLogits, without_head
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 
 def close(one: torch.Tensor | None, two: torch.Tensor | None) -> None:

@@ -15,15 +15,15 @@ from torch import nn
 from torch.nn import functional
 
 from forge_kernel.config.use import UseLoss
-from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import ConfigError, PluginError
-from forge_kernel.state import Batch
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.losses.regression import Regression, RegressionConfig
-from forge_plugins.mathematics.classification_loss import classification_losses
-from forge_plugins.mathematics.contrastive import supervised_contrastive
-from forge_plugins.mathematics.distillation import distillation
-from forge_plugins.mathematics.task_weights import RateOfFall, Uncertainty
+from forge_plugins.mathematics.losses.contrastive import supervised_contrastive
+from forge_plugins.mathematics.losses.cross_entropy import classification_losses
+from forge_plugins.mathematics.losses.distillation import distillation
+from forge_plugins.mathematics.losses.loss_weights import RateOfFall, Uncertainty
 
 
 def value(tensor: torch.Tensor) -> float:

@@ -16,7 +16,7 @@ from kernel_parts import StopAfter, make_plugin
 
 from forge_kernel.api import Kind
 from forge_kernel.errors import PluginError
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import resume, run
 from forge_plugins.observers.mlflow_store import plain_name
 

@@ -14,7 +14,7 @@ import pytest
 from kernel_parts import make_plugin
 
 from forge_kernel.api import Kind
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_plugins.observers import progress_bar
 

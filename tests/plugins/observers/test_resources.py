@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseObserver
-from forge_kernel.data import DataSpec, LiveData
-from forge_kernel.loading import load_pipeline
-from forge_kernel.random_state import process_state_kept
+from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.run import Batch
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.flops import FlopCount, product_peak, training_flops
-from forge_plugins.mathematics.samples import samples_in
+from forge_kernel.storage.random_state import process_state_kept
+from forge_plugins.mathematics.metrics.batch_size import samples_in
+from forge_plugins.mathematics.metrics.flops import FlopCount, product_peak, training_flops
 from forge_plugins.observers import resources
 from forge_plugins.observers.machine import Driver, Machine
 
@@ -175,7 +175,7 @@ def test_in_a_half_precision_run_the_peak_is_that_of_the_type(
         asked.append((str(device), dtype, threads))
         return 1e9
 
-    monkeypatch.setattr("forge_plugins.mathematics.flops.product_peak", peak)
+    monkeypatch.setattr("forge_plugins.mathematics.metrics.flops.product_peak", peak)
     monkeypatch.delattr(resources.flops, "product_peak", raising=False)  # what the proxy has kept
     settings = [
         "run.max_steps=2", "run.log_every=1", "run.precision=bf16",

@@ -21,7 +21,7 @@ from forge_kernel import run
 from forge_kernel.api import PluginError
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseLoss, UseObserver, UseOptimizer
-from forge_kernel.plugin import Kind
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.runner import resume
 from forge_plugins.observers import mlflow_store
 from forge_plugins.observers.mlflow_store import no_answer, plain_name, shown_place

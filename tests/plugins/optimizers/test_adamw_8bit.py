@@ -11,12 +11,12 @@ from kernel_parts import StopAfter
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.checkpoint import CheckpointStore
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer
-from forge_kernel.data import DataSpec, TensorData
+from forge_kernel.contract.data import DataSpec, TensorData
 from forge_kernel.errors import PluginError
 from forge_kernel.runner import resume
+from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_plugins.optimizers import adamw_8bit
 from forge_plugins.optimizers.adamw_8bit import AdamW8Bit, AdamW8BitConfig

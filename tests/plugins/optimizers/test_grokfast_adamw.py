@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from forge_kernel.errors import PlanError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
-from forge_plugins.mathematics.compiler import compiler_fault
-from forge_plugins.mathematics.grokfast import SlowGradient, filter_ema
-from forge_plugins.mathematics.grokfast_adamw import PIECE, GrokfastAdamW
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
+from forge_plugins.mathematics.grokfast.filters import SlowGradient, filter_ema
+from forge_plugins.mathematics.optimizers.grokfast_adamw import PIECE, GrokfastAdamW
+from forge_plugins.mathematics.optimizers.torch_compile import compiler_fault
 from forge_plugins.optimizers import grokfast_adamw as plugin_module
 
 SETTINGS: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.98), "weight_decay": 0.1}

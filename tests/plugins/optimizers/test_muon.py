@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from forge_kernel.errors import PluginError
-from forge_plugins.mathematics.joined_optimizer import JoinedOptimizer
-from forge_plugins.mathematics.polar_factor import polar_factor
-from forge_plugins.mathematics.processor import LIMITS
+from forge_plugins.mathematics.optimizers.chained_optimizer import JoinedOptimizer
+from forge_plugins.mathematics.optimizers.newton_schulz import polar_factor
+from forge_plugins.mathematics.quantization.processor import LIMITS
 from forge_plugins.optimizers.muon import Muon, MuonConfig
 
 

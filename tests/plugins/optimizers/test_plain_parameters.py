@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forge_kernel.catalog import Catalog
-from forge_kernel.plugin import Kind
-from forge_plugins.mathematics.bitnet_optimizer import BitNetOptimizer
-from forge_plugins.mathematics.plain_parameters import fills_its_block
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.planning.catalog import Catalog
+from forge_plugins.mathematics.optimizers.bitnet_optimizer import BitNetOptimizer
+from forge_plugins.mathematics.optimizers.plain_parameters import fills_its_block
 
 NAMES = sorted(offer.name for offer in Catalog.installed().offers() if offer.kind is Kind.OPTIMIZER)
 Layout = Callable[[Tensor], Tensor]

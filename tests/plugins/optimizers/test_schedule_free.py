@@ -14,10 +14,10 @@ from torch import nn
 from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig, RunConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseValidator
-from forge_kernel.data import DataSpec, TensorData
+from forge_kernel.contract.data import DataSpec, TensorData
 from forge_kernel.errors import PlanError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
 
 
 def network() -> nn.Module:

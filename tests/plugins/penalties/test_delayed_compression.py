@@ -11,8 +11,8 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UsePenalty
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.state import Batch
 
 BATCH = Batch(
     torch.randn(5, 4, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 1, 2, 0, 1])

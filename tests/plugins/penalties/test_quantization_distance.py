@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.quantization_distance import quantization_distance
-from forge_plugins.mathematics.scheme import Scheme
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.quantization_distance import quantization_distance
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 SCHEMES = [
     Scheme(weight_bits=bits, granularity=granularity, group_size=8)

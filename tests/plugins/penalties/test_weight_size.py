@@ -10,9 +10,9 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UsePenalty, UseQuantizer
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.weight_size import mean_magnitude, mean_square
+from forge_plugins.mathematics.quantization.weight_size import mean_magnitude, mean_square
 
 BATCH = Batch(torch.zeros(5, 4), torch.tensor([0, 1, 2, 0, 1]))
 

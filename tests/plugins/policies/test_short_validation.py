@@ -10,8 +10,8 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UsePolicy
-from forge_kernel.data import DataSpec, LiveData, TensorData
-from forge_kernel.state import Batch
+from forge_kernel.contract.data import DataSpec, LiveData, TensorData
+from forge_kernel.contract.run import Batch
 
 
 def batches(count: int) -> list[Batch]:

@@ -21,7 +21,7 @@ import pytest
 from browser import Browser, Page, started
 from report_runs import folder_of, logged
 
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_plugins.reports.page import report_page, write_report
 from forge_plugins.reports.run_data import read_run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_runs import charts, folder_of, logged, of_class, points
 
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_plugins.reports.levels import level_shares
 from forge_plugins.reports.page import report_page

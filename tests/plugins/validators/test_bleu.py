@@ -14,13 +14,13 @@ from ranks import computed
 from torch import Tensor
 
 from forge_kernel.config.schema import bind_config
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import PlanError, PluginError
-from forge_kernel.loading import load_pipeline
-from forge_kernel.planner import plan
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.planning.plan import plan
 from forge_kernel.runner import run
-from forge_kernel.state import Batch
 from forge_kernel.testing.trial import TrialWords
-from forge_plugins.mathematics.continuation import greedy_continuation
+from forge_plugins.mathematics.text.generation import greedy_continuation
 from forge_plugins.validators.bleu import BleuConfig, BleuMeter
 
 sacrebleu = pytest.importorskip("sacrebleu")

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import UseValidator
-from forge_kernel.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.run import Batch
 from forge_kernel.errors import ConfigError
-from forge_kernel.loading import load_pipeline
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.answer_rows import answer_rows, number_pairs
-from forge_plugins.mathematics.class_figures import (
+from forge_plugins.mathematics.metrics.classification import (
     BY_CLASS,
     class_counts,
     class_figures,
     hit_counts,
 )
+from forge_plugins.mathematics.metrics.label_positions import answer_rows, number_pairs
 from forge_plugins.validators.classification import (
     AccuracyMeter,
     ClassificationConfig,

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import computed
 
-from forge_kernel.loading import load_pipeline
+from forge_kernel.contract.run import Batch
+from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_kernel.state import Batch
-from forge_plugins.mathematics.language_figures import cross_entropy_sums, perplexity
+from forge_plugins.mathematics.metrics.language_model import cross_entropy_sums, perplexity
 from forge_plugins.validators.language_model import PerplexityMeter
 
 

@@ -27,8 +27,7 @@ from typing import get_origin as origin_of
 
 import msgspec
 
-from forge_kernel.config.spelling import did_you_mean
-from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.embedding import ConfigError, Fault, did_you_mean
 
 Group = TypeVar("Group", bound="Configuration")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from forge_kernel.catalog import Catalog
-from forge_kernel.config.use import Use
+from forge_kernel.api import Use
+from forge_kernel.embedding import Catalog
 
 
 def live_plugins(uses: Iterable[Use[Any]]) -> list[Any]:

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_modules import face_loss, further_of, modules_of
 from forge_kernel.api import Batch, Kind, PluginInfo, Run, RunError, Step, call_model, hookimpl
-from forge_kernel.counting import IGNORE_INDEX
-from forge_kernel.data import LiveData, batch_from
-from forge_kernel.group_rates import initial_rate
-from forge_kernel.live import NoConfig
+from forge_kernel.embedding import IGNORE_INDEX, LiveData, NoConfig, batch_from, initial_rate
 
 Form = Literal["predictions_targets", "batch", "model_batch"]
 """What a loss function is called with."""

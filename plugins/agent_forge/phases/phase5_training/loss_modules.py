@@ -12,7 +12,7 @@ from torch import nn
 
 from agent_forge.phases.phase5_training.pipeline.loss_functions import BaseLoss, LossManager
 from forge_kernel.api import RunError
-from forge_kernel.data import INPUTS, TARGETS, WEIGHTS
+from forge_kernel.embedding import INPUTS, TARGETS, WEIGHTS
 
 MOST_PARTIALS: Final = 100  # one around the other, of a loss function
 

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_call import CallersData, CallersLoss, LossFunction
 from forge_kernel.api import Batch, Goal, Kind, Meter, PluginInfo, Run, Step, hookimpl
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
-from forge_kernel.loop import Session
-from forge_plugins.mathematics.class_figures import ByClass
+from forge_kernel.embedding import LiveDataPlugin, LiveModel, NoConfig, RunConfig, Session
+from forge_plugins.mathematics.metrics.classification import ByClass
 from forge_plugins.validators.classification import (
     AccuracyMeter,
     ClassMeter,

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from forge_kernel.errors import ConfigError, Fault, PluginError
-from forge_plugins.mathematics.safetensors_state import read_state
+from forge_kernel.api import PluginError
+from forge_kernel.embedding import ConfigError, Fault
+from forge_plugins.interchange.safetensors_state import read_state
 from forge_plugins.models.python_class import load_factory
 
 STATES: Final = ("model_state_dict", "state_dict", "model_state", "model")

@@ -18,8 +18,8 @@ from agent_forge.phases.phase5_training.pipeline.pipeline_coordinator import (
     TrainingPipeline,
     create_training_pipeline,
 )
-from forge_kernel.api import RunResult
-from forge_kernel.errors import ConfigError, ForgeError
+from forge_kernel.api import ForgeError, RunResult
+from forge_kernel.embedding import ConfigError
 
 PHASE_NAME: Final = "training"
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from agent_forge.phases.phase5_training.configuration import SettingError
 from agent_forge.phases.phase5_training.loss_settings import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import BitNetConfig
-from forge_kernel.config.use import Use, UseLoss, UsePenalty
+from forge_kernel.api import Use, UseLoss, UsePenalty
 
 MARGIN: Final = "capability_acquisition"
 _OF_BITNET: Final = (

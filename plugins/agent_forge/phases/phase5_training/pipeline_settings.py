@@ -35,24 +35,20 @@ from agent_forge.phases.phase5_training.training_settings import (
     goal_of,
     schedule_of,
 )
-from forge_kernel.config.pipeline import PipelineConfig as KernelPipeline
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import (
+from forge_kernel.api import (
     Use,
     UseData,
     UseGradients,
     UseObserver,
     UseOptimizer,
-    UsePhases,
     UsePolicy,
-    UseQuantizer,
     UseSchedule,
     UseValidator,
-    UseWrapper,
 )
-from forge_kernel.device import resolve_device
-from forge_plugins.mathematics.blending import fitting
-from forge_plugins.mathematics.phases import fitted
+from forge_kernel.embedding import PipelineConfig as KernelPipeline
+from forge_kernel.embedding import RunConfig, UsePhases, UseQuantizer, UseWrapper, resolve_device
+from forge_plugins.mathematics.grokfast.phase_lengths import fitted
+from forge_plugins.mathematics.quantization.warmup import fitting
 
 log = logging.getLogger("agent_forge.phase5_training")
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from forge_plugins.mathematics import bit_layer, mlp, scheme, transformer
-from forge_plugins.mathematics.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.shared_input import SharedInput
+from forge_plugins.mathematics.networks import mlp, transformer
+from forge_plugins.mathematics.quantization import bit_layer, scheme
+from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.shared_input import SharedInput
 
 
 def safe_classes() -> list[Any]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent_forge.phases.phase5_training.training_identity import TrainingIdentity, weights_digest
-from forge_kernel.checkpoint import CheckpointStore, Snapshot
-from forge_kernel.errors import RunError
-from forge_kernel.loop import Session
+from forge_kernel.api import RunError
+from forge_kernel.embedding import CheckpointStore, Session, Snapshot
 
 log = logging.getLogger("agent_forge.phase5_training")
 

@@ -10,8 +10,8 @@ import torch
 from msgspec import Meta
 
 from agent_forge.phases.phase5_training.configuration import Configuration
-from forge_kernel.config.use import UseSchedule
-from forge_kernel.errors import ConfigError
+from forge_kernel.api import UseSchedule
+from forge_kernel.embedding import ConfigError
 
 _LOADERS: Final = "the loaders are the caller's, or DataConfig's"
 _SWITCHED: Final = {

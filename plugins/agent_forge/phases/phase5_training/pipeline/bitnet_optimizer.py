@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
-from forge_plugins.mathematics import bitnet, bitnet_optimizer, blending, conversion
-from forge_plugins.mathematics.bit_layer import BitLayer, Control
-from forge_plugins.mathematics.bit_linear import BitLinear
-from forge_plugins.mathematics.quantization_distance import quantization_distance
-from forge_plugins.mathematics.scheme import SKIPPED, Scheme
+from forge_plugins.mathematics.optimizers import bitnet_optimizer
+from forge_plugins.mathematics.quantization import conversion, quantizers
+from forge_plugins.mathematics.quantization import warmup as blending
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.quantization_distance import quantization_distance
+from forge_plugins.mathematics.quantization.scheme import SKIPPED, Scheme
 
 LONGEST_WARMUP: Final = 0.5
 """Share of a run that warm-up and ramp take at most, so that a short run ends quantized too."""
@@ -184,7 +186,7 @@ class BitNetConfig(Configuration):
             self.refuse("sparsity_warmup_steps", "there is no target_sparsity to rise to")
 
 
-class StraightThroughEstimator(bitnet._Applied):
+class StraightThroughEstimator(quantizers._Applied):
     """`apply(latent, quantized)` is the latter, with its gradient given to the former."""
 
 

@@ -19,13 +19,13 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
 from agent_forge.phases.phase5_training.shared_epochs import SharedEpochs
-from forge_plugins.data.epochs import Epochs
 from forge_plugins.data.file import FileConfig, deal, open_file
-from forge_plugins.data.samples import FileData
-from forge_plugins.formats.fault import DataFault
-from forge_plugins.formats.quality import REASONS, assess
-from forge_plugins.formats.records import rows_of
-from forge_plugins.formats.table import Table
+from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.resumable_epochs import Epochs
+from forge_plugins.formats.columns.table import Table
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.inspection.quality import REASONS, assess
+from forge_plugins.formats.readers.records_to_columns import rows_of
 
 __all__ = [
     "CachedDataset",
@@ -68,7 +68,7 @@ class DataConfig(Configuration):
     are not read. `pin_memory` is of loaders, and acts where CUDA is (None: so it does). A pipeline
     maps its file and has `num_workers` where they, `prefetch_factor` or `persistent_workers` were
     set, else none, which is faster. `quality_threshold` leaves samples out and counts them, see
-    `forge_plugins.formats.quality`. `seed` is that of order and split.
+    `forge_plugins.formats.inspection.quality`. `seed` is that of order and split.
     """
 
     batch_size: Annotated[int, Meta(ge=1)] = 32
@@ -460,7 +460,7 @@ class StreamingDataset(IterableDataset[Sample]):
 
 
 class QualityValidator:
-    """Looks at one sample after the other; see `forge_plugins.formats.quality` for the reasons.
+    """Looks at one sample after the other; reasons: `forge_plugins.formats.inspection.quality`.
 
     What needs other samples (repeats, outliers) is not looked for here; a loader looks for it.
 

@@ -26,13 +26,28 @@ from agent_forge.phases.phase5_training.loss_call import (
 from agent_forge.phases.phase5_training.measuring import Measuring
 from agent_forge.phases.phase5_training.pipeline.scheduler import GrokfastScheduler
 from agent_forge.phases.phase5_training.pipeline.training_loop import TrainingMetrics
-from forge_kernel.api import Kind, PluginInfo, Run, RunError, Step, hookimpl
-from forge_kernel.checkpoint import Snapshot
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import Use, UseGradients, UsePhases, UseSchedule, UseWrapper
-from forge_kernel.live import LiveDataPlugin, LiveModel, NoConfig
-from forge_kernel.loop import Session
-from forge_plugins.mathematics.grokfast import SlowGradient, filter_ema
+from forge_kernel.api import (
+    Kind,
+    PluginInfo,
+    Run,
+    RunError,
+    Step,
+    Use,
+    UseGradients,
+    UseSchedule,
+    hookimpl,
+)
+from forge_kernel.embedding import (
+    LiveDataPlugin,
+    LiveModel,
+    NoConfig,
+    RunConfig,
+    Session,
+    Snapshot,
+    UsePhases,
+    UseWrapper,
+)
+from forge_plugins.mathematics.grokfast.filters import SlowGradient, filter_ema
 from forge_plugins.policies.capabilities import Capability, Track
 
 __all__ = [
@@ -592,7 +607,7 @@ class GrokfastTrainer:
         """Keep model, optimizer, filter, phases, capabilities and random states, in plain types."""
         import io
 
-        from forge_kernel.durable import write_bytes
+        from forge_kernel.embedding import write_bytes
 
         snapshot = self._opened().snapshot()
         stream = io.BytesIO()

@@ -12,15 +12,15 @@ from torch.nn import functional
 
 from agent_forge.phases.phase5_training.loss_settings import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import mean_quantization_distance
-from forge_plugins.mathematics.answer_rows import number_pairs
-from forge_plugins.mathematics.bit_layer import BitLayer
-from forge_plugins.mathematics.classification_loss import classification_losses
-from forge_plugins.mathematics.contrastive import supervised_contrastive
-from forge_plugins.mathematics.distillation import distillation
-from forge_plugins.mathematics.lacking_margin import lacking_margin
-from forge_plugins.mathematics.latent_answer import latent_answer
-from forge_plugins.mathematics.task_weights import RateOfFall, Uncertainty
-from forge_plugins.mathematics.weight_size import mean_magnitude, mean_square
+from forge_plugins.mathematics.losses.contrastive import supervised_contrastive
+from forge_plugins.mathematics.losses.cross_entropy import classification_losses
+from forge_plugins.mathematics.losses.distillation import distillation
+from forge_plugins.mathematics.losses.latent_answer import latent_answer
+from forge_plugins.mathematics.losses.loss_weights import RateOfFall, Uncertainty
+from forge_plugins.mathematics.metrics.label_positions import number_pairs
+from forge_plugins.mathematics.metrics.lacking_margin import lacking_margin
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.weight_size import mean_magnitude, mean_square
 
 __all__ = [
     "AdaptiveLoss",

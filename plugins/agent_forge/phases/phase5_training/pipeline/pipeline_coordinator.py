@@ -51,22 +51,28 @@ from forge_kernel.api import (
     RunError,
     RunResult,
     Step,
+    UseModel,
     hookimpl,
 )
-from forge_kernel.catalog import Catalog
-from forge_kernel.config.pipeline import PipelineConfig as KernelPipeline
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import UseModel
-from forge_kernel.config.yaml_file import write_yaml
-from forge_kernel.durable import write_bytes, write_json, write_text
-from forge_kernel.errors import ConfigError
-from forge_kernel.live import LiveModel, NoConfig
-from forge_kernel.loading import check_pipeline, fill
-from forge_kernel.path_settings import with_absolute_paths
-from forge_kernel.planner import plan
-from forge_kernel.strategy import OneProcess
+from forge_kernel.embedding import (
+    Catalog,
+    ConfigError,
+    LiveModel,
+    NoConfig,
+    OneProcess,
+    RunConfig,
+    check_pipeline,
+    fill,
+    plan,
+    with_absolute_paths,
+    write_bytes,
+    write_json,
+    write_text,
+    write_yaml,
+)
+from forge_kernel.embedding import PipelineConfig as KernelPipeline
 from forge_plugins.data.file import File, FileConfig
-from forge_plugins.data.two_sources import merged
+from forge_plugins.data.train_validation import merged
 from forge_plugins.exporters.phase6 import TrainingFacts, write_phase6
 
 __all__ = [
@@ -630,7 +636,7 @@ class _Phase:
 
 def _declared(file: Path) -> Any:
     """A recorded pipeline without what the recorder added."""
-    from forge_kernel.config.yaml_file import read_yaml
+    from forge_kernel.embedding import read_yaml
 
     data = dict(read_yaml(file).data)
     data.pop("x-live", None)

@@ -24,8 +24,8 @@ from agent_forge.phases.phase5_training.schedule_settings import (
     schedule_plugin,
 )
 from forge_kernel.api import Rates, Step
-from forge_kernel.group_rates import initial_momentum, initial_rate, write_momentum, write_rate
-from forge_plugins.mathematics import phases
+from forge_kernel.embedding import initial_momentum, initial_rate, write_momentum, write_rate
+from forge_plugins.mathematics.grokfast import phase_lengths
 from forge_plugins.phases.grokfast import GrokfastPhasesConfig
 from forge_plugins.reports.chart import Series, line_chart
 from forge_plugins.reports.style import STYLE
@@ -74,8 +74,8 @@ def grokfast_clock(config: ScheduleValues) -> Clock:
     """The phases of a Grokfast run after this `warmup_steps`, fitted into `total_steps`."""
     lengths = GrokfastPhasesConfig(warmup_steps=config.warmup_steps).lengths()
     rise = lengths.pop("warmup")
-    fitted = {"warmup": rise, **phases.fitted(lengths, max(0, config.total_steps - rise))}
-    return lambda step: phases.phase_at(step, fitted)
+    fitted = {"warmup": rise, **phase_lengths.fitted(lengths, max(0, config.total_steps - rise))}
+    return lambda step: phase_lengths.phase_at(step, fitted)
 
 
 class Scheduler(LRScheduler):

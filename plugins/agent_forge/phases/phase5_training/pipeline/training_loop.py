@@ -32,17 +32,21 @@ from agent_forge.phases.phase5_training.training_settings import (
     goal_of,
     schedule_of,
 )
-from forge_kernel.checkpoint import Snapshot
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.config.use import Use, UseGradients, UsePolicy, UseQuantizer, UseWrapper
-from forge_kernel.durable import write_bytes
-from forge_kernel.errors import ConfigError, RunError
-from forge_kernel.live import LiveDataPlugin, LiveModel
-from forge_kernel.loop import Session
-from forge_kernel.optimizer_state import optimizer_state
-from forge_kernel.random_state import process_state_kept
-from forge_kernel.result import RunResult
-from forge_kernel.runner import result_of
+from forge_kernel.api import RunError, RunResult, Use, UseGradients, UsePolicy
+from forge_kernel.embedding import (
+    ConfigError,
+    LiveDataPlugin,
+    LiveModel,
+    RunConfig,
+    Session,
+    Snapshot,
+    UseQuantizer,
+    UseWrapper,
+    optimizer_state,
+    process_state_kept,
+    result_of,
+    write_bytes,
+)
 from forge_plugins.observers.machine import Machine
 from forge_plugins.optimizers.adamw import AdamW
 from forge_plugins.optimizers.adamw import AdamWConfig as AdamWSettings

@@ -22,9 +22,9 @@ from agent_forge.phases.phase5_training.loss_call import LossFunction
 from agent_forge.phases.phase5_training.measuring import Measuring
 from agent_forge.phases.phase5_training.training_settings import goal_of
 from forge_kernel.api import Batch, RunError
-from forge_kernel.durable import write_json
-from forge_plugins.mathematics import language_figures
-from forge_plugins.mathematics.samples import samples_in
+from forge_kernel.embedding import write_json
+from forge_plugins.mathematics.metrics import language_model
+from forge_plugins.mathematics.metrics.batch_size import samples_in
 from forge_plugins.observers.machine import Machine
 from forge_plugins.policies.improvement import Improvement
 from forge_plugins.validators.classification import AccuracyMeter, ClassMeter
@@ -185,7 +185,7 @@ class MetricCalculator:
     @staticmethod
     def perplexity(loss: float) -> float | None:
         """exp(loss) of a mean cross-entropy in nats; None where it is no finite number."""
-        found = language_figures.perplexity(loss)
+        found = language_model.perplexity(loss)
         return found if math.isfinite(found) else None
 
     @staticmethod

@@ -1,0 +1,1 @@
+"""What the author of a plugin sees: hooks, values, data, results. Imports no torch."""

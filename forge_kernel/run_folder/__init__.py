@@ -1,0 +1,1 @@
+"""What a run writes about itself: its record, its status, its log."""

@@ -1,0 +1,249 @@
+"""Checkpoints: whole or absent, checked before use, and enough for a bit-exact continuation.
+
+A checkpoint is a folder `step-<n>` with tensors in safetensors, all else in JSON, and a manifest
+with the SHA-256 of each file. No pickle. The commit protocol: write beside, sync each file, write
+the manifest, sync, rename once, sync the parent, then move the pointers, then prune.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safetensors.torch import load_file, save_file
+
+from forge_kernel.errors import CheckpointError
+from forge_kernel.storage import atomic_files
+from forge_kernel.storage.state_tree import join_tree, split_tree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+_NAME: Final = re.compile(r"step-([0-9]{1,12})")
+_TAG: Final = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a run needs to go on.
+
+    Args:
+        step: finished optimizer steps.
+        model: parameters and buffers by name.
+        trees: `optimizer`, `plugins`, `random`, `progress`, ... each a tree of state.
+        about: facts for readers: configuration digest, versions.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    trees: dict[str, Any]
+    about: dict[str, Any]
+
+
+def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each storage once: tensors to write, and aliases (name -> name written)."""
+    written: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    places: dict[tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype], str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            place = (
+                tensor.untyped_storage().data_ptr(),
+                int(tensor.storage_offset()),
+                tuple(tensor.shape),
+                tuple(tensor.stride()),
+                tensor.dtype,
+            )
+            if place in places:
+                aliases[name] = places[place]
+                continue
+            places[place] = name
+        written[name] = tensor.detach().to("cpu").contiguous().clone()
+    return written, aliases
+
+
+def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    written, aliases = _untie(tensors)
+    save_file(written, file)
+    return aliases
+
+
+def _load_tensors(file: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    tensors = load_file(file)
+    for name, target in aliases.items():
+        tensors[name] = tensors[target]
+    return tensors
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: `checkpoints/` of the run folder.
+        keep: newest ones that rotation keeps; pinned ones stay besides.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        assert keep >= 2, "pruning never leaves fewer than two"
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step-{step}"
+
+    def pinned(self, tag: str) -> Path | None:
+        """The checkpoint pinned under a tag, if any."""
+        pointer = self.folder / f"{tag}.pin"
+        if not pointer.is_file():
+            return None
+        name = pointer.read_text(encoding="utf-8").strip()
+        found = self.folder / name
+        return found if _NAME.fullmatch(name) and found.is_dir() else None
+
+    def save(self, snapshot: Snapshot, tags: tuple[str, ...] = ()) -> Path:
+        """Commit a snapshot, move the pointers, prune.
+
+        Raises:
+            CheckpointError: it could not be written; the earlier ones are untouched.
+        """
+        final = self.path(snapshot.step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_files.committed_folder(final) as partial:
+                self._write(partial, snapshot)
+            atomic_files.write_text(self.folder / "latest", f"{final.name}\n")
+            for tag in tags:
+                assert _TAG.fullmatch(tag), tag
+                atomic_files.write_text(self.folder / f"{tag}.pin", f"{final.name}\n")
+        except CheckpointError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"cannot save {final}: {why}") from error
+        self._prune()
+        return final
+
+    @staticmethod
+    def _write(folder: Path, snapshot: Snapshot) -> None:
+        state: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, tree in snapshot.trees.items():
+            state[name], found = split_tree(tree, name)
+            tensors.update(found)
+        aliases = {
+            "model.safetensors": _save_tensors(folder / "model.safetensors", snapshot.model),
+            "state.safetensors": _save_tensors(folder / "state.safetensors", tensors),
+        }
+        atomic_files.write_json(folder / "state.json", state, durable=False)
+        manifest = {
+            "format": FORMAT,
+            "step": snapshot.step,
+            "about": snapshot.about,
+            "aliases": aliases,
+            "files": atomic_files.manifest_of(folder),
+        }
+        atomic_files.write_json(folder / MANIFEST, manifest)
+
+    def _prune(self) -> None:
+        pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}
+        for step in self.steps()[: -self.keep]:
+            if self.path(step).name not in pins:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def _pointers(self) -> list[Path]:
+        return sorted(self.folder.glob("*.pin"))
+
+    def clear_unfinished(self) -> None:
+        """Remove what an interrupted save left; never a committed checkpoint.
+
+        A save that was cut between its two renames left the old folder under a hidden name: it
+        is put back.
+        """
+        if not self.folder.is_dir():
+            return
+        for path in list(self.folder.iterdir()):
+            found = re.fullmatch(r"\.(step-\d+)\.(partial|replaced)-[0-9a-f]{8}", path.name)
+            if found is None:
+                continue
+            if found[2] == "replaced" and not (self.folder / found[1]).exists():
+                path.rename(self.folder / found[1])
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, folder: Path) -> Snapshot:
+        """Read a checkpoint after checking every byte of it.
+
+        Raises:
+            CheckpointError: it is damaged, foreign or of another format.
+        """
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            self._check(folder, manifest)
+            aliases = manifest["aliases"]
+            model = _load_tensors(folder / "model.safetensors", aliases["model.safetensors"])
+            tensors = _load_tensors(folder / "state.safetensors", aliases["state.safetensors"])
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            trees = {name: join_tree(tree, tensors) for name, tree in state.items()}
+            return Snapshot(int(manifest["step"]), model, trees, manifest["about"])
+        except CheckpointError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{folder} cannot be read: {why}") from error
+
+    @staticmethod
+    def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Refuse what is of another format or has changed since it was written."""
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
+            )
+        wrong = atomic_files.first_difference(folder, manifest["files"])
+        if wrong is not None:
+            raise CheckpointError(f"{folder} is damaged: {wrong}")
+
+    def _intact_names(self) -> list[Path]:
+        """Folders of whole checkpoints by step; nothing is written.
+
+        Also one that a cut save has moved aside and nothing yet stands in the place of.
+        """
+        found = {step: self.path(step) for step in self.steps()}
+        for path in self.folder.glob(".step-*.replaced-*") if self.folder.is_dir() else ():
+            match = _NAME.match(path.name[1:])
+            if match and path.is_dir():
+                found.setdefault(int(match[1]), path)
+        return [found[step] for step in sorted(found)]
+
+    def newest(self) -> tuple[Snapshot, Path, list[str]]:
+        """The newest checkpoint that is intact.
+
+        Returns:
+            Its content, its folder, and what was wrong with newer ones.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        problems: list[str] = []
+        for folder in reversed(self._intact_names()):
+            try:
+                return self.load(folder), folder, problems
+            except CheckpointError as error:
+                problems.append(str(error))
+        found = "; ".join(problems) or "there is none"
+        raise CheckpointError(f"no intact checkpoint in {self.folder}: {found}")

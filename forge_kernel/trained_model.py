@@ -1,0 +1,42 @@
+"""The model of a finished run, for those that go on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def trained_model(folder: str | Path) -> nn.Module:
+    """What a run has learned: its model with the weights of its newest intact checkpoint.
+
+    The model that the run validates with (an average of the weights, where it keeps one), on the
+    CPU, in evaluation mode. The process's random state is left as it was.
+
+    Args:
+        folder: the run folder; the run was begun from a file, without live parts.
+
+    Raises:
+        ConfigError: it is no run folder, or the run was given live parts.
+        PlanError: a plugin of the run is missing here.
+        CheckpointError: there is no intact checkpoint.
+    """
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.plan import plan
+    from forge_kernel.runner import opened_session, recorded_pipeline
+
+    place = Path(folder)
+    catalog = Catalog.installed()
+    settings = ["observers=null", "exporters=null", "run.device=cpu"]
+    pipeline = recorded_pipeline(place, settings, (), catalog, ())
+    session = opened_session(plan(pipeline, catalog), place, None, None, quiet=True)
+    with session.streams.kept():
+        try:
+            session.set_up()
+            session.restore()
+            model = session.evaluation_model()
+        finally:
+            session.run.strategy.finish()
+    return model.eval()

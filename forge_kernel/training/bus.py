@@ -1,0 +1,170 @@
+"""The bus: a plan's plugins built, registered with pluggy, and each hook compiled once.
+
+A live pluggy call costs about a microsecond even when nobody listens. So pluggy owns
+registration and signature checks, and the loop calls what is compiled here: for each hook a tuple
+of plain callables that take the hook's arguments by position. An event without listeners is an
+empty tuple: no call at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType, TracebackType
+from typing import Any
+
+import pluggy
+
+from forge_kernel.config.document import Path
+from forge_kernel.contract import hookspecs
+from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Stateful
+from forge_kernel.errors import PluginError
+from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
+from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
+
+Call = Callable[..., Any]
+Guard = Callable[[str, str, Call], Call]
+
+
+def build(plan: Plan) -> dict[Path, Any]:
+    """The plugin objects of a plan by path, parts before their composites.
+
+    Raises:
+        PluginError: a constructor failed.
+    """
+    built: dict[Path, Any] = {}
+    by_depth = sorted(plan.entries, key=lambda entry: len(entry.path), reverse=True)
+    for entry in by_depth:
+        if entry.instance is not None:
+            built[entry.path] = entry.instance
+            continue
+        parts = {
+            inner: built[(*entry.path, "with", *inner)] for inner, _ in nested_uses(entry.config)
+        }
+        try:
+            built[entry.path] = entry.plugin(replace_uses(entry.config, parts))
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{entry.label} ({entry.origin}) cannot be built: {why}") from error
+        if entry.parent is not None:
+            _answer_by_position(built[entry.path], entry)
+    return built
+
+
+def _answer_by_position(part: Any, entry: Planned) -> None:
+    """Let a composite ask its part by the hook's full arguments, whichever the part takes."""
+    for hook in RULES[entry.info.kind].asked:
+        method = getattr(part, hook, None)
+        if hook in SINGLE_ANSWERS and method is not None:
+            call = _positional(method, hook)
+            if call is not method:
+                setattr(part, hook, call)
+
+
+def _positional(method: Call, hook: str) -> Call:
+    """The hook's arguments by position, whichever of them the implementation takes."""
+    spec = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+    wanted = list(inspect.signature(method).parameters)
+    if wanted == spec:
+        return method
+    indices = [spec.index(name) for name in wanted]
+
+    def chosen(*arguments: Any) -> Any:
+        return method(*[arguments[index] for index in indices])
+
+    return chosen
+
+
+class Bus:
+    """The compiled hooks of one run.
+
+    Args:
+        plan: what runs, in which order.
+        guard: wraps each call as `guard(hook, label, call)`; None outside the checked mode.
+    """
+
+    def __init__(self, plan: Plan, guard: Guard | None = None) -> None:
+        self.plan = plan
+        self.instances = build(plan)
+        self.labels = {id(self.instances[entry.path]): entry.label for entry in plan.entries}
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        for entry in plan.entries:
+            manager.register(self.instances[entry.path], name=entry.label)
+        manager.check_pending()
+        self._codes: dict[CodeType, tuple[str, str]] = {}
+        self._calls: dict[str, tuple[Call, ...]] = {
+            hook: tuple(self._compile(manager, hook, guard)) for hook in HOOKS
+        }
+
+    def _compile(self, manager: pluggy.PluginManager, hook: str, guard: Guard | None) -> list[Call]:
+        found = {
+            impl.plugin_name: impl.function for impl in getattr(manager.hook, hook).get_hookimpls()
+        }
+        calls: list[Call] = []
+        for entry in self.plan.answering(hook):
+            method = found[entry.label]
+            self._codes[inspect.unwrap(method).__code__] = (entry.label, hook)
+            call = _positional(method, hook)
+            calls.append(call if guard is None else guard(hook, entry.label, call))
+        return calls
+
+    def calls(self, hook: str) -> tuple[Call, ...]:
+        """Everyone who answers the hook, in order, by position."""
+        return self._calls[hook]
+
+    def call(self, hook: str) -> Call | None:
+        """The one who answers the hook, or None."""
+        assert hook in SINGLE_ANSWERS, hook
+        found = self._calls[hook]
+        return found[0] if found else None
+
+    def transform(self, hook: str, value: Any, *before: Any) -> Any:
+        """Pass a value through everyone who answers `hook(*before, value)`.
+
+        Raises:
+            PluginError: one of them returned None.
+        """
+        for entry, call in zip(self.plan.answering(hook), self._calls[hook], strict=True):
+            value = call(*before, value)
+            if value is None:
+                raise PluginError(
+                    f"{entry.label}.{hook} returned None: it must return what it was given, "
+                    "changed or not"
+                )
+        return value
+
+    def stateful(self) -> list[tuple[Planned, Stateful]]:
+        """The plugins with memory, in order."""
+        return [
+            (entry, self.instances[entry.path])
+            for entry in self.plan.entries
+            if isinstance(self.instances[entry.path], Stateful)
+        ]
+
+    def blame(self, traceback: TracebackType | None) -> tuple[str, str] | None:
+        """The plugin and hook in which an error arose, read off its traceback.
+
+        The innermost hook frame counts. Costs nothing until something raises.
+        """
+        found: tuple[str, str] | None = None
+        for _ in range(10_000):
+            if traceback is None:
+                break
+            frame = traceback.tb_frame
+            known = self._codes.get(frame.f_code)
+            if known is not None:
+                label = self.labels.get(id(frame.f_locals.get("self")), known[0])
+                found = (label, known[1])
+            traceback = traceback.tb_next
+        return found
+
+
+def hook_table(plugin: type[Any]) -> Mapping[str, Sequence[str]]:
+    """The hooks of a plugin class with their arguments, in life-cycle order."""
+    found = implemented_hooks(plugin)
+    return {
+        hook: list(inspect.signature(getattr(hookspecs, hook)).parameters)
+        for hook in HOOKS
+        if hook in found
+    }

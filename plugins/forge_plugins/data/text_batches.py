@@ -1,0 +1,138 @@
+"""Windows over one row of tokens, dealt out in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from forge_kernel.api import Batch, DataSpec, stream_seed
+from forge_plugins.data.permutations import permuted
+from forge_plugins.formats.columns.gather import Column, overlapping
+from forge_plugins.mathematics.text.chunks import window_count
+
+if TYPE_CHECKING:
+    from forge_plugins.data.text import TextConfig
+    from forge_plugins.mathematics.text.tokenizers import Tokenizer
+
+FEW: Final = 2**20
+"""Windows up to which an epoch's order is drawn and held; of more, any place is computed."""
+
+
+class Windows:
+    """Windows of one length that begin anywhere in a row of tokens.
+
+    Args:
+        tokens: shape (n,), integers; mapped or in memory.
+        length: tokens in a window.
+    """
+
+    def __init__(self, tokens: Column, length: int) -> None:
+        plain = np.asarray(tokens)
+        self._kind, self._length = plain.dtype, length
+        item = plain.dtype.itemsize
+        raw = plain.view(np.uint8) if plain.flags.c_contiguous else plain.copy().view(np.uint8)
+        self._elements = overlapping(raw, (length + 1) * item, item)
+
+    def rows(self, starts: Column) -> Column:
+        """Inputs and, one place on, targets: shape (windows, length + 1), as they are in the row.
+
+        Args:
+            starts: of the windows, shape (windows,).
+        """
+        found = self._elements[starts].view(self._kind)
+        return found.reshape(len(starts), self._length + 1)
+
+    def batch(self, starts: Column) -> Batch:
+        """Inputs and targets as int64, two views of one block of memory."""
+        block = torch.from_numpy(self.rows(starts).astype(np.int64))
+        return Batch(block[:, :-1], block[:, 1:])
+
+
+class WindowData:
+    """Windows over one row of tokens; `tokenizer` tells what the tokens mean.
+
+    Each epoch cuts the row at another offset and takes the windows in another order, both
+    functions of (seed, epoch), so that any position can be taken up without drawing the earlier
+    ones. Of several processes each reads a stride of the global batch.
+
+    Args:
+        training: tokens, shape (n,).
+        held_out: tokens for validation, cut from offset 0 and in their own order.
+        config: sizes.
+        seed: of offsets and orders.
+        tokenizer: of the tokens.
+        rank: of this process.
+        world: processes that train together.
+    """
+
+    def __init__(
+        self,
+        training: Column,
+        held_out: Column,
+        config: TextConfig,
+        seed: int,
+        tokenizer: Tokenizer,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        assert 0 <= rank < world
+        vocabulary = tokenizer.vocabulary
+        self.tokenizer = tokenizer
+        self._training = Windows(training, config.length)
+        self._held_out = Windows(held_out, config.length)
+        self._held_out_windows = window_count(len(held_out), config.length)
+        self._config, self._seed = config, seed
+        self._rank, self._world = rank, world
+        # whatever the offset is, an epoch has as many windows
+        self._windows = (len(training) - config.length) // config.length
+        self.spec = DataSpec(
+            vocabulary=vocabulary,
+            sequence=config.length,
+            classes=vocabulary,
+            samples=self._windows,
+        )
+        self.batches_per_epoch: int | None = -(-self._windows // (config.batch_size * world))
+        self._drawn: tuple[int, int, Any] | None = None
+
+    def _order(self, epoch: int) -> tuple[int, Any]:
+        """The epoch's offset, and its permutation; None for one that is computed."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            generator = torch.Generator().manual_seed(stream_seed(self._seed, "windows", epoch))
+            offset = int(torch.randint(self._config.length, (1,), generator=generator))
+            few = self._windows <= FEW
+            order = torch.randperm(self._windows, generator=generator).numpy() if few else None
+            self._drawn = epoch, offset, order
+        return self._drawn[1:]
+
+    def starts(self, epoch: int, begin: int, end: int) -> Any:
+        """Where the windows at some places of an epoch begin in the row of tokens."""
+        offset, order = self._order(epoch)
+        if order is not None:
+            return offset + order[begin:end] * self._config.length
+        places = np.arange(begin, min(end, self._windows), dtype=np.int64)
+        key = stream_seed(self._seed, "order", epoch)
+        return offset + permuted(places, self._windows, key) * self._config.length
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The epoch's batches from `start` on."""
+        size = self._config.batch_size * self._world
+        for begin in range(start * size, self._windows, size):
+            starts = self.starts(epoch, begin, begin + size)
+            mine = starts[self._rank :: self._world]
+            batch = self._training.batch(mine if len(mine) else starts[:1])
+            if not len(mine):  # all processes take each step
+                batch.weights = torch.zeros(1)
+            yield batch
+
+    def validation(self) -> Iterator[Batch]:
+        """The held-out text from its beginning; of several processes, each has its stride."""
+        length, size = self._config.length, self._config.validation_batch_size * self._world
+        for begin in range(0, self._held_out_windows, size):
+            end = min(begin + size, self._held_out_windows)
+            places = np.arange(begin + self._rank, end, self._world, dtype=np.int64)
+            if len(places):
+                yield self._held_out.batch(places * length)

@@ -1,0 +1,1 @@
+"""Tables by column: layout, chunks, gathering, cache."""

@@ -1,0 +1,207 @@
+"""Parquet and Arrow files, through pyarrow, which the extra `parquet` installs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from forge_plugins.formats.columns.column_writer import ColumnFolder
+from forge_plugins.formats.columns.table import Column, absent
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.format import Format, Reading
+
+PART: Final = 2**20
+"""Bytes that are brought to numbers at a time, as the file tells them."""
+_ROWS: Final = 2**13
+_DEPTH: Final = 16
+"""Lists in each other, and what wraps them."""
+
+
+def _pyarrow(file: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.ipc
+        import pyarrow.parquet
+
+        # the default one reserves a gigabyte of addresses, more than a bounded process may have
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+        pyarrow.set_cpu_count(1)
+        pyarrow.set_io_thread_count(1)
+    except ImportError as error:
+        told = "Parquet and Arrow files are read by pyarrow, which is not installed"
+        raise DataFault(file, told, hint="pip install 'forge-kernel[parquet]'") from error
+    return pyarrow
+
+
+def _read(file: Path, columns: ColumnFolder, names: Sequence[str], *, parquet: bool) -> None:
+    """Write columns; each is of numbers, or of lists of numbers of one length.
+
+    Args:
+        file: the file.
+        columns: where they are written.
+        names: of the columns that are written; nothing of others is unpacked.
+        parquet: Parquet; else Arrow, as a file or as a stream.
+
+    Raises:
+        DataFault: pyarrow is missing, the file is broken, or a column is there twice or holds
+            nulls, texts or lists of several lengths.
+    """
+    arrow = _pyarrow(file)
+    count = 0
+    try:
+        for batch in (_parquet if parquet else _batches)(arrow, file, columns, names):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if name not in names:
+                    continue
+                rows = _numbers(arrow, file, name, column, count)
+                first = columns.first(name)
+                if first is not None and first.shape[1:] != rows.shape[1:]:
+                    raise _ragged(file, name, count)
+                columns.append(name, rows)
+            count += len(batch)
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        told = f"cannot be read: {str(error)[:160]}"
+        raise DataFault(file, told, record=count, hint="write it anew") from error
+    if not count:
+        raise DataFault(file, "there are no records", hint="give at least one")
+
+
+def _asked(file: Path, columns: ColumnFolder, names: Sequence[str], schema: Any) -> list[str]:
+    """Those of the columns that are asked for that are there.
+
+    Raises:
+        DataFault: the first is not there, or one is there twice.
+    """
+    if names[0] not in schema.names:
+        raise absent(file, names[0], schema.names)
+    for name in names:
+        if schema.names.count(name) > 1:
+            told = f"{schema.names.count(name)} columns have this name"
+            raise DataFault(file, told, field=name, hint="rename all but one")
+    columns.pass_over(name for name in schema.names if name not in names)
+    return [name for name in names if name in schema.names]
+
+
+def _parquet(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]) -> Iterator[Any]:
+    """Some rows at a time; of a row group, one page of each column is unpacked."""
+    with arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened:
+        asked = _asked(file, columns, names, opened.schema_arrow)
+        groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+        rows = _rows(sum(group.total_byte_size for group in groups), opened.metadata.num_rows)
+        yield from opened.iter_batches(batch_size=rows, columns=asked, use_threads=False)
+
+
+def _batches(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]) -> Iterator[Any]:
+    """Some rows at a time; a record batch that is not packed lies mapped."""
+    with arrow.memory_map(str(file)) as source:
+        try:
+            reader = arrow.ipc.open_file(source)
+        except arrow.ArrowInvalid:
+            source.seek(0)
+            reader = arrow.ipc.open_stream(source)
+            parts = iter(reader)
+        else:
+            parts = map(reader.get_batch, range(reader.num_record_batches))
+        asked = _asked(file, columns, names, reader.schema)
+        for batch in parts:
+            rows = _rows(batch.nbytes, len(batch))
+            for begin in range(0, len(batch), rows):
+                yield batch.select(asked).slice(begin, rows)
+
+
+def _rows(size: int, count: int) -> int:
+    """Rows of `PART` bytes, where `count` have `size`."""
+    return max(1, min(_ROWS, PART * count // max(1, size)))
+
+
+def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Column:
+    """A column's rows as numbers, shape (rows, ...).
+
+    Args:
+        arrow: the library.
+        file: for the messages.
+        name: of the column.
+        column: an array of Arrow.
+        record: number of its first row.
+
+    Raises:
+        DataFault: it holds nulls, lists of several lengths, or something else than numbers.
+    """
+    shape: list[int] = [len(column)]
+    for _ in range(_DEPTH):
+        if column.null_count:
+            # each list above has as many numbers, so that a place tells the row
+            place = int(arrow.compute.index(column.is_null(), True).as_py())
+            at = record + place * shape[0] // max(1, len(column))
+            raise DataFault(file, "holds null", field=name, record=at, hint="write a number or NaN")
+        unwrapped = _unwrapped(arrow, column)
+        if unwrapped is not column:
+            column = unwrapped
+            continue
+        if not isinstance(column, _lists(arrow)):
+            break
+        lengths = np.asarray(arrow.compute.list_value_length(column))
+        if len(set(np.unique(lengths).tolist())) > 1:
+            odd = int(np.flatnonzero(lengths != lengths[0])[0])
+            raise _ragged(file, name, record + odd * shape[0] // max(1, len(column)))
+        flat = column.flatten()
+        shape.append(len(flat) // max(1, len(column)))
+        column = flat
+    told = f"holds values of the type {column.type}, not numbers"
+    hint = "numbers are integers and floats of up to 64 bits"
+    try:
+        numbers: Column = column.to_numpy(zero_copy_only=False)
+    except arrow.ArrowException as error:
+        raise DataFault(file, told, field=name, hint=hint) from error
+    if numbers.dtype.kind not in "iufb":
+        raise DataFault(file, told, field=name, hint=hint)
+    return numbers.reshape(shape)
+
+
+def _unwrapped(arrow: Any, column: Any) -> Any:
+    """The numbers that a column stands for: of categories, runs, tensors."""
+    if isinstance(column, arrow.ExtensionArray):
+        return column.storage
+    if isinstance(column, arrow.DictionaryArray):
+        return column.dictionary_decode()
+    if isinstance(column, arrow.RunEndEncodedArray):
+        return arrow.compute.run_end_decode(column)
+    return column
+
+
+def _lists(arrow: Any) -> tuple[Any, ...]:
+    return (
+        arrow.ListArray, arrow.LargeListArray, arrow.FixedSizeListArray,
+        arrow.ListViewArray, arrow.LargeListViewArray,
+    )  # fmt: skip
+
+
+def _ragged(file: Path, name: str, record: int) -> DataFault:
+    told = "is ragged: its lists are not of one length"
+    return DataFault(file, told, field=name, record=record, hint="write lists of one length")
+
+
+def read_parquet(
+    file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]
+) -> None:
+    """Write columns of a Parquet file; see `_read`."""
+    del reading
+    _read(file, columns, [*names], parquet=True)
+
+
+def read_arrow(file: Path, columns: ColumnFolder, reading: Reading, names: Collection[str]) -> None:
+    """Write columns of an Arrow file or stream; see `_read`."""
+    del reading
+    _read(file, columns, [*names], parquet=False)
+
+
+PARQUET: Final = Format(
+    name="parquet", suffixes=(".parquet", ".pq"), magic=(b"PAR1",), read=read_parquet, apart=True
+)
+ARROW: Final = Format(
+    name="arrow", suffixes=(".arrow", ".feather"), magic=(b"ARROW1",), read=read_arrow, apart=True
+)

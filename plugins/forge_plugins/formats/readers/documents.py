@@ -1,0 +1,169 @@
+"""Texts in a file: one plain text, or a field of each object of JSON; in bounded memory."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.readers.json import elements, line_values
+from forge_plugins.formats.readers.json_text import JsonText
+from forge_plugins.formats.readers.records_to_columns import type_name
+
+PART: Final = 2**18
+"""Bytes of a plain text that are given at a time, cut at an end of a line."""
+REASONS: Final = ("missing field", "wrong type", "length", "duplicate")
+"""Why a document is left out, in the order in which one that has several is counted."""
+_JSON: Final = {".json", ".jsonl", ".ndjson"}
+_EXAMPLES: Final = 20
+
+
+@dataclass
+class Account:
+    """What was found in the documents of a file.
+
+    Args:
+        documents: that were given.
+        characters: of them.
+        left_out: those that were not given, by reason.
+        examples: numbers of the first of them, by reason.
+    """
+
+    documents: int = 0
+    characters: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[int]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, record: int) -> None:
+        """Count a document that is not given."""
+        assert reason in REASONS
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+        first = self.examples.setdefault(reason, [])
+        if len(first) < _EXAMPLES:
+            first.append(record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """The texts of a file, read anew by each iteration.
+
+    Args:
+        file: plain UTF-8, which is one document; or, by its suffix (`.json`, `.jsonl`, `.ndjson`),
+            objects with a text each; either may be compressed with gzip.
+        key: the text's field in an object.
+        least: characters that a document must have; shorter ones are left out and counted.
+        once: leave out documents that repeat an earlier one, character by character; 16 bytes are
+            held of each.
+        lenient: leave out objects without a text and count them; else the first is an error.
+    """
+
+    file: Path
+    key: str = "text"
+    least: int = 1
+    once: bool = False
+    lenient: bool = False
+
+    def parts(self, account: Account) -> Iterator[tuple[str, bool]]:
+        """Texts that follow each other, and whether each ends a document.
+
+        Args:
+            account: what is found is noted here.
+
+        Raises:
+            DataFault: the file is broken, or a text is none.
+        """
+        with self.file.open("rb") as stream:
+            text = JsonText(self.file, stream)
+            suffixes = [s.lower() for s in self.file.suffixes if s.lower() != ".gz"]
+            if not suffixes or suffixes[-1] not in _JSON:
+                yield from self._plain(text, account)
+                return
+            seen: set[bytes] = set()
+            for record, value, place in _objects(text):
+                found = self._text(record, value, place, account)
+                if found is None:
+                    continue
+                if self.once:
+                    digest = hashlib.blake2b(found.encode("utf-8", "surrogatepass"), digest_size=16)
+                    if digest.digest() in seen:
+                        account.leave_out("duplicate", record)
+                        continue
+                    seen.add(digest.digest())
+                account.documents += 1
+                account.characters += len(found)
+                yield found, True
+
+    def _text(self, record: int, value: Any, place: str | None, account: Account) -> str | None:
+        """The text of an object; None when it is left out."""
+        reason = None
+        if not isinstance(value, dict):
+            reason, told = "wrong type", f"the record is a {type_name(value)}, not an object"
+        elif self.key not in value:
+            reason, told = "missing field", f"is missing; there are {sorted(value)[:8]}"
+        elif not isinstance(value[self.key], str):
+            reason, told = "wrong type", f"holds a {type_name(value[self.key])}, not a text"
+        if reason is None:
+            found: str = value[self.key]
+            if len(found) >= self.least:
+                return found
+            reason = "length"
+        elif not self.lenient:
+            hint = "name the field of the texts, or leave such objects out"
+            raise DataFault(self.file, told, record=record, field=self.key, place=place, hint=hint)
+        account.leave_out(reason, record)
+        return None
+
+    def _plain(self, text: JsonText, account: Account) -> Iterator[tuple[str, bool]]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        held, place = "", text.begin
+        while text.held or text.more():
+            raw = text.held
+            try:
+                held += decoder.decode(raw)
+            except UnicodeDecodeError as error:
+                at = place - len(error.object) + len(raw) + error.start
+                raise DataFault(
+                    self.file, f"is no UTF-8: {error.reason}", place=f"byte {at}",
+                    hint="save it as UTF-8",
+                ) from error  # fmt: skip
+            place += len(raw)
+            text.drop(len(raw))
+            if len(held) >= PART:
+                cut = held.rfind("\n") + 1 or len(held)
+                account.characters += cut
+                yield held[:cut], False
+                held = held[cut:]
+        try:
+            held += decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise DataFault(
+                self.file, "ends within a character", place=f"byte {place}", hint="save it anew"
+            ) from error
+        if account.characters + len(held) < self.least:
+            account.leave_out("length", 0)
+            return
+        account.characters += len(held)
+        account.documents = 1
+        yield held, True
+
+
+def _objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
+    """Number, value and place of each element of an array, or of each line."""
+    start = text.next()
+    record = 0
+    if start == b"[":
+        text.expect(b"[", "an array")
+        for values, _ in elements(text):
+            for value in values:
+                yield record, value, None
+                record += 1
+        text.end()
+        return
+    for values, places, _ in line_values(text, ()):
+        for at, value in enumerate(values):
+            yield record, value, places(at)
+            record += 1

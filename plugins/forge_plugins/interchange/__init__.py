@@ -1,0 +1,1 @@
+"""Files of other programs: GGUF, ONNX, transformers' folders, packed ternary weights."""

@@ -1,0 +1,119 @@
+"""TQ1_0 and TQ2_0: ternary weights in blocks of 256, as llama.cpp reads them.
+
+Layout as in ggml (`block_tq1_0`, `block_tq2_0`): codes `level + 1`, then one fp16 scale. Unlike
+the quantizers of ggml and of the `gguf` package, these take the levels as they are: they do not
+search a scale in weights that have one already.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from forge_plugins.mathematics.quantization.packing import check_levels
+
+BlockType = Literal["tq1_0", "tq2_0"]
+BLOCK: Final = 256
+BLOCK_BYTES: Final[dict[BlockType, int]] = {"tq1_0": 54, "tq2_0": 66}
+
+
+def _digits(levels: Tensor, base: int, out: Tensor, *, first_is_high: bool) -> None:
+    """One number for each column of (blocks, digits, columns), Horner's scheme in int8."""
+    count = levels.shape[1]
+    order = list(range(count)) if first_is_high else list(range(count - 1, -1, -1))
+    out.copy_(levels[:, order[0]])
+    for place in order[1:]:
+        torch.add(levels[:, place], out, alpha=base, out=out)
+    out.add_(sum(base**place for place in range(count)))
+
+
+def _fixed_point(codes: Tensor) -> Tensor:
+    """`ceil(256 q / 243)` for 0 <= q <= 242: a base-3 fraction that is read by multiplication.
+
+    In fp32: no `256 q / 243` but that of 0 lies closer than 1 / 243 to a whole number.
+    """
+    return codes.float().mul_(256 / 243).ceil_().to(torch.uint8)
+
+
+def pack_blocks(levels: Tensor, scale: Tensor | float, kind: BlockType) -> Tensor:
+    """Ternary levels as the bytes of a GGUF tensor.
+
+    Args:
+        levels: int8 in {-1, 0, 1}, shape (rows, columns), columns a multiple of 256.
+        scale: one level's worth (applied weight = level * scale), a number.
+        kind: of the blocks.
+
+    Returns:
+        uint8, shape (rows, columns / 256 * bytes of a block). A block of zeros has the scale 0,
+        as other programs write it.
+
+    Raises:
+        ValueError: levels outside the grid, or columns that do not fill blocks.
+    """
+    check_levels(levels)
+    if levels.ndim != 2 or levels.shape[1] % BLOCK:
+        raise ValueError(f"rows of {levels.shape[-1]} weights do not fill blocks of {BLOCK}")
+    rows = len(levels)
+    blocks = levels.reshape(-1, BLOCK)
+    packed = torch.empty((len(blocks), BLOCK_BYTES[kind]), dtype=torch.uint8)
+    codes = packed.view(torch.int8)
+    if kind == "tq2_0":
+        halves = blocks.view(-1, 4, 32)  # two for each block
+        own = torch.empty((len(halves), 32), dtype=torch.int8)
+        _digits(halves, 4, own, first_is_high=False)
+        codes[:, :64] = own.view(-1, 64)
+    else:
+        digits = torch.empty((len(blocks), 52), dtype=torch.int8)
+        _digits(blocks[:, :160].view(-1, 5, 32), 3, digits[:, :32], first_is_high=True)
+        _digits(blocks[:, 160:240].view(-1, 5, 16), 3, digits[:, 32:48], first_is_high=True)
+        last = digits[:, 48:]
+        _digits(blocks[:, 240:].view(-1, 4, 4), 3, last, first_is_high=True)
+        last.mul_(3)  # four digits in the five places of the others
+        packed[:, :52] = _fixed_point(digits.view(torch.uint8))
+    used = blocks.view(torch.int64).any(dim=1)
+    scales = torch.where(used, torch.as_tensor(scale, dtype=torch.float32).cpu(), 0.0)
+    packed[:, -2:] = scales.to(torch.float16).view(-1, 1).view(torch.uint8)
+    return packed.view(rows, -1)
+
+
+def unpack_blocks(packed: Tensor, columns: int, kind: BlockType) -> tuple[Tensor, Tensor]:
+    """Levels and scales again.
+
+    Args:
+        packed: what `pack_blocks` gave.
+        columns: weights in a row.
+        kind: of the blocks.
+
+    Returns:
+        int8 levels of shape (rows, columns), and the fp16 scales of the blocks, shape
+        (rows, columns / 256).
+
+    Raises:
+        ValueError: the bytes do not fit, or hold a code that stands for no level.
+    """
+    size = BLOCK_BYTES[kind]
+    fits = packed.dtype is torch.uint8 and packed.ndim == 2 and columns % BLOCK == 0
+    if not fits or packed.shape[1] != columns // BLOCK * size:
+        raise ValueError(f"{tuple(packed.shape)} bytes do not hold rows of {columns} in {kind}")
+    rows = len(packed)
+    blocks = packed.reshape(-1, size)
+    codes = blocks[:, :-2]
+    levels = torch.empty((len(blocks), BLOCK), dtype=torch.uint8)
+    if kind == "tq2_0":
+        halves, places = codes.reshape(-1, 32), levels.view(-1, 4, 32)
+        for place in range(4):
+            places[:, place] = (halves >> (2 * place)) & 3
+    else:
+        for begin, end, start, count in ((0, 32, 0, 5), (32, 48, 160, 5), (48, 52, 240, 4)):
+            value = codes[:, begin:end].to(torch.int16)
+            for place in range(count):
+                value = value * 3
+                first = start + place * (end - begin)
+                levels[:, first : first + end - begin] = (value >> 8).to(torch.uint8)
+                value &= 255
+    if levels.numel() and int(levels.max()) > 2:
+        raise ValueError("the packed bytes hold a code that stands for no level")
+    scales = blocks[:, -2:].contiguous().view(torch.float16)
+    return levels.view(torch.int8).sub_(1).view(rows, columns), scales.view(rows, -1)

@@ -1,0 +1,196 @@
+"""A `Llama` as a folder that `AutoModelForCausalLM.from_pretrained` of transformers loads.
+
+Layouts, as the client's `integrations/bitnet.py` reads them:
+
+- `bitlinear`: packed levels, `weight_scale` is the factor `s` (applied = level / s), the bias is
+  added after the scaling;
+- `autobitlinear`: packed levels, `weight_scale` is `1 / s`, and the bias is added *before* the
+  scaling, so the file holds `bias * s`;
+- `online`: latent weights, quantized by the client in each forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from forge_plugins.interchange.grid_weight import need_grid_layers
+from forge_plugins.interchange.llama_names import TRANSFORMERS, translate
+from forge_plugins.mathematics.networks.llama import Llama
+from forge_plugins.mathematics.optimizers.tied_tensors import same_bits
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.packing import pack_two_bits
+from forge_plugins.mathematics.quantization.resume_from_quantized import unpack_rows
+from forge_plugins.mathematics.quantization.ternary_layers import (
+    TernaryLayer,
+    check_layers,
+    read_layers,
+)
+
+Layout = Literal["bitlinear", "autobitlinear", "online"]
+_BLOCK: Final = "model.layers.{}"
+
+
+def check_folder(model: nn.Module, layout: Layout) -> Llama:
+    """Refuse, before anything is trained, what the client cannot compute.
+
+    Returns:
+        The model, which is a Llama.
+
+    Raises:
+        ValueError: another architecture, no ternary layer, or one that the layout cannot hold.
+    """
+    if not isinstance(model, Llama):
+        raise ValueError(  # noqa: TRY004  a network of the user's
+            f"{type(model).__name__} is no architecture that this exporter knows; use model: "
+            "{use: llama_decoder}, or export with packed_ternary"
+        )
+    if model.shape.sub_norms and model.shape.feed_bias:
+        raise ValueError(
+            "BitNetForCausalLM has no bias in its perceptron: set model.with.feed_bias: false, or "
+            "model.with.sub_norms: false"
+        )
+    shapes, layers = check_layers(model), need_grid_layers(model)
+    for name, (rows, _) in shapes.items():
+        bits = layers[name].scheme.activation_bits
+        if bits != 8:
+            raise ValueError(
+                f"{name} has {bits}-bit activations, the client's layers round to 8 bits: set "
+                "quantizer.with.activation_bits: 8"
+            )
+        if layout != "online" and rows % 4:
+            raise ValueError(
+                f"{name} has {rows} rows, which is not a multiple of 4: the packed layouts hold "
+                "four rows in one; change the model's width, groups or hidden, or use the layout "
+                "'online'"
+            )
+        if layout == "online" and not _is_quantized_alike(layers[name]):
+            raise ValueError(
+                f"{name} is not quantized as the client would quantize its latent weight again "
+                "(weight_bits 1.58 by absmean, to the nearest level, without target_sparsity): use "
+                "the layout 'bitlinear', which holds the levels"
+            )
+    return model
+
+
+def _is_quantized_alike(layer: BitLayer) -> bool:
+    """Whether the levels are those that the client takes from the latent weight."""
+    scheme = layer.scheme
+    plain = scheme.is_reference and scheme.parity == "hf" and layer.threshold is None
+    return plain and layer.anchor is None and not layer.control.sparsity
+
+
+def _ternary_tensors(
+    name: str, layer: TernaryLayer, bias: Tensor | None, layout: Layout, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    rows, columns = layer.levels.shape
+    scale = layer.scale.reshape(1)
+    found = {f"{name}.weight": pack_two_bits(layer.levels).view(rows // 4, columns)}
+    if layout == "bitlinear":
+        found[f"{name}.weight_scale"] = scale.to(dtype)
+        if bias is not None:
+            found[f"{name}.bias"] = bias.to(dtype)
+    else:
+        found[f"{name}.weight_scale"] = (1.0 / scale).to(dtype)
+        if bias is not None:
+            found[f"{name}.bias"] = (bias.float() * scale).to(dtype)
+    return found
+
+
+def folder_tensors(
+    model: Llama, layout: Layout, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors`.
+
+    Raises:
+        ValueError: there is no ternary layer, or the client cannot compute this network.
+    """
+    layers = read_layers(check_folder(model, layout))
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    if model.shape.tied:
+        del state["head.weight"]  # the client ties it again
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        module, _, kind = name.rpartition(".")
+        theirs = translate(module, TRANSFORMERS, _BLOCK)
+        if module not in layers or layout == "online":
+            tensors[f"{theirs}.{kind}"] = value.to(dtype).contiguous().clone()
+        elif kind == "weight":
+            bias = state.get(f"{module}.bias")
+            tensors |= _ternary_tensors(theirs, layers[module], bias, layout, dtype)
+    return tensors
+
+
+def wrong_tensors(
+    model: Llama, layout: Layout, tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> list[str]:
+    """The tensors of a file that are not what was meant, the levels of packed ones unpacked.
+
+    Args:
+        model: what the file was written from.
+        layout: of the file.
+        tensors: what was to be written.
+        stored: what was read.
+    """
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if name not in stored or not same_bits(stored[name], tensor)
+    ]
+    if layout == "online":
+        return wrong
+    for name, layer in read_layers(model).items():
+        theirs = f"{translate(name, TRANSFORMERS, _BLOCK)}.weight"
+        if theirs not in wrong and not torch.equal(unpack_rows(stored[theirs]), layer.levels):
+            wrong.append(theirs)
+    return wrong
+
+
+def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Args:
+        model: the network.
+        layout: of its file.
+        dtype: `"float32"` or `"bfloat16"`.
+        end: the token that ends a text, if there is one.
+    """
+    shape = model.shape
+    ternary = need_grid_layers(model)
+    plain = [
+        translate(name, TRANSFORMERS, _BLOCK)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in ternary
+    ]
+    quantization: dict[str, Any] = {"quant_method": "bitnet", "modules_to_not_convert": plain}
+    if layout != "bitlinear":
+        quantization["linear_class"] = "autobitlinear"
+        quantization["quantization_mode"] = "online" if layout == "online" else "offline"
+    config: dict[str, Any] = {
+        "architectures": ["BitNetForCausalLM" if shape.sub_norms else "LlamaForCausalLM"],
+        "model_type": "bitnet" if shape.sub_norms else "llama",
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": shape.context,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.groups,
+        "hidden_act": shape.activation,
+        "rms_norm_eps": shape.epsilon,
+        "rope_theta": shape.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rotary_base},
+        "attention_bias": shape.attention_bias,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "quantization_config": quantization,
+    }
+    if not shape.sub_norms:
+        config |= {"mlp_bias": shape.feed_bias, "head_dim": shape.head_width}
+    return config

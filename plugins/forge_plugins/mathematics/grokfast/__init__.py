@@ -1,0 +1,1 @@
+"""Grokfast: filters of gradients, and how their settings follow a run."""

@@ -1,0 +1,1 @@
+"""Metrics, and what else is counted of a model."""

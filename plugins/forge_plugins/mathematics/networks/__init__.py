@@ -1,0 +1,1 @@
+"""Networks, and the data of the modular arithmetic task."""

@@ -1,0 +1,334 @@
+"""What quantized layers have in common: the latent weight, its levels, and what is kept of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from forge_plugins.mathematics.quantization import quantizers
+from forge_plugins.mathematics.quantization.device_kernels import kernels
+from forge_plugins.mathematics.quantization.scheme import Scheme
+from forge_plugins.mathematics.quantization.shared_input import SharedInput
+
+
+@dataclass(slots=True)
+class Control:
+    """What changes for all layers of a model while it trains; who converts a model holds it.
+
+    Args:
+        blend: share of the quantized values in what is applied (warm-up), 1 when it is over.
+        sparsity: least share of exact zeros in each applied weight.
+        steps: optimizer steps done with `blend` at 1; 0 means that the layers were never trained
+            on their levels.
+        seed: of stochastic rounding until the next update, so that a layer that is computed twice
+            (activation checkpointing) rounds alike; None: torch's stream goes on.
+    """
+
+    blend: float = 1.0
+    sparsity: float = 0.0
+    steps: int = 0
+    seed: int | None = None
+
+
+class Keeper:
+    """The quantized weight of a layer, kept while somebody promises to say when it changes.
+
+    A copy of a layer begins with an empty one: nobody watches the copy's weight.
+    """
+
+    __slots__ = ("found", "keeps")
+
+    def __init__(self) -> None:
+        self.keeps = False
+        self.found: dict[Any, Any] = {}
+
+    def __reduce__(self) -> tuple[type[Keeper], tuple[()]]:
+        return Keeper, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Keeper:
+        found = memo[id(self)] = Keeper()
+        return found
+
+
+class Quantized(NamedTuple):
+    """A weight on its grid: what is multiplied, the same as int8, and the scale."""
+
+    applied: Tensor | None  # the weight's shape
+    levels: Tensor | None  # int8, arranged as the scheme says
+    scale: Tensor
+
+
+class BitLayer(nn.Module):
+    """Base of `BitLinear` and `BitConv2d`: a latent full-precision weight as a plain parameter.
+
+    The layer keeps nothing by itself. Who knows when weights change (the quantizer plugin) may set
+    `keeper.keeps` to let it hold the quantized weight from one forward pass to the next, and must
+    then call `forget` whenever the weight has changed: torch's fused optimizers do not raise the
+    version counter that a guess could go by.
+
+    Attributes:
+        scheme: what the layer applies.
+        control: warm-up and sparsity, shared by the layers of a model.
+        place: among the layers of a model: each one rounds by a seed of its own.
+        continued: the weight was found on its grid and goes on from there (no warm-up).
+        threshold: the learned border between levels as a parameter (0-d, 0 is rounding), or None.
+            The border lies `scheme.threshold_rate` times its value away from that of rounding, so
+            that it moves as many times faster than the weights under any optimizer.
+        anchor: shape (2, *scale); for a continued weight whose file's step cannot be got from the
+            latent weight bit for bit: that step, and the measure that stands for it.
+        sub_norm: a norm in front of the layer (SubLN), or None.
+    """
+
+    follows: ClassVar[tuple[str, ...]] = ("control",)
+    """What an averaged copy of the layer must share with it: warm-up and sparsity go on."""
+
+    weight: Tensor
+    scheme: Scheme
+    control: Control
+    place: int
+    continued: bool
+    keeper: Keeper
+    shared: SharedInput | None
+    threshold: nn.Parameter | None
+    anchor: Tensor | None
+    sub_norm: nn.Module | None
+
+    def adopt(self, scheme: Scheme, control: Control | None = None) -> None:
+        """Take up a scheme; the weight and bias are there already.
+
+        Raises:
+            ValueError: the scheme's groups do not divide the rows.
+        """
+        if scheme.quantizes_weight:
+            quantizers.arranged(self.weight.detach(), scheme)
+        self.scheme = scheme
+        self.control = control or Control()
+        self.continued = False
+        self.place = 0
+        self.keeper = Keeper()
+        self.shared = None
+        learned = scheme.rounding == "learned_threshold"
+        border = self.weight.new_zeros((), dtype=torch.float32) if learned else None
+        self.register_parameter("threshold", None if border is None else nn.Parameter(border))
+        self.register_buffer("anchor", None)
+        self.sub_norm = None
+
+    # -- levels -------------------------------------------------------------------------------
+
+    def scale(self) -> Tensor:
+        """Levels in 1, fp32: 0-d, (out, 1) or (out, groups, 1)."""
+        if self.anchor is None:
+            return quantizers.weight_scale(self.weight, self.scheme)
+        return 1.0 / self._anchored_step(self.anchor)
+
+    def step(self) -> Tensor | None:
+        """Of an anchored weight what a level is multiplied with, shaped as the scale; else None.
+
+        Its inverse is the scale but for a rounding, which would not give the weight bit for bit.
+        """
+        if self.anchor is None:
+            return None
+        with torch.no_grad():
+            return self._anchored_step(self.anchor)
+
+    def _anchored_step(self, anchor: Tensor) -> Tensor:
+        # the ratio is exactly 1 while the weight is the one that it began with
+        measure = quantizers.unclamped_measure(self.weight, self.scheme)
+        return (anchor[0] * (measure / anchor[1])).clamp_(min=SMALLEST_STEP)
+
+    def _border(self) -> Tensor | None:
+        if self.threshold is None:
+            return None
+        base = 0.0 if self.scheme.weight_bits == 1 else 0.5
+        return base + self.scheme.threshold_rate * self.threshold
+
+    def _rounded(self, *, draw: bool) -> tuple[Tensor, Tensor]:
+        """Levels (fp32, arranged) and scale."""
+        scheme, scale = self.scheme, self.scale()
+        values = quantizers.in_levels(self.weight, scale, scheme)
+        sparsity = self.control.sparsity
+        zeros = quantizers.smallest(values, sparsity) if sparsity else None
+        if draw:
+            seed = self.control.seed
+            own = None if seed is None else seed + self.place
+            levels = quantizers.drawn_levels(values, scheme, own)
+        else:
+            levels = quantizers.nearest_levels(values, scheme, self._border())
+        return (levels if zeros is None else levels.masked_fill_(zeros, 0.0)), scale
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """The weight as whole numbers, as it is applied in evaluation.
+
+        Returns:
+            Levels (int8) and the scale `s` (fp32) with `applied = levels / s`, whatever the
+            warm-up's state: per tensor the weight's shape and 0-d; per row the weight's shape and
+            (out, 1, ...); per group (out, groups, group_size) and (out, groups, 1).
+
+        Raises:
+            ValueError: the layer's weight is not quantized.
+        """
+        if not self.scheme.quantizes_weight:
+            raise ValueError(f"a weight of {self.scheme.weight_bits:g} bits has no levels")
+        with torch.no_grad():
+            levels, scale = self._rounded(draw=False)
+            if self.scheme.granularity == "group":
+                return levels.to(torch.int8), scale
+            if self.scheme.granularity == "row":
+                scale = scale.view(-1, *[1] * (self.weight.dim() - 1))
+            return levels.to(torch.int8).view(self.weight.shape), scale
+
+    def applied_weight(self) -> Tensor:
+        """The weight that the forward pass multiplies with now: its shape and dtype, no gradient.
+
+        In the layer's mode (stochastic rounding draws while training), the warm-up's blend in it.
+        """
+        if not self.scheme.quantizes_weight:
+            return self.weight.detach()
+        with torch.no_grad():
+            applied = self.quantized(self.weight.dtype, whole=False).applied
+            assert applied is not None
+            return self._blended(self.weight.detach(), applied)
+
+    @property
+    def blend(self) -> float:
+        """Share of the quantized values in what is applied."""
+        return 1.0 if self.continued else self.control.blend
+
+    @property
+    def trained_quantized(self) -> bool:
+        """Whether the weight was trained on its levels, here or before it came here."""
+        return self.continued or self.control.steps > 0
+
+    def _blended(self, latent: Tensor, quantized: Tensor) -> Tensor:
+        blend = self.blend
+        if blend == 1.0:
+            return quantized
+        return latent if blend == 0.0 else latent + (quantized - latent) * blend
+
+    # -- keeping ------------------------------------------------------------------------------
+
+    def quantized(self, dtype: torch.dtype, *, whole: bool, fresh: bool = True) -> Quantized:
+        """The weight on its grid, computed or kept; call it without gradient.
+
+        Args:
+            dtype: of `applied`.
+            whole: as int8 only (`applied` is None).
+            fresh: give int8 levels beside `applied` when nothing is kept.
+        """
+        keeper = self.keeper
+        draw = self.training and self.scheme.rounding == "stochastic"
+        kind = (draw, dtype, whole)
+        if keeper.keeps:
+            found: Quantized | None = keeper.found.get(kind)
+            if found is not None:
+                return found
+        small = whole or (fresh and not keeper.keeps)
+        alone = self._levels_stand_alone() and not draw
+        if alone and (fused := kernels(self.weight.device)) is not None:
+            answer = self._quantized_by(fused, None if whole else dtype, small=small)
+        elif alone and self._goes_in_parts() and (whole or dtype is not torch.float32):
+            answer = self._quantized_in_parts(None if whole else dtype, small=small)
+        else:
+            levels, scale = self._rounded(draw=draw)
+            as_int8 = levels.to(torch.int8) if small else None
+            applied = None if whole else self.dequantized(levels, scale, dtype)
+            answer = Quantized(applied, as_int8, scale)
+        if keeper.keeps:
+            keeper.found[kind] = answer
+        return answer
+
+    def _levels_stand_alone(self) -> bool:
+        """Whether each weight's level is its own affair, once there is a scale."""
+        scheme = self.scheme
+        plain = scheme.granularity == "tensor" and scheme.weight_bits != 1 and scheme.parity == "hf"
+        bare = self.threshold is None and self.anchor is None and not self.control.sparsity
+        return plain and bare and self.weight.is_contiguous()
+
+    def _goes_in_parts(self) -> bool:
+        """On a CPU, fresh memory for all of the fp32 in between costs more than the arithmetic."""
+        return self.weight.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def _quantized_by(self, fused: Any, dtype: torch.dtype | None, *, small: bool) -> Quantized:
+        """By the kernels of the device."""
+        scale = None if self.scheme.step_from == "absmean" else self.scale()
+        weight, top = self.weight.detach(), self.scheme.top
+        return Quantized(*fused.weight_on_grid(weight, scale, top, whole=small, dtype=dtype))
+
+    def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
+        weight, scheme, scale = self.weight.detach(), self.scheme, self.scale()
+        levels = torch.empty(weight.shape, dtype=torch.int8) if small else None
+        applied = None if dtype is None else torch.empty(weight.shape, dtype=dtype)
+        for begin in range(0, weight.numel(), quantizers.CACHED):
+            part = slice(begin, begin + quantizers.CACHED)
+            values = quantizers.in_levels(weight.view(-1)[part], scale, scheme)
+            values = quantizers.nearest_levels(values, scheme)
+            if levels is not None:
+                levels.view(-1)[part].copy_(values)
+            if applied is not None:
+                applied.view(-1)[part].copy_(values.div_(scale).to(weight.dtype))
+        return Quantized(applied, levels, scale)
+
+    def dequantized(self, levels: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Levels to weights; overwrites the levels."""
+        if self.anchor is None:
+            applied = levels.div_(scale)
+        else:
+            applied = levels.mul_(self._anchored_step(self.anchor))
+        return applied.view(self.weight.shape).to(self.weight.dtype).to(dtype)
+
+    def forget(self) -> None:
+        """Drop what is kept: the latent weight has changed."""
+        self.keeper.found.clear()
+
+    # -- the differentiable weight and input -----------------------------------------------------
+
+    def _handle(self, scale: Tensor) -> Tensor:
+        """What takes the weight's gradient for products that are given the weight beside it."""
+        if self.threshold is None and self.scheme.estimator == "plain":
+            return self.weight
+        return self._estimated(self.weight.detach(), scale)
+
+    def _estimated(self, applied: Tensor, scale: Tensor) -> Tensor:
+        """`applied` with the estimator's gradient towards the latent weight and the threshold."""
+        return quantizers.estimated(
+            self.weight, self._border(), applied, scale, self.scheme, self.blend
+        )
+
+    def estimated_weight(self) -> Tensor:
+        """What the forward pass multiplies with, in the graph."""
+        if not self.scheme.quantizes_weight:
+            return self.weight
+        with torch.no_grad():
+            found = self.quantized(self.weight.dtype, whole=False, fresh=False)
+            assert found.applied is not None
+            applied = self._blended(self.weight.detach(), found.applied)
+        return self._estimated(applied, found.scale)
+
+    def estimated_input(self, inputs: Tensor, *, channels: bool = False) -> Tensor:
+        """The quantized input, in the graph."""
+        if not self.scheme.quantizes_activation:
+            return inputs
+        with torch.no_grad():
+            values = self.quantized_values(inputs, channels=channels)
+            applied = self._blended(inputs.detach(), values)
+        return quantizers.straight_through(inputs, applied)
+
+    def quantized_values(self, inputs: Tensor, *, channels: bool = False) -> Tensor:
+        """The input on its grid, dequantized, in its dtype."""
+        levels, scale = quantizers.activation_grid(inputs, self.scheme, channels=channels)
+        return levels.div_(scale).to(inputs.dtype)
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        scheme = self.scheme
+        return (
+            f"{super().extra_repr()}, weight_bits={scheme.weight_bits:g}, "
+            f"activation_bits={scheme.activation_bits}"
+        )
+
+
+SMALLEST_STEP = 1e-30
+"""Of an anchored weight: its inverse is still a number."""

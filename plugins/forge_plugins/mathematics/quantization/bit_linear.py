@@ -1,0 +1,149 @@
+"""A linear layer that applies few-level weights to few-level activations."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forge_plugins.mathematics.quantization import quantizers
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.quantized_linear import (
+    Backward,
+    exact_product,
+    fits_integer_product,
+    integer_product,
+    multiplies_integers,
+)
+from forge_plugins.mathematics.quantization.scheme import Scheme
+
+BACKWARD: Final[dict[str, Backward]] = {
+    "int8": "own",
+    "int8_bf16_backward": "bf16",
+    "int8_backward": "int8",
+}
+"""What an arithmetic multiplies in on the way back."""
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast multiplies in on the device, or None when it is off."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+class BitLinear(BitLayer, nn.Linear):
+    """`y = Q(x) Q(W)^T + b`; the bias is added in full precision, after scaling.
+
+    Args:
+        scheme: what Q means; ternary weights per tensor and int8 activations per token otherwise.
+        control: warm-up and sparsity, shared with other layers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        scheme: Scheme | None = None,
+        control: Control | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self.adopt(scheme or Scheme(), control)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, scheme: Scheme | None = None, control: Control | None = None
+    ) -> BitLinear:
+        """The same layer with the very same parameters, so that ties and dtypes stay.
+
+        Raises:
+            ValueError: the scheme's groups do not divide the rows.
+        """
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.adopt(scheme or Scheme(), control)
+        layer.train(linear.training)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to shape (..., in_features)."""
+        if self.sub_norm is not None:
+            input = self.sub_norm(input)
+        scheme = self.scheme
+        if self.blend < 1.0 or not scheme.quantizes_weight:
+            # the plain form: what is blended is on no grid
+            return functional.linear(
+                self.estimated_input(input), self.estimated_weight(), self.bias
+            )
+        if scheme.arithmetic != "exact" and self._multiplies_integers(input):
+            return self._integer(input)
+        return self._exact(input)
+
+    def _multiplies_integers(self, input: Tensor) -> bool:
+        rows = input.numel() // self.in_features
+        return multiplies_integers(input.device.type) and fits_integer_product(rows, self.weight)
+
+    def _exact(self, input: Tensor) -> Tensor:
+        dtype = autocast_type(input.device) or self.weight.dtype
+        # in half precision the weight itself is as cheap to save as its levels are to turn back
+        needed = torch.is_grad_enabled() and input.requires_grad and dtype is torch.float32
+        with torch.no_grad():
+            weight = self.quantized(dtype, whole=False, fresh=needed)
+            values = self._values(input, dtype)
+        assert weight.applied is not None
+        handle = self._handle(weight.scale)
+        levels = weight.levels if self.anchor is None else None
+        return exact_product(input, handle, self.bias, values, weight.applied, levels, weight.scale)
+
+    def _values(self, input: Tensor, dtype: torch.dtype) -> Tensor:
+        """The input to be multiplied, in the dtype of the product where autocast asks for one."""
+        if not self.scheme.quantizes_activation:
+            return input.detach().to(dtype if autocast_type(input.device) else input.dtype)
+
+        kind = dtype if autocast_type(input.device) else input.dtype
+
+        def derive() -> Tensor:
+            return quantizers.activation_values(input, self.scheme, kind)
+
+        if self.shared is None:
+            return derive()
+        found: Tensor = self.shared.take(input, dtype, derive)
+        return found
+
+    def _integer(self, input: Tensor) -> Tensor:
+        scheme = self.scheme
+        dtype = autocast_type(input.device) or self.weight.dtype
+
+        backward = BACKWARD[scheme.arithmetic]
+        kept = torch.bfloat16 if backward == "bf16" and torch.is_grad_enabled() else None
+
+        def derive() -> tuple[Tensor, Tensor, Tensor | None]:
+            if kept is None:
+                return *quantizers.activation_levels(input, scheme), None
+            return quantizers.activation_levels_and_values(input, scheme, kept)
+
+        with torch.no_grad():
+            weight = self.quantized(dtype, whole=True)
+            values: Any = (
+                derive()
+                if self.shared is None
+                else self.shared.take(input, (torch.int8, kept), derive)
+            )
+        assert weight.levels is not None
+        return integer_product(
+            input,
+            self._handle(weight.scale),
+            self.bias,
+            values,
+            (weight.levels.view(self.weight.shape), weight.scale),
+            dtype,
+            backward=backward,
+        )

@@ -1,0 +1,1 @@
+"""Tokenizers and the generation of text."""
