@@ -29,8 +29,8 @@ import torch
 from data_peers import Batches, peers
 from safetensors.numpy import save_file
 
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data.file import File, FileConfig
 from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.text import TextConfig

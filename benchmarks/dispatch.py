@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pluggy
 
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.contract import hookspecs
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.planning.plan import Plan, Planned
 from forge_kernel.training.in_memory import NoConfig
 

@@ -32,12 +32,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from torch import nn
 
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseGradients, UseObserver
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.values import Batch
 from forge_kernel.planning.plan import plan
 from forge_kernel.training.in_memory import LiveModel, NoConfig
 from forge_kernel.training.session import Session

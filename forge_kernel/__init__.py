@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+    from forge_kernel.config.pipeline import PipelineConfig
     from forge_kernel.contract.result import RunResult
+    from forge_kernel.contract.run_config import RunConfig
     from forge_kernel.planning.pipeline_file import load_pipeline
     from forge_kernel.planning.plan import plan
     from forge_kernel.runner import resume, run, run_async
@@ -29,7 +30,7 @@ __all__ = [
 
 _HOMES = {
     "PipelineConfig": "forge_kernel.config.pipeline",
-    "RunConfig": "forge_kernel.config.pipeline",
+    "RunConfig": "forge_kernel.contract.run_config",
     "RunResult": "forge_kernel.contract.result",
     "Session": "forge_kernel.training.session",
     "load_pipeline": "forge_kernel.planning.pipeline_file",

@@ -15,24 +15,17 @@ from forge_kernel.config.use import (
     UseValidator,
 )
 from forge_kernel.contract.counting import Counted, LossAnswer, LossTerm, loss_terms, loss_weights
-from forge_kernel.contract.data import Data, DataSpec, TensorData
+from forge_kernel.contract.data import Data, DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.lazy_module import LazyModule
+from forge_kernel.contract.metrics import Meter
 from forge_kernel.contract.model_call import call_model
 from forge_kernel.contract.plugin import API_VERSION, Kind, Order, PluginInfo
 from forge_kernel.contract.result import RunResult
-from forge_kernel.contract.run import (
-    Batch,
-    Event,
-    Goal,
-    LogRecord,
-    Meter,
-    Progress,
-    Rates,
-    Run,
-    Step,
-)
+from forge_kernel.contract.run import Run
 from forge_kernel.contract.seeds import stream_seed
+from forge_kernel.contract.tensor_data import TensorData
+from forge_kernel.contract.values import Batch, Event, Goal, LogRecord, Progress, Rates, Step
 from forge_kernel.errors import ForgeError, PluginError, RunError
 from forge_kernel.trained_model import trained_model
 from forge_kernel.training.precision import fast_precision

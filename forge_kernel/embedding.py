@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+    from forge_kernel.config.pipeline import PipelineConfig
     from forge_kernel.config.spelling import did_you_mean
     from forge_kernel.config.use import UsePhases, UseQuantizer, UseWrapper
     from forge_kernel.config.yaml_file import read_yaml, write_yaml
     from forge_kernel.contract.counting import IGNORE_INDEX
-    from forge_kernel.contract.data import INPUTS, TARGETS, WEIGHTS, LiveData, batch_from
-    from forge_kernel.contract.strategy import OneProcess
+    from forge_kernel.contract.data import INPUTS, TARGETS, WEIGHTS
+    from forge_kernel.contract.run_config import RunConfig
     from forge_kernel.errors import ConfigError, Fault
     from forge_kernel.planning.catalog import Catalog
     from forge_kernel.planning.path_settings import with_absolute_paths
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from forge_kernel.storage.atomic_files import write_bytes, write_json, write_text
     from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
     from forge_kernel.storage.random_state import process_state_kept
+    from forge_kernel.training.data_loaders import LiveData, batch_from
     from forge_kernel.training.device import resolve_device
     from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.one_process import OneProcess
     from forge_kernel.training.optimizer_state import optimizer_state
     from forge_kernel.training.param_group_schedule import (
         initial_momentum,
@@ -85,13 +87,13 @@ _HOMES: Final = {
     "Fault": "forge_kernel.errors",
     "IGNORE_INDEX": "forge_kernel.contract.counting",
     "INPUTS": "forge_kernel.contract.data",
-    "LiveData": "forge_kernel.contract.data",
+    "LiveData": "forge_kernel.training.data_loaders",
     "LiveDataPlugin": "forge_kernel.training.in_memory",
     "LiveModel": "forge_kernel.training.in_memory",
     "NoConfig": "forge_kernel.training.in_memory",
-    "OneProcess": "forge_kernel.contract.strategy",
+    "OneProcess": "forge_kernel.training.one_process",
     "PipelineConfig": "forge_kernel.config.pipeline",
-    "RunConfig": "forge_kernel.config.pipeline",
+    "RunConfig": "forge_kernel.contract.run_config",
     "Session": "forge_kernel.training.session",
     "Snapshot": "forge_kernel.storage.checkpoint_store",
     "TARGETS": "forge_kernel.contract.data",
@@ -99,7 +101,7 @@ _HOMES: Final = {
     "UseQuantizer": "forge_kernel.config.use",
     "UseWrapper": "forge_kernel.config.use",
     "WEIGHTS": "forge_kernel.contract.data",
-    "batch_from": "forge_kernel.contract.data",
+    "batch_from": "forge_kernel.training.data_loaders",
     "check_pipeline": "forge_kernel.planning.pipeline_file",
     "did_you_mean": "forge_kernel.config.spelling",
     "fill": "forge_kernel.planning.pipeline_file",

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.contract.counting import loss_terms
-from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.values import Batch
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import check_pipeline
 from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialLoss
+from forge_kernel.training.data_loaders import LiveData
 from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
 from forge_kernel.training.session import Session
 

@@ -11,9 +11,10 @@ from typing import Any, Final, get_origin
 import msgspec
 
 from forge_kernel.config.document import walk
-from forge_kernel.config.pipeline import FORMAT, RunConfig, takes_many
+from forge_kernel.config.pipeline import FORMAT, takes_many
 from forge_kernel.config.use import Use, plain
 from forge_kernel.contract.plugin import RULES, Kind
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import Fault, PluginError
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
     from forge_kernel.contract.counting import LossAnswer
     from forge_kernel.contract.data import Data
+    from forge_kernel.contract.metrics import Meter
     from forge_kernel.contract.result import RunResult
-    from forge_kernel.contract.run import Batch, Event, LogRecord, Meter, Rates, Run, Step
+    from forge_kernel.contract.run import Run
+    from forge_kernel.contract.values import Batch, Event, LogRecord, Rates, Step
 
 PROJECT: Final = "forge_kernel"
 hookspec = pluggy.HookspecMarker(PROJECT)

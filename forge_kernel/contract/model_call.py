@@ -11,7 +11,7 @@ from forge_kernel.errors import RunError
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_kernel.contract.run import Batch
+    from forge_kernel.contract.values import Batch
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

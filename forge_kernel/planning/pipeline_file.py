@@ -17,17 +17,12 @@ import msgspec
 from forge_kernel.config.check import check, plugin_at
 from forge_kernel.config.document import Document, Path, look_up, show_path, show_word, walk
 from forge_kernel.config.layers import apply_settings, read_layers, without_nulls
-from forge_kernel.config.pipeline import (
-    PipelineConfig,
-    RunConfig,
-    notes_in,
-    takes_many,
-    uses_in,
-)
+from forge_kernel.config.pipeline import PipelineConfig, notes_in, takes_many, uses_in
 from forge_kernel.config.schema import bind_config, config_data, config_schema, pipeline_schema
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.config.use import Use
 from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import ConfigError, Fault, Mark, PluginError
 from forge_kernel.planning.catalog import Catalog
 

@@ -26,7 +26,8 @@ from forge_kernel.training.in_memory import NoConfig
 
 if TYPE_CHECKING:
     from forge_kernel.contract.result import RunResult
-    from forge_kernel.contract.run import Event, LogRecord, Run, Step
+    from forge_kernel.contract.run import Run
+    from forge_kernel.contract.values import Event, LogRecord, Step
     from forge_kernel.planning.plan import Plan
 
 CONFIG: Final = "config.yaml"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
-from forge_kernel.contract.run import Batch, Run, Step
+from forge_kernel.contract.run import Run
+from forge_kernel.contract.values import Batch, Step
 from forge_kernel.runner import result_of
 from forge_kernel.storage.state_tree import split_tree
 from forge_kernel.testing.trial import Trial

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig, takes_many
+from forge_kernel.config.pipeline import PipelineConfig, takes_many
 from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import USE_OF_KIND
-from forge_kernel.contract.data import Data, DataSpec, TensorData
+from forge_kernel.contract.data import Data, DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.metrics import Meter
 from forge_kernel.contract.plugin import Kind, PluginInfo, facts
 from forge_kernel.contract.result import RunResult
-from forge_kernel.contract.run import Batch, Goal, Meter, Run, Step
+from forge_kernel.contract.run import Run
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.tensor_data import TensorData
+from forge_kernel.contract.values import Batch, Goal, Step
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.plan import plan
 from forge_kernel.runner import resume, run

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_kernel.contract.data import Data, LiveData
+from forge_kernel.contract.data import Data
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.training.data_loaders import LiveData
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_kernel.contract.run import Event, LogRecord, Run
+    from forge_kernel.contract.run import Run
+    from forge_kernel.contract.values import Event, LogRecord
 
 ProgressCallback = Callable[[dict[str, Any]], None]
 

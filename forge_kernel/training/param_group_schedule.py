@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from forge_kernel.contract.run import Rates
+from forge_kernel.contract.values import Rates
 from forge_kernel.errors import PluginError
 
 Group = dict[str, Any]

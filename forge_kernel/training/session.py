@@ -17,15 +17,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.contract.cancel import Cancel, cancel_reason
 from forge_kernel.contract.counting import loss_terms
-from forge_kernel.contract.data import batch_from
+from forge_kernel.contract.metrics import Meter
 from forge_kernel.contract.model_call import ModelCall
 from forge_kernel.contract.plugin import Kind, Stateful
-from forge_kernel.contract.run import Batch, LogRecord, Meter, Progress, Request, Run, Step
+from forge_kernel.contract.run import Run
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.seeds import stream_seed
-from forge_kernel.contract.strategy import OneProcess, Strategy
+from forge_kernel.contract.strategy import Strategy
+from forge_kernel.contract.values import Batch, LogRecord, Progress, Request, Step
 from forge_kernel.errors import CheckpointError, Fault, NonFiniteError, PluginError, RunError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.plan import Plan, Planned, plan
@@ -39,12 +41,14 @@ from forge_kernel.storage.random_state import (
 from forge_kernel.training.accumulation import GradientAccumulation, TermMean
 from forge_kernel.training.awaited_metrics import AwaitedMetrics
 from forge_kernel.training.bus import Bus
+from forge_kernel.training.data_loaders import batch_from
 from forge_kernel.training.device import resolve_device
 from forge_kernel.training.exports import write_exports
 from forge_kernel.training.extra_state import check_extra_states, extra_states, load_extra_states
 from forge_kernel.training.finite_check import FiniteCheck, name_non_finite
 from forge_kernel.training.forward_state import ForwardState
 from forge_kernel.training.loss_scale import LossScale
+from forge_kernel.training.one_process import OneProcess
 from forge_kernel.training.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.training.ownership import OwnershipGuard
 from forge_kernel.training.param_group_schedule import GroupRates

@@ -21,7 +21,7 @@ from agent_forge.phases.phase5_training import (
     TrainingConfig,
     TrainingLoop,
 )
-from forge_kernel.contract.run import Rates
+from forge_kernel.contract.values import Rates
 from forge_kernel.training.param_group_schedule import GroupRates
 
 RATE = 0.1

@@ -11,10 +11,11 @@ from kernel_parts import make_plugin, make_session
 from torch import Tensor, nn
 
 from forge_kernel.config.use import UseLoss, UseValidator
-from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import NonFiniteError
+from forge_kernel.training.data_loaders import LiveData
 
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(40, 4, generator=GENERATOR)

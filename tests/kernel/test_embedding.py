@@ -21,11 +21,12 @@ from kernel_parts import StopAfter, make_plugin
 from forge_kernel import PipelineConfig, RunConfig, load_pipeline, run, run_async
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseData, UseLoss, UseModel, UseObserver, UseOptimizer
-from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.errors import ConfigError
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
+from forge_kernel.training.data_loaders import LiveData
 
 
 def pipeline(**settings: Any) -> PipelineConfig:
@@ -233,7 +234,7 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
 
     from kernel_parts import SgdPart
 
-    from forge_kernel.contract.run import Batch
+    from forge_kernel.contract.values import Batch
     from forge_kernel.testing.trial import TrialLoss
     from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel
     from forge_kernel.training.session import Session
@@ -265,10 +266,10 @@ def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Mod
     from kernel_parts import SgdPart
 
     from forge_kernel.contract.plugin import Kind, PluginInfo
-    from forge_kernel.contract.run import Batch
-    from forge_kernel.contract.strategy import OneProcess
+    from forge_kernel.contract.values import Batch
     from forge_kernel.testing.trial import TrialLoss
     from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.one_process import OneProcess
     from forge_kernel.training.session import Session
 
     told: list[str] = []

@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel import resume, run
 from forge_kernel.config.use import UseLoss
-from forge_kernel.contract.data import DataSpec, LiveData, batch_from
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, ForgeError, RunError
+from forge_kernel.training.data_loaders import LiveData, batch_from
 from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel
 from forge_kernel.training.session import Session
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig

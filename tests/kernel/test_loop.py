@@ -16,15 +16,16 @@ from kernel_parts import SgdPart, StopAfter, make_plugin, make_session
 from ranks import Ranks
 from torch import nn
 
-from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
-from forge_kernel.contract.run import Batch, Rates
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.values import Batch, Rates
 from forge_kernel.errors import NonFiniteError, OwnershipError, PluginError, RunError
 from forge_kernel.planning.plan import HOOKS
 from forge_kernel.testing.trial import TrialLoss
+from forge_kernel.training.data_loaders import LiveData
 from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.one_process import OneProcess
 
 
 def batches(count: int, size: int = 6, seed: int = 0) -> list[Batch]:
@@ -459,7 +460,8 @@ def test_every_hook_is_called_in_a_run_and_described_in_the_book(tmp_path: Any) 
 
 
 def pipeline_of(**options: Any) -> Any:
-    from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+    from forge_kernel.config.pipeline import PipelineConfig
+    from forge_kernel.contract.run_config import RunConfig
 
     return PipelineConfig(run=RunConfig(**{"device": "cpu", **options}))
 

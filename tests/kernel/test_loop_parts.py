@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from forge_kernel.contract.run import Rates
+from forge_kernel.contract.values import Rates
 from forge_kernel.errors import PluginError
 from forge_kernel.training.exports import write_exports
 from forge_kernel.training.finite_check import FiniteCheck

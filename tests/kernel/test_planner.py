@@ -12,11 +12,12 @@ import pytest
 
 from forge_kernel.api import Kind, Order, PluginInfo, UseGradients, UseSchedule, hookimpl
 from forge_kernel.config.document import Document
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig, takes_many
+from forge_kernel.config.pipeline import PipelineConfig, takes_many
 from forge_kernel.config.use import USE_OF_KIND
 from forge_kernel.config.yaml_file import parse_yaml
 from forge_kernel.contract import hookspecs
 from forge_kernel.contract.plugin import RULES
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import ConfigError, PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import check_document

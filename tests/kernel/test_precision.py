@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences

@@ -12,7 +12,7 @@ from kernel_parts import StopAfter
 from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel import resume, run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import (
     UseGradients,
     UseObserver,
@@ -22,6 +22,7 @@ from forge_kernel.config.use import (
     UseSchedule,
     UseValidator,
 )
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import CheckpointError, ConfigError, RunError
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences

@@ -20,10 +20,11 @@ from msgspec import Meta
 from forge_kernel.api import Kind, PluginInfo, UseSchedule, hookimpl
 from forge_kernel.config.check import check
 from forge_kernel.config.document import Document, walk
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig, takes_many
+from forge_kernel.config.pipeline import PipelineConfig, takes_many
 from forge_kernel.config.schema import bind_config, config_data, config_schema
 from forge_kernel.config.use import UseGradients, UseLoss, UseOptimizer
 from forge_kernel.config.yaml_file import parse_yaml, write_yaml
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import ConfigError, Mark, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import (

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.spelling import did_you_mean, edit_distance, nearest
+from forge_kernel.contract.run_config import RunConfig
 
 QUICK = settings(deadline=None, max_examples=200)
 WORDS = st.text("abcd_", max_size=7)

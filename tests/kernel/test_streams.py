@@ -27,10 +27,10 @@ from torch.utils.data import (
 )
 
 from forge_kernel import resume, run
-from forge_kernel.contract.data import LiveData
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
 from forge_kernel.storage.random_state import StreamState
+from forge_kernel.training.data_loaders import LiveData
 from forge_kernel.training.random_streams import RunStreams
 
 GENERATOR = torch.Generator().manual_seed(1)

@@ -16,7 +16,7 @@ from forge_kernel.api import Kind, PluginError
 from forge_kernel.config.use import UseWrapper
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import PluginInfo
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.runner import resume
 from forge_kernel.training.in_memory import NoConfig
 

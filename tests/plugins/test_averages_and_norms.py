@@ -11,10 +11,12 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseQuantizer, UseValidator
-from forge_kernel.contract.data import DataSpec, TensorData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.tensor_data import TensorData
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 from forge_plugins.mathematics.optimizers.lion import Lion
 

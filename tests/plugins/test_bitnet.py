@@ -14,7 +14,7 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan

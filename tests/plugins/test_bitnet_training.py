@@ -19,7 +19,7 @@ from forge_kernel import run
 from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import UsePenalty, UseQuantizer
 from forge_kernel.contract.plugin import Kind
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import load_pipeline

@@ -15,8 +15,7 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UsePolicy
-from forge_kernel.contract.data import LiveData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import load_pipeline
@@ -25,6 +24,7 @@ from forge_kernel.runner import run
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import Trial
+from forge_kernel.training.data_loaders import LiveData
 
 
 class Script:

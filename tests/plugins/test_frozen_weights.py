@@ -15,7 +15,7 @@ from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
     KnowledgeConsolidation,
 )
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import (
     UseGradients,
     UseLoss,
@@ -25,6 +25,7 @@ from forge_kernel.config.use import (
     UseQuantizer,
 )
 from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.planning.catalog import Catalog
 
 OPTIMIZERS = sorted(

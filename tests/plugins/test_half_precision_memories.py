@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastOptimizer
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseExporter, UseGradients, UseLoss, UseOptimizer, UsePolicy
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences

@@ -12,11 +12,11 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UsePolicy
-from forge_kernel.contract.data import LiveData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
+from forge_kernel.training.data_loaders import LiveData
 
 
 def batch() -> Batch:

@@ -18,10 +18,10 @@ from hypothesis import example, given, strategies
 from typer.testing import CliRunner
 
 from forge_kernel.api import Kind, RunResult
-from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.contract.run import Run
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import ConfigError
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.commands.report import report
 from forge_plugins.observers.html_report import HtmlReport, HtmlReportConfig
 from forge_plugins.reports.axis import log_axis, step_axis, value_axis

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from kernel_parts import SgdPart, make_plugin, make_session
 from torch import nn
 
-from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.use import UsePhases, UseSchedule
 from forge_kernel.contract.plugin import Kind
-from forge_kernel.contract.run import Batch, Run, Step
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run import Run
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.values import Batch, Step
 from forge_kernel.errors import ConfigError, PlanError, PluginError
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.mathematics.grokfast import phase_lengths
 from forge_plugins.mathematics.optimizers import learning_rate_curves as rates
 from forge_plugins.mathematics.optimizers.learning_rate_curves import linear_warmup

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel import load_pipeline, run
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 from forge_plugins.data.text import TextConfig
 from forge_plugins.data.text_batches import WindowData, Windows

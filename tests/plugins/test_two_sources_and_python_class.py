@@ -13,7 +13,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import (
     UseData,
     UseLoss,
@@ -22,6 +22,7 @@ from forge_kernel.config.use import (
     UsePolicy,
     UseValidator,
 )
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import ConfigError, PluginError
 
 FORMS = """

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel import load_pipeline, run
-from forge_kernel.contract.strategy import OneProcess
 from forge_kernel.errors import PluginError
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data import text_batches as windows_module
 from forge_plugins.data.file import FileConfig
 from forge_plugins.data.text import Text, TextConfig, read_row

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel import load_pipeline, run
-from forge_kernel.config.pipeline import RunConfig
 from forge_kernel.config.schema import bind_config
 from forge_kernel.contract.plugin import facts
-from forge_kernel.contract.run import Batch
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.testing.compare import differences
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data.file import File, FileConfig, FileData
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.inspection.quality import assess, outlier_limits

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import RunError
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data.file import File, FileConfig
 
 

@@ -11,9 +11,9 @@ import torch
 from table_files import write
 
 from forge_kernel import load_pipeline, run
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import PluginError
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data.file import File, FileConfig, deal, open_file
 
 INPUTS = np.arange(12).reshape(4, 3)

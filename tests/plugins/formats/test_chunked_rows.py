@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import RunError
+from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data.file import File, FileConfig
 from forge_plugins.formats.columns.chunks import MappedChunks, PackedChunks, fletcher32
 from forge_plugins.formats.columns.layout import Layout, map_layout

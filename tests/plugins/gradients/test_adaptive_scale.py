@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forge_kernel.config.use import UseGradients
 from forge_kernel.contract.plugin import Kind
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.planning.catalog import Catalog
 from forge_plugins.mathematics.optimizers.gradient_scaling import root_mean_squares, scale_down
 

@@ -12,7 +12,7 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UseGradients
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_plugins.mathematics.optimizers.newton_schulz import polar_factor
 
 

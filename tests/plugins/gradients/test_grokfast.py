@@ -17,7 +17,7 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseGradients
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_plugins.gradients.grokfast import GrokfastConfig

@@ -15,12 +15,13 @@ from torch import nn
 
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseGradients, UsePhases
-from forge_kernel.contract.data import DataSpec, LiveData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PlanError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialValidator
+from forge_kernel.training.data_loaders import LiveData
 from forge_plugins.mathematics.grokfast.adaptation import AdaptationRule, FilterAdaptation
 
 BATCHES = [

@@ -10,7 +10,7 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UseGradients, UseLoss
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_plugins.mathematics.losses.stablemax import stablemax_logits
 from forge_plugins.mathematics.optimizers.orthogonal_gradient import remove_parallel_part
 

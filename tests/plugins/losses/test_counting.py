@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forge_kernel.config.use import UseLoss, UseQuantizer, UseValidator
-from forge_kernel.contract.data import DataSpec, LiveData
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError, RunError
+from forge_kernel.training.data_loaders import LiveData
 
 CLASSES, FEATURES, SAMPLES, LENGTH = 4, 5, 9, 3
 

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from forge_kernel.config.use import UseLoss, UseValidator
-from forge_kernel.contract.data import DataSpec, TensorData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.tensor_data import TensorData
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 from forge_plugins.mathematics.losses.chunked_cross_entropy import chunked_cross_entropy
 from forge_plugins.mathematics.losses.deferred_logits import DeferredLogits, without_head

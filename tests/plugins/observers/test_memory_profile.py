@@ -16,7 +16,7 @@ from torch import nn
 from forge_kernel import load_pipeline, run
 from forge_kernel.api import Kind
 from forge_kernel.config.use import UseObserver
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_plugins.observers.memory_profile import RECORD
 
 BATCH = Batch(torch.randn(6, 4), torch.arange(6) % 3)

@@ -19,9 +19,10 @@ from torch import nn
 
 from forge_kernel import run
 from forge_kernel.api import PluginError
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseLoss, UseObserver, UseOptimizer
 from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.runner import resume
 from forge_plugins.observers import mlflow_store
 from forge_plugins.observers.mlflow_store import no_answer, plain_name, shown_place

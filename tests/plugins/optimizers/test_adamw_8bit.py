@@ -11,9 +11,11 @@ from kernel_parts import StopAfter
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer
-from forge_kernel.contract.data import DataSpec, TensorData
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.tensor_data import TensorData
 from forge_kernel.errors import PluginError
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore

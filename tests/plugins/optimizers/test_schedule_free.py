@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.config.pipeline import PipelineConfig, RunConfig
+from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseValidator
-from forge_kernel.contract.data import DataSpec, TensorData
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.tensor_data import TensorData
 from forge_kernel.errors import PlanError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan

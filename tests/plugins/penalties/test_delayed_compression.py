@@ -11,7 +11,7 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UsePenalty
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 
 BATCH = Batch(

@@ -10,7 +10,7 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UsePenalty, UseQuantizer
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 from forge_plugins.mathematics.quantization.weight_size import mean_magnitude, mean_square
 

@@ -10,8 +10,10 @@ from kernel_parts import make_session
 from torch import nn
 
 from forge_kernel.config.use import UsePolicy
-from forge_kernel.contract.data import DataSpec, LiveData, TensorData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.tensor_data import TensorData
+from forge_kernel.contract.values import Batch
+from forge_kernel.training.data_loaders import LiveData
 
 
 def batches(count: int) -> list[Batch]:

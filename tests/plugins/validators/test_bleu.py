@@ -14,7 +14,7 @@ from ranks import computed
 from torch import Tensor
 
 from forge_kernel.config.schema import bind_config
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import UseValidator
-from forge_kernel.contract.data import DataSpec, LiveData
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
+from forge_kernel.training.data_loaders import LiveData
 from forge_plugins.mathematics.metrics.classification import (
     BY_CLASS,
     class_counts,

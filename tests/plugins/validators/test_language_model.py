@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import computed
 
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_plugins.mathematics.metrics.language_model import cross_entropy_sums, perplexity

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import computed
 
-from forge_kernel.contract.run import Batch
+from forge_kernel.contract.values import Batch
 from forge_plugins.validators.regression import RegressionMeter
 
 

@@ -1,0 +1,167 @@
+"""Values that hooks are given: batches, steps, progress, records, events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from forge_kernel.contract.counting import IGNORE_INDEX, Counted, count
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+Goal = Literal["max", "min"]
+
+
+RequestName = Literal["stop", "save", "restore", "validate"]
+
+
+@dataclass(slots=True)
+class Batch:
+    """One micro-batch.
+
+    Args:
+        inputs: what the model reads, first dimension = samples.
+        targets: what the loss compares with, or None.
+        weights: weight of each sample in the loss, shape (samples,), or None for equal weights.
+        positions: which positions of the sequence (second dimension) the loss reads, as an index
+            of that dimension; models and validators need compute no others. None: all.
+        ignore_index: the integer target that counts for nothing; the kernel sets it to
+            `run.ignore_index`.
+    """
+
+    inputs: Any
+    targets: Any = None
+    weights: Tensor | None = None
+    positions: slice | Tensor | None = None
+    ignore_index: int = field(default=IGNORE_INDEX, kw_only=True)
+    _count: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def counted(self) -> Counted:
+        """How much each target counts: what every loss and validator weighs by.
+
+        Raises:
+            RunError: the weights do not fit the targets.
+        """
+        known, targets = self._count, self.targets
+        if (
+            known is None
+            or known[0] is not targets
+            or known[1] is not self.weights
+            or known[2:4] != (self.ignore_index, getattr(targets, "_version", 0))
+        ):
+            found = count(targets, self.weights, self.inputs, self.ignore_index)
+            self._count = (*self._count_key(), found)
+            return found
+        answer: Counted = known[4]
+        return answer
+
+    def _count_key(self) -> tuple[Any, Any, int, int]:
+        """What a count is of: it is taken anew when any of it is replaced or written to."""
+        version = getattr(self.targets, "_version", 0)
+        return self.targets, self.weights, self.ignore_index, version
+
+    def as_numbers(self) -> Batch:
+        """The batch with targets that are numbers, all of which count, even if they are whole."""
+        targets = self.targets
+        if not hasattr(targets, "is_floating_point") or targets.is_floating_point():
+            return self
+        return replace(self, targets=targets.float())
+
+    def counted_as(self, counted: Counted, device: torch.device) -> None:
+        """Take over the count of the same batch on the host, where counting waits for nothing."""
+        weights = counted.weights
+        if weights is not None and weights.device != device:
+            counted = replace(counted, weights=weights.to(device, non_blocking=True))
+        self._count = (*self._count_key(), counted)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if hasattr(value, "to") else value
+
+        def all_moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: moved(part) for name, part in value.items()}
+            return moved(value)
+
+        return Batch(
+            all_moved(self.inputs),
+            all_moved(self.targets),
+            moved(self.weights),
+            moved(self.positions),
+            ignore_index=self.ignore_index,
+        )
+
+
+@dataclass(slots=True)
+class Step:
+    """The optimizer step in progress.
+
+    `number` counts from 1; `logs` says that this step ends a log interval; `loss` is the weighted
+    mean over the window so far (0-d, on the device); `losses` the means of the loss's named terms
+    over the whole window, and `parameters` and `gradients` those that have a gradient, in one
+    order, from `on_gradients` on.
+    """
+
+    number: int = 1
+    phase: str | None = None
+    logs: bool = False
+    loss: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the run is: finished optimizer steps, epoch, batches consumed in that epoch."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    skipped: int = 0  # windows dropped for a non-finite gradient
+    rollbacks: int = 0
+    seconds: float = 0.0  # of training, validation and saving, over all sessions of the run
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rate and momentum as factors of the configured ones, for all groups or for each."""
+
+    learning_rate: float | tuple[float, ...] = 1.0
+    momentum: float | tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """The figures of a log interval; None is "not measured"."""
+
+    step: int
+    epoch: int
+    time: float  # seconds since the epoch (1970)
+    figures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a reader of the run should know; `run.tell` makes it."""
+
+    step: int  # finished optimizer steps
+    name: str  # one word for programs, such as `capability_acquired`
+    message: str  # one sentence for people
+    facts: Mapping[str, float | int | str | bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A wish of a plugin, served after all listeners."""
+
+    what: RequestName
+    reason: str = ""
+    tag: str = ""
