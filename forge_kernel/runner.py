@@ -139,7 +139,8 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
     with session.streams.kept():
         problems = _taken_up(session)  # what is refused has changed nothing in the folder
-        session.clear_unfinished()
+        if session.store is not None:
+            session.store.clear_unfinished()
         if settings:
             names = tuple(pipeline.notes.get("x-live", ()))
             write_config(folder, with_absolute_paths(fill(pipeline), pipeline), names)

@@ -1,0 +1,111 @@
+"""One batch through the model: on the device, with what counts in it, to outputs and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from forge_kernel.contract.counting import loss_terms
+from forge_kernel.contract.model_call import ModelCall
+from forge_kernel.contract.run import Run
+from forge_kernel.contract.values import Batch, Step
+from forge_kernel.training.accumulation import TermMean
+from forge_kernel.training.bus import Bus
+from forge_kernel.training.data_loaders import batch_from
+
+AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ForwardPass:
+    """What training and validation compute of a batch.
+
+    Args:
+        run: set up, with its model.
+        step: what hooks are told of the step.
+        bus: of the run.
+
+    Attributes:
+        autocast: dtype of the products, or None for the weights' own.
+    """
+
+    def __init__(self, run: Run, step: Step, bus: Bus) -> None:
+        self.run, self.step = run, step
+        self.autocast = AUTOCAST.get(run.settings.precision)
+        self._moves = run.device.type != "cpu"
+        self._ignore_index = run.settings.ignore_index
+        self._on_outputs = bus.calls("on_outputs")
+        self._compute_outputs = bus.call("compute_outputs")
+        compute_loss = bus.call("compute_loss")
+        assert compute_loss is not None, "the planner let a run pass without compute_loss"
+        self._compute_loss = compute_loss
+        self._model_call = ModelCall(run.model)
+
+    def to_device(self, batch: Any) -> Batch:
+        """The batch on the device, with what counts in it.
+
+        Raises:
+            RunError: it is no batch.
+        """
+        taken: Batch = batch if isinstance(batch, Batch) else batch_from(batch)
+        taken.ignore_index = self._ignore_index
+        if not self._moves:
+            return taken
+        counted = taken.counted  # before it moves: on the host counting waits for nothing
+        moved: Batch = taken.to(self.run.device)
+        moved.ignore_index = taken.ignore_index
+        moved.counted_as(counted, self.run.device)
+        return moved
+
+    def outputs(self, batch: Batch) -> Any:
+        """What the model gives for a batch."""
+        if self._compute_outputs is not None:
+            return self._compute_outputs(self.run, self.step, batch)
+        if batch.positions is None and isinstance(batch.inputs, Tensor):
+            return self.run.active_model(batch.inputs)
+        return self._model_call(self.run.active_model, batch)
+
+    def training_loss(self, batch: Batch) -> Any:
+        """The loss's answer; listeners are told the outputs."""
+        if self.autocast is None:
+            return self._training_loss(batch)
+        with torch.autocast(self.run.device.type, self.autocast):
+            return self._training_loss(batch)
+
+    def _training_loss(self, batch: Batch) -> Any:
+        run, step = self.run, self.step
+        outputs = self.outputs(batch)
+        for listen in self._on_outputs:
+            listen(run, step, batch, outputs)
+        return self._compute_loss(run, step, batch, outputs)
+
+    def validation_loss(self, batch: Batch) -> tuple[Any, Any]:
+        """The loss's answer and the outputs."""
+        if self.autocast is None:
+            return self._validation_loss(batch)
+        with torch.autocast(self.run.device.type, self.autocast):
+            return self._validation_loss(batch)
+
+    def _validation_loss(self, batch: Batch) -> tuple[Any, Any]:
+        outputs = self.outputs(batch)
+        return self._compute_loss(self.run, self.step, batch, outputs), outputs
+
+
+def term_means(answer: Any, batch: Batch) -> list[TermMean]:
+    """The means of a loss's terms over what counts in a batch."""
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor):
+        return [TermMean(*answer)]
+    counted = batch.counted
+    return [TermMean(*term.mean(counted), term.scale, term.name) for term in loss_terms(answer)]
+
+
+def joined(terms: Sequence[TermMean]) -> tuple[Tensor, float | Tensor]:
+    """One mean and weight of a batch's terms, for whoever looks at the batch alone."""
+    if len(terms) == 1:
+        (term,) = terms
+        return term.mean if term.scale == 1.0 else term.mean * term.scale, term.weight
+    mean = torch.stack([term.mean * term.scale for term in terms]).sum()
+    weights = [term.weight for term in terms]
+    return mean, sum(weights[1:], weights[0]) / len(weights)

@@ -1,0 +1,165 @@
+"""All that a run needs to go on, collected from its owners and given back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+import torch
+
+from forge_kernel.contract.plugin import Stateful
+from forge_kernel.contract.values import Progress
+from forge_kernel.errors import CheckpointError, NonFiniteError, RunError
+from forge_kernel.storage.checkpoint_store import Snapshot
+from forge_kernel.storage.random_state import read_random_state, write_random_state
+from forge_kernel.training.extra_state import extra_states, load_extra_states
+from forge_kernel.training.optimizer_state import load_optimizer_state, optimizer_state
+from forge_kernel.training.session_state import SessionState
+
+MAX_ROLLBACKS: Final = 10
+_TREES: Final = frozenset({"optimizer", "plugins", "random", "progress", "metrics", "loop"})
+
+
+def take_snapshot(session: SessionState) -> Snapshot:
+    """Everything that the run needs to go on."""
+    run = session.run
+    data = run.data
+    session.clock.bank()
+    with session.streams:
+        random = read_random_state()
+    trees: dict[str, Any] = {
+        "optimizer": optimizer_state(run),
+        "plugins": {entry.label: plugin.state_dict() for entry, plugin in session.bus.stateful()},
+        "random": random,
+        "data": data.state_dict() if isinstance(data, Stateful) else None,
+        "progress": asdict(run.progress),
+        "metrics": run.metrics.state_dict(),
+        "extra_state": extra_states(run),
+        "loop": _loop_state(session),
+    }
+    versions = {entry.label: entry.origin for entry, _ in session.bus.stateful()}
+    about = {
+        **session.about,
+        "torch": torch.__version__,
+        "optimizer": type(run.optimizer).__name__,
+        "plugins": versions,
+    }
+    return Snapshot(run.progress.step, run.strategy.model_state(run), trees, about)
+
+
+def _loop_state(session: SessionState) -> dict[str, Any]:
+    """What the session's parts remember, in one tree."""
+    return {
+        **session.optimizer_step.state_dict(),
+        "total_steps": session.run.total_steps,
+        "validated_at": session.validation.at,
+        "logged_at": session.logged_at,
+    }
+
+
+def load_snapshot(session: SessionState, snapshot: Snapshot, *, random: bool = True) -> None:
+    """Bring the run to the state of a snapshot.
+
+    Args:
+        session: set up.
+        snapshot: what `take_snapshot` gave.
+        random: also the random streams and the position in the data.
+
+    Raises:
+        RunError: it is of another model or of other plugins.
+    """
+    run, trees = session.run, snapshot.trees
+    lacking = sorted(_TREES - trees.keys())
+    if lacking:
+        raise CheckpointError(f"the checkpoint of step {snapshot.step} has no {', '.join(lacking)}")
+    try:
+        run.strategy.load_model_state(run, snapshot.model)
+    except (KeyError, ValueError) as error:
+        raise RunError(f"the checkpoint is of another model: {error.args[0]}") from error
+    theirs, mine = snapshot.about.get("optimizer"), type(run.optimizer).__name__
+    if theirs not in (None, mine):
+        raise RunError(f"the checkpoint holds the memory of {theirs}, and this run has {mine}")
+    load_extra_states(run, trees.get("extra_state", {}))
+    load_optimizer_state(run, trees["optimizer"])
+    known = trees["plugins"]
+    for entry, plugin in session.bus.stateful():
+        if entry.label not in known:
+            raise RunError(f"the checkpoint has no state of {entry.label}; it has {sorted(known)}")
+        plugin.load_state_dict(known[entry.label])
+    for name, value in trees["progress"].items():
+        if not hasattr(run.progress, name):
+            raise CheckpointError(f"the checkpoint's progress has an unknown part '{name}'")
+        if random or name not in ("epoch", "batch"):
+            setattr(run.progress, name, value)
+    assert isinstance(run.progress, Progress)
+    run.metrics.load_state_dict(trees["metrics"])
+    loop = {**_loop_state(session), **trees["loop"]}  # what an older one lacks stays as it is
+    session.optimizer_step.load_state_dict(loop)
+    session.validation.at, session.logged_at = loop["validated_at"], loop["logged_at"]
+    if random:
+        data = run.data
+        if isinstance(data, Stateful) and trees.get("data"):
+            data.load_state_dict(trees["data"])
+        with session.streams:
+            write_random_state(trees["random"])
+    for notify in session.bus.calls("on_weights_changed"):
+        notify(run)
+
+
+def load_pinned_weights(session: SessionState, tag: str) -> None:
+    """Put the weights of a pinned checkpoint into the model.
+
+    The plugin that names the evaluation model, if one does, takes up its memory too: what was
+    validated then is what is restored. Nothing else changes.
+
+    Raises:
+        RunError: nothing is pinned under the tag.
+    """
+    found = session.store.pinned(tag) if session.store is not None else None
+    if session.store is None or found is None:
+        raise RunError(f"there is no checkpoint pinned as '{tag}' to restore")
+    run, snapshot = session.run, session.store.load(found)
+    run.strategy.load_model_state(run, snapshot.model)
+    namers = {entry.path for entry in session.plan.answering("compute_evaluation_model")}
+    for entry, plugin in session.bus.stateful():
+        if entry.path in namers:
+            plugin.load_state_dict(snapshot.trees["plugins"][entry.label])
+    session.validation.at = -1
+    for notify in session.bus.calls("on_weights_changed"):
+        notify(run)
+
+
+def roll_back(session: SessionState, where: str) -> None:
+    """Back to the newest checkpoint, on with the data: the windows after it are lost."""
+    assert session.store is not None
+    progress = session.run.progress
+    rollbacks, skipped = progress.rollbacks + 1, progress.skipped
+    if rollbacks > MAX_ROLLBACKS:
+        raise NonFiniteError(f"not finite {where}, after {MAX_ROLLBACKS} rollbacks")
+    epoch, batch = progress.epoch, progress.batch
+    snapshot, _, _ = session.store.newest()
+    load_snapshot(session, snapshot, random=False)
+    progress.epoch, progress.batch = epoch, batch
+    progress.rollbacks, progress.skipped = rollbacks, skipped
+    session.optimizer_step.open()
+
+
+def differences(session: SessionState, about: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint was made with that is another now.
+
+    Args:
+        session: set up.
+        about: of the checkpoint.
+    """
+    found = []
+    if about.get("torch") not in (None, torch.__version__):
+        found.append(f"it was saved with torch {about['torch']}, this is {torch.__version__}")
+    origins = {entry.label: entry.origin for entry, _ in session.bus.stateful()}
+    for label, origin in about.get("plugins", {}).items():
+        if label in origins and origins[label] != origin:
+            found.append(f"{label} was {origin} when it was saved, and is {origins[label]}")
+    config = session.about.get("config")
+    if config is not None and about.get("config") not in (None, config):
+        found.append("the configuration is another than when it was saved")
+    return found

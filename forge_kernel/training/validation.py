@@ -1,0 +1,151 @@
+"""Validation: one pass over the validation data, with random streams of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from forge_kernel.contract.metrics import Meter
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.run import Run
+from forge_kernel.contract.seeds import stream_seed
+from forge_kernel.planning.plan import Plan, Planned
+from forge_kernel.storage.random_state import StreamState
+from forge_kernel.training.accumulation import TermMean
+from forge_kernel.training.awaited_metrics import AwaitedMetrics
+from forge_kernel.training.bus import Bus
+from forge_kernel.training.events import pass_events
+from forge_kernel.training.forward_pass import ForwardPass, joined, term_means
+from forge_kernel.training.random_streams import RunStreams
+
+
+class Validation:
+    """The validations of a run that is set up.
+
+    Args:
+        forward: outputs and loss of a batch.
+        bus: of the run.
+        plan: what runs.
+        streams: the run's random streams.
+
+    Attributes:
+        at: the step that was validated last; -1: none, or the weights are others since.
+    """
+
+    def __init__(
+        self,
+        forward: ForwardPass,
+        bus: Bus,
+        plan: Plan,
+        streams: RunStreams,
+    ) -> None:
+        self.forward, self.bus, self.plan, self.streams = forward, bus, plan, streams
+        self.run: Run = forward.run
+        self.at = -1
+        self._awaited = AwaitedMetrics(plan)
+        self._draws = stream_seed(self.run.seed, "validation")
+        self._meters: list[Meter] = [
+            meter for answer in bus.calls("make_meters") for meter in answer(self.run)
+        ]
+        for meter in self._meters:
+            self.run.metrics.goals.update(meter.goals)
+        self.run.metrics.goals.setdefault("loss", "min")
+
+    def check(self) -> None:
+        """Refuse plugins that would wait for ever for a metric.
+
+        Raises:
+            PluginError: naming them.
+        """
+        self._awaited.check(self.run.data)
+
+    def pass_over(self) -> dict[str, float]:
+        """One pass over the validation data; model modes are left as they were.
+
+        Returns:
+            The figures over the whole set; empty when there is no validation data.
+        """
+        run = self.run
+        run.active_model = self.evaluation_model()
+        modes = [(module, module.training) for module in run.active_model.modules()]
+        run.active_model.eval()
+        try:
+            # whatever a validation draws, each one draws the same, and training draws on as if
+            # there had been none
+            own = StreamState.seeded(self._draws)
+            with self.streams.drawing(own) as turn, torch.no_grad():
+                figures = self._computed(turn)
+        finally:
+            run.active_model = run.model
+            for module, mode in modes:
+                module.training = mode
+        self.at = run.progress.step
+        self._awaited.look(run, figures)
+        if figures:
+            unfinished = self.unfinished()
+            run.metrics.record_validation(figures, best=not unfinished)
+            entries = self.plan.answering("on_validation")
+            for entry, listen in zip(entries, self.bus.calls("on_validation"), strict=True):
+                if not unfinished or self._hears_unfinished(entry):
+                    listen(run, figures)
+        pass_events(self.run, self.bus)
+        return figures
+
+    def _computed(self, turn: Callable[[], None]) -> dict[str, float]:
+        run = self.run
+        for meter in self._meters:
+            meter.reset()
+        # of each term of the loss: sum of weighted means, sum of weights; then the batches:
+        # exact however they are shared out
+        total: Tensor | None = None
+        terms: list[TermMean] = []
+        for item in run.data.validation():
+            batch = self.forward.to_device(item)
+            answer, outputs = self.forward.validation_loss(batch)
+            terms = term_means(answer, batch)
+            if total is None:
+                total = torch.zeros(2 * len(terms) + 1, dtype=torch.float64, device=run.device)
+            for index, term in enumerate(terms):
+                total[2 * index] += term.mean.double() * term.weight
+                total[2 * index + 1] += term.weight
+            total[-1] += 1
+            loss, weight = joined(terms)
+            for meter in self._meters:
+                meter.update(batch, outputs, loss, weight)
+            turn()
+        if total is None:
+            total = torch.zeros(3, dtype=torch.float64, device=run.device)
+        # all ranks add up, also one whose share was empty: the others wait for it
+        *sums, seen = run.strategy.reduce(total).tolist()
+        if not seen:
+            return {}
+        figures: dict[str, float] = {}
+        if any(sums[1::2]):
+            scales = [float(term.scale) for term in terms] or [1.0]
+            means = [
+                total / weight if weight else 0.0
+                for total, weight in zip(sums[::2], sums[1::2], strict=True)
+            ]
+            figures["loss"] = sum(scale * mean for scale, mean in zip(scales, means, strict=True))
+        for meter in self._meters:
+            figures.update(meter.compute(run.strategy.reduce))
+        return figures
+
+    def unfinished(self) -> list[str]:
+        """Why the network is not yet what will be exported; empty when it is."""
+        told = [answer(self.run) for answer in self.bus.calls("unfinished")]
+        return [reason for reason in told if reason]
+
+    def _hears_unfinished(self, entry: Planned) -> bool:
+        """Whether a plugin is told the figures of a network that is not yet finished."""
+        if entry.info.kind is not Kind.POLICIES or entry.info.hears_unfinished:
+            return True
+        asked = getattr(entry.config, "not_before", None)
+        return asked is not None and self.run.progress.step >= asked
+
+    def evaluation_model(self) -> nn.Module:
+        """The model that validation and export use."""
+        choose = self.bus.call("compute_evaluation_model")
+        return self.run.model if choose is None else choose(self.run)
