@@ -20,7 +20,7 @@ from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.planning.plan import Plan, Planned
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 
 EVENTS = 20_000
 

@@ -134,7 +134,7 @@ import sys, time
 from pathlib import Path
 from forge_kernel import load_pipeline
 from forge_kernel.api import Kind, PluginInfo, hookimpl
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.runner import run
 
 class Teller:

@@ -40,7 +40,7 @@ from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.values import Batch
 from forge_kernel.planning.plan import plan
-from forge_kernel.training.in_memory import LiveModel, NoConfig
+from forge_kernel.training.loaders.in_memory import LiveModel, NoConfig
 from forge_kernel.training.session import Session
 
 torch.set_num_threads(1)

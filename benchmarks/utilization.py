@@ -109,7 +109,7 @@ def measured(epochs: int) -> dict[str, Any]:
     from forge_kernel.api import Kind, PluginInfo, hookimpl
     from forge_kernel.planning.pipeline_file import load_pipeline
     from forge_kernel.runner import run
-    from forge_kernel.training.in_memory import NoConfig
+    from forge_kernel.training.loaders.in_memory import NoConfig
 
     device = torch.device("cuda", torch.cuda.current_device())
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"

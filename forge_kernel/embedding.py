@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from forge_kernel.storage.atomic_files import write_bytes, write_json, write_text
     from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
     from forge_kernel.storage.random_state import process_state_kept
-    from forge_kernel.training.data_loaders import LiveData, batch_from
     from forge_kernel.training.device import resolve_device
-    from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.loaders.data_loaders import LiveData, batch_from
+    from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel, NoConfig
     from forge_kernel.training.one_process import OneProcess
     from forge_kernel.training.optimizer_state import optimizer_state
     from forge_kernel.training.param_group_schedule import (
@@ -87,10 +87,10 @@ _HOMES: Final = {
     "Fault": "forge_kernel.errors",
     "IGNORE_INDEX": "forge_kernel.contract.counting",
     "INPUTS": "forge_kernel.contract.data",
-    "LiveData": "forge_kernel.training.data_loaders",
-    "LiveDataPlugin": "forge_kernel.training.in_memory",
-    "LiveModel": "forge_kernel.training.in_memory",
-    "NoConfig": "forge_kernel.training.in_memory",
+    "LiveData": "forge_kernel.training.loaders.data_loaders",
+    "LiveDataPlugin": "forge_kernel.training.loaders.in_memory",
+    "LiveModel": "forge_kernel.training.loaders.in_memory",
+    "NoConfig": "forge_kernel.training.loaders.in_memory",
     "OneProcess": "forge_kernel.training.one_process",
     "PipelineConfig": "forge_kernel.config.pipeline",
     "RunConfig": "forge_kernel.contract.run_config",
@@ -101,7 +101,7 @@ _HOMES: Final = {
     "UseQuantizer": "forge_kernel.config.use",
     "UseWrapper": "forge_kernel.config.use",
     "WEIGHTS": "forge_kernel.contract.data",
-    "batch_from": "forge_kernel.training.data_loaders",
+    "batch_from": "forge_kernel.training.loaders.data_loaders",
     "check_pipeline": "forge_kernel.planning.pipeline_file",
     "did_you_mean": "forge_kernel.config.spelling",
     "fill": "forge_kernel.planning.pipeline_file",

@@ -37,7 +37,12 @@ from forge_kernel.run_folder.record import (
     new_run_folder,
     write_config,
 )
-from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, ProgressCallback, Watcher
+from forge_kernel.training.loaders.in_memory import (
+    LiveDataPlugin,
+    LiveModel,
+    ProgressCallback,
+    Watcher,
+)
 
 if TYPE_CHECKING:
     from torch import nn

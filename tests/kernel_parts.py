@@ -21,8 +21,8 @@ from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import check_pipeline
 from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialLoss
-from forge_kernel.training.data_loaders import LiveData
-from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
+from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel, NoConfig
 from forge_kernel.training.session import Session
 
 

@@ -22,7 +22,7 @@ from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.storage.atomic_files import write_json, write_text
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 
 if TYPE_CHECKING:
     from forge_kernel.contract.result import RunResult

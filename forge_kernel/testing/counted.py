@@ -17,7 +17,7 @@ from forge_kernel.contract.values import Batch, Step
 from forge_kernel.runner import result_of
 from forge_kernel.storage.state_tree import split_tree
 from forge_kernel.testing.trial import Trial
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.training.session import Session
 
 TOLERANCE = 1e-5

@@ -24,7 +24,7 @@ from forge_kernel.contract.values import Batch, Goal, Step
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.plan import plan
 from forge_kernel.runner import resume, run
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.training.session import Session
 
 SAMPLES, FEATURES, SEQUENCE, VOCABULARY, CLASSES = 22, 8, 4, 7, 5

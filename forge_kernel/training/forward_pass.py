@@ -14,7 +14,7 @@ from forge_kernel.contract.run import Run
 from forge_kernel.contract.values import Batch, Step
 from forge_kernel.training.accumulation import TermMean
 from forge_kernel.training.bus import Bus
-from forge_kernel.training.data_loaders import batch_from
+from forge_kernel.training.loaders.data_loaders import batch_from
 
 AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,7 +18,7 @@ from forge_kernel.training.awaited_metrics import AwaitedMetrics
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.forward_pass import ForwardPass, joined, term_means
-from forge_kernel.training.random_streams import RunStreams
+from forge_kernel.training.loaders.random_streams import RunStreams
 
 
 class Validation:

@@ -26,7 +26,7 @@ from forge_kernel import PipelineConfig, RunConfig, run
 from forge_kernel.config.use import UseData, UseLoss, UseModel, UseOptimizer, UsePhases, UseSchedule
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 
 SHORT = {"warmup_steps": 10, "total_steps": 100, "decay_steps": 50, "cycle_length": 20}
 

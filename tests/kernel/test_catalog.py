@@ -12,7 +12,7 @@ from forge_kernel.contract.plugin import API_VERSION, Kind, PluginInfo
 from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import load_pipeline
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 
 Install = Callable[..., None]
 

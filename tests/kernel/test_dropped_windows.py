@@ -15,7 +15,7 @@ from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import NonFiniteError
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(40, 4, generator=GENERATOR)

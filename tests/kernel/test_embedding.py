@@ -26,7 +26,7 @@ from forge_kernel.errors import ConfigError
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 
 def pipeline(**settings: Any) -> PipelineConfig:
@@ -236,7 +236,7 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
 
     from forge_kernel.contract.values import Batch
     from forge_kernel.testing.trial import TrialLoss
-    from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel
+    from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel
     from forge_kernel.training.session import Session
 
     torch.manual_seed(0)
@@ -268,7 +268,7 @@ def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Mod
     from forge_kernel.contract.plugin import Kind, PluginInfo
     from forge_kernel.contract.values import Batch
     from forge_kernel.testing.trial import TrialLoss
-    from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel, NoConfig
     from forge_kernel.training.one_process import OneProcess
     from forge_kernel.training.session import Session
 

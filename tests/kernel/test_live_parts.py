@@ -21,8 +21,8 @@ from forge_kernel.config.use import UseLoss
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, ForgeError, RunError
-from forge_kernel.training.data_loaders import LiveData, batch_from
-from forge_kernel.training.in_memory import LiveDataPlugin, LiveModel
+from forge_kernel.training.loaders.data_loaders import LiveData, batch_from
+from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel
 from forge_kernel.training.session import Session
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.optimizers.sgd import Sgd, SgdConfig

@@ -23,8 +23,8 @@ from forge_kernel.contract.values import Batch, Rates
 from forge_kernel.errors import NonFiniteError, OwnershipError, PluginError, RunError
 from forge_kernel.planning.plan import HOOKS
 from forge_kernel.testing.trial import TrialLoss
-from forge_kernel.training.data_loaders import LiveData
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.training.one_process import OneProcess
 
 

@@ -30,8 +30,8 @@ from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
 from forge_kernel.storage.random_state import StreamState
-from forge_kernel.training.data_loaders import LiveData
-from forge_kernel.training.random_streams import RunStreams
+from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.random_streams import RunStreams
 
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(40, 4, generator=GENERATOR)

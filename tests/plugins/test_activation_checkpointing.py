@@ -18,7 +18,7 @@ from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import PluginInfo
 from forge_kernel.contract.values import Batch
 from forge_kernel.runner import resume
-from forge_kernel.training.in_memory import NoConfig
+from forge_kernel.training.loaders.in_memory import NoConfig
 
 SETTINGS = [
     "run.max_steps=6", "run.device=cpu", "run.save_every=3", "data.with.modulus=11",

@@ -24,7 +24,7 @@ from forge_kernel.runner import run
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import Trial
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 
 class Script:

@@ -16,7 +16,7 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 
 def batch() -> Batch:

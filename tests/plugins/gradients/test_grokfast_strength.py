@@ -21,7 +21,7 @@ from forge_kernel.errors import ConfigError, PlanError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialValidator
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_plugins.mathematics.grokfast.adaptation import AdaptationRule, FilterAdaptation
 
 BATCHES = [

@@ -14,7 +14,7 @@ from forge_kernel.config.use import UseLoss
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 LABELS = [0, 0, 1, 2, 1, 1, 3, 2]  # 3 stands alone
 RATE = 0.1

@@ -18,7 +18,7 @@ from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError, RunError
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 CLASSES, FEATURES, SAMPLES, LENGTH = 4, 5, 9, 3
 

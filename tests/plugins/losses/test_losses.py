@@ -18,7 +18,7 @@ from forge_kernel.config.use import UseLoss
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PluginError
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.losses.regression import Regression, RegressionConfig
 from forge_plugins.mathematics.losses.contrastive import supervised_contrastive

@@ -14,7 +14,7 @@ from forge_kernel.config.use import UseLoss, UseQuantizer
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_plugins.mathematics.losses.latent_answer import latent_answer
 from forge_plugins.mathematics.metrics.lacking_margin import lacking_margin
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forge_kernel.config.use import UseLoss, UseQuantizer
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_plugins.mathematics.losses.distillation import row_distances
 
 PLACES = [slice(1, 3), slice(-1, None), slice(0, 1), slice(0, 3, 2)]

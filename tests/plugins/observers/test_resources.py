@@ -26,7 +26,7 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_kernel.storage.random_state import process_state_kept
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_plugins.mathematics.metrics.batch_size import samples_in
 from forge_plugins.mathematics.metrics.flops import FlopCount, product_peak, training_flops
 from forge_plugins.observers import resources

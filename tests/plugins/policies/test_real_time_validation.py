@@ -20,7 +20,7 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_kernel.training.one_process import OneProcess
 from forge_plugins.mathematics.optimizers.time_budget import affordable
 from forge_plugins.policies import real_time_validation

@@ -13,7 +13,7 @@ from forge_kernel.config.use import UsePolicy
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.tensor_data import TensorData
 from forge_kernel.contract.values import Batch
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 
 def batches(count: int) -> list[Batch]:

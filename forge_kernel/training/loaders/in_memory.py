@@ -11,7 +11,7 @@ from forge_kernel.contract.data import Data
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.training.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LiveData
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from forge_kernel.errors import RunError
 
 if TYPE_CHECKING:
     from forge_kernel.contract.run import Run
-    from forge_kernel.training.loader_stream import LoaderStream
+    from forge_kernel.training.loaders.loader_stream import LoaderStream
 
 
 def batch_from(value: Any) -> Batch:
@@ -127,7 +127,7 @@ class LiveData:
     def _stream(self) -> LoaderStream:
         """The loader's streams, made when they are first asked for."""
         if self._loader is None:
-            from forge_kernel.training.loader_stream import LoaderStream
+            from forge_kernel.training.loaders.loader_stream import LoaderStream
 
             self._loader = LoaderStream(self._training, self._seed, self._tell)
             if self._loaded is not None:

@@ -11,7 +11,7 @@ import torch
 from forge_kernel.contract.seeds import stream_seed
 from forge_kernel.errors import RunError
 from forge_kernel.storage.random_state import StreamState, ambient_seed, drawn_from
-from forge_kernel.training.loader_state import LoaderGenerators, set_epoch
+from forge_kernel.training.loaders.loader_state import LoaderGenerators, set_epoch
 
 _END: Final = object()
 
