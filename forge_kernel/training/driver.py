@@ -55,9 +55,8 @@ class Driver:
         window: list[Batch] = []
         stepped, drawn, start = progress.step, False, progress.batch
         requests, cancelled, clock = self.run.requests, self.session.cancel.is_set, time.monotonic
-        step = self.session.streams.holding(
-            self.session.optimizer_step.take
-        )  # between steps other threads' runs take their turn
+        # between steps other threads' runs take their turn
+        step = self.session.streams.holding(self.session.optimizer_step.take)
         for batch in self.run.data.batches(progress.epoch, progress.batch):
             window.append(batch)
             if len(window) < size:
@@ -89,22 +88,19 @@ class Driver:
 
     def should_stop(self) -> bool:
         """Whether the run is at its end; says why in the session's `stop_reason`."""
-        settings, progress = self.run.settings, self.run.progress
-        if self.session.stop_reason:
+        settings, progress, session = self.run.settings, self.run.progress, self.session
+        if session.stop_reason:
             return True
         if settings.max_steps is not None and progress.step >= settings.max_steps:
-            self.session.stop_reason = f"max_steps ({settings.max_steps})"
+            session.stop_reason = f"max_steps ({settings.max_steps})"
         elif settings.max_epochs is not None and progress.epoch >= settings.max_epochs:
-            self.session.stop_reason = f"max_epochs ({settings.max_epochs})"
-        elif (
-            settings.max_seconds is not None
-            and self.session.clock.seconds() >= settings.max_seconds
-        ):
-            self.session.stop_reason = f"max_seconds ({settings.max_seconds:g})"
-        elif self.run.strategy.decide(int(self.session.cancel.is_set())):
-            self.session.stop_reason = cancel_reason(self.session.cancel)
-            self.session.cancelled = True
-        return bool(self.session.stop_reason)
+            session.stop_reason = f"max_epochs ({settings.max_epochs})"
+        elif settings.max_seconds is not None and session.clock.seconds() >= settings.max_seconds:
+            session.stop_reason = f"max_seconds ({settings.max_seconds:g})"
+        elif self.run.strategy.decide(int(session.cancel.is_set())):
+            session.stop_reason = cancel_reason(session.cancel)
+            session.cancelled = True
+        return bool(session.stop_reason)
 
     def schedule(self) -> None:
         """The next step after which something is due by interval."""

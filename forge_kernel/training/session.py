@@ -131,6 +131,7 @@ class Session(SessionState):
             NonFiniteError: a gradient was not finite and the policy is to stop.
             RunError: there is no open window.
         """
+        self.need_set_up()
         if self.optimizer_step.window.count == 0:
             raise RunError("update() without a micro-batch: call accumulate(batch) first")
         with self.streams:

@@ -97,16 +97,11 @@ class SessionState:
                 return found  # type: ignore[no-any-return]
         return OneProcess()
 
-    @property
-    def ready(self) -> bool:
-        """Whether the session is set up."""
-        return hasattr(self, "optimizer_step")
-
     def need_set_up(self) -> None:
         """Refuse what needs the parts before they are there.
 
         Raises:
             RunError: the session is not set up.
         """
-        if not self.ready:
+        if "optimizer_step" not in self.__dict__:  # the last to be built
             raise RunError("the session is not set up: call set_up() and start(), or use `with`")
