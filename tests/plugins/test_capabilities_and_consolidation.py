@@ -58,6 +58,18 @@ def listener(told: list[Any]) -> Any:
     return make_plugin("listener", Kind.OBSERVERS, on_event=on_event)
 
 
+def keeper() -> Any:
+    """A plugin that keeps the weight matrix as each step left it."""
+    left: dict[int, Any] = {}
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        left[step.number] = run.model.weight.detach().clone()
+
+    plugin = make_plugin("keeper", Kind.OBSERVERS, on_step_end=on_step_end)
+    plugin.left = left
+    return plugin
+
+
 def session(
     values: list[float], use: UsePolicy[Any], told: list[Any], folder: Path | None, **options: Any
 ) -> Any:
@@ -65,7 +77,7 @@ def session(
     batches = [Batch(torch.randn(4, 4), torch.randint(3, (4,))) for _ in range(40)]
     return make_session(
         nn.Linear(4, 3), LiveData(batches, batches[:1]), folder=folder,
-        plugins=[scripted(values), listener(told)], uses={"policies": (use,)},
+        plugins=[scripted(values), listener(told), keeper()], uses={"policies": (use,)},
         **{"validate_every": 1, "max_steps": len(values), **options},
     )  # fmt: skip
 
@@ -153,13 +165,9 @@ def traced(running: Any) -> tuple[dict[int, Any], dict[int, Any]]:
     """The weight matrix by step: as the optimizer left it, and as the step left it."""
     parameter = running.run.model.weight
     stepped: dict[int, Any] = {}
-    left: dict[int, Any] = {}
+    left = next(part.left for part in running.bus.instances.values() if hasattr(part, "left"))
     running.run.optimizer.register_step_post_hook(
         lambda *_: stepped.update({running.run.progress.step + 1: parameter.detach().clone()})
-    )
-    running._on_step_end = (
-        lambda run, step: left.update({step.number: parameter.detach().clone()}),
-        *running._on_step_end,
     )
     return stepped, left
 

@@ -106,10 +106,9 @@ def test_early_stopping_ends_with_the_best_weights_when_asked(tmp_path: Path) ->
     config = {"metric": "score", "mode": "max", "patience": 2, "restore_best": True}
     running = session([0.1, 0.8, 0.3, 0.2, 0.9], UsePolicy("early_stopping", config), tmp_path)
     parameter = next(iter(running.run.parameters.values()))
-    original = running._on_step_end
-    running._on_step_end = (
-        *original, lambda run, step: seen.update({run.progress.step: parameter.detach().clone()}),
-    )  # fmt: skip
+    running.run.optimizer.register_step_post_hook(
+        lambda *_: seen.update({running.run.progress.step + 1: parameter.detach().clone()})
+    )
     running.train()
     assert running.run.progress.step == 4
     assert torch.equal(parameter, seen[2])

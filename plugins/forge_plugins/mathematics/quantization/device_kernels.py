@@ -79,7 +79,6 @@ library.define(
 )
 
 
-@library.impl("forge_plugins::integer_linear", "default")
 def _traced_integer_linear(
     values: Tensor,
     value_scale: Tensor,
@@ -106,6 +105,7 @@ def _shape_of_it(
     return values.new_empty((values.shape[0], levels.shape[0]), dtype=dtype)
 
 
+library.impl("forge_plugins::integer_linear", "default", _traced_integer_linear)
 library.register_fake("forge_plugins::integer_linear", _shape_of_it)
 
 

@@ -188,7 +188,6 @@ library.define(
 )
 
 
-@library.impl("forge_plugins::integer_weight_gradient", "default")
 def _weight_gradient(
     rows: Tensor, order: Tensor, values: Tensor, value_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
@@ -203,6 +202,7 @@ def _shape_of_it(
     return rows.new_empty((rows.shape[1], values.shape[1]), dtype=dtype)
 
 
+library.impl("forge_plugins::integer_weight_gradient", "default", _weight_gradient)
 library.register_fake("forge_plugins::integer_weight_gradient", _shape_of_it)
 
 
