@@ -31,10 +31,11 @@ from safetensors.numpy import save_file
 
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, FileConfig
+from forge_plugins.data.file import File
 from forge_plugins.data.file_batches import FileData
-from forge_plugins.data.text import TextConfig
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.text_batches import WindowData
+from forge_plugins.data.text_config import TextConfig
 from forge_plugins.formats.readers.fixed_records import write_records
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
 

@@ -31,8 +31,9 @@ import torch
 
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, FileConfig
+from forge_plugins.data.file import File
 from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.format import Reading

@@ -1,4 +1,4 @@
-"""How a run spreads over processes: the protocol, and the default of one process."""
+"""How a run spreads over processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from forge_kernel.contract.run import Run
+
+class Trained(Protocol):
+    """What a strategy sees of a run: its model, and the modules beside it by name."""
+
+    model: nn.Module
+    modules: dict[str, nn.Module]
 
 
 class Strategy(Protocol):
@@ -22,7 +27,7 @@ class Strategy(Protocol):
         """Join the other processes."""
         ...
 
-    def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
+    def transform_model(self, run: Trained, model: nn.Module) -> nn.Module:
         """Wrap or shard the model."""
         ...
 
@@ -38,11 +43,11 @@ class Strategy(Protocol):
         """The largest code of any rank, so that all ranks take the same way."""
         ...
 
-    def model_state(self, run: Run) -> dict[str, Tensor]:
+    def model_state(self, run: Trained) -> dict[str, Tensor]:
         """Parameters and buffers by name, whole."""
         ...
 
-    def load_model_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
+    def load_model_state(self, run: Trained, state: Mapping[str, Tensor]) -> None:
         """Write parameters and buffers in place.
 
         Raises:

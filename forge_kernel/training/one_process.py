@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from forge_kernel.contract.run import Run
+    from forge_kernel.contract.strategy import Trained
 
 
 class OneProcess:
@@ -21,7 +21,7 @@ class OneProcess:
     def start(self) -> None:
         """Nothing to join."""
 
-    def transform_model(self, run: Run, model: nn.Module) -> nn.Module:
+    def transform_model(self, run: Trained, model: nn.Module) -> nn.Module:
         """The model as it is."""
         del run
         return model
@@ -39,14 +39,14 @@ class OneProcess:
         """The code itself."""
         return code
 
-    def model_state(self, run: Run) -> dict[str, Tensor]:
+    def model_state(self, run: Trained) -> dict[str, Tensor]:
         """The live tensors of the model and its companions; their extra state is kept apart."""
         state = _tensors(run.model)
         for name, module in run.modules.items():
             state.update({f"{name}.{key}": value for key, value in _tensors(module).items()})
         return state
 
-    def load_model_state(self, run: Run, state: Mapping[str, Tensor]) -> None:
+    def load_model_state(self, run: Trained, state: Mapping[str, Tensor]) -> None:
         """Copy the tensors into the live ones."""
         import torch
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from forge_kernel import load_pipeline, run
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
-from forge_plugins.data.text import TextConfig
 from forge_plugins.data.text_batches import WindowData, Windows
+from forge_plugins.data.text_config import TextConfig
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
 from forge_plugins.mathematics.text.chunks import cut, window_count
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer

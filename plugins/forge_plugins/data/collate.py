@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from forge_plugins.data.file import FileConfig
+    from forge_plugins.data.file_config import FileConfig
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data import permutations, sample_cache
-    from forge_plugins.data.file import FileConfig
+    from forge_plugins.data.file_config import FileConfig
     from forge_plugins.data.sample_cache import BlockCache
     from forge_plugins.formats import errors
     from forge_plugins.formats.columns import chunks, gather

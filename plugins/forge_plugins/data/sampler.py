@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data import permutations
-    from forge_plugins.data.file import FileConfig
+    from forge_plugins.data.file_config import FileConfig
     from forge_plugins.data.permutations import BlockOrder, UnevenOrder
 else:
     np = LazyModule("numpy")

@@ -7,9 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-
-from msgspec import Meta
+from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.api import (
     Data,
@@ -20,7 +18,8 @@ from forge_kernel.api import (
     Run,
     hookimpl,
 )
-from forge_plugins.data.fingerprint import Identity, OnChange
+from forge_plugins.data.fingerprint import Identity
+from forge_plugins.data.text_config import TextConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,78 +46,6 @@ _VERSION: Final = "1"
 """Of what texts become: a change needs another one."""
 _TOGETHER: Final = 2**18  # characters that are encoded at a time
 _SHIPPED: Final = "the shipped text"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Which text, and how it is cut."""
-
-    path: Annotated[
-        str | None,
-        Meta(
-            description="a UTF-8 text, or JSON Lines or an array of objects with a text each "
-            "(.json, .jsonl, .ndjson), plain or .gz; null: the help texts about the language that "
-            "every Python carries (pydoc_data.topics, English, half a megabyte)",
-            extra_json_schema={"format": "path"},
-        ),
-    ] = None
-    field: Annotated[str, Meta(min_length=1, description="the text's field in an object")] = "text"
-    tokenizer: Annotated[
-        Literal["bytes", "characters", "library"],
-        Meta(
-            description="one token for each byte of UTF-8, for each character of the text, or as "
-            "tokenizer_file says"
-        ),
-    ] = "bytes"
-    tokenizer_file: Annotated[
-        str | None,
-        Meta(
-            description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)",
-            extra_json_schema={"format": "path"},
-        ),
-    ] = None
-    end_token: Annotated[
-        str | None,
-        Meta(
-            description="the token of tokenizer_file that stands after each document; null: the "
-            "usual one, such as <|endoftext|> or </s>"
-        ),
-    ] = None
-    length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a window")] = 128
-    batch_size: Annotated[int, Meta(ge=1, description="windows in a training batch")] = 16
-    validation_share: Annotated[
-        float, Meta(gt=0, lt=1, description="share of the text, at its end, that is not trained on")
-    ] = 0.05
-    validation_batch_size: Annotated[
-        int, Meta(ge=1, description="windows in a validation batch")
-    ] = 64
-    shortest: Annotated[
-        int,
-        Meta(ge=1, description="characters of a document; shorter ones are left out and counted"),
-    ] = 1
-    repeats: Annotated[
-        Literal["keep", "leave_out"],
-        Meta(description="documents that are an earlier one again; 16 bytes are held of each"),
-    ] = "keep"
-    unreadable: Annotated[
-        Literal["refuse", "leave_out"],
-        Meta(description="objects without a text: the first is an error, or they are counted"),
-    ] = "refuse"
-    cache_dir: Annotated[
-        str | None,
-        Meta(
-            description="where the tokens are kept, mapped from there; null: forge-kernel/data "
-            "below the user's cache folder",
-            extra_json_schema={"format": "path"},
-        ),
-    ] = None
-    on_change: OnChange = "refuse"
-
-    def __post_init__(self) -> None:
-        if (self.tokenizer == "library") != (self.tokenizer_file is not None):
-            raise ValueError("tokenizer: library and tokenizer_file go together")
-        if self.end_token is not None and self.tokenizer_file is None:
-            raise ValueError("end_token is one of tokenizer_file, which is not given")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from forge_plugins.formats.columns.gather import Column, overlapping
 from forge_plugins.mathematics.text.chunks import window_count
 
 if TYPE_CHECKING:
-    from forge_plugins.data.text import TextConfig
+    from forge_plugins.data.text_config import TextConfig
     from forge_plugins.mathematics.text.tokenizers import Tokenizer
 
 FEW: Final = 2**20

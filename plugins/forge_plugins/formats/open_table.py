@@ -12,7 +12,8 @@ from forge_plugins.formats.columns import cache
 from forge_plugins.formats.columns.chunks import PackedChunks
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.gather import Column, Rows
-from forge_plugins.formats.columns.layout import Layout, map_layout
+from forge_plugins.formats.columns.layout import Layout
+from forge_plugins.formats.columns.mapping import map_layout
 from forge_plugins.formats.columns.metadata_cache import Memos
 from forge_plugins.formats.columns.source_file import Source
 from forge_plugins.formats.columns.table import Table

@@ -21,9 +21,10 @@ from forge_kernel import load_pipeline, run
 from forge_kernel.errors import PluginError
 from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data import text_batches as windows_module
-from forge_plugins.data.file import FileConfig
-from forge_plugins.data.text import Text, TextConfig, read_row
+from forge_plugins.data.file_config import FileConfig
+from forge_plugins.data.text import Text, read_row
 from forge_plugins.data.text_batches import WindowData, Windows
+from forge_plugins.data.text_config import TextConfig
 from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.readers.documents import PART, Account, Documents
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer

@@ -22,7 +22,8 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.testing.compare import differences
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, FileConfig, FileData
+from forge_plugins.data.file import File, FileData
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.inspection.quality import assess, outlier_limits
 from forge_plugins.formats.inspection.quality_scan import surveyed

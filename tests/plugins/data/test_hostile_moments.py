@@ -18,7 +18,8 @@ import pytest
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import RunError
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, FileConfig
+from forge_plugins.data.file import File
+from forge_plugins.data.file_config import FileConfig
 
 
 class Run:

@@ -14,7 +14,8 @@ from forge_kernel import load_pipeline, run
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import PluginError
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, FileConfig, deal, open_file
+from forge_plugins.data.file import File, deal, open_file
+from forge_plugins.data.file_config import FileConfig
 
 INPUTS = np.arange(12).reshape(4, 3)
 TARGETS = np.array([[1, 2, -100], [-100, 5, 6], [7, 8, 9], [-100, -100, -100]])

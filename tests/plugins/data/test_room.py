@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from forge_kernel.errors import PluginError
-from forge_plugins.data.file import FileConfig, deal, open_file
+from forge_plugins.data.file import deal, open_file
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.workers import too_many
 
 

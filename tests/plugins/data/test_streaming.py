@@ -20,8 +20,8 @@ from kernel_parts import StopAfter
 from forge_kernel import load_pipeline, resume, run
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
-from forge_plugins.data.file import FileConfig
 from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.permutations import BlockOrder, HashSplit, UnevenOrder, permuted
 from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import RunError
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, FileConfig
+from forge_plugins.data.file import File
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats.columns.chunks import MappedChunks, PackedChunks, fletcher32
-from forge_plugins.formats.columns.layout import Layout, map_layout
+from forge_plugins.formats.columns.layout import Layout
+from forge_plugins.formats.columns.mapping import map_layout
 from forge_plugins.formats.columns.table import take
 from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from table_files import write
 
 from forge_kernel.errors import PluginError
-from forge_plugins.data.file import FileConfig, deal, open_file
+from forge_plugins.data.file import deal, open_file
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats.columns.exact import inexact, is_exact
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_plugins.data.file import FileConfig
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats import registry
 from forge_plugins.formats.format import Format
 

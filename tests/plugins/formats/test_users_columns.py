@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 from forge_kernel.config.schema import bind_config
 from forge_kernel.errors import PluginError
-from forge_plugins.data.file import FileConfig, FileData, deal, open_file
+from forge_plugins.data.file import FileData, deal, open_file
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats.errors import DataFault
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table

@@ -6,14 +6,10 @@ import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from forge_plugins.formats.columns.gather import Column, Rows
-from forge_plugins.formats.errors import DataFault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,34 +116,3 @@ def field_layout(
         dtype=base.str, shape=(*shape, *inner), offset=offset + place,
         strides=(*steps, *strides_of(inner, base.itemsize)),
     )  # fmt: skip
-
-
-def map_layout(file: Path, name: str, layout: Layout) -> Column | Rows:
-    """The column in place.
-
-    Args:
-        file: where it lies.
-        name: of the column, for messages.
-        layout: of the column.
-
-    Raises:
-        DataFault: it reaches beyond the file's end.
-    """
-    from forge_plugins.formats.columns.chunks import MappedChunks, PackedChunks
-
-    size = file.stat().st_size
-    if layout.end() > size:
-        told = f"ends at byte {layout.end()}, the file at {size}"
-        raise DataFault(file, told, field=name, hint="it is cut short: copy it anew")
-    dtype = np.dtype(layout.dtype)
-    if layout.sizes is not None:
-        return PackedChunks(file, name, layout)
-    if not math.prod(layout.shape):
-        return np.zeros(layout.shape, dtype)
-    whole = np.memmap(file, np.uint8, "r")
-    if layout.starts is not None:
-        return MappedChunks(np.asarray(whole), layout)
-    found: Column = np.ndarray(
-        layout.shape, dtype, whole, layout.offset, layout.strides or None
-    )  # fmt: skip
-    return found

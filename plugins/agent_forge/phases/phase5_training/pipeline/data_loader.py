@@ -19,8 +19,9 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
 from agent_forge.phases.phase5_training.shared_epochs import SharedEpochs
-from forge_plugins.data.file import FileConfig, deal, open_file
+from forge_plugins.data.file import deal, open_file
 from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.errors import DataFault

@@ -71,7 +71,8 @@ from forge_kernel.embedding import (
     write_yaml,
 )
 from forge_kernel.embedding import PipelineConfig as KernelPipeline
-from forge_plugins.data.file import File, FileConfig
+from forge_plugins.data.file import File
+from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.train_validation import merged
 from forge_plugins.exporters.phase6 import TrainingFacts, write_phase6
 
