@@ -19,14 +19,15 @@ from forge_plugins.formats.open_table import open_table
 OPEN = """
 import sys, time
 from pathlib import Path
-from forge_plugins.formats import json_file, opening
+from forge_plugins.formats import open_table
+from forge_plugins.formats.readers import json as json_file
 plain = json_file.RecordColumns.take
 def slow(*words, **named):
     Path(sys.argv[3]).open("a").write("x")
     time.sleep(float(sys.argv[4]))
     return plain(*words, **named)
 json_file.RecordColumns.take = slow
-print(len(opening.open_table(Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))))
+print(len(open_table.open_table(Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))))
 """
 
 

@@ -132,8 +132,8 @@ def test_no_format_imports_its_library_before_it_is_used() -> None:
     """A file of one format needs no other's library: JSON reads without h5py and pyarrow."""
     program = (
         "import sys; sys.modules['h5py'] = sys.modules['pyarrow'] = None\n"
-        "from forge_plugins.formats import installed\n"
-        "assert not installed.known()[1]\n"
+        "from forge_plugins.formats import registry\n"
+        "assert not registry.known()[1]\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run(
