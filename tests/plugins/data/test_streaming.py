@@ -390,7 +390,7 @@ import sys
 from pathlib import Path
 from forge_plugins.data.file import File, FileConfig
 from forge_kernel.config.pipeline import RunConfig
-from forge_kernel.contract.strategy import OneProcess
+from forge_kernel.training.one_process import OneProcess
 import resource, torch
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
