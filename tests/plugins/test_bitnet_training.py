@@ -312,7 +312,7 @@ def test_missing_instructions_are_told_and_the_exact_path_taken(
 ) -> None:
     from forge_plugins.quantizers import bitnet as plugin
 
-    lacks = plugin.quantized_product  # it keeps what it fetched
+    lacks = plugin.quantized_linear  # it keeps what it fetched
     monkeypatch.setattr(lacks, "lacks_int8", lambda device: "no avx512_vnni", raising=False)
     monkeypatch.setattr(bit_linear, "multiplies_integers", lambda device: False)
     with caplog.at_level(logging.WARNING):

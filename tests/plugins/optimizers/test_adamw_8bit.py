@@ -114,6 +114,6 @@ def test_every_setting_changes_the_weights(changed: dict[str, Any]) -> None:
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adamw_8bit.compiler, "compiler_fault", lambda _: "no compiler here")
+    monkeypatch.setattr(adamw_8bit.torch_compile, "compiler_fault", lambda _: "no compiler here")
     with pytest.raises(PluginError, match="no compiler here"):
         optimizer_of(network())
