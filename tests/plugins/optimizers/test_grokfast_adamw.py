@@ -150,7 +150,7 @@ class _Recorder:
 
 
 def test_without_a_compiler_it_says_so_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module.compiler, "compiler_fault", lambda _: "no compiler here")
+    monkeypatch.setattr(plugin_module.torch_compile, "compiler_fault", lambda _: "no compiler here")
     large, recorder = nn.Linear(PIECE, 2), _Recorder()
     plugin = plugin_module.GrokfastAdamW(plugin_module.GrokfastAdamWConfig())
     optimizer = plugin.make_optimizer(recorder, list(large.named_parameters()))  # type: ignore[arg-type]
