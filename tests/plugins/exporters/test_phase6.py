@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,10 +129,12 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
     assert json.loads((folder / "training_history.json").read_text())["entries"] is None
 
 
-def test_a_finished_run_is_exported_afterwards(finished: RunResult) -> None:
+def test_a_finished_run_is_exported_afterwards(finished: RunResult, tmp_path: Path) -> None:
     """Spec: J4."""
     assert finished.folder is not None
-    written = export(finished.folder, "phase6", ["weights=applied"])
+    folder = tmp_path / "run"  # an own one: an export takes the place of the last
+    shutil.copytree(finished.folder, folder)
+    written = export(folder, "phase6", ["weights=applied"])
     manifest = json.loads((written["phase6"] / "manifest.json").read_text())
     assert manifest["weights"] == "applied"
     assert manifest["verified"]["read_back_bit_equal"] is True
