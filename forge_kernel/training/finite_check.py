@@ -36,8 +36,12 @@ class FiniteCheck:
         if first is None:
             return self._found
         if len(gradients) == self._count and factor == 1.0:  # as in the last step
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
-            return self._found
+            try:
+                torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+            except (NotImplementedError, RuntimeError):  # as many, but others: sparse, of two kinds
+                self._count = -1
+            else:
+                return self._found
         self._count = -1
         place = (first.device, first.dtype)
         if all((g.device, g.dtype) == place and not g.is_sparse for g in gradients):

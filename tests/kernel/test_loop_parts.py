@@ -123,6 +123,16 @@ def test_an_exporter_that_fails_takes_no_other_one_with_it(tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "exports").iterdir()) == ["gguf_", "onnx"]
 
 
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_as_many_gradients_as_before_may_be_of_another_kind(spoilt: bool) -> None:
+    """Red when the quick way goes by their number alone: a sparse one ends the run."""
+    check = FiniteCheck(torch.device("cpu"))
+    assert float(check.scale_and_check([torch.ones(2), torch.ones(3)], 1.0)) == 0.0
+    row = torch.tensor([1.0, torch.nan if spoilt else 2.0])
+    sparse = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), row, (4,), check_invariants=True)
+    assert (float(check.scale_and_check([torch.ones(2), sparse], 1.0)) > 0) is spoilt
+
+
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second stands for another than theirs
 @pytest.mark.parametrize("factor", [1.0, 0.25])
 @pytest.mark.parametrize("spoilt", [None, 0, 1, 2, 3, 4])
