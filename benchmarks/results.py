@@ -435,7 +435,7 @@ def bitnet_speed(found: dict[str, Any]) -> list[str]:
         f"of int8 are exact: outputs of a block differ by {errors['int8']['output']:.0e}, gradients",
         f"by {errors['int8']['worst_gradient']:.0e} of their norm; with bf16 products on the way",
         f"back gradients differ by at most {low:.1e}. Where the processor lacks the instructions the",
-        "int8 modes say so and take the exact path. No figures are claimed for GPUs.",
+        "int8 modes say so and take the exact path.",
     ]
 
 
@@ -603,7 +603,7 @@ def _gpu_rows(found: dict[str, Any]) -> list[str]:
         if width.isdigit()
     )
     return [
-        f"| the same on an {found['device']}, width {widths}, bf16 autocast, and int8 both ways | {shares} x `nn.Linear` |"
+        f"| the same and int8 both ways, on an {found['device']}, width {widths}, bf16 autocast | {shares} x `nn.Linear` |"
     ]
 
 
