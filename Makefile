@@ -20,8 +20,9 @@ run: $(STAMP)  ## train the showcase to its target
 test: $(STAMP)  ## the tests, without the deep batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not deep" $(if $(ORDER),--order $(ORDER))
 
+# torch's cache of compiled code does not ask for the instruction set: it has a folder of its own
 avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
-	OMP_NUM_THREADS=1 FORGE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-avx2 FORGE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 		$(BIN)/python -m pytest -n $(WORKERS) -m "not deep"
 
 deep: $(STAMP)  ## the long batteries

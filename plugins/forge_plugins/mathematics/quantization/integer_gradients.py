@@ -28,6 +28,7 @@ from forge_plugins.mathematics.quantization.gradient_columns import (
     WORST,
     Columns,
 )
+from forge_plugins.mathematics.quantization.processor import instructions
 
 
 def gradient_rows(rows: Tensor, of_outputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -160,9 +161,16 @@ def sum_of_chunks(gradient: Columns, values: Tensor, dtype: torch.dtype) -> Tens
 
 
 def _whole_product(mine: Tensor, others: Tensor) -> Tensor:
-    if mine.device.type != "cpu" and (len(mine) <= 16 or len(mine) % 8 or len(others) % 8):
-        return mine.double().mm(others.t().double()).float()  # cuBLAS has no such product of int8
+    odd = len(mine) <= 16 or len(mine) % 8 or len(others) % 8
+    if odd if mine.device.type != "cpu" else not _exact_on_cpu():
+        return mine.double().mm(others.t().double()).float()
     return torch._int_mm(mine, others.t()).float()
+
+
+def _exact_on_cpu() -> bool:
+    """With AVX2 alone pairs of products saturate at 16 bits."""
+    found = instructions()
+    return any(map(found.get, ("avx512_vnni", "avx_vnni", "amx_int8")))
 
 
 def input_gradient(
