@@ -3,7 +3,8 @@
 Llama-like blocks as in `bitnet_speed.py`, wider; sequences of 2048, fp32 latent weights under bf16
 autocast, fused AdamW; forward, backward and update. Device time between events, host waits
 included; the variants run interleaved in one process, the figure is the median over rounds of the
-ratio to that round's nn.Linear. "compiled" compares with the compiled nn.Linear. Needs an NVIDIA
+ratio to that round's nn.Linear. "compiled" compares with the compiled nn.Linear, "graphs" with one
+compiled in mode reduce-overhead: CUDA graphs take the launches off the host. Needs an NVIDIA
 device; without one it says so and gives no figure.
 
 Spec: K3
@@ -58,16 +59,17 @@ STEPS = 4  # between two looks at the clock, so that the host may run ahead as i
 class Subject:
     """A network with its optimizer and one step of training."""
 
-    def __init__(self, name: str, width: int, blocks: int, *, compiled: bool) -> None:
+    def __init__(self, name: str, width: int, blocks: int, mode: str | None) -> None:
         torch.manual_seed(0)
         hidden = -(-width * 43 // 16 // 128) * 128
         plain = nn.Sequential(*[Block(width, hidden, width // 128) for _ in range(blocks)])
         self.model = NETWORKS[name](plain).to(DEVICE)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, BitLayer)]
-        self.run: Any = torch.compile(self.model) if compiled else self.model
+        self.run: Any = torch.compile(self.model, mode=mode) if mode else self.model
 
     def step(self, batch: torch.Tensor) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(DEVICE, torch.bfloat16):
             loss = self.run(batch).float().square().mean()
         loss.backward()
@@ -78,7 +80,7 @@ class Subject:
 
 
 def table(
-    width: int, blocks: int, tokens: int, rounds: int, names: tuple[str, ...], *, compiled: bool
+    width: int, blocks: int, tokens: int, rounds: int, names: tuple[str, ...], mode: str | None
 ) -> dict[str, Any]:
     """Ratios to nn.Linear of one setting, all variants interleaved."""
     batch = torch.randn(max(1, tokens // 2048), 2048, width, device=DEVICE)
@@ -86,7 +88,7 @@ def table(
     found: dict[str, Any] = {}
     for name in names:
         try:
-            subject = Subject(name, width, blocks, compiled=compiled)
+            subject = Subject(name, width, blocks, mode)
             for _ in range(3):
                 subject.step(batch)
             torch.cuda.synchronize()
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--peers", type=int, nargs="*", default=[2048], help="widths")
     parser.add_argument("--compiled", type=int, nargs="*", default=[2048], help="widths")
+    parser.add_argument("--graphs", type=int, nargs="*", default=[2048], help="widths")
     parser.add_argument("--names", nargs="*", default=list(OURS), help="which of ours")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -144,15 +147,17 @@ def main() -> None:
         "torch": torch.__version__,
         "tokens": options.tokens,
     }
-    settings = [(width, False) for width in options.widths]
-    for width, compiled in settings + [(width, True) for width in options.compiled]:
+    settings = [(width, "", None) for width in options.widths]
+    settings += [(width, " compiled", "default") for width in options.compiled]
+    settings += [(width, " graphs", "reduce-overhead") for width in options.graphs]
+    for width, label, mode in settings:
         # transformers compiles its quantizers by itself: it is measured as its users run it;
         # torchao's are made to be compiled as a whole
-        peers = COMPILED_PEERS if compiled else PEERS
+        peers = COMPILED_PEERS if mode else PEERS
         names = (*options.names, *(peers if width in options.peers else ()))
-        found = table(width, 2, options.tokens, options.rounds, names, compiled=compiled)
-        results[f"{width}{' compiled' if compiled else ''}"] = found
-        print(f"width {width}{', compiled' if compiled else ''}")
+        found = table(width, 2, options.tokens, options.rounds, names, mode)
+        results[f"{width}{label}"] = found
+        print(f"width {width}{label}")
         for name, row in found.items():
             told = row.get("error") or (
                 f"{row['median']:.3f} ({row['least']:.3f} - {row['most']:.3f})  "

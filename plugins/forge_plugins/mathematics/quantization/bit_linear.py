@@ -10,11 +10,13 @@ from torch.nn import functional
 
 from forge_plugins.mathematics.quantization import quantizers
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.device_kernels import lacks_kernels
 from forge_plugins.mathematics.quantization.quantized_linear import (
     Backward,
     exact_product,
     fits_integer_product,
     integer_product,
+    lacks_int8,
     multiplies_integers,
 )
 from forge_plugins.mathematics.quantization.scheme import Scheme
@@ -72,6 +74,14 @@ class BitLinear(BitLayer, nn.Linear):
         layer.adopt(scheme or Scheme(), control)
         layer.train(linear.training)
         return layer
+
+    def adopt(self, scheme: Scheme, control: Control | None = None) -> None:
+        """See `BitLayer.adopt`."""
+        super().adopt(scheme, control)
+        if scheme.arithmetic != "exact":  # the compiler cannot ask by itself
+            for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                lacks_int8(kind)
+                lacks_kernels(kind)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to shape (..., in_features)."""

@@ -235,7 +235,7 @@ def multiplies_integers(device: str) -> bool:
     """Whether whole numbers are multiplied faster on a kind of device.
 
     The compiler cannot trace the question: it takes the answer that was given before, to whoever
-    asked `lacks_int8` (the quantizer plugin, a forward pass), and no for an answer otherwise.
+    asked `lacks_int8` (a layer does so when it is made), and no for an answer otherwise.
     """
     if torch.compiler.is_compiling():
         return _ASKED.get(device, False)
