@@ -7,10 +7,14 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
+
+from forge_plugins.batch_sizes import watched
+from forge_plugins.clients import verification
 
 torch.set_num_threads(1)
 
@@ -43,6 +47,15 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_CACHE_DIR", pip)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_without_waiting() -> Iterator[None]:
+    """Clients and trials are processes of their own as ever, which need not import torch first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "subprocess", forked)
+        patch.setattr(watched, "subprocess", forked)
         yield
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 
@@ -141,7 +141,7 @@ def test_a_saved_group_is_plain_for_a_process_that_knows_nothing(tmp_path: Path)
         f"import torch; held = torch.load({str(tmp_path / 'held.pt')!r})['training_config']\n"
         "print(type(held).__name__, held['bitnet_config']['quantization_mode'], held['seed'])"
     )
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
     )
     assert done.stdout.split() == ["OrderedDict", "STOCHASTIC", "0"], done.stderr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -151,7 +151,7 @@ def test_a_checkpoint_goes_on_to_the_bit_in_another_process(tmp_path: Path) -> N
         first.train_step(one, functional.cross_entropy)
     first.save_checkpoint(tmp_path / "held.pt")
     code = f"import torch; print(torch.load({str(tmp_path / 'held.pt')!r})['step'])"
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
     )
     assert done.stdout.strip() == "4", done.stderr

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import jsonschema
 import pytest
 import torch
@@ -307,7 +307,7 @@ def test_the_files_load_with_the_safe_loader_in_a_process_that_knows_nothing(
         "print(json.dumps([sorted(held), held['config']['bitnet_config']['quantization_mode'],\n"
         "                  held['config']['grokfast_config']['alpha']]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     keys, mode, alpha = json.loads(done.stdout)
     assert keys == ["config", "metrics_summary", "model_state_dict"]
@@ -449,7 +449,7 @@ def test_the_yaml_trains_to_the_same_weights_bit_for_bit(workplace: Path) -> Non
     pipeline.to_yaml("same.yaml")
     pipeline.train()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "forge_kernel", "run", "same.yaml", "--output-dir", "byfile", "--quiet"],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import given, settings
@@ -224,7 +225,7 @@ while True:
 def kill_while_saving(folder: Path, trials: int) -> None:
     chance = random.Random(1)
     for _ in range(trials):
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-c", _SAVER, str(folder)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import jsonschema
 import pytest
 
@@ -25,7 +26,7 @@ TINY = ["--set", "run.max_steps=6", "--set", "run.validate_every=3", "--set", "r
 
 
 def forge(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "forge_kernel", *arguments],
         capture_output=True, text=True, cwd=cwd, check=False, timeout=300, **options,
     )  # fmt: skip
@@ -95,7 +96,7 @@ def test_quiet_shows_no_progress(tmp_path: Path) -> None:
 
 def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     master, slave = pty.openpty()
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "run", *TINY],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=slave, env={**os.environ, "TERM": "xterm"},
     )  # fmt: skip
@@ -130,7 +131,7 @@ def test_runs_lie_below_runs_and_never_share_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "run",
          "--set", "run.max_steps=1000000"],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -141,7 +142,7 @@ def test_a_signal_saves_and_the_run_can_go_on(tmp_path: Path, number: signal.Sig
             break
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, errors
     assert "go on with: forge resume run" in errors
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["outcome"] == "stopped"
@@ -328,7 +329,7 @@ def test_help_names_every_command_in_its_place(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "run",
          "--set", "run.max_steps=1000000"],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,

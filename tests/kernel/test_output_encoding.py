@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 PIPELINE = """
@@ -26,7 +27,7 @@ NAME = "Läufe-дом"
 
 def forge(folder: Path, encoding: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "90"}
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "forge_kernel", *arguments], cwd=folder, env=environment,
         capture_output=True, check=False,
     )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -170,7 +170,7 @@ def test_a_precision_that_is_slow_here_is_told_with_its_cost(
 
 
 def test_the_doctor_says_what_is_fast_on_a_processor_with_avx2_alone(tmp_path: Path) -> None:
-    found = subprocess.run(
+    found = forked.run(
         [sys.executable, "-m", "forge_kernel", "doctor", "--json"], cwd=tmp_path, check=True,
         capture_output=True, text=True, env={**os.environ, "FORGE_CPU_CAPABILITY": "avx2"},
     )  # fmt: skip

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import jsonschema
 import pytest
 from kernel_parts import make_plugin
@@ -52,7 +53,7 @@ run("smoke", output_dir="run", quiet=True,
 
 
 def forge(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "forge_kernel", *arguments],
         capture_output=True, text=True, cwd=cwd, check=False, timeout=120,
     )  # fmt: skip
@@ -71,7 +72,7 @@ def begun(folder: Path) -> subprocess.Popen[bytes]:
     code = RUN.replace("PARTS", parts).replace(
         '"smoke"', "__import__('forge_kernel').load_pipeline('smoke', ['run.max_steps=100000'])"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
+    process = forked.Popen([sys.executable, "-c", code], cwd=folder)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "run/config.yaml").is_file() and read_status(folder / "run").data.get("step"):
@@ -82,7 +83,7 @@ def begun(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = forked.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
@@ -274,7 +275,7 @@ def test_a_run_says_of_which_revision_the_folder_was_that_it_began_in(
     def git(*words: str) -> str:
         chosen = ["-c", "user.name=A", "-c", "user.email=a@b.example", "-c", "commit.gpgsign=false"]
         command = ["git", *chosen, *words]
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+        return forked.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
     def revision(name: str) -> Any:
         run(load_pipeline("smoke", ["run.max_steps=1"]), output_dir=tmp_path / name, quiet=True)
@@ -352,7 +353,7 @@ def test_watch_prints_what_another_process_tells_and_ends_with_the_run(tmp_path:
     process = begun(tmp_path)
     try:
         command = [sys.executable, "-m", "forge_kernel", "watch", "run"]
-        watching = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        watching = forked.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
         (tmp_path / "tell").touch()
         lines = iter(watching.stdout.readline, "")  # type: ignore[union-attr]
         assert any("The signal was seen." in line for line in lines)
@@ -400,7 +401,7 @@ def test_an_event_is_seen_by_another_process_before_the_run_does_anything_more(
     is measured by benchmarks/monitors.py.
     """
     code = HELD.replace("PARTS", repr(str(Path(__file__).resolve().parents[1])))
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    process = forked.Popen([sys.executable, "-c", code], cwd=tmp_path)
     try:
         told: list[Any] = []  # by us: other plugins tell things too
         deadline = time.monotonic() + 90
@@ -432,7 +433,7 @@ def test_watch_draws_in_a_terminal(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "forge_kernel", "watch", str(tmp_path)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
+    process = forked.Popen(command, stdout=slave, stderr=slave, env=environment)
     assert process.wait(60) == 0
     os.close(slave)
     shown = os.read(master, 65536).decode()

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from forge_kernel.errors import ConfigError
@@ -142,7 +143,7 @@ def test_that_a_run_has_not_ended_is_no_news_on_its_live_page(page: LivePage, fo
 
 
 def test_serving_ends_when_the_process_of_the_run_is_gone(folder: Path) -> None:
-    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    sleeper = forked.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     write(folder, pid=sleeper.pid)
     threading.Timer(0.5, lambda: sleeper.communicate(b"\n")).start()
     assert serve(folder, 0).condition == "gone"
@@ -164,7 +165,7 @@ def test_a_port_that_is_taken_is_refused_with_a_hint(folder: Path) -> None:
 
 def test_the_command_says_where_the_page_is(folder: Path) -> None:
     command = [sys.executable, "-m", "forge_kernel", "watch", str(folder), "--serve"]
-    process = subprocess.Popen(
+    process = forked.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
     )
     line = process.stderr.readline()  # type: ignore[union-attr]

@@ -6,12 +6,12 @@ import json
 import math
 import random
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from xml.etree import ElementTree
 
+import forked
 import pytest
 import typer
 from hypothesis import example, given, strategies
@@ -734,7 +734,7 @@ def test_open_shows_the_page_in_the_browser(make_run, tmp_path):
         "app.command()(report); app()"
     )
     environment = {"PYTHONPATH": ":".join(sys.path), "BROWSER": f"{browser} %s"}
-    subprocess.run(
+    forked.run(
         [sys.executable, "-c", code, str(folder), "--open"], env=environment, check=True,
         capture_output=True,
     )  # fmt: skip
@@ -763,7 +763,7 @@ def test_the_observer_of_a_run_without_a_folder_writes_nothing(tmp_path, monkeyp
 @pytest.mark.parametrize("module", ["commands.report", "observers.html_report", "reports.page"])
 def test_no_part_of_the_report_needs_torch(module):
     code = f"import sys, forge_plugins.{module}; print({{'torch', 'numpy'}} & set(sys.modules))"
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True,
         capture_output=True, text=True,
     )  # fmt: skip

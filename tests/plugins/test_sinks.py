@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import socket
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from kernel_parts import make_plugin
 
@@ -217,7 +217,7 @@ def test_a_sink_without_its_package_is_refused_when_the_run_is_planned(
         f"import sys; sys.modules[{package!r}] = None; sys.argv = ['forge', 'plan', 'x.yaml']\n"
         "from forge_kernel.cli import main; main()"
     )
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr

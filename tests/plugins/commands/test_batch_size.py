@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import forked
 import psutil
 import pytest
 
@@ -49,7 +50,7 @@ def test_it_ends_at_the_largest_size_asked_for() -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "forge_kernel", "batch-size", *arguments],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

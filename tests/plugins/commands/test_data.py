@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ import pytest
 def forge_data(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "forge_kernel", "data", *words]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache")}
-    return subprocess.run(
+    return forked.run(
         command, check=False, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment
     )
 

@@ -6,11 +6,11 @@ import dataclasses
 import gzip
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -379,7 +379,7 @@ def test_a_text_larger_than_the_memory_is_encoded(
             stream.write(line if name == "x.txt" else json.dumps({"text": line}) + "\n")
     write(tmp_path / "small.jsonl", [{"text": "ab"}])
     words = [str(tmp_path / part) for part in (name, "small.jsonl", "cache")]
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", READER, *words, tokenizer],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

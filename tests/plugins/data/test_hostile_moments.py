@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import psutil
 import pytest
@@ -124,7 +125,7 @@ def test_a_worker_that_is_killed_ends_the_epoch_with_a_word(tmp_path: Path) -> N
     write(tmp_path / "x.npy", 5000)
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, script, tmp_path / "x.npy"],
         capture_output=True, text=True, check=False, timeout=120,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
@@ -161,7 +162,7 @@ loss: {use: cross_entropy}
 
 
 def forge(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "forge_kernel", *words], cwd=cwd, capture_output=True, text=True,
         timeout=120, check=False,
     )  # fmt: skip
@@ -171,7 +172,7 @@ def test_a_run_whose_file_is_cut_ends_with_3_and_says_why_in_its_folder(tmp_path
     write(tmp_path / "x.npy", 20_000)
     (tmp_path / "p.yaml").write_text(PIPELINE)
     command = [sys.executable, "-m", "forge_kernel", "run", "p.yaml", "--output-dir", "out"]
-    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    run = forked.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (tmp_path / "out" / "status.json").exists():
             told = json.loads((tmp_path / "out" / "status.json").read_text())

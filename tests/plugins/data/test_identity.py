@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 MLP = """
@@ -29,9 +30,7 @@ loss: {use: cross_entropy}
 
 def forge(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "forge_kernel", *words]
-    return subprocess.run(
-        command, check=False, cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    return forked.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def rows(shift: float) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -427,7 +427,7 @@ def test_a_file_larger_than_the_memory_is_streamed(threshold: str, tmp_path: Pat
     inputs.flush()
     np.save(tmp_path / "small.npy", inputs[1000:1200])
     words = [str(tmp_path / name) for name in ("x.npy", "small.npy", "cache")]
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", READER, *words, threshold],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def lines(path: Path, count: int = 60_000) -> Path:
 
 def opened(file: Path, cache: Path, marks: Path, pause: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", OPEN, str(file), str(cache), str(marks), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until(file: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(name: str, tmp_path: Path) -> No
         with h5py.File(file, "w") as opened_file:
             opened_file.create_dataset("input", data=np.ones((50_000, 4)), compression="lzf")
     command = [sys.executable, "-c", LIMITED, str(file), str(cache)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = forked.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert "cannot be written: [Errno 27]" in done.stdout, done.stderr
     assert "has room" in done.stdout
     assert entries(cache) == []

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_processes_that_build_one_cache_at_once_all_get_it(tmp_path: Path) -> No
     file = tmp_path / "a.json"
     write_json(file, {"input": np.ones((2000, 10), np.int64)})
     command = [sys.executable, "-c", RACER, str(file), str(tmp_path / "cache")]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    racers = [forked.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [racer.communicate(timeout=120)[0].strip() for racer in racers] == ["20000"] * 3
     [kept] = converted(tmp_path / "cache")
     assert not kept.name.startswith(".")
@@ -336,7 +337,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
         "from forge_plugins.formats.open_table import open_table\n"
         "open_table(Path('x.parquet'), cache_dir=Path('c'))"
     )
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert "forge-kernel[parquet]" in done.stderr.splitlines()[-1]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -351,7 +352,7 @@ def test_the_command_tells_what_is_not_read_and_reads_what_is_named(tmp_path: Pa
             "c",
             *words,
         ]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return forked.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     named = ("--input-column", "pixels", "--target-column", "label")
     found = json.loads(told(*named, "--json").stdout)

@@ -6,11 +6,11 @@ import json
 import logging
 import os
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from kernel_parts import StopAfter, make_plugin
 
@@ -188,7 +188,7 @@ def test_mlflow_reports_nothing_to_its_makers_on_our_account(tmp_path: Path, sto
     )
     quiet = {"MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI", "PYTEST_CURRENT_TEST"}
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
         env=environment,
     )  # fmt: skip

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 import torch
 from ranks import computed
@@ -159,7 +159,7 @@ def test_without_sacrebleu_the_run_is_refused_when_it_is_planned(tmp_path: Path)
         "from forge_kernel import load_pipeline, plan\n"
         "plan(load_pipeline('char_llama_gguf', ['validators=[{use: bleu}]']))"
     )
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
