@@ -4,8 +4,9 @@
 `[sys.executable, "-m", ...]` with a module of ours the process is forked from a server; it has its
 own arguments, folder, environment and files, as if it had been started. What is not as in a fresh
 process is which modules are imported, so tests of that use `subprocess` itself. An environment
-that is read while Python or torch starts cannot be given afterwards: such a call starts a process
-of its own after all, as does any other command.
+that is read while Python or torch starts cannot be given afterwards: it has a server of its own
+from the second call on. Any other command starts a process. What torch.compile makes does not run
+in a forked process (the heap breaks in its first frame, torch 2.13): such tests start their own.
 
     test  --(command, its files, a pipe)-->  server  --fork-->  child
       ^                                         |
@@ -15,7 +16,9 @@ of its own after all, as does any other command.
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -47,6 +50,7 @@ AT_START: Final = (
     "PYTHON", "OMP_", "MKL", "ATEN", "ONEDNN", "DNNL", "TORCH", "TRITON", "LD_", "LANG", "LC_",
     "HF_", "TRANSFORMERS",
 )  # fmt: skip
+LATER: Final = ("PYTHONIOENCODING", "TORCHINDUCTOR_CACHE_DIR")
 OPTIONS: Final = frozenset(
     ("cwd", "env", "stdin", "stdout", "stderr", "text", "encoding", "errors", "bufsize")
 )
@@ -60,12 +64,11 @@ class Server:
     """What children are forked from.
 
     Args:
-        environment: its own.
+        environment: to start it with.
         modules: what it imports.
     """
 
     def __init__(self, environment: dict[str, str], modules: tuple[str, ...]) -> None:
-        self.environment = environment
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import forked; "
@@ -76,14 +79,9 @@ class Server:
             other.close()
         self._lock = threading.Lock()
 
-    def fits(self, environment: dict[str, str]) -> bool:
-        """Whether a child may have the environment: it differs in nothing that is read early."""
-        names = environment.keys() | self.environment.keys()
-        return all(
-            environment.get(name) == self.environment.get(name)
-            for name in names
-            if name.startswith(AT_START)
-        )
+    def close(self) -> None:
+        """Let it end, as it does when this process ends."""
+        self.socket.close()
 
     def fork(self, request: dict[str, Any], files: list[int]) -> None:
         """Ask for a child; the last of the files is told its pid and how it ends."""
@@ -97,7 +95,8 @@ class Server:
                 self.socket.sendall(message[start : start + _LIMIT])
 
 
-_SERVERS: dict[tuple[int, bool], Server] = {}  # by process (a forked test has none), for clients
+_SERVERS: dict[tuple[Any, ...], Server] = {}  # by process: a forked test has none yet
+_SEEN: set[tuple[Any, ...]] = set()  # environments that were asked for once
 
 
 def server(command: list[str], options: dict[str, Any]) -> Server | None:
@@ -109,11 +108,23 @@ def server(command: list[str], options: dict[str, Any]) -> Server | None:
         return None
     environment = dict(options.get("env") or os.environ)
     clients = module.startswith("forge_plugins.clients.")
-    found = _SERVERS.get((os.getpid(), clients))
-    if found is None:
-        own = environment if clients else dict(os.environ)
-        found = _SERVERS[os.getpid(), clients] = Server(own, CLIENTS if clients else FORGE)
-    return found if found.fits(environment) else None
+    key = (os.getpid(), clients, _read_early(environment))
+    if key not in _SERVERS:
+        if not clients and key not in _SEEN and key[2] != _read_early(dict(os.environ)):
+            _SEEN.add(key)
+            return None
+        _SERVERS[key] = Server(environment, CLIENTS if clients else FORGE)
+        atexit.register(_SERVERS[key].close)
+    return _SERVERS[key]
+
+
+def _read_early(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """What of an environment is read while Python or a module starts."""
+    return tuple(sorted(
+        (name, value)
+        for name, value in environment.items()
+        if name.startswith(AT_START) and name not in LATER
+    ))  # fmt: skip
 
 
 class Popen(subprocess.Popen[Any]):
@@ -274,21 +285,25 @@ def _become(request: dict[str, Any], files: list[int]) -> NoReturn:
             os.dup2(file, own)
         for file in files:
             os.close(file)
+        faulthandler.enable()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        encoding, _, errors = request["env"].get("PYTHONIOENCODING", "").partition(":")
         for name, (number, mode) in {
             "stdin": (0, "r"),
             "stdout": (1, "w"),
             "stderr": (2, "w"),
         }.items():
             line = name == "stderr" or os.isatty(number)
-            errors = "backslashreplace" if name == "stderr" else getattr(sys, name).errors
-            file_of = open(  # noqa: SIM115
-                number, mode, encoding=getattr(sys, name).encoding, errors=errors,
+            how = "backslashreplace" if name == "stderr" else errors or getattr(sys, name).errors
+            if encoding and not errors and name != "stderr":
+                how = "strict"
+            opened = open(  # noqa: SIM115
+                number, mode, encoding=encoding or getattr(sys, name).encoding, errors=how,
                 buffering=1 if line else -1, closefd=False,
             )  # fmt: skip
-            setattr(sys, name, file_of)
-            setattr(sys, f"__{name}__", file_of)
+            setattr(sys, name, opened)
+            setattr(sys, f"__{name}__", opened)
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
@@ -298,8 +313,6 @@ def _become(request: dict[str, Any], files: list[int]) -> NoReturn:
         with contextlib.suppress(BaseException):
             threading._shutdown()  # type: ignore[attr-defined]
         with contextlib.suppress(BaseException):
-            import atexit
-
             atexit._run_exitfuncs()
         try:
             sys.stdout.flush()

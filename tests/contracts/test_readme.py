@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +54,9 @@ def test_every_forge_command_works_in_the_order_given(place: Path) -> None:
         command = line.replace(".venv/bin/forge", "forge")
         if command == "forge run pipelines/bitnet_grokfast.yaml":
             continue  # the showcase has a test of its own
-        done = subprocess.run(
-            command, shell=True, cwd=place, env=environment(), capture_output=True, text=True,
+        assert command.startswith("forge ")
+        done = forked.run(
+            [sys.executable, "-m", "forge_kernel", *shlex.split(command)[1:]], cwd=place, env=environment(), capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

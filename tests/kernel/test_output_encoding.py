@@ -25,8 +25,10 @@ x-note: → нет
 NAME = "Läufe-дом"
 
 
-def forge(folder: Path, encoding: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "90"}
+def forge(
+    folder: Path, encoding: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "90", **variables}
     return forked.run(
         [sys.executable, "-m", "forge_kernel", *arguments], cwd=folder, env=environment,
         capture_output=True, check=False,
@@ -46,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_told_as_well_as_it_can_be(place: Path, encoding: str) -> None:
     """Planted fault: the stream's own way with what it lacks."""
     out = f"{NAME}-{encoding.replace(':', '-')}"
-    done = forge(place, encoding, "run", f"{NAME}.yaml", "--output-dir", out)
+    done = forge(place, encoding, "run", f"{NAME}.yaml", "--output-dir", out, PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
     assert b"\\u0434\\u043e\\u043c" in done.stdout
     umlaut = b"L\xe4ufe" if encoding == "cp1252" else b"L\\xe4ufe"

@@ -22,10 +22,8 @@ def smoke(folder: Path, **environment: str) -> list[dict[str, object]]:
         "--set", "observers=[{use: metrics_jsonl}]", "--set", "quantizer=null",
         "--set", "exporters=[{use: state_dict}]",
     ]  # fmt: skip
-    cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder.parent / "inductor")}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False,
-        env={**os.environ, **cache, **environment},
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -35,7 +33,10 @@ def smoke(folder: Path, **environment: str) -> list[dict[str, object]]:
 @pytest.mark.spec("K10")
 def test_without_a_compiler_the_run_says_so_and_goes_on(tmp_path: Path) -> None:
     """Planted fault: the compiler's error is let through."""
-    told = smoke(tmp_path / "run", CXX="/nonexistent/c++", PATH="/nonexistent")
+    told = smoke(
+        tmp_path / "run", CXX="/nonexistent/c++", PATH="/nonexistent",
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "nothing compiled before"),
+    )  # fmt: skip
     assert len(told) == 1
     assert "not compiled" in str(told[0]["message"])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 PIPELINE = """
@@ -37,7 +37,7 @@ def outcome(folder: Path, **parts: str) -> tuple[bytes, str, Path]:
         **os.environ, "FORGE_CPU_CAPABILITY": "avx2", "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    found = subprocess.run(
+    found = forked.run(
         [sys.executable, "-m", "forge_kernel", "run", "p.yaml", "--output-dir", "out"], cwd=folder,
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
