@@ -65,10 +65,10 @@ METHODS = [
         *(f"{LR}{lr} {DECAY}{decay} {ALPHA}{alpha}" for lr in ("1e-3", "2e-3") for decay in ("0.005", "0.01") for alpha in ("0.95", "0.98")),
     )),
     Method("lion_row_norm", "Lion, rows within a norm", _grid(
-        *(f"{LR}{lr} policies[0].with.max_norm={norm}" for lr in ("5e-4", "1e-3", "2e-3", "3e-3") for norm in ("1.0", "2.0")),
+        *(f"{LR}{lr} callbacks[0].with.max_norm={norm}" for lr in ("5e-4", "1e-3", "2e-3", "3e-3") for norm in ("1.0", "2.0")),
     )),
     Method("delayed_compression", "delayed compression, Adam", _grid(
-        *(f"{LR}{lr} penalties[0].with.strength={strength}" for lr in ("1e-3", "3e-3") for strength in ("1e-3", "3e-3", "1e-2", "3e-2")),
+        *(f"{LR}{lr} regularizers[0].with.strength={strength}" for lr in ("1e-3", "3e-3") for strength in ("1e-3", "3e-3", "1e-2", "3e-2")),
     )),
     Method("orthogonal_stablemax", "orthogonal gradients, StableMax, AdamW", _grid(
         *(f"{LR}{lr} {DECAY}{decay}" for lr in ("1e-3", "3e-3", "5e-3", "1e-2") for decay in ("0.0", "1.0")),

@@ -234,7 +234,7 @@ def tokens(options: argparse.Namespace) -> dict[str, Any]:
                 )
                 yield x, y
 
-        config = TextConfig(length=LENGTH, batch_size=WINDOWS)
+        config = TextConfig(sequence_length=LENGTH, batch_size=WINDOWS)
         made = WindowData(row, row[: 2 * LENGTH], config, 0, ByteTokenizer())
 
         def unwidened(epoch: int) -> Iterator[Any]:

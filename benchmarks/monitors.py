@@ -45,7 +45,7 @@ from forge_kernel.training.session import Session
 
 torch.set_num_threads(1)
 EVERY = 20  # steps between log lines, as in the showcase
-SETTINGS = ["run.device=cpu", "run.validate_every=null", "run.save_every=null", "policies=[]",
+SETTINGS = ["run.device=cpu", "run.validate_every=null", "run.save_every=null", "callbacks=[]",
             "run.max_steps=1000000"]  # fmt: skip
 BARE = [
     "run.log_every=1000000", "observers=[]",
@@ -138,7 +138,7 @@ from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.runner import run
 
 class Teller:
-    info = PluginInfo(name="teller", kind=Kind.POLICIES, config=NoConfig)
+    info = PluginInfo(name="teller", kind=Kind.CALLBACKS, config=NoConfig)
     config = NoConfig()
     due = time.monotonic() + 3.0
     count = 0
@@ -148,7 +148,7 @@ class Teller:
         time.sleep(0.005)
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + 0.731
-            run.tell("told", f"number {self.count} at {time.time():.6f}")
+            run.emit_event("told", f"number {self.count} at {time.time():.6f}")
             self.count += 1
         if Path("end").exists():
             run.request("stop", reason="enough")

@@ -91,7 +91,7 @@ def listener(event: str, number: int) -> Any:
 
     from forge_kernel.contract import hookspecs
 
-    kind = Kind.GRADIENTS if event == "on_gradients" else Kind.POLICIES
+    kind = Kind.GRADIENTS if event == "on_gradients" else Kind.CALLBACKS
     arguments = ", ".join(inspect.signature(getattr(hookspecs, event)).parameters)
     scope: dict[str, Any] = {"hookimpl": hookimpl, "NoConfig": NoConfig}
     source = (

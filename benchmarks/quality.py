@@ -44,7 +44,7 @@ TASKS = {
         "text, validation loss", "char_llama_gguf", "loss",
         ("run.max_steps=200", "run.validate_every=200"),
     ),
-    "digits": Task("digits, accuracy", "digits_npy", "accuracy", ("policies=[]",)),
+    "digits": Task("digits, accuracy", "digits_npy", "accuracy", ("callbacks=[]",)),
 }  # fmt: skip
 
 NORMS = '["*.o_proj", "*.down_proj", "*.attention.output", "*.contract", "*layers.2"]'

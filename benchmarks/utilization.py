@@ -23,7 +23,7 @@ SETTINGS = [
     "run.max_steps=null", "run.max_seconds=null", "run.precision=bf16", "run.device=cuda",
     "run.save_every=null", "run.log_every=20", "run.validate_every=60", "exporters=[]",
     "model.with.layers=12", "model.with.width=768", "model.with.heads=12",
-    "model.with.groups=12", "model.with.hidden=2048", "data.with.length=512",
+    "model.with.groups=12", "model.with.hidden=2048", "data.with.sequence_length=512",
     "data.with.batch_size=64", "schedule.with.warmup_steps=20",
 ]  # fmt: skip
 WORKLOAD = "ternary Llama, 12 layers, 768 wide, bf16, 64 windows of 512 bytes in a step"
@@ -120,7 +120,7 @@ def measured(epochs: int) -> dict[str, Any]:
     class Edges:
         """When each epoch ends, with the device's work done."""
 
-        info = PluginInfo(name="edges", kind=Kind.POLICIES, config=NoConfig)
+        info = PluginInfo(name="edges", kind=Kind.CALLBACKS, config=NoConfig)
         config = NoConfig()
 
         @hookimpl

@@ -2,6 +2,7 @@
 
 from forge_kernel.config.use import (
     Use,
+    UseCallback,
     UseData,
     UseExporter,
     UseGradients,
@@ -9,8 +10,7 @@ from forge_kernel.config.use import (
     UseModel,
     UseObserver,
     UseOptimizer,
-    UsePenalty,
-    UsePolicy,
+    UseRegularizer,
     UseSchedule,
     UseValidator,
 )
@@ -18,14 +18,22 @@ from forge_kernel.contract.counting import Counted, LossAnswer, LossTerm, loss_t
 from forge_kernel.contract.data import Data, DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.lazy_module import LazyModule
-from forge_kernel.contract.metrics import Meter
+from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.model_call import call_model
 from forge_kernel.contract.plugin import API_VERSION, Kind, Order, PluginInfo
 from forge_kernel.contract.result import RunResult
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.seeds import stream_seed
 from forge_kernel.contract.tensor_data import TensorData
-from forge_kernel.contract.values import Batch, Event, Goal, LogRecord, Progress, Rates, Step
+from forge_kernel.contract.values import (
+    Batch,
+    Event,
+    Goal,
+    LogRecord,
+    Progress,
+    ScheduleFactors,
+    Step,
+)
 from forge_kernel.errors import ForgeError, PluginError, RunError
 from forge_kernel.trained_model import trained_model
 from forge_kernel.training.precision import fast_precision
@@ -44,18 +52,19 @@ __all__ = [
     "LogRecord",
     "LossAnswer",
     "LossTerm",
-    "Meter",
+    "Metric",
     "Order",
     "PluginError",
     "PluginInfo",
     "Progress",
-    "Rates",
     "Run",
     "RunError",
     "RunResult",
+    "ScheduleFactors",
     "Step",
     "TensorData",
     "Use",
+    "UseCallback",
     "UseData",
     "UseExporter",
     "UseGradients",
@@ -63,8 +72,7 @@ __all__ = [
     "UseModel",
     "UseObserver",
     "UseOptimizer",
-    "UsePenalty",
-    "UsePolicy",
+    "UseRegularizer",
     "UseSchedule",
     "UseValidator",
     "call_model",

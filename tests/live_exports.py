@@ -28,7 +28,7 @@ def live_run(
         "run={name: live, seed: 0, device: cpu, max_steps: 4, log_every: 1}",
         "quantizer={use: bitnet}", "optimizer={use: sgd, with: {lr: 0.1}}",
         "loss={use: cross_entropy}", f"exporters=[{exporters}]",
-        *(f"{section}=null" for section in ("schedule", "gradients", "validators", "policies",
+        *(f"{section}=null" for section in ("schedule", "gradients", "validators", "callbacks",
                                             "observers")),
         *settings,
     ]  # fmt: skip

@@ -60,8 +60,8 @@ class Ranks:
         return answers
 
 
-def computed(meters: Sequence[Any]) -> Mapping[str, float]:
-    """The figures of several ranks' meters, which must be the same on each."""
-    answers = Ranks(len(meters)).run([meter.compute for meter in meters])
+def computed(metrics: Sequence[Any]) -> Mapping[str, float]:
+    """The metrics of several ranks' metrics, which must be the same on each."""
+    answers = Ranks(len(metrics)).run([metric.compute for metric in metrics])
     assert all(answer == answers[0] for answer in answers), answers
     return answers[0]  # type: ignore[no-any-return]

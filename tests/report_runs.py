@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def logged(step: int, **figures: float | None) -> dict[str, Any]:
-    return {"step": step, "time": 1.0 + step, "kind": "log", "epoch": 0, **figures}
+def logged(step: int, **metrics: float | None) -> dict[str, Any]:
+    return {"step": step, "time": 1.0 + step, "kind": "log", "epoch": 0, **metrics}
 
 
-def validated(step: int, **figures: float | None) -> dict[str, Any]:
-    return {"step": step, "time": 1.0 + step, "kind": "validation", "epoch": 0, **figures}
+def validated(step: int, **metrics: float | None) -> dict[str, Any]:
+    return {"step": step, "time": 1.0 + step, "kind": "validation", "epoch": 0, **metrics}
 
 
 def folder_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -27,10 +29,7 @@ class Interrupt:
             raise KeyboardInterrupt
         self.signal = number
         name = signal.Signals(number).name
-        print(
-            f"\nforge: {name}: stopping after this step and saving (again: at once)",
-            file=sys.stderr,
-        )
+        _tell(f"\nforge: {name}: stopping after this step and saving (again: at once)\n")
 
     def __enter__(self) -> Interrupt:
         for number in SIGNALS:
@@ -40,3 +39,13 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    """Say something on the terminal in a signal's handler.
+
+    Past Python's own stream: the signal may have come in the middle of a write to it, and writing
+    there once more raises an error in the one that was interrupted.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is no terminal
+        os.write(sys.stderr.fileno(), text.encode())

@@ -25,7 +25,7 @@ def run_command(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train as the file says. Prints the run folder and the final figures."""
+    """Train as the file says. Prints the run folder and the final metrics."""
     from forge_kernel.planning.catalog import Catalog
     from forge_kernel.planning.pipeline_file import check_document, read_document
     from forge_kernel.planning.plan import plan
@@ -83,7 +83,7 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
 
 
 def show_result(result: RunResult) -> None:
-    """The folder, the outcome and the last figures."""
+    """The folder, the outcome and the last metrics."""
     print(result.folder)
     print(
         f"{result.outcome} after {result.steps} steps, {result.epochs} epochs, "

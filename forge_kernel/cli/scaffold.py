@@ -29,7 +29,7 @@ KINDS: Final[dict[str, KindTemplate]] = {
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """Tell the loss of each log interval, times the factor."""
-        loss = record.figures.get("loss")
+        loss = record.metrics.get("loss")
         if loss is not None and not run.quiet:
             print(f"step {record.step}: {loss * self.config.scale:.4f}", file=sys.stderr)
 ''',
@@ -59,35 +59,35 @@ KINDS: Final[dict[str, KindTemplate]] = {
         return losses * self.config.scale
 ''',
     ),
-    "penalties": KindTemplate(
+    "regularizers": KindTemplate(
         "Run, Step",
         "    from torch import Tensor\n",
         '''
     @hookimpl
-    def penalize(self, run: Run, step: Step) -> Tensor | None:
+    def regularize(self, run: Run, step: Step) -> Tensor | None:
         """The mean square of all weights, times the factor."""
         terms = [p.square().mean() for _, p in run.named_parameters() if p.requires_grad]
         return sum(terms[1:], terms[0]) * self.config.scale if terms else None
 ''',
     ),
     "schedule": KindTemplate(
-        "Rates, Run, Step",
+        "ScheduleFactors, Run, Step",
         "",
         '''
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The rate falls with the root of the step's number."""
-        return Rates(self.config.scale / step.number**0.5)
+        return ScheduleFactors(self.config.scale / step.number**0.5)
 ''',
     ),
-    "policies": KindTemplate(
+    "callbacks": KindTemplate(
         "Run",
         "",
         '''
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Stop when the loss is below the threshold."""
-        if figures.get("loss", float("inf")) < self.config.threshold:
+        if metrics.get("loss", float("inf")) < self.config.threshold:
             run.request("stop", reason=f"loss below {self.config.threshold}")
 ''',
         setting="threshold",

@@ -17,7 +17,7 @@ def status_command(
     """Say how a run stands, whichever process runs it."""
     import json
 
-    from forge_kernel.run_folder.log_text import figures_text, place_text
+    from forge_kernel.run_folder.log_text import metrics_text, place_text
     from forge_kernel.run_folder.status import read_status
 
     found = read_status(run_dir)
@@ -28,8 +28,8 @@ def status_command(
     if not found.data:
         return
     print(f"  {place_text(found.data)}")
-    figures = figures_text(found.data.get("figures"))
-    if figures:
-        print(f"  at step {found.data.get('figures_step')}: {figures}")
+    metrics = metrics_text(found.data.get("metrics"))
+    if metrics:
+        print(f"  at step {found.data.get('metrics_step')}: {metrics}")
     for event in found.data.get("events", ()):
         print(f"  step {event['step']}: {event['message']}")

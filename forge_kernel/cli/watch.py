@@ -61,8 +61,8 @@ def _serve(folder: Path, port: int) -> RunStatus:
 
 
 def _lines(folder: Path) -> RunStatus:
-    """A line for each notice and each new set of figures, as they come."""
-    from forge_kernel.run_folder.log_text import figures_text, notice_text
+    """A line for each notice and each new set of metrics, as they come."""
+    from forge_kernel.run_folder.log_text import metrics_text, notice_text
     from forge_kernel.run_folder.record import LOG
     from forge_kernel.run_folder.status import LogFollower, read_status
 
@@ -75,9 +75,9 @@ def _lines(folder: Path) -> RunStatus:
         for text in notices[-earlier:]:
             print(text, flush=True)
         earlier = 10**9
-        if found.data.get("figures_step") != step:
-            step = found.data.get("figures_step")
-            print(f"step {step}: {figures_text(found.data.get('figures'))}", flush=True)
+        if found.data.get("metrics_step") != step:
+            step = found.data.get("metrics_step")
+            print(f"step {step}: {metrics_text(found.data.get('metrics'))}", flush=True)
         over = found.over
         if found.condition != condition and not over:
             condition = found.condition
@@ -148,8 +148,8 @@ def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType
         parts.append(Text(told))
         if data.get("total_steps"):
             parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
-        table = Table("figure", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for name, value in data.get("figures", {}).items():
+        table = Table("metric", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for name, value in data.get("metrics", {}).items():
             table.add_row(Text(name), "not measured" if value is None else f"{value:.5g}")
         parts.append(table)
     parts += [Text(notice, style="dim") for notice in notices]

@@ -163,11 +163,14 @@ def _message(error: Error) -> tuple[str, tuple[str, ...]]:
         allowed = [bound] if rule == "const" else list(bound)
         listed = ", ".join(str(choice) for choice in allowed) or "nothing (none is installed)"
         hints = (f"allowed: {listed}",)
-        if isinstance(value, str) and value in [str(choice) for choice in allowed]:
+        today = error.schema.get("x-renamed", {}).get(value) if isinstance(value, str) else None
+        if today is not None:
+            hints = ()
+        elif isinstance(value, str) and value in [str(choice) for choice in allowed]:
             hints = (f"write {value} without quotes", *hints)  # a number was meant
         elif isinstance(value, str):
             hints = did_you_mean(value, [str(choice) for choice in allowed]) + hints
-        return f"{shown} is not known here", hints
+        return f"{shown} is {f'renamed to {today}' if today else 'not known here'}", hints
     if rule == "pattern":
         return f"{shown} does not have the form {bound}", ()
     if rule in ("minItems", "maxItems", "minLength", "maxLength"):

@@ -26,12 +26,12 @@ class PipelineConfig:
     strategy: Use[Any] | None = None
     optimizer: Use[Any] | None = None
     loss: Use[Any] | None = None
-    penalties: tuple[Use[Any], ...] = ()
+    regularizers: tuple[Use[Any], ...] = ()
     gradients: tuple[Use[Any], ...] = ()
     phases: Use[Any] | None = None
     schedule: Use[Any] | None = None
     validators: tuple[Use[Any], ...] = ()
-    policies: tuple[Use[Any], ...] = ()
+    callbacks: tuple[Use[Any], ...] = ()
     exporters: tuple[Use[Any], ...] = ()
     observers: tuple[Use[Any], ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)  # the user's own `x-...` keys

@@ -16,6 +16,7 @@ from forge_kernel.config.use import Use, plain
 from forge_kernel.contract.plugin import RULES, Kind
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import Fault, PluginError
+from forge_kernel.renamed import KINDS, PLUGINS
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -73,8 +74,11 @@ def _read_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema
         if part.get("type") == "object" and "properties" in part:
             part.setdefault("additionalProperties", False)
     own = closed[top[0]["$ref"].removeprefix(f"#/$defs/{name}:")]
-    if renamed := getattr(config, "renamed", None):
-        own["x-renamed"] = dict(renamed)
+    for old, new in getattr(config, "renamed", {}).items():
+        within, _, last = old.rpartition(".")  # `adapt.figure`: of settings inside a setting
+        for part in closed.values() if within else (own,):
+            if not within or new in part.get("properties", ()):
+                part.setdefault("x-renamed", {})[last] = new
     used = {part["$ref"] for _, part in walk(closed) if isinstance(part, dict) and "$ref" in part}
     inner = {f"{name}:{title}": part for title, part in closed.items()}
     return own, {title: part for title, part in inner.items() if f"#/$defs/{title}" in used}
@@ -128,7 +132,11 @@ def use_schema(kind: Kind, names: Iterable[str], known: Mapping[str, Schema]) ->
         "type": "object",
         "description": RULES[kind].about,
         "properties": {
-            "use": {"enum": sorted(names), "description": f"which plugin of the kind {kind}"},
+            "use": {
+                "enum": sorted(names),
+                "description": f"which plugin of the kind {kind}",
+                **({"x-renamed": dict(PLUGINS[kind])} if kind in PLUGINS else {}),
+            },
             "with": {"type": "object", "description": "its settings"},
         },
         "required": ["use"],
@@ -185,5 +193,6 @@ def pipeline_schema(
         "patternProperties": {"^x-": {}},
         "required": ["forge", "run", *required],
         "additionalProperties": False,
+        "x-renamed": dict(KINDS),
         "$defs": definitions,
     }

@@ -105,10 +105,10 @@ class UseLoss(Use[Part]):
     kind = Kind.LOSS
 
 
-class UsePenalty(Use[Part]):
-    """A penalty."""
+class UseRegularizer(Use[Part]):
+    """A regularizer."""
 
-    kind = Kind.PENALTIES
+    kind = Kind.REGULARIZERS
 
 
 class UseGradients(Use[Part]):
@@ -135,10 +135,10 @@ class UseValidator(Use[Part]):
     kind = Kind.VALIDATORS
 
 
-class UsePolicy(Use[Part]):
+class UseCallback(Use[Part]):
     """A policy."""
 
-    kind = Kind.POLICIES
+    kind = Kind.CALLBACKS
 
 
 class UseExporter(Use[Part]):

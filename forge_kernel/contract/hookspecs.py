@@ -2,11 +2,11 @@
 
 The prefix of a hook is its contract:
 
-- `make_*`: exactly one plugin answers, once (`make_modules`, `make_meters`: all answers count);
+- `make_*`: exactly one plugin answers, once (`make_modules`, `make_metrics`: all answers count);
 - `transform_*`: each gets the last one's answer and returns the next;
 - `compute_*`: at most one plugin answers;
 - `on_*`: everyone is told and answers nothing;
-- all others (`penalize`, `measure`, `unfinished`, `check_export`, `export`): everyone's answers
+- all others (`regularize`, `measure`, `unfinished`, `check_export`, `export`): everyone's answers
   are collected.
 
 Each docstring says what a listener may write; all else is read only, and `run.checked` enforces
@@ -14,14 +14,14 @@ that.
 
     strategy starts
     make_data -> transform_data* -> make_model -> make_modules* -> transform_model*
-      -> make_optimizer -> make_meters* -> check_export* -> on_run_start*
+      -> make_optimizer -> make_metrics* -> check_export* -> on_run_start*
     per step:
       compute_phase / on_phase_change*
       on_batch* -> compute_outputs -> on_outputs* -> compute_loss -> backward    (per micro-batch;
       of several, compute_loss_weights before the first)
-      -> penalize* -> unscale -> finite? -> on_gradients* -> compute_rates -> optimizer.step
-      -> on_weights* -> on_weights_changed* -> on_step_end*
-    when due:  validate -> unfinished* -> on_validation*; measure* -> on_log*; on_checkpoint*
+      -> regularize* -> unscale -> finite? -> on_gradients* -> compute_schedule_factors
+      -> optimizer.step -> on_weights* -> on_weights_changed* -> on_step_end*
+    when due:  validate -> unfinished* -> on_validation*; log_metrics* -> on_log*; on_checkpoint*
                on_epoch_end*; on_event* (what plugins told, after the hook that they told it in)
     finally:   validate -> export* -> on_run_end*          (on_error* when something raised)
 """
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     from forge_kernel.contract.counting import LossAnswer
     from forge_kernel.contract.data import Data
-    from forge_kernel.contract.metrics import Meter
+    from forge_kernel.contract.metrics import Metric
     from forge_kernel.contract.result import RunResult
     from forge_kernel.contract.run import Run
-    from forge_kernel.contract.values import Batch, Event, LogRecord, Rates, Step
+    from forge_kernel.contract.values import Batch, Event, LogRecord, ScheduleFactors, Step
 
 PROJECT: Final = "forge_kernel"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -93,8 +93,8 @@ def make_optimizer(  # type: ignore[empty-body]
 
 
 @hookspec
-def make_meters(run: Run) -> Sequence[Meter]:  # type: ignore[empty-body]
-    """Give the meters that each validation pass feeds and reads. May write: nothing."""
+def make_metrics(run: Run) -> Sequence[Metric]:  # type: ignore[empty-body]
+    """Give the metrics that each validation pass feeds and reads. May write: nothing."""
 
 
 @hookspec
@@ -161,7 +161,7 @@ def compute_loss_weights(run: Run, batch: Batch) -> Sequence[float | Tensor]:  #
 
 
 @hookspec
-def penalize(run: Run, step: Step) -> Tensor | None:
+def regularize(run: Run, step: Step) -> Tensor | None:
     """Give a term of the weights (0-d) to add to the loss, once per optimizer step.
 
     May write: itself, metrics.
@@ -177,7 +177,7 @@ def on_gradients(run: Run, step: Step) -> None:
 
 
 @hookspec
-def compute_rates(run: Run, step: Step) -> Rates:  # type: ignore[empty-body]
+def compute_schedule_factors(run: Run, step: Step) -> ScheduleFactors:  # type: ignore[empty-body]
     """Give learning rate (and momentum) of this step as factors of the configured ones.
 
     May write: itself, metrics.
@@ -211,34 +211,34 @@ def compute_evaluation_model(run: Run) -> nn.Module:  # type: ignore[empty-body]
 def unfinished(run: Run) -> str | None:
     """Say why the network is not yet what will be exported; None: it is. May write: nothing.
 
-    Such as levels that are still being blended in. Its figures are of another network: they are
-    never kept as the best, and policies do not hear of them (see `on_validation`).
+    Such as levels that are still being blended in. Its metrics are of another network: they are
+    never kept as the best, and callbacks do not hear of them (see `on_validation`).
     """
 
 
 @hookspec
-def on_validation(run: Run, figures: Mapping[str, float]) -> None:
+def on_validation(run: Run, metrics: Mapping[str, float]) -> None:
     """A validation pass is complete. May write: itself; may request stop, save, restore.
 
-    Plugins of the kind policies hear of it when the network is what will be exported, and before
+    Plugins of the kind callbacks hear of it when the network is what will be exported, and before
     that from the step that their setting `not_before` names; those whose card says
     `hears_unfinished` always do.
     """
 
 
 @hookspec
-def measure(run: Run, step: Step) -> Mapping[str, float | Tensor | None]:  # type: ignore[empty-body]
-    """Give figures for the log line that is due; None is "not measured". May write: itself."""
+def log_metrics(run: Run, step: Step) -> Mapping[str, float | Tensor | None]:  # type: ignore[empty-body]
+    """Give metrics for the log line that is due; None is "not measured". May write: itself."""
 
 
 @hookspec
 def on_event(run: Run, event: Event) -> None:
-    """A plugin made something known with `run.tell`. May write: itself."""
+    """A plugin made something known with `run.emit_event`. May write: itself."""
 
 
 @hookspec
 def on_log(run: Run, record: LogRecord) -> None:
-    """The figures of a log interval. May write: itself."""
+    """The metrics of a log interval. May write: itself."""
 
 
 @hookspec

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Meter(Protocol):
-    """Figures over a whole validation set."""
+class Metric(Protocol):
+    """Metrics over a whole validation set."""
 
     goals: Mapping[str, Goal]
 
@@ -26,12 +26,12 @@ class Meter(Protocol):
         ...
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        """The figures; `add` sums a tensor over all processes."""
+        """The metrics; `add` sums a tensor over all processes."""
         ...
 
 
-class Metrics:
-    """Figures of the run: put as tensors at any time, read only when a log line is due."""
+class MetricStore:
+    """Metrics of the run: put as tensors at any time, read only when a log line is due."""
 
     def __init__(self) -> None:
         self._pending: dict[str, float | Tensor | None] = {}
@@ -41,7 +41,7 @@ class Metrics:
         self.goals: dict[str, Goal] = {}
 
     def put(self, name: str, value: float | Tensor | None) -> None:
-        """Set a figure; a tensor (0-d) is read later."""
+        """Set a metric; a tensor (0-d) is read later."""
         self._pending[name] = value
 
     def read(self) -> dict[str, float | None]:
@@ -68,17 +68,17 @@ class Metrics:
         self.latest.update(found)
         return found
 
-    def record_validation(self, figures: Mapping[str, float], *, best: bool = True) -> None:
-        """Take in a validation's figures and keep the best of each.
+    def record_validation(self, metrics: Mapping[str, float], *, best: bool = True) -> None:
+        """Take in a validation's metrics and keep the best of each.
 
         Args:
-            figures: by name.
+            metrics: by name.
             best: False for a network that is not what will be exported.
         """
         self.validation = {
-            name: value if math.isfinite(value) else None for name, value in figures.items()
+            name: value if math.isfinite(value) else None for name, value in metrics.items()
         }
-        for name, value in figures.items() if best else ():
+        for name, value in metrics.items() if best else ():
             known = self.best.get(name)
             higher = self.goals.get(name, "min") == "max"
             if math.isfinite(value) and (

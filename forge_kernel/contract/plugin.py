@@ -20,12 +20,12 @@ class Kind(enum.StrEnum):
     STRATEGY = "strategy"
     OPTIMIZER = "optimizer"
     LOSS = "loss"
-    PENALTIES = "penalties"
+    REGULARIZERS = "regularizers"
     GRADIENTS = "gradients"
     PHASES = "phases"
     SCHEDULE = "schedule"
     VALIDATORS = "validators"
-    POLICIES = "policies"
+    CALLBACKS = "callbacks"
     EXPORTERS = "exporters"
     OBSERVERS = "observers"
 
@@ -54,12 +54,12 @@ RULES: Final[dict[Kind, KindRule]] = {
     Kind.STRATEGY: KindRule(0, 1, (), "how the run spreads over processes"),
     Kind.OPTIMIZER: KindRule(1, 1, ("make_optimizer",), "updates the weights"),
     Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised", ("compute_loss_weights",)),
-    Kind.PENALTIES: KindRule(0, None, ("penalize",), "terms of the weights added to the loss"),
+    Kind.REGULARIZERS: KindRule(0, None, ("regularize",), "terms of the weights added to the loss"),
     Kind.GRADIENTS: KindRule(0, None, ("on_gradients",), "filters between backward and step"),
     Kind.PHASES: KindRule(0, 1, ("compute_phase",), "the one phase clock"),
-    Kind.SCHEDULE: KindRule(0, 1, ("compute_rates",), "learning rate and momentum"),
-    Kind.VALIDATORS: KindRule(0, None, ("make_meters",), "figures of the validation set"),
-    Kind.POLICIES: KindRule(0, None, (), "decide: stop, save, restore, validate"),
+    Kind.SCHEDULE: KindRule(0, 1, ("compute_schedule_factors",), "learning rate and momentum"),
+    Kind.VALIDATORS: KindRule(0, None, ("make_metrics",), "metrics of the validation set"),
+    Kind.CALLBACKS: KindRule(0, None, (), "decide: stop, save, restore, validate"),
     Kind.EXPORTERS: KindRule(0, None, ("export",), "write the result for others"),
     Kind.OBSERVERS: KindRule(0, None, (), "watch and report; read only"),
 }
@@ -67,7 +67,8 @@ RULES: Final[dict[Kind, KindRule]] = {
 SINGLE_ANSWERS: Final = frozenset(
     {
         "make_data", "make_model", "make_optimizer", "compute_phase", "compute_outputs",
-        "compute_loss", "compute_loss_weights", "compute_rates", "compute_evaluation_model",
+        "compute_loss", "compute_loss_weights", "compute_schedule_factors",
+        "compute_evaluation_model",
     }
 )  # fmt: skip
 """Hooks that at most one plugin of a run may answer."""
@@ -94,7 +95,7 @@ class PluginInfo:
         kind: where it stands in a run.
         config: frozen, keyword-only dataclass with the settings.
         order: what it must follow or precede within its kind.
-        provides: facts it brings into a run, such as `"data:tokens"` or `"figure:accuracy"`.
+        provides: facts it brings into a run, such as `"data:tokens"` or `"metric:accuracy"`.
         requires: facts that some other plugin of the run must bring.
         alternatives: said where a fact that it requires is missing: what can be done instead.
         conflicts: plugins (`"<kind>.<name>"`) that it cannot run beside.
@@ -103,7 +104,7 @@ class PluginInfo:
         packages: optional modules that it cannot work without, each with what installs it; a run
             without one of them is refused when it is planned.
         hears_unfinished: a policy that hears of validations of a network that is not yet what will
-            be exported, since it judges no figures.
+            be exported, since it judges no metrics.
         couples_samples: a loss whose value for a sample depends on the other samples of the
             micro-batch (pairs, groups): micro-batches do not add up to the whole batch, which a
             run with `run.accumulate` above 1 is told.

@@ -14,7 +14,7 @@ Outcome = Literal["completed", "stopped", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Outcome and figures of a run; `to_data` is what `result.json` holds.
+    """Outcome and metrics of a run; `to_data` is what `result.json` holds.
 
     Args:
         outcome: `completed`, `stopped` (from outside, resumable) or `failed`.
@@ -22,13 +22,13 @@ class RunResult:
         epochs: finished passes over the training data.
         seconds: of training, over all sessions of the run.
         stop_reason: why it ended where it did.
-        final: the last figures by name; a validation's under its own names.
-        best: the best validation figures.
+        final: the last metrics by name; a validation's under its own names.
+        best: the best validation metrics.
         exports: folders written by exporters, by exporter.
         failed_exports: what other exporters failed of; the run itself is complete.
         error: what went wrong, for `failed`.
         folder: the run folder, if there is one.
-        model: the live model, with the weights that its figures and exports are of.
+        model: the live model, with the weights that its metrics and exports are of.
         training_model: where those are an average: a model with the weights in training.
     """
 

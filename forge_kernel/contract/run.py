@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forge_kernel.contract.metrics import Metrics
+from forge_kernel.contract.metrics import MetricStore
 from forge_kernel.contract.values import Event, Progress, Request, RequestName
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Run:
     parameters: dict[str, nn.Parameter]  # all of them by name, frozen ones too
     optimizer: Optimizer
     progress: Progress
-    metrics: Metrics
+    metrics: MetricStore
     total_steps: int | None  # length of the whole run in optimizer steps, if known
     total_steps_before: int | None  # of a resumed run: its length when the checkpoint was saved
     seed: int  # start of what plugins draw; drawn itself when `settings.seed` is None
@@ -56,7 +56,7 @@ class Run:
         self.modules = {}
         self.parameters = {}
         self.progress = Progress()
-        self.metrics = Metrics()
+        self.metrics = MetricStore()
         self.total_steps = self.total_steps_before = None
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.quiet = quiet
@@ -86,7 +86,7 @@ class Run:
             raise ValueError(f"run.request('{what}'): stop, save, restore or validate")
         self.requests.append(Request(what, reason, tag))
 
-    def tell(self, name: str, message: str, **facts: float | int | str | bool | None) -> None:
+    def emit_event(self, name: str, message: str, **facts: float | int | str | bool | None) -> None:
         """Make something known (log, metrics file, screen); listeners hear it after the hook.
 
         Args:

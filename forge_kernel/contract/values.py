@@ -131,7 +131,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class ScheduleFactors:
     """Learning rate and momentum as factors of the configured ones, for all groups or for each."""
 
     learning_rate: float | tuple[float, ...] = 1.0
@@ -140,17 +140,17 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """The figures of a log interval; None is "not measured"."""
+    """The metrics of a log interval; None is "not measured"."""
 
     step: int
     epoch: int
     time: float  # seconds since the epoch (1970)
-    figures: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a reader of the run should know; `run.tell` makes it."""
+    """Something that a reader of the run should know; `run.emit_event` makes it."""
 
     step: int  # finished optimizer steps
     name: str  # one word for programs, such as `capability_acquired`

@@ -169,7 +169,7 @@ class _Planner:
         given: Iterable[str],
     ) -> None:
         self.pipeline = pipeline
-        self.given = ("figure:loss", *given)  # the loss is the kernel's own
+        self.given = ("metric:loss", *given)  # the loss is the kernel's own
         self.catalog = catalog
         self.document = document
         self.entries: list[Planned] = []
@@ -250,7 +250,7 @@ class _Planner:
                 self.fault(message, entry.path)
         if kind is Kind.OBSERVERS:
             for hook in sorted(implemented & set(HOOKS)):
-                if not hook.startswith("on_") and hook != "measure":
+                if not hook.startswith("on_") and hook != "log_metrics":
                     message = f"{entry.label}: an observer only watches, it cannot {hook}"
                     self.fault(message, entry.path)
 

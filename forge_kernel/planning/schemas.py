@@ -16,7 +16,7 @@ GROUP: Final = "forge_kernel.schemas"
 """Entry points of programs over the kernel: schemas of the files that they write, by name."""
 
 _NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
-_FIGURES: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER_OR_NULL}
+_METRICS: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER_OR_NULL}
 _TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 
@@ -49,8 +49,8 @@ RECORDS: Final[dict[str, Schema]] = {
             "epochs": _COUNT,
             "seconds": {"type": "number", "minimum": 0},
             "stop_reason": {"type": "string"},
-            "final": _FIGURES,
-            "best": _FIGURES,
+            "final": _METRICS,
+            "best": _METRICS,
             "exports": {"type": "object", "additionalProperties": {"type": "string"}},
             "failed_exports": {"type": "object", "additionalProperties": {"type": "string"}},
             "error": _TEXT_OR_NULL,
@@ -64,8 +64,8 @@ RECORDS: Final[dict[str, Schema]] = {
             "total_steps": {"type": ["integer", "null"]},
             "epoch": _COUNT,
             "phase": _TEXT_OR_NULL,
-            "figures": _FIGURES,
-            "figures_step": {"type": ["integer", "null"], "description": "step of the figures"},
+            "metrics": _METRICS,
+            "metrics_step": {"type": ["integer", "null"], "description": "step of the metrics"},
             "events": {
                 "type": "array",
                 "items": _record(
@@ -93,7 +93,7 @@ RECORDS: Final[dict[str, Schema]] = {
         },
     ),
     "metrics": _record(
-        "a line of metrics.jsonl: beside these, one key for each figure (null: not measured)",
+        "a line of metrics.jsonl: beside these, one key for each metric (null: not measured)",
         {
             "step": _COUNT,
             "time": {"type": "number"},

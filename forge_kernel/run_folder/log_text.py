@@ -1,20 +1,22 @@
-"""Lines of `forge.log` and the latest figures as sentences for people."""
+"""Lines of `forge.log` and the latest metrics as sentences for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from forge_kernel.renamed import record_today
+
 _OWN: Final = frozenset({"event", "level", "timestamp", "step", "message", "facts"})
 
 
-def figures_text(figures: Any) -> str:
-    """Figures in one line: `loss 0.31  accuracy 0.8`; one not measured is left out."""
-    if not isinstance(figures, Mapping):
+def metrics_text(metrics: Any) -> str:
+    """Metrics in one line: `loss 0.31  accuracy 0.8`; one not measured is left out."""
+    if not isinstance(metrics, Mapping):
         return ""
     return "  ".join(
         f"{name} {value:.4g}"
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     )
 
@@ -38,6 +40,6 @@ def notice_text(line: Mapping[str, Any]) -> str:
     if what == "phase":
         return f"{step}phase {line.get('before') or 'none'} -> {line.get('after') or 'none'}"
     if what == "validation":
-        return f"{step}validation {figures_text(line.get('figures'))}"
+        return f"{step}validation {metrics_text(record_today(line).get('metrics'))}"
     rest = ", ".join(f"{key} {value}" for key, value in line.items() if key not in _OWN and value)
     return f"{step}{what.replace('_', ' ')}" + (f" ({rest})" if rest else "")

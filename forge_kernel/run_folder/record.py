@@ -35,7 +35,7 @@ RESULT: Final = "result.json"
 STATUS: Final = "status.json"
 LOG: Final = "forge.log"
 HEARTBEAT_SECONDS: Final = 1.0  # between signs of life while steps are taken
-GATHER_SECONDS: Final = 0.25  # figures of log lines that come faster are written together
+GATHER_SECONDS: Final = 0.25  # metrics of log lines that come faster are written together
 FAST_STEP_SECONDS: Final = 0.05  # only where the next step's end is near
 EVENTS_KEPT: Final = 20  # in `status.json`; `forge.log` has them all
 _PACKAGES: Final = ("forge-kernel", "torch", "numpy", "pluggy", "safetensors")
@@ -158,8 +158,8 @@ class RunRecord:
             "total_steps": None,
             "epoch": 0,
             "phase": None,
-            "figures": {},
-            "figures_step": None,
+            "metrics": {},
+            "metrics_step": None,
             "events": [],
             "pid": os.getpid(),
             "host": platform.node(),
@@ -236,9 +236,9 @@ class RunRecord:
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """Latest figures."""
-        self._status["figures"].update(record.figures)
-        self._status["figures_step"] = record.step
+        """Latest metrics."""
+        self._status["metrics"].update(record.metrics)
+        self._status["metrics_step"] = record.step
         soon = self._written + GATHER_SECONDS
         if self._step_seconds < FAST_STEP_SECONDS and time.monotonic() < soon:
             self._due = min(self._due, soon)
@@ -246,12 +246,12 @@ class RunRecord:
             self.state("training", run)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """Latest figures of a validation."""
-        finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
-        self._status["figures"].update({f"validation_{k}": v for k, v in finite.items()})
-        self._status["figures_step"] = run.progress.step
-        self.event("validation", step=run.progress.step, figures=finite)
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Latest metrics of a validation."""
+        finite = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+        self._status["metrics"].update({f"validation_{k}": v for k, v in finite.items()})
+        self._status["metrics_step"] = run.progress.step
+        self.event("validation", step=run.progress.step, metrics=finite)
         self.state("training", run)
 
     @hookimpl

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.renamed import record_today
 from forge_kernel.run_folder.record import CONFIG, STATUS
 
 SILENT_AFTER: Final = 30.0  # seconds without a sign of life; a long validation may take that
@@ -81,7 +82,7 @@ def _status_data(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}
+    return record_today(data) if isinstance(data, dict) else {}
 
 
 def _judged(data: Mapping[str, Any], age: float | None) -> tuple[Condition, str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors.torch import load_file, save_file
 
 from forge_kernel.errors import CheckpointError
+from forge_kernel.renamed import label_today
 from forge_kernel.storage import atomic_files
 from forge_kernel.storage.state_tree import join_tree, split_tree
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+BEFORE_WORDS: Final = 1  # the same, with the names of kinds and plugins of before
 MANIFEST: Final = "manifest.json"
 _NAME: Final = re.compile(r"step-([0-9]{1,12})")
 _TAG: Final = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -200,7 +202,13 @@ class CheckpointStore:
             tensors = _load_tensors(folder / "state.safetensors", aliases["state.safetensors"])
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             trees = {name: join_tree(tree, tensors) for name, tree in state.items()}
-            return Snapshot(int(manifest["step"]), model, trees, manifest["about"])
+            about = manifest["about"]
+            if manifest["format"] == BEFORE_WORDS:
+                for tree in (trees, about):
+                    tree["plugins"] = {
+                        label_today(label): own for label, own in tree.get("plugins", {}).items()
+                    }
+            return Snapshot(int(manifest["step"]), model, trees, about)
         except CheckpointError:
             raise
         except Exception as error:
@@ -210,7 +218,7 @@ class CheckpointStore:
     @staticmethod
     def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
         """Refuse what is of another format or has changed since it was written."""
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (BEFORE_WORDS, FORMAT):
             raise CheckpointError(
                 f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
             )

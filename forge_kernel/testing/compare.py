@@ -21,7 +21,7 @@ def _raw(file: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 def _plain_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     state["progress"].pop("seconds")
-    latest = state["metrics"]["latest"]  # other figures may be of the clock or of the system
+    latest = state["metrics"]["latest"]  # other metrics may be of the clock or of the system
     known = ("loss", "learning_rate", "grad_norm")
     state["metrics"]["latest"] = {name: latest[name] for name in known if name in latest}
     return state

@@ -103,7 +103,7 @@ def test_is_constructed_without_any_effect(
 
 
 def test_trains_ten_steps(forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path) -> None:
-    """Ten steps end with finite figures."""
+    """Ten steps end with finite metrics."""
     result = _trial(forge_plugin, forge_config).run(tmp_path / "run")
     assert result.outcome == "completed"
     assert result.steps > 0

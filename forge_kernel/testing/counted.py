@@ -167,14 +167,14 @@ def _differ(one: dict[str, float], other: dict[str, float]) -> list[str]:
 class _NoNumber:
     """A term of the weights that is no number, in the steps that it is told."""
 
-    info = PluginInfo(name="no_number", kind=Kind.PENALTIES, config=NoConfig)
+    info = PluginInfo(name="no_number", kind=Kind.REGULARIZERS, config=NoConfig)
 
     def __init__(self, step: int) -> None:
         self.config = NoConfig()
         self._step = step
 
     @hookimpl
-    def penalize(self, run: Run, step: Step) -> Tensor | None:
+    def regularize(self, run: Run, step: Step) -> Tensor | None:
         """NaN, with a gradient for every weight that is trained."""
         if step.number != self._step:
             return None

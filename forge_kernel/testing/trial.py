@@ -14,7 +14,7 @@ from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import USE_OF_KIND
 from forge_kernel.contract.data import Data, DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
-from forge_kernel.contract.metrics import Meter
+from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.plugin import Kind, PluginInfo, facts
 from forge_kernel.contract.result import RunResult
 from forge_kernel.contract.run import Run
@@ -160,7 +160,7 @@ class TrialLoss:
         )
 
 
-class _TrialMeter:
+class _TrialMetric:
     goals: Mapping[str, Goal] = {"accuracy": "max"}
 
     def __init__(self) -> None:
@@ -186,17 +186,17 @@ class TrialValidator:
     """Accuracy."""
 
     info = PluginInfo(
-        name="trial_validator", kind=Kind.VALIDATORS, config=NoConfig, provides=("figure:accuracy",)
+        name="trial_validator", kind=Kind.VALIDATORS, config=NoConfig, provides=("metric:accuracy",)
     )
 
     def __init__(self) -> None:
         self.config = NoConfig()
 
     @hookimpl
-    def make_meters(self, run: Run) -> Sequence[Meter]:
-        """One meter."""
+    def make_metrics(self, run: Run) -> Sequence[Metric]:
+        """One metric."""
         del run
-        return [_TrialMeter()]
+        return [_TrialMetric()]
 
 
 class TrialStop:
@@ -270,7 +270,7 @@ class Trial:
         given = {fact for part in self._small_parts() for fact in facts(part.info.provides, None)}
         found: list[tuple[Kind, str]] = []
         for fact in self._needs:
-            if fact in given or fact.startswith(("figure:", "data:")):
+            if fact in given or fact.startswith(("metric:", "data:")):
                 continue
             best: tuple[int, Kind, str] | None = None
             for offer in self.catalog.offers():

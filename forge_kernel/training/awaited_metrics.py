@@ -10,7 +10,7 @@ from forge_kernel.contract.run import Run
 from forge_kernel.errors import Fault, PluginError
 from forge_kernel.planning.plan import Plan
 
-_TOPIC = "figure:"
+_TOPIC = "metric:"
 
 
 class AwaitedMetrics:
@@ -53,7 +53,7 @@ class AwaitedMetrics:
             missing = [name for name in names if name not in metrics]
             if missing:
                 there = ", ".join(metrics) or "none"
-                run.tell(
+                run.emit_event(
                     "metric_missing",
                     f"{label} waits for the validation metric {', '.join(missing)}, which this "
                     f"validation did not give (it gave: {there}).",

@@ -25,7 +25,7 @@ from forge_kernel.training.finite_check import FiniteCheck, name_non_finite
 from forge_kernel.training.forward_pass import ForwardPass, term_means
 from forge_kernel.training.forward_state import ForwardState
 from forge_kernel.training.loss_scale import LossScale
-from forge_kernel.training.param_group_schedule import GroupRates
+from forge_kernel.training.param_group_schedule import ParamGroupSchedule
 
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
 MAX_EMPTY: Final = 100  # windows in a row in which nothing counts
@@ -69,17 +69,17 @@ class OptimizerStep:
         self._on_weights = bus.calls("on_weights")
         self._on_weights_changed = bus.calls("on_weights_changed")
         self._on_step_end = bus.calls("on_step_end")
-        self._penalize = bus.calls("penalize")
+        self._regularize = bus.calls("regularize")
         self._compute_phase = bus.call("compute_phase")
         self._compute_loss_weights = bus.call("compute_loss_weights")
-        self._compute_rates = bus.call("compute_rates")
+        self._compute_schedule_factors = bus.call("compute_schedule_factors")
         self._parameters = list(run.parameters.values())
         for parameter in self._parameters:
             parameter.grad = None  # what someone else's backward left would be stepped
         self._finite = FiniteCheck(run.device)
         self._several = run.strategy.world_size > 1
         self._checks = run.settings.non_finite != "off" or run.settings.precision == "fp16"
-        self._group_rates = GroupRates(run.optimizer)
+        self._group_rates = ParamGroupSchedule(run.optimizer)
         kept = ForwardState([run.model, *run.modules.values()])
         self._forward_state = kept if self._checks and not kept.empty else None
 
@@ -193,8 +193,8 @@ class OptimizerStep:
             window.close([p.grad for p in self._parameters if p.grad is not None])
             step.loss, step.losses = window.loss, window.terms
         window.count = 0
-        if self._penalize:
-            self._add_penalties()
+        if self._regularize:
+            self._add_regularizers()
         step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]  # not None
         step.gradients = gradients
@@ -204,8 +204,8 @@ class OptimizerStep:
             self._put_norm(gradients)
         for listen in self._on_gradients:
             listen(run, step)
-        if self._compute_rates is not None:
-            self._group_rates.write(self._compute_rates(run, step))
+        if self._compute_schedule_factors is not None:
+            self._group_rates.write(self._compute_schedule_factors(run, step))
         run.optimizer.step()
         for listen in self._on_weights:
             listen(run, step)
@@ -230,8 +230,8 @@ class OptimizerStep:
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         self.run.metrics.put("grad_norm", norm)
 
-    def _add_penalties(self) -> None:
-        terms = [call(self.run, self.step) for call in self._penalize]
+    def _add_regularizers(self) -> None:
+        terms = [call(self.run, self.step) for call in self._regularize]
         found = [term for term in terms if term is not None]
         if found:
             total = torch.stack([term.reshape(()) for term in found]).sum()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from forge_kernel.contract.values import Rates
+from forge_kernel.contract.values import ScheduleFactors
 from forge_kernel.errors import PluginError
 
 Group = dict[str, Any]
@@ -50,7 +50,7 @@ def _momentum(group: Group) -> float | None:
     return group["betas"][0] if "betas" in group else group.get("momentum")
 
 
-class GroupRates:
+class ParamGroupSchedule:
     """Writes a schedule's factors into the groups; ratios between groups are kept.
 
     What an earlier schedule wrote last is taken back.
@@ -71,7 +71,7 @@ class GroupRates:
         self._written: tuple[Any, Any] = (None, None)
         self._rate: Any = None  # the very object, to see that nobody wrote another one
 
-    def write(self, rates: Rates) -> None:
+    def write(self, rates: ScheduleFactors) -> None:
         """Set what has changed since the last call, by the schedule or by someone else.
 
         Raises:
@@ -96,6 +96,8 @@ class GroupRates:
 def _for_each(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:
     if isinstance(value, tuple):
         if len(value) != groups:
-            raise PluginError(f"compute_rates gave {len(value)} factors for {groups} groups")
+            raise PluginError(
+                f"compute_schedule_factors gave {len(value)} factors for {groups} groups"
+            )
         return value
     return (value,) * groups

@@ -169,13 +169,13 @@ class Session(SessionState):
         """One pass over the validation data; model modes are left as they were.
 
         Returns:
-            The figures over the whole set; empty when there is no validation data.
+            The metrics over the whole set; empty when there is no validation data.
         """
         self.need_set_up()
         return self.validation.pass_over()
 
     def log(self) -> LogRecord:
-        """Read the figures and tell everyone; the only place where metrics reach the host."""
+        """Read the metrics and tell everyone; the only place where metrics reach the host."""
         run, step = self.run, self.step_state
         run.metrics.put("loss", step.loss)
         run.metrics.put("learning_rate", float(run.optimizer.param_groups[0]["lr"]))
@@ -183,7 +183,7 @@ class Session(SessionState):
             run.metrics.put("skipped_steps", run.progress.skipped)
         if self.forward.autocast is torch.float16:
             run.metrics.put("loss_scale", self.loss_scale.value)
-        for answer in self.bus.calls("measure"):
+        for answer in self.bus.calls("log_metrics"):
             for name, value in answer(run, step).items():
                 run.metrics.put(name, value)
         progress = run.progress
@@ -282,10 +282,10 @@ class Session(SessionState):
         self.clock.bank()
         reasons = self.validation.unfinished()
         if reasons:
-            self.run.tell(
+            self.run.emit_event(
                 "unfinished",
                 f"The run has ended before its network was finished ({'; '.join(reasons)}): its "
-                "figures are not those of what is exported.",
+                "metrics are not those of what is exported.",
             )
             pass_events(self.run, self.bus)
         return self.export()
@@ -332,6 +332,6 @@ class Session(SessionState):
         finally:
             run.active_model = run.model
         for name, error in self.failed_exports.items():
-            run.tell("export_failed", f"The export {name} failed: {error}", export=name)
+            run.emit_event("export_failed", f"The export {name} failed: {error}", export=name)
         pass_events(run, self.bus)
         return written

@@ -129,7 +129,7 @@ def _tell_groups(session: SessionState) -> None:
     count = session.settings.accumulate
     for entry in session.plan.entries:
         if count > 1 and entry.info.couples_samples:
-            session.run.tell(
+            session.run.emit_event(
                 "groups",
                 f"The loss {entry.info.name} compares the samples of a micro-batch with each "
                 f"other: run.accumulate ({count}) makes no larger groups of them, as a larger "
@@ -144,4 +144,4 @@ def _tell_slow_precision(session: SessionState) -> None:
     precision = resolve_precision(session.settings.precision, session.run.device)
     notice = slow_precision_notice(precision, session.run.device)
     if notice is not None:
-        session.run.tell("slow_precision", notice, precision=precision)
+        session.run.emit_event("slow_precision", notice, precision=precision)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from forge_kernel.contract.metrics import Meter
+from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.seeds import stream_seed
@@ -46,11 +46,11 @@ class Validation:
         self.at = -1
         self._awaited = AwaitedMetrics(plan)
         self._draws = stream_seed(self.run.seed, "validation")
-        self._meters: list[Meter] = [
-            meter for answer in bus.calls("make_meters") for meter in answer(self.run)
+        self._metrics: list[Metric] = [
+            metric for answer in bus.calls("make_metrics") for metric in answer(self.run)
         ]
-        for meter in self._meters:
-            self.run.metrics.goals.update(meter.goals)
+        for metric in self._metrics:
+            self.run.metrics.goals.update(metric.goals)
         self.run.metrics.goals.setdefault("loss", "min")
 
     def check(self) -> None:
@@ -65,7 +65,7 @@ class Validation:
         """One pass over the validation data; model modes are left as they were.
 
         Returns:
-            The figures over the whole set; empty when there is no validation data.
+            The metrics over the whole set; empty when there is no validation data.
         """
         run = self.run
         run.active_model = self.evaluation_model()
@@ -76,27 +76,27 @@ class Validation:
             # there had been none
             own = StreamState.seeded(self._draws)
             with self.streams.drawing(own) as turn, torch.no_grad():
-                figures = self._computed(turn)
+                metrics = self._computed(turn)
         finally:
             run.active_model = run.model
             for module, mode in modes:
                 module.training = mode
         self.at = run.progress.step
-        self._awaited.look(run, figures)
-        if figures:
+        self._awaited.look(run, metrics)
+        if metrics:
             unfinished = self.unfinished()
-            run.metrics.record_validation(figures, best=not unfinished)
+            run.metrics.record_validation(metrics, best=not unfinished)
             entries = self.plan.answering("on_validation")
             for entry, listen in zip(entries, self.bus.calls("on_validation"), strict=True):
                 if not unfinished or self._hears_unfinished(entry):
-                    listen(run, figures)
+                    listen(run, metrics)
         pass_events(self.run, self.bus)
-        return figures
+        return metrics
 
     def _computed(self, turn: Callable[[], None]) -> dict[str, float]:
         run = self.run
-        for meter in self._meters:
-            meter.reset()
+        for metric in self._metrics:
+            metric.reset()
         # of each term of the loss: sum of weighted means, sum of weights; then the batches:
         # exact however they are shared out
         total: Tensor | None = None
@@ -112,8 +112,8 @@ class Validation:
                 total[2 * index + 1] += term.weight
             total[-1] += 1
             loss, weight = joined(terms)
-            for meter in self._meters:
-                meter.update(batch, outputs, loss, weight)
+            for metric in self._metrics:
+                metric.update(batch, outputs, loss, weight)
             turn()
         if total is None:
             total = torch.zeros(3, dtype=torch.float64, device=run.device)
@@ -121,17 +121,17 @@ class Validation:
         *sums, seen = run.strategy.reduce(total).tolist()
         if not seen:
             return {}
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if any(sums[1::2]):
             scales = [float(term.scale) for term in terms] or [1.0]
             means = [
                 total / weight if weight else 0.0
                 for total, weight in zip(sums[::2], sums[1::2], strict=True)
             ]
-            figures["loss"] = sum(scale * mean for scale, mean in zip(scales, means, strict=True))
-        for meter in self._meters:
-            figures.update(meter.compute(run.strategy.reduce))
-        return figures
+            metrics["loss"] = sum(scale * mean for scale, mean in zip(scales, means, strict=True))
+        for metric in self._metrics:
+            metrics.update(metric.compute(run.strategy.reduce))
+        return metrics
 
     def unfinished(self) -> list[str]:
         """Why the network is not yet what will be exported; empty when it is."""
@@ -139,8 +139,8 @@ class Validation:
         return [reason for reason in told if reason]
 
     def _hears_unfinished(self, entry: Planned) -> bool:
-        """Whether a plugin is told the figures of a network that is not yet finished."""
-        if entry.info.kind is not Kind.POLICIES or entry.info.hears_unfinished:
+        """Whether a plugin is told the metrics of a network that is not yet finished."""
+        if entry.info.kind is not Kind.CALLBACKS or entry.info.hears_unfinished:
             return True
         asked = getattr(entry.config, "not_before", None)
         return asked is not None and self.run.progress.step >= asked

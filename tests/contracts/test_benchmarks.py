@@ -24,7 +24,7 @@ def script(name: str) -> Any:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a device to measure")
-def test_without_a_device_utilization_is_said_to_be_unmeasured_and_no_figure_is_given() -> None:
+def test_without_a_device_utilization_is_said_to_be_unmeasured_and_no_metric_is_given() -> None:
     """Red when memory in use or a constant takes the counter's place."""
     done = subprocess.run(
         [sys.executable, "benchmarks/utilization.py"], cwd=ROOT, capture_output=True, text=True,

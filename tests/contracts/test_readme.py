@@ -175,7 +175,7 @@ def test_the_floors_that_the_readme_states_are_those_that_are_installed_by() -> 
 
 
 @pytest.mark.spec("K16")
-def test_nothing_is_praised_without_a_figure() -> None:
+def test_nothing_is_praised_without_a_metric() -> None:
     # Planted: "production-ready" in the README.
     texts = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
     for text in texts:

@@ -1,4 +1,4 @@
-"""Published figures come from the files that the benchmarks wrote, none is typed by hand."""
+"""Published metrics come from the files that the benchmarks wrote, none is typed by hand."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def test_the_papers_pipeline_reaches_its_target_on_all_five_seeds() -> None:
 
 
 def test_the_page_admits_where_the_filter_does_not_help() -> None:
-    """The sentence is computed: it follows the figures whichever way they fall."""
+    """The sentence is computed: it follows the metrics whichever way they fall."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import results
     finally:
         sys.path.pop(0)
     run = {"reached": True, "cpu_seconds": 1.0}
-    figures = {
+    metrics = {
         f"{name}/{seed}": {**run, "steps": steps}
         for name, steps in (("ternary_showcase", 900), ("ternary_2e3", 600))
         for seed in range(5)
     }
-    assert "0.67 x: it does not help" in "\n".join(results.reading(figures))
+    assert "0.67 x: it does not help" in "\n".join(results.reading(metrics))
     for seed in range(5):
-        figures[f"ternary_showcase/{seed}"]["steps"] = 300
-    assert "2.00 x: it helps" in "\n".join(results.reading(figures))
+        metrics[f"ternary_showcase/{seed}"]["steps"] = 300
+    assert "2.00 x: it helps" in "\n".join(results.reading(metrics))

@@ -126,7 +126,7 @@ def test_a_wrong_value_put_into_a_list_is_found_at_the_lock() -> None:
     """Spec: H6, H7"""
     config = ValidationConfig()
     config.metrics_to_track.append("accurracy")
-    with pytest.raises(ConfigError, match="there is no figure 'accurracy'"):
+    with pytest.raises(ConfigError, match="there is no metric 'accurracy'"):
         config.lock("is closed")
     assert not config.locked
 

@@ -450,7 +450,7 @@ ALONE = {
 }  # fmt: skip
 """Shown by a call, and told of a pipeline too."""
 SPAN = {"GrokfastConfig.performance_window", "GrokfastConfig.knowledge_retention_weight"}
-"""Read by what the run is too short for (consolidation), and by the figures that are kept."""
+"""Read by what the run is too short for (consolidation), and by the metrics that are kept."""
 
 
 def test_nothing_of_a_scheduler_is_assigned_until_it_is() -> None:
@@ -482,6 +482,6 @@ def test_a_run_with_every_term_computes_them_all(data: Path) -> None:
     logged = [
         json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()
     ]
-    figures = {name for line in logged for name in line}
+    metrics = {name for line in logged for name in line}
     assert {"consistency", "distillation", "weight_magnitude", "weight_square",
-            "loss/capability_acquisition", "loss/classification"} <= figures  # fmt: skip
+            "loss/capability_acquisition", "loss/classification"} <= metrics  # fmt: skip

@@ -110,7 +110,7 @@ def test_phases_begin_where_they_are_set_and_lead_the_rate() -> None:
     assert ours.phase is GrokfastPhase.COMPLETED
 
 
-def test_a_step_tells_finite_figures() -> None:
+def test_a_step_tells_finite_metrics() -> None:
     """Spec: E8"""
     told = trainer().train_step(batches(1)[0], functional.cross_entropy)
     assert told["step"] == 1
@@ -164,18 +164,18 @@ def test_a_checkpoint_goes_on_to_the_bit_in_another_process(tmp_path: Path) -> N
 
 
 def test_capability_functions_hear_every_step_and_every_evaluation() -> None:
-    """Spec: E7. Red when only a figure of the same name counts."""
+    """Spec: E7. Red when only a metric of the same name counts."""
     seen: list[dict[str, Any]] = []
     ours = trainer()
     ours.register_capability("watched", lambda metrics: seen.append(metrics) or 0.0)
     for one in batches(3):
         ours.train_step(one, functional.cross_entropy)
     assert [one["step"] for one in seen] == [1, 2, 3]
-    figures = ours.validate(batches(2), functional.cross_entropy)
-    assert seen[-1]["accuracy"] == figures["accuracy"]
+    metrics = ours.validate(batches(2), functional.cross_entropy)
+    assert seen[-1]["accuracy"] == metrics["accuracy"]
     ours.train_step(batches(1)[0], functional.cross_entropy)
-    assert seen[-1]["accuracy"] == figures["accuracy"]  # the latest one, in later steps too
-    assert seen[-1]["loss"] != figures["loss"]
+    assert seen[-1]["accuracy"] == metrics["accuracy"]  # the latest one, in later steps too
+    assert seen[-1]["loss"] != metrics["loss"]
 
 
 def test_a_capability_is_acquired_after_its_duration_and_lost_below() -> None:

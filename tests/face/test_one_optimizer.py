@@ -21,8 +21,8 @@ from agent_forge.phases.phase5_training import (
     TrainingConfig,
     TrainingLoop,
 )
-from forge_kernel.contract.values import Rates
-from forge_kernel.training.param_group_schedule import GroupRates
+from forge_kernel.contract.values import ScheduleFactors
+from forge_kernel.training.param_group_schedule import ParamGroupSchedule
 
 RATE = 0.1
 
@@ -76,7 +76,7 @@ def loop(**options: Any) -> tuple[TrainingLoop, Heard]:
      {"gradient_accumulation_steps": 2}],
     ids=str,
 )  # fmt: skip
-def test_the_configured_epochs_one_by_one_are_the_training_to_the_bit(
+def test_the_conmetricd_epochs_one_by_one_are_the_training_to_the_bit(
     options: dict[str, Any],
 ) -> None:
     """Planted: the filter's memory, the blend or the optimizer's state left behind."""
@@ -110,7 +110,7 @@ def test_an_epoch_goes_on_from_the_weights_as_they_are_now() -> None:
     assert float(weights(found.model).abs().max()) < 1.0
 
 
-def test_each_training_begins_at_the_configured_rate_and_counts_go_on() -> None:
+def test_each_training_begins_at_the_conmetricd_rate_and_counts_go_on() -> None:
     found, heard = loop()
     for _ in range(3):
         found.train(batches(), functional.cross_entropy)
@@ -232,16 +232,16 @@ def test_torchs_own_schedulers_and_ours_share_the_base() -> None:
         theirs.step()
     ours = scheduler(optimizer, "constant", base_lr=RATE, warmup_type="none")
     assert ours.get_last_lr() == pytest.approx([RATE, RATE / 5])
-    rates = GroupRates(optimizer)
-    rates.write(Rates(0.5))
+    rates = ParamGroupSchedule(optimizer)
+    rates.write(ScheduleFactors(0.5))
     assert [group["lr"] for group in optimizer.param_groups] == [RATE / 2, RATE / 10]
 
 
 def test_a_session_without_a_schedule_takes_back_what_a_schedule_wrote() -> None:
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=RATE, betas=(0.8, 0.9))
-    GroupRates(optimizer).write(Rates(0.01, 0.5))
+    ParamGroupSchedule(optimizer).write(ScheduleFactors(0.01, 0.5))
     assert optimizer.param_groups[0]["betas"] == (0.4, 0.9)
-    GroupRates(optimizer)
+    ParamGroupSchedule(optimizer)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"]) == (RATE, (0.8, 0.9))
 

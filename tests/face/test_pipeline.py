@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -83,9 +84,9 @@ def test_states_follow_the_life_of_a_pipeline(make_pipeline: Make, grokfast: boo
     summary = pipeline.validator.get_validation_summary()
     assert summary["best_metric_value"] == pytest.approx(result.best["accuracy"])
     assert summary["total_validations"] >= 3
-    figures = pipeline.metrics.get_summary()
-    assert figures["training_summary"]["loss"]["latest"] == result.final["loss"]
-    assert figures["validation_summary"]["accuracy"]["count"] >= 3
+    metrics = pipeline.metrics.get_summary()
+    assert metrics["training_summary"]["loss"]["latest"] == result.final["loss"]
+    assert metrics["validation_summary"]["accuracy"]["count"] >= 3
 
 
 def test_setup_twice_is_setup_once(make_pipeline: Make) -> None:
@@ -189,7 +190,7 @@ def test_a_capability_that_raises_is_told_once_and_training_goes_on(
     """Spec: E16"""
 
     def metric(metrics: dict[str, Any]) -> float:
-        raise KeyError("no such figure")
+        raise KeyError("no such metric")
 
     pipeline = make_pipeline(use_grokfast=True)
     pipeline.trainer.register_capability("broken", metric)
@@ -197,7 +198,7 @@ def test_a_capability_that_raises_is_told_once_and_training_goes_on(
     assert sum("cannot be scored" in record.message for record in caplog.records) == 1
     known = pipeline.trainer.get_training_summary()["capability_status"]["broken"]
     assert known["score"] is None
-    assert "no such figure" in known["error"]
+    assert "no such metric" in known["error"]
 
 
 def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
@@ -206,7 +207,7 @@ def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
     pipeline.setup()
     declared = pipeline._pipeline
     assert [use.name for use in declared.gradients] == ["grokfast", "adaptive_scale", "clip_norm"]
-    assert [use.name for use in declared.penalties] == ["quantization_distance"]
+    assert [use.name for use in declared.regularizers] == ["quantization_distance"]
     assert declared.optimizer.config.lr == BitNetConfig().learning_rate
     pipeline.train()
     layers = [one for one in pipeline.model.modules() if isinstance(one, BitLayer)]
@@ -217,7 +218,7 @@ def test_bitnet_and_grokfast_work_together(make_pipeline: Make) -> None:
     assert len({f"{value:.4f}" for value in applied.abs().flatten().tolist()}) == 1
 
 
-def test_the_log_has_the_figures_of_bitnet_and_grokfast_where_they_work(
+def test_the_log_has_the_metrics_of_bitnet_and_grokfast_where_they_work(
     make_pipeline: Make,
 ) -> None:
     """Spec: H15, H16, H17, H18. Red when the Grokfast path logs no accuracy or norm."""
@@ -307,7 +308,7 @@ def test_the_files_load_with_the_safe_loader_in_a_process_that_knows_nothing(
         "print(json.dumps([sorted(held), held['config']['bitnet_config']['quantization_mode'],\n"
         "                  held['config']['grokfast_config']['alpha']]))\n"
     )
-    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     keys, mode, alpha = json.loads(done.stdout)
     assert keys == ["config", "metrics_summary", "model_state_dict"]

@@ -155,7 +155,7 @@ def test_one_cycle_goes_from_base_to_max_to_final_with_momentum_against_it() -> 
 
 
 def test_adaptive_falls_after_patience_and_not_below_its_least() -> None:
-    """Spec: G7. Planted: the figure not handed to the strategy."""
+    """Spec: G7. Planted: the metric not handed to the strategy."""
     settings = config(SchedulerType.ADAPTIVE, warmup_type="none", patience=2, performance_window=1,
                       min_lr_threshold=3e-4)  # fmt: skip
     scheduler = SchedulerFactory.create_scheduler(optimizer(), settings)
@@ -296,14 +296,14 @@ def test_a_composite_gives_the_rate_to_each_of_its_schedules_in_turn(
     assert composite.active == order[place]
 
 
-def test_figures_hand_the_rate_from_one_of_four_schedules_to_the_next() -> None:
+def test_metrics_hand_the_rate_from_one_of_four_schedules_to_the_next() -> None:
     """Spec: G8. Planted: the last one takes over."""
     names = ["far", "near", "there", "rest"]
     composite = SchedulerFactory.create_composite_scheduler(
         optimizer(),
         {name: config(SchedulerType.CONSTANT) for name in names},
         until={
-            name: lambda figures, bar=bar: figures["loss"] < bar
+            name: lambda metrics, bar=bar: metrics["loss"] < bar
             for name, bar in zip(names, (0.9, 0.5, 0.1), strict=False)
         },
     )
@@ -314,14 +314,14 @@ def test_figures_hand_the_rate_from_one_of_four_schedules_to_the_next() -> None:
     assert seen == ["far", "near", "near", "there", "rest", "rest"]
 
 
-def test_a_composite_switches_by_hand_and_by_a_figure_and_keeps_its_state() -> None:
+def test_a_composite_switches_by_hand_and_by_a_metric_and_keeps_its_state() -> None:
     """Spec: G8."""
 
     def made() -> CompositeScheduler:
         return SchedulerFactory.create_composite_scheduler(
             optimizer(),
             {"a": config(SchedulerType.CONSTANT), "b": config(SchedulerType.COSINE)},
-            until={"a": lambda figures: figures["loss"] < 0.5},
+            until={"a": lambda metrics: metrics["loss"] < 0.5},
         )
 
     straight = made()

@@ -106,12 +106,12 @@ def test_the_three_forms_of_a_loss_give_the_same_bits(keys: str) -> None:
         loss_fn = (nn.CrossEntropyLoss(), by_batch, by_model)[form]
         loop = TrainingLoop(model, plain(), "cpu")
         step = loop.train_step(batches[0], loss_fn)["loss"]
-        figures = loop.validate(batches, loss_fn)
+        metrics = loop.validate(batches, loss_fn)
         result = TrainingLoop(network(), plain(), "cpu")
         if form != 1:  # the closure has its own model
             result.train(batches, loss_fn)
-            figures["trained"] = float(weights(result.model).sum())
-        found.append((step, figures))
+            metrics["trained"] = float(weights(result.model).sum())
+        found.append((step, metrics))
     assert found[0][0] == found[1][0] == found[2][0]
     assert found[0][1] == found[2][1]
     assert found[1][1] == {k: v for k, v in found[0][1].items() if k != "trained"}
@@ -437,7 +437,7 @@ def test_memory_is_read_and_what_is_not_there_is_none() -> None:
 
 
 def test_checkpoint_files_are_plain_rotate_and_load_by_default(tmp_path: Path) -> None:
-    """Spec: C14. Red when figures are saved as NumPy scalars."""
+    """Spec: C14. Red when metrics are saved as NumPy scalars."""
     import numpy as np
 
     model = network()

@@ -23,7 +23,7 @@ from forge_kernel.errors import ConfigError, RunError
 
 
 class Table(nn.Module):
-    """Gives its inputs as logits, so that each figure can be counted by hand."""
+    """Gives its inputs as logits, so that each metric can be counted by hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def oracle(batches: Any) -> dict[str, float]:
 ALL = ["accuracy", "loss", "f1_score", "precision", "recall", "top_2_accuracy"]
 
 
-def test_figures_over_uneven_batches_are_those_of_the_whole_set() -> None:
+def test_metrics_over_uneven_batches_are_those_of_the_whole_set() -> None:
     """Spec: H4, H5, H6. Red with means of batch means."""
     batches = uneven()
     validator = RealTimeValidator(Table(), ValidationConfig(metrics_to_track=ALL), "cpu")
@@ -184,7 +184,7 @@ def test_throughput_is_of_all_samples_and_of_their_whole_time() -> None:
     assert reading["samples_per_second"] is reading["memory_bytes"] is None
 
 
-def test_a_figure_that_nothing_measures_is_refused_with_those_there_are() -> None:
+def test_a_metric_that_nothing_measures_is_refused_with_those_there_are() -> None:
     """Spec: H7"""
     with pytest.raises(ConfigError, match="accuracy, loss, f1_score, precision, recall"):
         ValidationConfig(metrics_to_track=["accurate"]).check()

@@ -191,10 +191,10 @@ def test_a_layer_is_bit_equal_to_autobitlinear_of_transformers_here_too() -> Non
 @pytest.mark.spec("K2")
 def test_the_share_of_busy_time_is_that_of_the_drivers_counter(tmp_path: Path) -> None:
     """What it was: docs/results.md. Red when memory in use takes the counter's place."""
-    figures = tmp_path / "figures.json"
-    command = [sys.executable, "benchmarks/utilization.py", "--epochs", "1", "--json", str(figures)]
+    metrics = tmp_path / "metrics.json"
+    command = [sys.executable, "benchmarks/utilization.py", "--epochs", "1", "--json", str(metrics)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
-    found = json.loads(figures.read_text())
+    found = json.loads(metrics.read_text())
     assert 0 < found["busy_share"] <= 1
     assert found["each_epoch"] == [found["busy_share"]]
     assert found["seconds"] > 0

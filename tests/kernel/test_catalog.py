@@ -128,7 +128,7 @@ def test_the_same_name_in_another_kind_is_another_plugin(install: Install) -> No
         ("class Watcher: pass", "is not a plugin class"),
         (module("watcher").replace("info = PluginInfo", "card = PluginInfo"), "is not a plugin"),
         (module("somebody_else"), "its info says 'observers.somebody_else'"),
-        (module("watcher", "POLICIES"), "its info says 'policies.watcher'"),
+        (module("watcher", "CALLBACKS"), "its info says 'callbacks.watcher'"),
     ],
 )  # fmt: skip
 def test_a_broken_plugin_is_told_with_its_reason_and_is_not_in_the_way(
@@ -210,18 +210,18 @@ def test_a_name_that_nobody_offers_is_told_with_the_nearest() -> None:
 class Part:
     """A class of this process."""
 
-    info = PluginInfo(name="part", kind=Kind.POLICIES, config=NoConfig)
+    info = PluginInfo(name="part", kind=Kind.CALLBACKS, config=NoConfig)
 
 
 def test_a_class_of_this_process_stands_beside_the_installed_ones() -> None:
     catalog = Catalog.installed()
     catalog.add(Part)
-    assert catalog.load(Kind.POLICIES, "part") is Part
-    assert "stop_at" in catalog.names(Kind.POLICIES)
-    assert "part" not in Catalog.installed().names(Kind.POLICIES)
+    assert catalog.load(Kind.CALLBACKS, "part") is Part
+    assert "stop_at" in catalog.names(Kind.CALLBACKS)
+    assert "part" not in Catalog.installed().names(Kind.CALLBACKS)
     catalog.add(Part)
     with pytest.raises(PluginError, match="offered twice: by this process"):
-        catalog.load(Kind.POLICIES, "part")
+        catalog.load(Kind.CALLBACKS, "part")
 
 
 def test_offers_come_by_kind_in_canonical_order_and_by_name() -> None:

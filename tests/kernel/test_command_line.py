@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_prints_its_folder_and_final_figures(finished: Path) -> None:
+def test_a_run_prints_its_folder_and_final_metrics(finished: Path) -> None:
     lines = (finished / "stdout").read_text().splitlines()
     assert lines[0] == "run"
     assert lines[1].startswith("completed after 6 steps")
@@ -127,6 +127,38 @@ def test_runs_lie_below_runs_and_never_share_a_folder(tmp_path: Path) -> None:
         folders.append(done.stdout.splitlines()[0])
     assert len(set(folders)) == 2
     assert all(re.fullmatch(r"runs/smoke-\d{8}-\d{6}-[0-9a-f]{4}", folder) for folder in folders)
+
+
+IN_A_LINE = """
+import io, os, signal, sys
+from forge_kernel.cli.interrupt import Interrupt
+
+class Raw(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+    def write(self, data):
+        if b"line" in bytes(data):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return os.write(2, data)
+
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Raw()), line_buffering=True)
+with Interrupt() as interrupt:
+    print("line", file=sys.stderr)
+assert interrupt.is_set()
+"""
+
+
+def test_a_signal_in_the_middle_of_a_line_breaks_nothing(tmp_path: Path) -> None:
+    """Planted fault: the handler prints: the write that it interrupts raises, and the run fails."""
+    done = forked.run(
+        [sys.executable, "-c", IN_A_LINE], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SIGTERM: stopping after this step and saving" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

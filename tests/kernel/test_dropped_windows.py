@@ -102,7 +102,7 @@ def test_buffers_and_extra_state_are_as_before_the_window(bad: list[Batch], befo
 
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
-def test_the_other_policies_leave_no_trace_either(policy: str, tmp_path: Path) -> None:
+def test_the_other_settings_leave_no_trace_either(policy: str, tmp_path: Path) -> None:
     model = network()
     session = make_session(model, GOOD, non_finite=policy, folder=tmp_path)
     session.step(GOOD[0])
@@ -134,7 +134,7 @@ def test_companion_modules_are_put_back_too() -> None:
     def on_outputs(self: Any, run: Any, step: Any, batch: Any, outputs: Tensor) -> None:
         companion(outputs)
 
-    helper = make_plugin("helper", Kind.POLICIES, make_modules=make_modules, on_outputs=on_outputs)
+    helper = make_plugin("helper", Kind.CALLBACKS, make_modules=make_modules, on_outputs=on_outputs)
     session = make_session(nn.Linear(4, 3), GOOD, plugins=[helper], non_finite="skip")
     session.step(GOOD[0])
     kept = companion.in_place.clone(), companion.calls
@@ -171,21 +171,21 @@ def test_no_metric_of_answers_that_are_no_numbers_is_one_and_nobody_acts_on_it()
         model[4].weight.fill_(torch.nan)  # type: ignore[index, union-attr]
     heard: list[dict[str, float]] = []
 
-    def on_validation(self: Any, run: Any, figures: Any) -> None:
-        heard.append(dict(figures))
+    def on_validation(self: Any, run: Any, metrics: Any) -> None:
+        heard.append(dict(metrics))
 
     watcher = make_plugin("watcher", Kind.OBSERVERS, on_validation=on_validation)
-    from forge_kernel.config.use import UsePolicy
+    from forge_kernel.config.use import UseCallback
 
-    policies = (
-        UsePolicy("stop_at", {"metric": "accuracy", "threshold": 0.0}),
-        UsePolicy("early_stopping", {"patience": 1}),
-        UsePolicy("best_checkpoint"),
-        UsePolicy("capabilities"),
+    callbacks = (
+        UseCallback("stop_at", {"metric": "accuracy", "threshold": 0.0}),
+        UseCallback("early_stopping", {"patience": 1}),
+        UseCallback("best_checkpoint"),
+        UseCallback("capabilities"),
     )
     session = make_session(
         model, LiveData(GOOD, GOOD, DataSpec(classes=3)), plugins=[watcher],
-        uses={"validators": (UseValidator("classification", {"top_k": [2], "by_class": ["f1"]}),), "policies": policies},
+        uses={"validators": (UseValidator("classification", {"top_k": [2], "by_class": ["f1"]}),), "callbacks": callbacks},
     )  # fmt: skip
     for _ in range(3):
         session.validate()
@@ -215,7 +215,7 @@ def test_who_goes_on_after_an_error_finds_nothing_of_the_window_left(where: str)
             fails(self)
 
     name = "on_gradients" if where == "on_gradients" else "on_batch"
-    kind = Kind.GRADIENTS if where == "on_gradients" else Kind.POLICIES
+    kind = Kind.GRADIENTS if where == "on_gradients" else Kind.CALLBACKS
     model, other = network(), network()
     session = make_session(
         model, GOOD, plugins=[make_plugin("breaks", kind, **{name: hook})], accumulate=2

@@ -304,14 +304,14 @@ def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Mod
     assert told == ["start", "scope False", "scope True", "reduce", "finish"]
 
 
-def test_a_validation_without_a_finite_figure_is_null_in_every_file(tmp_path: Path) -> None:
-    # Planted: figures kept as they came: "Out of range float values are not JSON compliant".
+def test_a_validation_without_a_finite_metric_is_null_in_every_file(tmp_path: Path) -> None:
+    # Planted: metrics kept as they came: "Out of range float values are not JSON compliant".
     def on_weights(self: Any, run: Any, step: Any) -> None:
         if run.progress.step >= 1:
             for parameter in run.model.parameters():
                 parameter.data.fill_(float("nan"))
 
-    poison = make_plugin("poison", Kind.POLICIES, on_weights=on_weights)
+    poison = make_plugin("poison", Kind.CALLBACKS, on_weights=on_weights)
     run(pipeline(non_finite="off", save_every=3), plugins=[poison], output_dir=tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["outcome"] == "completed"

@@ -17,8 +17,8 @@ from forge_kernel.errors import CheckpointError, ConfigError, PluginError, RunEr
 from forge_kernel.runner import export
 
 SMOKE = ["run.max_steps=12", "run.validate_every=1", "observers=[{use: metrics_jsonl}]"]
-BLEND = "quantizer={use: bitnet, with: {warmup_steps: 5, warmup_share: 0.9}}"
-RAMP = "quantizer={use: bitnet, with: {target_sparsity: 0.6, sparsity_warmup_steps: 5, warmup_share: 0.9}}"
+BLEND = "quantizer={use: bitnet, with: {warmup_steps: 5, warmup_fraction: 0.9}}"
+RAMP = "quantizer={use: bitnet, with: {target_sparsity: 0.6, sparsity_warmup_steps: 5, warmup_fraction: 0.9}}"
 
 
 def smoke(folder: Path, *settings: str, **options: Any) -> Any:
@@ -27,14 +27,14 @@ def smoke(folder: Path, *settings: str, **options: Any) -> Any:
 
 
 def policy(name: str, **config: Any) -> str:
-    return "policies=[" + json.dumps({"use": name, "with": config}) + "]"
+    return "callbacks=[" + json.dumps({"use": name, "with": config}) + "]"
 
 
 @pytest.mark.parametrize("quantizer", [BLEND, RAMP], ids=["blend", "sparsity"])
 @pytest.mark.parametrize(
     ("not_before", "steps"), [(None, 5), (0, 1), (3, 3), (8, 8)], ids=["default", "0", "3", "8"]
 )
-def test_no_policy_ends_a_run_whose_network_is_not_yet_what_is_exported(
+def test_no_callback_ends_a_run_whose_network_is_not_yet_what_is_exported(
     tmp_path: Path, quantizer: str, not_before: int | None, steps: int
 ) -> None:
     """Unless it is asked to. The threshold is reached at once."""
@@ -45,15 +45,15 @@ def test_no_policy_ends_a_run_whose_network_is_not_yet_what_is_exported(
 
 
 def test_neither_the_best_nor_a_capability_is_of_an_unfinished_network(tmp_path: Path) -> None:
-    capability = {"learned": {"figure": "loss", "threshold": 1e9, "mode": "min"}}
-    policies = json.dumps(
+    capability = {"learned": {"metric": "loss", "threshold": 1e9, "mode": "min"}}
+    callbacks = json.dumps(
         [
             {"use": "capabilities", "with": {"capabilities": capability}},
             {"use": "best_checkpoint", "with": {"metric": "loss", "mode": "max"}},
             {"use": "early_stopping", "with": {"metric": "loss", "mode": "max", "min_delta": 1e9, "patience": 3}},
         ]
     )  # fmt: skip
-    result = smoke(tmp_path / "run", BLEND, f"policies={policies}")
+    result = smoke(tmp_path / "run", BLEND, f"callbacks={callbacks}")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     acquired = [line["step"] for line in lines if line.get("event") == "capability_acquired"]
     assert acquired == [5]
@@ -73,7 +73,7 @@ def test_a_run_that_ends_unfinished_says_so(tmp_path: Path) -> None:
         if step.number == 4:
             run.request("stop", reason="enough")
 
-    stop = make_plugin("stop", Kind.POLICIES, on_step_end=ends)
+    stop = make_plugin("stop", Kind.CALLBACKS, on_step_end=ends)
     result = run(
         pipeline, output_dir=tmp_path / "run", quiet=True, plugins=[stop],
         on_progress=lambda event: told.append(event.get("message", "")),
@@ -164,7 +164,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     [
         ("model.with.hidden=[32]", RunError), ("optimizer.with.lr=-1", ConfigError),
         ("data.with.no_such=1", ConfigError), ("optimizer={use: lion}", RunError),
-        ("policies=[{use: capabilities, with: {capabilities: {a: {figure: nothing, threshold: 1}}}}]", ConfigError),
+        ("callbacks=[{use: capabilities, with: {capabilities: {a: {metric: nothing, threshold: 1}}}}]", ConfigError),
         ("run.device=cuda:7", RunError),
     ],
 )  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_resume_that_is_refused_changes_not_one_byte(
 def test_a_checkpoint_that_lacks_a_part_is_told_as_one(tmp_path: Path) -> None:
     from forge_kernel.storage.atomic_files import manifest_of, write_json
 
-    smoke(tmp_path / "run", "run.max_steps=2", "policies=null")
+    smoke(tmp_path / "run", "run.max_steps=2", "callbacks=null")
     folder = tmp_path / "run/checkpoints/step-2"
     state = json.loads((folder / "state.json").read_text())
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_lacks_a_part_is_told_as_one(tmp_path: Path) -> None:
     older = {k: v for k, v in older.items() if k not in ("extra_state", "data")}
     put(older)
     assert resume(tmp_path / "run", ["run.max_steps=3"], quiet=True).steps == 3
-    smoke(tmp_path / "other", "run.max_steps=2", "policies=null")
+    smoke(tmp_path / "other", "run.max_steps=2", "callbacks=null")
     folder = tmp_path / "other/checkpoints/step-2"
     manifest = json.loads((folder / "manifest.json").read_text())
     put({k: v for k, v in state.items() if k != "metrics"})
@@ -216,7 +216,7 @@ def failing(step: int) -> Any:
 
     code = on_batch.__code__.replace(co_varnames=("self", "run", "step", "batch"))
     renamed = types.FunctionType(code, on_batch.__globals__, "on_batch", None, on_batch.__closure__)
-    return make_plugin("failing", Kind.POLICIES, on_batch=renamed)
+    return make_plugin("failing", Kind.CALLBACKS, on_batch=renamed)
 
 
 def test_the_folder_of_a_run_that_never_reached_step_1_can_be_used_again(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_the_folder_of_a_run_that_never_reached_step_1_can_be_used_again(tmp_pat
     with pytest.raises(ArithmeticError):
         smoke(out, plugins=[failing(1)])
     assert json.loads((out / "result.json").read_text())["steps"] == 0
-    assert smoke(out, "run.max_steps=2", "policies=null").steps == 2
+    assert smoke(out, "run.max_steps=2", "callbacks=null").steps == 2
     with pytest.raises(ConfigError, match="not empty"):
         smoke(out)
 
@@ -253,7 +253,7 @@ def test_a_run_is_resumed_and_exported_from_another_folder_than_it_was_started_i
     monkeypatch.chdir(tmp_path / "a")
     data = "data={use: file, with: {path: d.json, input: features, target: class, cache_dir: c}}"
     first = run(
-        load_pipeline("smoke", [*SMOKE, data, "run.max_steps=4", "policies=null"]), output_dir="out", quiet=True
+        load_pipeline("smoke", [*SMOKE, data, "run.max_steps=4", "callbacks=null"]), output_dir="out", quiet=True
     )  # fmt: skip
     assert first.outcome == "completed"
     monkeypatch.chdir(tmp_path / "b")
@@ -274,7 +274,7 @@ def test_a_run_is_resumed_and_exported_from_another_folder_than_it_was_started_i
 )  # fmt: skip
 def test_a_metric_that_can_never_come_is_refused(tmp_path: Path, settings: tuple[str, ...]) -> None:
     batch = torch.ones(6, 4), torch.arange(6) % 3
-    pipeline = load_pipeline("smoke", ["run.max_steps=3", "policies=null", *settings])
+    pipeline = load_pipeline("smoke", ["run.max_steps=3", "callbacks=null", *settings])
     with pytest.raises(PluginError, match="no validation data"):
         run(pipeline, model=Unexportable(), data=[batch], output_dir=tmp_path / "o", quiet=True)
 
@@ -316,16 +316,16 @@ def test_a_metric_that_did_not_come_is_told_once(tmp_path: Path) -> None:
     assert sorted(told) == [
         f"{label} waits for the validation metric loss, which this validation did not give (it "
         "gave: none)."
-        for label in ("policies[0] early_stopping", "schedule plateau")
+        for label in ("callbacks[0] early_stopping", "schedule plateau")
     ]
 
 
 def test_a_schedule_over_another_length_is_told_at_the_resume(tmp_path: Path) -> None:
-    smoke(tmp_path / "run", "schedule={use: one_cycle}", "policies=null", "run.max_steps=4")
+    smoke(tmp_path / "run", "schedule={use: one_cycle}", "callbacks=null", "run.max_steps=4")
     resume(tmp_path / "run", ["run.max_steps=8"], quiet=True)
     lines = (tmp_path / "run/metrics.jsonl").read_text()
     assert "was 4: one_cycle goes on at another place" in lines
-    smoke(tmp_path / "told", "policies=null", "run.max_steps=4",
+    smoke(tmp_path / "told", "callbacks=null", "run.max_steps=4",
           "schedule={use: one_cycle, with: {total_steps: 20}}")  # fmt: skip
     resume(tmp_path / "told", ["run.max_steps=8"], quiet=True)
     assert "length_changed" not in (tmp_path / "told/metrics.jsonl").read_text()
@@ -336,7 +336,7 @@ def test_a_schedule_that_ended_at_0_gives_way_to_the_next_ones_own_rate(tmp_path
     composite = (
         f"schedule={{use: composite, with: {{schedules: {schedules}, until: [{{step: 6}}]}}}}"
     )
-    smoke(tmp_path / "run", composite, "run.log_every=1", "policies=null")
+    smoke(tmp_path / "run", composite, "run.log_every=1", "callbacks=null")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if line["kind"] == "log"]
     assert rates[5] == 0.0
@@ -380,7 +380,7 @@ def test_everyone_hears_of_the_error_also_when_one_of_them_fails(tmp_path: Path)
 def test_two_exporters_of_one_name_write_beside_each_other(tmp_path: Path) -> None:
     """Planted: the second takes the first one's folder."""
     both = "exporters=[{use: state_dict}, {use: state_dict, with: {dtype: bfloat16}}]"
-    result = smoke(tmp_path / "run", "run.max_steps=2", "policies=null", both)
+    result = smoke(tmp_path / "run", "run.max_steps=2", "callbacks=null", both)
     assert list(result.exports) == ["state_dict", "state_dict_"]
     sizes = [
         (tmp_path / "run" / path / "model.safetensors").stat().st_size

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forge_kernel.api import Kind, PluginInfo, Rates, UseSchedule, hookimpl
+from forge_kernel.api import Kind, PluginInfo, ScheduleFactors, UseSchedule, hookimpl
 from forge_kernel.errors import PluginError
 from forge_kernel.planning.catalog import GROUP, Catalog, Offer
 from forge_kernel.planning.pipeline_file import load_pipeline
@@ -92,8 +92,8 @@ def test_a_part_may_take_a_subset_of_the_arguments() -> None:
             self.config = config
 
         @hookimpl
-        def compute_rates(self, step: Any) -> Rates:
-            return Rates(float(step))
+        def compute_schedule_factors(self, step: Any) -> ScheduleFactors:
+            return ScheduleFactors(float(step))
 
     @dataclass(frozen=True, kw_only=True)
     class DoubleConfig:
@@ -110,9 +110,9 @@ def test_a_part_may_take_a_subset_of_the_arguments() -> None:
             self.config = config
 
         @hookimpl
-        def compute_rates(self, run: Any, step: Any) -> Rates:
+        def compute_schedule_factors(self, run: Any, step: Any) -> ScheduleFactors:
             inner: Any = self.config.inner
-            return Rates(2 * inner.compute_rates(run, step).learning_rate)
+            return ScheduleFactors(2 * inner.compute_schedule_factors(run, step).learning_rate)
 
     DoubleConfig.__annotations__["inner"] = UseSchedule
     catalog = Catalog.installed()
@@ -121,4 +121,4 @@ def test_a_part_may_take_a_subset_of_the_arguments() -> None:
     settings = ["schedule={use: double, with: {inner: {use: short}}}"]
     decided = plan(load_pipeline("smoke", settings, catalog=catalog), catalog)
     built = build(decided)
-    assert built[("schedule",)].compute_rates(None, 3).learning_rate == 6.0
+    assert built[("schedule",)].compute_schedule_factors(None, 3).learning_rate == 6.0

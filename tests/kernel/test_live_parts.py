@@ -358,7 +358,7 @@ def test_a_session_takes_batches_in_every_form_and_says_what_is_none() -> None:
 def test_averaged_weights_are_those_of_the_model_that_is_given_back(tmp_path: Path) -> None:
     """The model in hand is the one whose metrics are told and which is exported."""
     for name, more in {
-        "average": "policies: [{use: weight_average, with: {decay: 0.9}}]\nexporters: [{use: state_dict}]",
+        "average": "callbacks: [{use: weight_average, with: {decay: 0.9}}]\nexporters: [{use: state_dict}]",
         "plain": "exporters: [{use: state_dict}]",
     }.items():
         (tmp_path / name).mkdir()

@@ -19,7 +19,7 @@ from torch import nn
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
-from forge_kernel.contract.values import Batch, Rates
+from forge_kernel.contract.values import Batch, ScheduleFactors
 from forge_kernel.errors import NonFiniteError, OwnershipError, PluginError, RunError
 from forge_kernel.planning.plan import HOOKS
 from forge_kernel.testing.trial import TrialLoss
@@ -291,24 +291,24 @@ def test_rates_are_factors_of_each_groups_own_rate(linear: nn.Module) -> None:
                 lr=1.0, momentum=0.8,
             )  # fmt: skip
 
-    def compute_rates(self: Any, run: Any, step: Any) -> Rates:
-        return Rates(0.5, 0.25)
+    def compute_schedule_factors(self: Any, run: Any, step: Any) -> ScheduleFactors:
+        return ScheduleFactors(0.5, 0.25)
 
-    schedule = make_plugin("half", Kind.SCHEDULE, compute_rates=compute_rates)
+    schedule = make_plugin("half", Kind.SCHEDULE, compute_schedule_factors=compute_schedule_factors)
     session = make_session(linear, batches(1), plugins=[schedule], optimizer=TwoGroups())
     session.step(batches(1)[0])
     assert [group["lr"] for group in session.run.optimizer.param_groups] == [0.2, 0.05]
     assert [group["momentum"] for group in session.run.optimizer.param_groups] == [0.2, 0.2]
 
 
-def test_a_penalty_joins_the_loss_once_in_a_window(linear: nn.Module) -> None:
+def test_a_regularizer_joins_the_loss_once_in_a_window(linear: nn.Module) -> None:
     calls: list[int] = []
 
-    def penalize(self: Any, run: Any, step: Any) -> torch.Tensor:
+    def regularize(self: Any, run: Any, step: Any) -> torch.Tensor:
         calls.append(step.number)
         return 0.5 * sum(p.square().sum() for _, p in run.named_parameters())  # type: ignore[return-value]
 
-    plugin = make_plugin("ridge", Kind.PENALTIES, penalize=penalize)
+    plugin = make_plugin("ridge", Kind.REGULARIZERS, regularize=regularize)
     other = copy.deepcopy(linear)
     pieces = batches(2)
     make_session(linear, batches(1), plugins=[plugin]).step(*pieces)
@@ -334,11 +334,11 @@ def test_validation_leaves_every_modules_mode_as_it_was() -> None:
 
 def test_the_validation_loss_is_over_the_whole_set_not_a_mean_of_means(linear: nn.Module) -> None:
     uneven = [batches(1, 9, seed=1)[0], batches(1, 1, seed=2)[0]]
-    figures = make_session(linear, LiveData(batches(1), uneven)).validate()
+    metrics = make_session(linear, LiveData(batches(1), uneven)).validate()
     inputs = torch.cat([batch.inputs for batch in uneven])
     targets = torch.cat([batch.targets for batch in uneven])
     whole = nn.functional.cross_entropy(linear(inputs), targets)
-    assert figures["loss"] == pytest.approx(whole.item(), rel=1e-6)
+    assert metrics["loss"] == pytest.approx(whole.item(), rel=1e-6)
 
 
 def recorder(events: list[str]) -> list[Any]:
@@ -363,24 +363,28 @@ def recorder(events: list[str]) -> list[Any]:
     policy = [
         hook for hook in HOOKS
         if hook.startswith("on_")
-        or hook in ("measure", "penalize", "export", "make_modules", "unfinished", "check_export")
+        or hook in ("log_metrics", "regularize", "export", "make_modules", "unfinished", "check_export")
     ]  # fmt: skip
     answers: dict[str, Any] = dict.fromkeys(policy, silent)
-    answers["measure"] = lambda run, step: {}
+    answers["log_metrics"] = lambda run, step: {}
     answers["make_modules"] = lambda run: {}
     answers["export"] = lambda run, folder: {}
     answers["transform_data"] = lambda run, data: data
     answers["transform_model"] = lambda run, model: model
-    answers["make_meters"] = lambda run: []
+    answers["make_metrics"] = lambda run: []
     answers["compute_outputs"] = lambda run, step, batch: run.active_model(batch.inputs)
     answers["compute_evaluation_model"] = lambda run: run.model
     hooks = {hook: note(hook, answer) for hook, answer in answers.items()}
-    answers["on_run_start"] = lambda run: run.tell("began", "The run began.", number=1)
+    answers["on_run_start"] = lambda run: run.emit_event("began", "The run began.", number=1)
     hooks["on_run_start"] = note("on_run_start", answers["on_run_start"])
     clock = {"compute_phase": note("compute_phase", lambda run, step: f"phase {step.number}")}
-    rates = {"compute_rates": note("compute_rates", lambda run, step: Rates())}
+    rates = {
+        "compute_schedule_factors": note(
+            "compute_schedule_factors", lambda run, step: ScheduleFactors()
+        )
+    }
     return [
-        make_plugin("everything", Kind.POLICIES, **hooks),
+        make_plugin("everything", Kind.CALLBACKS, **hooks),
         make_plugin("clock", Kind.PHASES, **clock),
         make_plugin("rates", Kind.SCHEDULE, **rates),
     ]
@@ -396,14 +400,14 @@ def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: 
     )  # fmt: skip
     micro = ["on_batch", "compute_outputs", "on_outputs"]
     end = [
-        "penalize", "on_gradients", "compute_rates", "on_weights", "on_weights_changed",
+        "regularize", "on_gradients", "compute_schedule_factors", "on_weights", "on_weights_changed",
         "on_step_end",
     ]  # fmt: skip
     validation = ["compute_evaluation_model", "compute_outputs", "unfinished", "on_validation"]
-    due = [*validation, "measure", "on_log"]
+    due = [*validation, "log_metrics", "on_log"]
     phase = ["compute_phase", "on_phase_change"]
     assert events == [
-        "transform_data", "make_modules", "transform_model", "make_meters",
+        "transform_data", "make_modules", "transform_model", "make_metrics",
         "check_export", "on_run_start", "on_event",
     ]  # fmt: skip
     events.clear()
@@ -507,8 +511,8 @@ def test_a_step_calls_each_listener_once_and_nobody_else(linear: nn.Module) -> N
     assert not modules & {"pluggy", "logging", "structlog", "json", "rich"}
     calls, reads, modules = counted_step(loud, batch)
     per_step = {
-        "on_batch", "compute_outputs", "on_outputs", "compute_loss", "penalize", "on_gradients",
-        "compute_rates", "on_weights", "on_weights_changed", "on_step_end", "compute_phase",
+        "on_batch", "compute_outputs", "on_outputs", "compute_loss", "regularize", "on_gradients",
+        "compute_schedule_factors", "on_weights", "on_weights_changed", "on_step_end", "compute_phase",
         "on_phase_change",
     }  # fmt: skip
     assert {name: calls[name] for name in HOOKS if name in calls} == dict.fromkeys(per_step, 1)
@@ -546,7 +550,7 @@ def test_a_request_to_stop_is_served_after_all_listeners(linear: nn.Module) -> N
         told.append(step.number)
 
     plugins = [
-        make_plugin("ask", Kind.POLICIES, on_step_end=ask),
+        make_plugin("ask", Kind.CALLBACKS, on_step_end=ask),
         make_plugin("late", Kind.OBSERVERS, on_step_end=late),
     ]
     session = make_session(linear, batches(4), plugins=plugins)
@@ -630,7 +634,7 @@ def test_a_parameter_unfrozen_later_is_trained(linear: nn.Module) -> None:
     assert not torch.equal(before, linear.bias)
 
 
-def test_validation_figures_are_over_all_ranks_also_where_a_share_is_empty(
+def test_validation_metrics_are_over_all_ranks_also_where_a_share_is_empty(
     linear: nn.Module,
 ) -> None:
     """Red when a rank without a batch does not add up: the other one waits for ever."""

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from forge_kernel.contract.values import Rates
+from forge_kernel.contract.values import ScheduleFactors
 from forge_kernel.errors import PluginError
 from forge_kernel.training.exports import write_exports
 from forge_kernel.training.finite_check import FiniteCheck
 from forge_kernel.training.loss_scale import LossScale
-from forge_kernel.training.param_group_schedule import GroupRates
+from forge_kernel.training.param_group_schedule import ParamGroupSchedule
 
 
 def count(scale: LossScale, steps: int) -> float:
@@ -58,36 +58,36 @@ def groups() -> list[dict[str, object]]:
 
 def test_factors_multiply_the_first_rates_and_momenta() -> None:
     optimizer = torch.optim.Adam(groups(), betas=(0.8, 0.95))
-    rates = GroupRates(optimizer)
-    rates.write(Rates(0.25, 0.5))
+    rates = ParamGroupSchedule(optimizer)
+    rates.write(ScheduleFactors(0.25, 0.5))
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.025]
     assert [group["betas"] for group in optimizer.param_groups] == [(0.4, 0.95)] * 2
-    rates.write(Rates((0.5, 2.0), (1.0, 0.25)))
+    rates.write(ScheduleFactors((0.5, 2.0), (1.0, 0.25)))
     assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.2]
     assert [group["betas"][0] for group in optimizer.param_groups] == [0.8, 0.2]
     sgd = torch.optim.SGD(groups(), momentum=0.5)
-    GroupRates(sgd).write(Rates(1.0, 0.5))
+    ParamGroupSchedule(sgd).write(ScheduleFactors(1.0, 0.5))
     assert [group["momentum"] for group in sgd.param_groups] == [0.25, 0.25]
 
 
 def test_a_rate_that_someone_else_wrote_is_set_again_where_the_factor_stays() -> None:
     """Red when a factor that has not changed is taken for a rate that nobody has changed."""
     optimizer = torch.optim.SGD(groups())
-    rates = GroupRates(optimizer)
-    rates.write(Rates(0.5))
+    rates = ParamGroupSchedule(optimizer)
+    rates.write(ScheduleFactors(0.5))
     optimizer.param_groups[0]["lr"] = 9.0
-    rates.write(Rates(0.5))
+    rates.write(ScheduleFactors(0.5))
     assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.05]
 
 
 def test_factors_that_do_not_fit_are_refused() -> None:
-    rates = GroupRates(torch.optim.Adam(groups()))
+    rates = ParamGroupSchedule(torch.optim.Adam(groups()))
     with pytest.raises(PluginError, match="3 factors for 2 groups"):
-        rates.write(Rates((1.0, 1.0, 1.0)))
+        rates.write(ScheduleFactors((1.0, 1.0, 1.0)))
     with pytest.raises(PluginError, match="1 factors for 2 groups"):
-        rates.write(Rates(1.0, (1.0,)))
+        rates.write(ScheduleFactors(1.0, (1.0,)))
     with pytest.raises(PluginError, match="the optimizer has none"):
-        GroupRates(torch.optim.Adagrad(groups())).write(Rates(1.0, 0.5))
+        ParamGroupSchedule(torch.optim.Adagrad(groups())).write(ScheduleFactors(1.0, 0.5))
 
 
 def test_two_exporters_of_one_name_get_a_folder_each(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ class NoSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureConfig:
-    """A figure by name."""
+class MetricConfig:
+    """A metric by name."""
 
-    figure: str = "accuracy"
+    metric: str = "accuracy"
 
 
 def method(hook: str, arguments: Sequence[str] | None = None) -> Callable[..., Any]:
@@ -109,7 +109,7 @@ def test_kinds_come_in_canonical_order_and_entries_as_they_are_named() -> None:
         part(Kind.GRADIENTS, "second"),
         part(Kind.GRADIENTS, "first"),
         part(Kind.QUANTIZER, "coarse"),
-        part(Kind.POLICIES, "rule"),
+        part(Kind.CALLBACKS, "rule"),
     ]
     assert names(planned(*parts)) == [
         "table", "net", "coarse", "descent", "distance", "second", "first", "rule", "eye",
@@ -120,7 +120,7 @@ def test_a_plan_is_plain_data_and_says_who_answers_what() -> None:
     data = json.loads(json.dumps(planned(part(Kind.GRADIENTS, "a", "on_step_end")).to_data()))
     assert data["hooks"]["on_gradients"] == ["gradients[0] a"]
     assert data["hooks"]["on_step_end"] == ["gradients[0] a"]
-    assert "penalize" not in data["hooks"]
+    assert "regularize" not in data["hooks"]
     assert list(data["hooks"]) == [hook for hook in HOOKS if hook in data["hooks"]]
     assert [entry["reason"] for entry in data["plugins"]] == ["as in the file"] * 5
 
@@ -133,23 +133,23 @@ def test_a_plugin_that_does_not_answer_for_its_kind_is_refused(kind: Kind) -> No
 
 
 def test_a_hook_that_belongs_to_another_kind_is_refused() -> None:
-    message = refusal(part(Kind.POLICIES, "thief", "make_data"))
-    assert "policies[0] thief: make_data is answered by the kind data alone" in message
+    message = refusal(part(Kind.CALLBACKS, "thief", "make_data"))
+    assert "callbacks[0] thief: make_data is answered by the kind data alone" in message
 
 
 def test_two_answers_to_a_single_hook_are_refused_and_both_are_named() -> None:
-    one = part(Kind.POLICIES, "one", "compute_outputs")
+    one = part(Kind.CALLBACKS, "one", "compute_outputs")
     two = part(Kind.VALIDATORS, "two", "compute_outputs")
     assert "compute_outputs" in planned(one).to_data()["hooks"]
     message = refusal(one, two)
     assert "compute_outputs has two answers" in message
-    assert "policies[0] one (this process" in message
+    assert "callbacks[0] one (this process" in message
     assert "validators[0] two (this process" in message
 
 
-@pytest.mark.parametrize("hook", ["make_modules", "make_meters", "transform_data", "measure"])
+@pytest.mark.parametrize("hook", ["make_modules", "make_metrics", "transform_data", "log_metrics"])
 def test_hooks_that_are_collected_may_have_many_answers(hook: str) -> None:
-    found = planned(part(Kind.POLICIES, "one", hook), part(Kind.POLICIES, "two", hook))
+    found = planned(part(Kind.CALLBACKS, "one", hook), part(Kind.CALLBACKS, "two", hook))
     assert [entry.info.name for entry in found.answering(hook)] == ["one", "two"]
 
 
@@ -180,7 +180,7 @@ def test_a_live_plugin_may_take_the_place_of_one_that_is_not_named() -> None:
 
 
 def test_a_live_object_that_counts_as_false_is_a_plugin_like_any_other() -> None:
-    empty = part(Kind.POLICIES, "empty", requires=("figure:loss",))
+    empty = part(Kind.CALLBACKS, "empty", requires=("metric:loss",))
     empty.__len__ = lambda self: 0  # type: ignore[attr-defined]
     instance = empty(NoSettings())
     found = planned(live=[instance])
@@ -191,13 +191,13 @@ def test_an_object_without_a_card_is_no_plugin() -> None:
     assert "object is no plugin: it has no `info`" in refusal(live=[object()])
 
 
-@pytest.mark.parametrize("hook", ["on_gradients", "measure", "on_run_end"])
+@pytest.mark.parametrize("hook", ["on_gradients", "log_metrics", "on_run_end"])
 def test_an_observer_may_watch(hook: str) -> None:
     assert planned(part(Kind.OBSERVERS, "eye", hook)).answering(hook)
 
 
 @pytest.mark.parametrize(
-    "hook", ["transform_model", "transform_data", "make_modules", "penalize", "compute_outputs"]
+    "hook", ["transform_model", "transform_data", "make_modules", "regularize", "compute_outputs"]
 )
 def test_an_observer_may_do_no_more_than_watch(hook: str) -> None:
     message = refusal(part(Kind.OBSERVERS, "eye", hook))
@@ -208,75 +208,75 @@ def test_an_observer_may_do_no_more_than_watch(hook: str) -> None:
 
 
 def test_a_fact_that_nobody_brings_is_told_with_the_nearest() -> None:
-    message = refusal(part(Kind.POLICIES, "needy", requires=("data:token",)))
+    message = refusal(part(Kind.CALLBACKS, "needy", requires=("data:token",)))
     assert "needy needs 'data:token'" in message
     assert "did you mean 'data:tokens'?" in message
 
 
 def test_a_fact_that_resembles_none_is_told_with_all_of_its_topic() -> None:
-    message = refusal(part(Kind.POLICIES, "needy", requires=("data:pictures_and_sounds",)))
+    message = refusal(part(Kind.CALLBACKS, "needy", requires=("data:pictures_and_sounds",)))
     assert "this run has: data:tokens" in message
     assert "this run has: nothing of the sort" in refusal(
-        part(Kind.POLICIES, "needy", requires=("model:ternary",))
+        part(Kind.CALLBACKS, "needy", requires=("model:ternary",))
     )
 
 
 def test_facts_may_depend_on_the_settings() -> None:
     giver = part(
-        Kind.VALIDATORS, "giver", config=FigureConfig,
-        provides=lambda config: (f"figure:{config.figure}",),
+        Kind.VALIDATORS, "giver", config=MetricConfig,
+        provides=lambda config: (f"metric:{config.metric}",),
     )  # fmt: skip
     taker = part(
-        Kind.POLICIES, "taker", config=FigureConfig,
-        requires=lambda config: (f"figure:{config.figure}",),
+        Kind.CALLBACKS, "taker", config=MetricConfig,
+        requires=lambda config: (f"metric:{config.metric}",),
     )  # fmt: skip
     assert names(planned(giver, taker))[-2:] == ["giver", "taker"]
-    assert "taker needs 'figure:accuracy'" in refusal(taker)
+    assert "taker needs 'metric:accuracy'" in refusal(taker)
 
 
 def test_a_plugin_does_not_meet_its_own_needs() -> None:
     dreamer = part(
-        Kind.POLICIES, "dreamer", requires=("model:ternary",), provides=("model:ternary",)
+        Kind.CALLBACKS, "dreamer", requires=("model:ternary",), provides=("model:ternary",)
     )
     assert "dreamer needs 'model:ternary'" in refusal(dreamer)
     assert len(planned(dreamer, part(Kind.WRAPPERS, "true", provides=("model:ternary",))).entries)
 
 
-def test_the_loss_is_a_figure_of_the_kernel() -> None:
-    assert planned(part(Kind.POLICIES, "rule", requires=("figure:loss",)))
+def test_the_loss_is_a_metric_of_the_kernel() -> None:
+    assert planned(part(Kind.CALLBACKS, "rule", requires=("metric:loss",)))
 
 
 def test_live_data_may_bring_what_it_does_not_say() -> None:
-    needy = part(Kind.POLICIES, "needy", requires=("data:pictures",))
+    needy = part(Kind.CALLBACKS, "needy", requires=("data:pictures",))
     pipeline = PipelineConfig(
         run=RunConfig(max_steps=1),
         **{
             found.info.kind.value: USE_OF_KIND[found.info.kind](found.info.name)
             for found in CORE[1:]
         },
-        policies=(USE_OF_KIND[Kind.POLICIES]("needy"),),
+        callbacks=(USE_OF_KIND[Kind.CALLBACKS]("needy"),),
     )
     live = [part(Kind.DATA, "mine")(NoSettings())]
     assert plan(pipeline, catalog_of(needy), plugins=live).entries
 
 
 def test_facts_that_cannot_be_told_are_the_fault_of_that_plugin() -> None:
-    broken = part(Kind.POLICIES, "broken", requires=lambda config: (config.no_such_setting,))
+    broken = part(Kind.CALLBACKS, "broken", requires=lambda config: (config.no_such_setting,))
     message = refusal(broken)
-    assert "policies[0] broken: its `requires` cannot be told: AttributeError" in message
+    assert "callbacks[0] broken: its `requires` cannot be told: AttributeError" in message
 
 
 def test_plugins_that_exclude_each_other_are_refused() -> None:
-    oil = part(Kind.POLICIES, "oil", conflicts=("policies.water", "gradients.fire"))
-    water = part(Kind.POLICIES, "water")
+    oil = part(Kind.CALLBACKS, "oil", conflicts=("callbacks.water", "gradients.fire"))
+    water = part(Kind.CALLBACKS, "water")
     assert planned(oil)
-    assert "policies.oil cannot run beside policies.water" in refusal(water, oil)
+    assert "callbacks.oil cannot run beside callbacks.water" in refusal(water, oil)
 
 
 def test_a_plugin_that_excludes_itself_may_stand_once() -> None:
-    hermit = part(Kind.POLICIES, "hermit", conflicts=("policies.hermit",))
+    hermit = part(Kind.CALLBACKS, "hermit", conflicts=("callbacks.hermit",))
     assert planned(hermit)
-    assert "policies.hermit cannot run beside policies.hermit" in refusal(hermit, hermit)
+    assert "callbacks.hermit cannot run beside callbacks.hermit" in refusal(hermit, hermit)
 
 
 # Order
@@ -330,18 +330,18 @@ def test_a_ring_is_refused_and_named() -> None:
 
 
 def test_a_constraint_across_kinds_against_their_order_is_refused() -> None:
-    late = part(Kind.GRADIENTS, "late", order=Order(after=("policies.rule",)))
-    rule = part(Kind.POLICIES, "rule")
+    late = part(Kind.GRADIENTS, "late", order=Order(after=("callbacks.rule",)))
+    rule = part(Kind.CALLBACKS, "rule")
     message = refusal(late, rule)
-    assert "gradients.late wants to stand after policies.rule" in message
-    assert "the kind gradients stands before policies" in message
+    assert "gradients.late wants to stand after callbacks.rule" in message
+    assert "the kind gradients stands before callbacks" in message
     early = part(Kind.GRADIENTS, "early", order=Order(before=("optimizer.descent",)))
     assert "wants to stand before optimizer.descent" in refusal(early)
 
 
 def test_a_constraint_across_kinds_along_their_order_is_kept_as_it_is() -> None:
-    order = Order(before=("policies.rule",), after=("optimizer.descent",))
-    found = planned(part(Kind.GRADIENTS, "calm", order=order), part(Kind.POLICIES, "rule"))
+    order = Order(before=("callbacks.rule",), after=("optimizer.descent",))
+    found = planned(part(Kind.GRADIENTS, "calm", order=order), part(Kind.CALLBACKS, "rule"))
     assert names(found)[-2:] == ["calm", "rule"]
 
 
@@ -349,16 +349,16 @@ def test_a_constraint_across_kinds_along_their_order_is_kept_as_it_is() -> None:
 
 
 def test_a_hook_that_does_not_exist_is_told_with_the_nearest() -> None:
-    typo = bare(Kind.POLICIES, "typo", on_stepend=hookimpl(method("on_step_end")))
+    typo = bare(Kind.CALLBACKS, "typo", on_stepend=hookimpl(method("on_step_end")))
     message = refusal(typo)
-    assert "policies.typo (this process" in message
+    assert "callbacks.typo (this process" in message
     assert "there is no hook 'on_stepend'" in message
     assert "did you mean 'on_step_end'?" in message
 
 
 def test_a_hook_may_take_some_of_the_arguments_in_any_order() -> None:
     few = bare(
-        Kind.POLICIES, "few",
+        Kind.CALLBACKS, "few",
         on_step_end=hookimpl(method("on_step_end", ["step"])),
         on_batch=hookimpl(method("on_batch", ["batch", "run"])),
     )  # fmt: skip
@@ -367,7 +367,7 @@ def test_a_hook_may_take_some_of_the_arguments_in_any_order() -> None:
 
 def test_an_argument_that_the_hook_does_not_have_is_refused() -> None:
     message = refusal(
-        bare(Kind.POLICIES, "odd", on_step_end=hookimpl(method("on_step_end", ["run", "model"])))
+        bare(Kind.CALLBACKS, "odd", on_step_end=hookimpl(method("on_step_end", ["run", "model"])))
     )
     assert "'model'" in message
     assert "on_step_end" in message
@@ -379,7 +379,7 @@ def test_options_of_pluggy_that_change_the_order_are_refused(option: str) -> Non
         yield
 
     marked = hookimpl(**{option: True})(on_step_end)  # type: ignore[call-overload]
-    message = refusal(bare(Kind.POLICIES, "pushy", on_step_end=marked))
+    message = refusal(bare(Kind.CALLBACKS, "pushy", on_step_end=marked))
     assert f"pushy (this process).on_step_end: {option} is not supported" in message
     assert "Order(before=..., after=...)" in message
 
@@ -387,7 +387,7 @@ def test_options_of_pluggy_that_change_the_order_are_refused(option: str) -> Non
 class Defaulted:
     """An argument that pluggy would never pass."""
 
-    info = PluginInfo(name="defaulted", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="defaulted", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl
     def on_step_end(self, run: Any, step: Any = None) -> None: ...
@@ -396,7 +396,7 @@ class Defaulted:
 class Starred:
     """Arguments that have no name."""
 
-    info = PluginInfo(name="starred", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="starred", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl
     def on_step_end(self, *arguments: Any) -> None: ...
@@ -405,7 +405,7 @@ class Starred:
 class DoubleStarred:
     """Arguments that have no name."""
 
-    info = PluginInfo(name="double_starred", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="double_starred", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl
     def on_step_end(self, **arguments: Any) -> None: ...
@@ -414,7 +414,7 @@ class DoubleStarred:
 class ByKeyword:
     """An argument that cannot be passed by position."""
 
-    info = PluginInfo(name="by_keyword", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="by_keyword", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl
     def on_step_end(self, *, run: Any) -> None: ...
@@ -423,7 +423,7 @@ class ByKeyword:
 class Awaited:
     """A hook that nobody would await."""
 
-    info = PluginInfo(name="awaited", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="awaited", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl
     async def on_step_end(self, run: Any) -> None: ...
@@ -432,7 +432,7 @@ class Awaited:
 class Doubled:
     """Two methods for one hook."""
 
-    info = PluginInfo(name="doubled", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="doubled", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl
     def on_step_end(self, run: Any) -> None: ...
@@ -459,7 +459,7 @@ def test_a_hook_that_could_not_be_called_is_refused(plugin: type[Any], said: str
 class Renamed:
     """A hook under another name."""
 
-    info = PluginInfo(name="renamed", kind=Kind.POLICIES, config=NoSettings)
+    info = PluginInfo(name="renamed", kind=Kind.CALLBACKS, config=NoSettings)
 
     @hookimpl(specname="on_step_end")
     def count(self, run: Any) -> None: ...
@@ -497,7 +497,7 @@ class ChainConfig:
 
 RAMP = part(Kind.SCHEDULE, "ramp", "on_step_end", config=RampConfig)
 CHAIN = part(Kind.SCHEDULE, "chain", config=ChainConfig)
-SMOOTH = part(Kind.GRADIENTS, "smooth", requires=("figure:smoothness",))
+SMOOTH = part(Kind.GRADIENTS, "smooth", requires=("metric:smoothness",))
 
 TEXT = """forge: 1
 run: {max_steps: 1}
@@ -552,7 +552,7 @@ def test_parts_are_found_by_their_paths_however_deep() -> None:
 
 def test_parts_join_every_hook_but_the_single_answers_of_their_kind() -> None:
     found, _ = composed(NESTED)
-    assert [entry.path for entry in found.answering("compute_rates")] == [("schedule",)]
+    assert [entry.path for entry in found.answering("compute_schedule_factors")] == [("schedule",)]
     joined = found.answering("on_step_end")
     assert len(joined) == 6
     assert {entry.info.name for entry in joined} == {"ramp"}
@@ -576,10 +576,10 @@ def test_built_parts_are_handed_to_the_constructor() -> None:
 
 
 def test_a_constructor_that_fails_is_told_with_its_place() -> None:
-    explosive = part(Kind.POLICIES, "explosive")
+    explosive = part(Kind.CALLBACKS, "explosive")
     explosive.__init__ = lambda self, config: 1 / 0  # type: ignore[misc]
     decided = planned(explosive)
-    with pytest.raises(PluginError, match=r"policies\[0\] explosive .*ZeroDivisionError"):
+    with pytest.raises(PluginError, match=r"callbacks\[0\] explosive .*ZeroDivisionError"):
         build(decided)
 
 
@@ -607,7 +607,7 @@ def test_a_fault_in_a_part_is_told_at_its_place(
 
 
 def test_what_a_part_needs_the_run_must_have() -> None:
-    with pytest.raises(PlanError, match="smooth needs 'figure:smoothness'") as caught:
+    with pytest.raises(PlanError, match="smooth needs 'metric:smoothness'") as caught:
         composed("    first: {use: ramp}\n    filter: {use: smooth}\n")
     (fault,) = caught.value.faults
     assert fault.path == "schedule.with.filter"
@@ -640,25 +640,25 @@ def test_a_default_part_that_is_not_installed_is_told_at_the_composite() -> None
 
 
 def test_a_plan_fault_is_told_at_its_place_in_the_file() -> None:
-    catalog = catalog_of(part(Kind.POLICIES, "needy", requires=("data:sound",)))
-    text = TEXT.partition("schedule")[0] + "policies:\n  - use: needy\n"
+    catalog = catalog_of(part(Kind.CALLBACKS, "needy", requires=("data:sound",)))
+    text = TEXT.partition("schedule")[0] + "callbacks:\n  - use: needy\n"
     document = parse_yaml(text, "test")
     with pytest.raises(PlanError) as caught:
         plan(check_document(document, catalog), catalog, document=document)
     (fault,) = caught.value.faults
     assert fault.mark is not None
-    assert (str(fault.mark), fault.path) == ("test:8:5", "policies[0]")
+    assert (str(fault.mark), fault.path) == ("test:8:5", "callbacks[0]")
 
 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (part(Kind.POLICIES, "thief", "make_data"), "answered by the kind data alone"),
-        (bare(Kind.POLICIES, "typo", on_stop=hookimpl(method("on_step_end"))), "no hook"),
+        (part(Kind.CALLBACKS, "thief", "make_data"), "answered by the kind data alone"),
+        (bare(Kind.CALLBACKS, "typo", on_stop=hookimpl(method("on_step_end"))), "no hook"),
         (Awaited, "async"),
-        (part(Kind.POLICIES, "lost", requires=lambda config: 1 / 0), "cannot be told"),
-        (part(Kind.POLICIES, "own", order=Order(after=("own",))), "is a ring"),
-        (part(Kind.POLICIES, "far", order=Order(after=("observers.eye",))), "stands before"),
+        (part(Kind.CALLBACKS, "lost", requires=lambda config: 1 / 0), "cannot be told"),
+        (part(Kind.CALLBACKS, "own", order=Order(after=("own",))), "is a ring"),
+        (part(Kind.CALLBACKS, "far", order=Order(after=("observers.eye",))), "stands before"),
     ],
     ids=["answer", "hook", "async", "facts", "ring", "kinds"],
 )
@@ -666,7 +666,7 @@ def test_every_fault_of_a_plugin_is_told_where_the_file_names_it(bad: type[Any],
     catalog = catalog_of(bad, part(Kind.OBSERVERS, "eye"))
     text = TEXT.partition("schedule")[0]
     document = parse_yaml(
-        f"{text}observers: [{{use: eye}}]\npolicies:\n  - use: {bad.info.name}\n", "test"
+        f"{text}observers: [{{use: eye}}]\ncallbacks:\n  - use: {bad.info.name}\n", "test"
     )
     with pytest.raises(PlanError, match=said) as caught:
         plan(check_document(document, catalog), catalog, document=document)
@@ -674,7 +674,7 @@ def test_every_fault_of_a_plugin_is_told_where_the_file_names_it(bad: type[Any],
 
 
 def test_a_pipeline_that_a_program_built_is_checked_before_it_is_planned() -> None:
-    pipeline = pipeline_of(part(Kind.POLICIES, "unheard_of"))
+    pipeline = pipeline_of(part(Kind.CALLBACKS, "unheard_of"))
     with pytest.raises(ConfigError, match="'unheard_of' is not known here"):
         plan(pipeline, catalog_of())
 

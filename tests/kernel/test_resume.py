@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from forge_kernel import resume, run
 from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import (
+    UseCallback,
     UseGradients,
     UseObserver,
     UseOptimizer,
-    UsePolicy,
     UseQuantizer,
     UseSchedule,
     UseValidator,
@@ -48,9 +48,9 @@ def pipeline(**settings: Any) -> PipelineConfig:
         ),
         schedule=UseSchedule("warmup_cosine", {"total_steps": STEPS, "warmup_steps": 3}),
         validators=(UseValidator("classification"),),
-        policies=(
-            UsePolicy("best_checkpoint", {"metric": "accuracy", "mode": "max"}),
-            UsePolicy("early_stopping", {"patience": 50}),
+        callbacks=(
+            UseCallback("best_checkpoint", {"metric": "accuracy", "mode": "max"}),
+            UseCallback("early_stopping", {"patience": 50}),
         ),
         observers=(UseObserver("metrics_jsonl"),),
     )
@@ -212,7 +212,7 @@ def test_a_new_plugin_with_memory_is_refused_on_resume(tmp_path: Path) -> None:
     run_until(folder, 2, start=True)
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(
-        config.replace("policies:\n", "policies:\n- {use: early_stopping}\n")
+        config.replace("callbacks:\n", "callbacks:\n- {use: early_stopping}\n")
     )
     with pytest.raises(RunError, match="no state of"):
         resume(folder, plugins=parts())

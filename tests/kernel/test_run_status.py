@@ -28,7 +28,7 @@ from forge_kernel.runner import resume, run
 
 STATUS = {
     "state": "training", "step": 7, "total_steps": 9, "epoch": 1, "phase": "warmup",
-    "figures": {"loss": 0.5, "slow": None}, "figures_step": 6, "pid": os.getpid(),
+    "metrics": {"loss": 0.5, "slow": None}, "metrics_step": 6, "pid": os.getpid(),
     "events": [{"step": 5, "time": 1.0, "event": "told", "message": "Something came."}],
 }  # fmt: skip
 RUN = """
@@ -44,11 +44,11 @@ def on_step_end(self, run, step):
     time.sleep(0.01)
     if Path("tell").exists() and not told:
         told.append(1)
-        run.tell("test_event", "The signal was seen.")
+        run.emit_event("test_event", "The signal was seen.")
     if Path("end").exists():
         run.request("stop", reason="told to")
 run("smoke", output_dir="run", quiet=True,
-    plugins=[make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end)])
+    plugins=[make_plugin("teller", Kind.CALLBACKS, on_step_end=on_step_end)])
 """
 
 
@@ -123,7 +123,7 @@ def test_a_status_that_cannot_be_read_is_unknown(tmp_path: Path, text: str) -> N
     assert read_status(tmp_path).condition == "unknown"
 
 
-def test_status_prints_place_figures_and_events_or_json(tmp_path: Path) -> None:
+def test_status_prints_place_metrics_and_events_or_json(tmp_path: Path) -> None:
     write(tmp_path)
     lines = forge("status", str(tmp_path), cwd=tmp_path).stdout.splitlines()
     assert lines[0].endswith(": training")
@@ -132,7 +132,7 @@ def test_status_prints_place_figures_and_events_or_json(tmp_path: Path) -> None:
     ]  # fmt: skip
     data = json.loads(forge("status", str(tmp_path), "--json", cwd=tmp_path).stdout)
     assert data["condition"] == "running"
-    assert data["status"]["figures"] == {"loss": 0.5, "slow": None}
+    assert data["status"]["metrics"] == {"loss": 0.5, "slow": None}
 
 
 @pytest.mark.parametrize("command", ["status", "watch"])
@@ -164,7 +164,7 @@ def test_the_follower_gives_each_whole_line_once_and_begins_again_in_a_cut_file(
         ({"event": "grokked", "step": 3, "message": "It did.", "facts": {}}, "step 3: It did."),
         ({"event": "phase", "step": 4, "before": None, "after": "warmup"},
          "step 4: phase none -> warmup"),
-        ({"event": "validation", "step": 4, "figures": {"loss": 0.25, "f1": None}},
+        ({"event": "validation", "step": 4, "metrics": {"loss": 0.25, "f1": None}},
          "step 4: validation loss 0.25"),
         ({"event": "run_end", "level": "info", "outcome": "stopped"}, "run end (outcome stopped)"),
     ],
@@ -190,9 +190,9 @@ def traced(folder: Path, monkeypatch: Any, seconds: float) -> tuple[list[Any], A
 
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         if step.number == 4:
-            run.tell("told", "Something came.", size=3)
+            run.emit_event("told", "Something came.", size=3)
 
-    teller = make_plugin("teller", Kind.POLICIES, on_batch=on_batch, on_step_end=on_step_end)
+    teller = make_plugin("teller", Kind.CALLBACKS, on_batch=on_batch, on_step_end=on_step_end)
     settings = [
         "run.max_steps=8", "run.validate_every=null", "run.log_every=1000", "run.save_every=null",
         "phases={use: grokfast, with: {warmup_steps: 5, acceleration_steps: 3,"
@@ -224,16 +224,16 @@ def test_an_event_and_a_phase_are_in_the_status_at_once_without_a_log_line(
 def test_the_log_has_all_that_was_told_and_each_validation_and_the_status_the_last_twenty(
     tmp_path: Path,
 ) -> None:
-    """Red when a validation or its figures are missing, or the status grows with the run."""
+    """Red when a validation or its metrics are missing, or the status grows with the run."""
     seen: dict[int, Any] = {}
 
     def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
         seen[step.number] = json.loads((run.folder / "status.json").read_text())
 
     def on_step_end(self: Any, run: Any, step: Any) -> None:
-        run.tell("told", f"Step {step.number} is over.")
+        run.emit_event("told", f"Step {step.number} is over.")
 
-    teller = make_plugin("teller", Kind.POLICIES, on_batch=on_batch, on_step_end=on_step_end)
+    teller = make_plugin("teller", Kind.CALLBACKS, on_batch=on_batch, on_step_end=on_step_end)
     settings = ["run.max_steps=25", "run.validate_every=10", "run.log_every=1000"]
     result = run(
         load_pipeline("smoke", settings), output_dir=tmp_path / "run", plugins=[teller], quiet=True
@@ -247,11 +247,11 @@ def test_the_log_has_all_that_was_told_and_each_validation_and_the_status_the_la
     assert [(event["step"], event["message"]) for event in status["events"]] == told[-20:]
     validations = [line for line in lines if line["event"] == "validation"]
     assert [line["step"] for line in validations] == [10, 20, 25]
-    figures = {f"validation_{name}": value for name, value in validations[-1]["figures"].items()}
-    assert figures == {k: v for k, v in result.final.items() if k.startswith("validation_")}
-    assert len(figures) > 1
-    assert figures.items() <= status["figures"].items()
-    assert [seen[step]["figures_step"] for step in (10, 11, 21)] == [None, 10, 20]
+    metrics = {f"validation_{name}": value for name, value in validations[-1]["metrics"].items()}
+    assert metrics == {k: v for k, v in result.final.items() if k.startswith("validation_")}
+    assert len(metrics) > 1
+    assert metrics.items() <= status["metrics"].items()
+    assert [seen[step]["metrics_step"] for step in (10, 11, 21)] == [None, 10, 20]
 
 
 def test_a_run_that_is_being_set_up_can_be_seen(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_run_that_is_being_set_up_can_be_seen(tmp_path: Path) -> None:
         seen.append(json.loads((run.folder / "status.json").read_text())["state"])
         return {}
 
-    looker = make_plugin("looker", Kind.POLICIES, make_modules=make_modules)
+    looker = make_plugin("looker", Kind.CALLBACKS, make_modules=make_modules)
     run(load_pipeline("smoke", ["run.max_steps=1"]), output_dir=tmp_path, plugins=[looker])
     assert seen == ["initializing"]
 
@@ -290,10 +290,10 @@ def test_a_run_says_of_which_revision_the_folder_was_that_it_began_in(
     assert revision("with") == git("rev-parse", "HEAD")
 
 
-def test_figures_of_fast_steps_are_written_together_and_of_slow_ones_at_once(
+def test_metrics_of_fast_steps_are_written_together_and_of_slow_ones_at_once(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Red when each log line replaces the file, or a slow run's figures wait for its next step."""
+    """Red when each log line replaces the file, or a slow run's metrics wait for its next step."""
 
     def written(folder: Path, fast: float) -> list[int | None]:
         monkeypatch.setattr(run_folder, "FAST_STEP_SECONDS", fast)
@@ -301,16 +301,16 @@ def test_figures_of_fast_steps_are_written_together_and_of_slow_ones_at_once(
 
         def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
             status = json.loads((run.folder / "status.json").read_text())
-            seen.append(status["figures_step"])
+            seen.append(status["metrics_step"])
 
         settings = [
             "run.max_steps=5", "run.log_every=1", "run.validate_every=null",
-            "run.save_every=null", "quantizer=null", "penalties=null", "exporters=[]",
+            "run.save_every=null", "quantizer=null", "regularizers=null", "exporters=[]",
         ]  # fmt: skip
-        watch = make_plugin("watch", Kind.POLICIES, on_batch=on_batch)
+        watch = make_plugin("watch", Kind.CALLBACKS, on_batch=on_batch)
         pipeline = load_pipeline("smoke", settings)
         result = run(pipeline, output_dir=folder, plugins=[watch], quiet=True)
-        assert read_status(folder).data["figures"]["loss"] == result.final["loss"]
+        assert read_status(folder).data["metrics"]["loss"] == result.final["loss"]
         return seen
 
     monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 1e9)
@@ -331,19 +331,19 @@ def test_a_resumed_run_says_its_phase_though_it_does_not_change(
 ) -> None:
     _, result = traced(tmp_path / "run", monkeypatch, 0.0)
     assert result.outcome == "completed"
-    noop = make_plugin("teller", Kind.POLICIES, on_step_end=lambda self, run, step: None)
+    noop = make_plugin("teller", Kind.CALLBACKS, on_step_end=lambda self, run, step: None)
     resume(tmp_path / "run", ["run.max_steps=9"], plugins=[noop], quiet=True)
     assert read_status(tmp_path / "run").data["phase"] == "completed"
 
 
-def test_a_validation_figure_that_is_not_finite_leaves_the_status_strict(tmp_path: Path) -> None:
+def test_a_validation_metric_that_is_not_finite_leaves_the_status_strict(tmp_path: Path) -> None:
     record = run_folder.RunRecord()
     record.open(tmp_path)
     state = type("State", (), {"progress": type("P", (), {"step": 3, "epoch": 0})})()
     state.total_steps = None
     record.on_validation(state, {"loss": float("nan")})
     record.close()
-    assert json.loads((tmp_path / "status.json").read_text())["figures"] == {
+    assert json.loads((tmp_path / "status.json").read_text())["metrics"] == {
         "validation_loss": None
     }
 
@@ -379,7 +379,7 @@ from forge_kernel.runner import run
 
 def on_step_end(self, run, step):
     if step.number == 3:
-        run.tell("test_event", "The third step is done.")
+        run.emit_event("test_event", "The third step is done.")
 
 def on_batch(self, run, step, batch):
     while step.number == 4 and not Path("seen").exists():
@@ -387,7 +387,7 @@ def on_batch(self, run, step, batch):
 
 run(load_pipeline("smoke", ["run.max_steps=5", "run.log_every=1000", "run.save_every=null"]),
     output_dir="run", quiet=True,
-    plugins=[make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end, on_batch=on_batch)])
+    plugins=[make_plugin("teller", Kind.CALLBACKS, on_step_end=on_step_end, on_batch=on_batch)])
 """
 
 
@@ -395,7 +395,7 @@ run(load_pipeline("smoke", ["run.max_steps=5", "run.log_every=1000", "run.save_e
 def test_an_event_is_seen_by_another_process_before_the_run_does_anything_more(
     tmp_path: Path,
 ) -> None:
-    """The run stands still until it was seen, in the status, the log and the figures' file alike.
+    """The run stands still until it was seen, in the status, the log and the metrics' file alike.
 
     Red when events are written with the next sign of life, or stay in a buffer. How long it takes
     is measured by benchmarks/monitors.py.

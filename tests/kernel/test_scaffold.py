@@ -73,13 +73,13 @@ def test_the_commands_that_its_readme_names_work_in_its_folder(
     with_packages: ScratchVenv, fresh: Path
 ) -> None:
     some = ("-k", "entry_point or default or round_trip")  # all of it ran above
-    told = with_packages.pytest(*some, cwd=fresh / "acme-penalties")
-    assert "test_settings_survive_the_round_trip[penalties.acme_penalties]" in told
+    told = with_packages.pytest(*some, cwd=fresh / "acme-regularizers")
+    assert "test_settings_survive_the_round_trip[regularizers.acme_regularizers]" in told
     assert "acme_loss" not in told
-    readme = (fresh / "acme-penalties" / "README.md").read_text()
-    assert "forge plugins acme_penalties" in readme
-    page = with_packages.forge("plugins", "acme_penalties", cwd=fresh).stdout
-    assert page.startswith("penalties.acme_penalties  (acme-penalties 0.1.0")
+    readme = (fresh / "acme-regularizers" / "README.md").read_text()
+    assert "forge plugins acme_regularizers" in readme
+    page = with_packages.forge("plugins", "acme_regularizers", cwd=fresh).stdout
+    assert page.startswith("regularizers.acme_regularizers  (acme-regularizers 0.1.0")
     assert "scale: number > 0, default 1.0" in page
 
 

@@ -91,7 +91,7 @@ class Wide:
         self.config = config
 
     @hookimpl
-    def compute_rates(self, run: Any, step: Any) -> Any:
+    def compute_schedule_factors(self, run: Any, step: Any) -> Any:
         """Nothing."""
 
 

@@ -226,7 +226,7 @@ def test_validations_draw_the_same_each_time(tmp_path: Path) -> None:
 
     def note(event: dict[str, Any]) -> None:
         if event["event"] == "validation":
-            seen.append(event["figures"]["loss"])
+            seen.append(event["metrics"]["loss"])
 
     file = pipeline(tmp_path, 6, ", validate_every: 2")
     file.write_text(file.read_text().replace("lr: 0.1", "lr: 1.0e-30"))

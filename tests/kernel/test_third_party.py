@@ -32,7 +32,7 @@ observers: [{use: acme_csv, with: {file: guest.csv}}]
 
 _PLUGIN = """\
 from dataclasses import dataclass
-from forge_kernel.api import Kind, PluginInfo, Rates, hookimpl
+from forge_kernel.api import Kind, PluginInfo, ScheduleFactors, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -44,8 +44,8 @@ class Plugin:
     def __init__(self, config):
         self.config = config
     @hookimpl
-    def compute_rates(self):
-        return Rates(1.0)
+    def compute_schedule_factors(self):
+        return ScheduleFactors(1.0)
 """
 _BROKEN = "raise ImportError('libacme.so.3 is not on this machine')\n"
 
@@ -154,7 +154,7 @@ def test_its_pipeline_runs_by_its_name(acme: ScratchVenv, tmp_path: Path) -> Non
     done = acme.forge("run", "acme_modular", "-q", *short, cwd=tmp_path)
     folder = tmp_path / done.stdout.splitlines()[0]
     assert json.loads((folder / "result.json").read_text())["outcome"] == "completed"
-    assert [row["step"] for row in table(folder / "figures.csv")] == ["5", "10"]
+    assert [row["step"] for row in table(folder / "metrics.csv")] == ["5", "10"]
 
 
 def test_its_own_suite_passes_with_the_battery_for_every_plugin(

@@ -22,7 +22,7 @@ from forge_kernel.training.loaders.in_memory import NoConfig
 
 SETTINGS = [
     "run.max_steps=6", "run.device=cpu", "run.save_every=3", "data.with.modulus=11",
-    "model.with.dropout=0.1", "policies=[]", "exporters=[]", "run.validate_every=3",
+    "model.with.dropout=0.1", "callbacks=[]", "exporters=[]", "run.validate_every=3",
     "schedule={use: constant}",
 ]  # fmt: skip
 WRAPPED = "wrappers=[{use: activation_checkpointing}]"
@@ -102,7 +102,7 @@ def test_a_name_that_no_layer_has_is_refused(tmp_path: Path) -> None:
 
 def test_an_averaged_copy_computes_with_its_own_weights(tmp_path: Path) -> None:
     """Planted fault: a closure over the layer, which a copy of the model shares."""
-    average = "policies=[{use: weight_average, with: {decay: 0.9, warm: false}}]"
+    average = "callbacks=[{use: weight_average, with: {decay: 0.9, warm: false}}]"
     plain = train(tmp_path / "plain", average)
     wrapped = train(tmp_path / "wrapped", average, WRAPPED)
     assert wrapped.final["validation_loss"] == plain.final["validation_loss"]

@@ -12,7 +12,7 @@ from torch import nn
 
 from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig
-from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseQuantizer, UseValidator
+from forge_kernel.config.use import UseCallback, UseLoss, UseOptimizer, UseQuantizer, UseValidator
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.tensor_data import TensorData
@@ -60,9 +60,9 @@ def test_lion_leaves_what_has_no_gradient_alone() -> None:
     torch.testing.assert_close(moving.detach(), torch.tensor([0.45, 1.45]))
 
 
-def policy_session(model: nn.Module, name: str, folder: Path | None = None, **config: Any) -> Any:
+def callback_session(model: nn.Module, name: str, folder: Path | None = None, **config: Any) -> Any:
     return make_session(
-        model, batches(), uses={"policies": (UsePolicy(name, config),)}, folder=folder, lr=2.0
+        model, batches(), uses={"callbacks": (UseCallback(name, config),)}, folder=folder, lr=2.0
     )
 
 
@@ -70,7 +70,7 @@ def test_no_row_grows_beyond_the_norm_and_short_rows_are_left_alone() -> None:
     torch.manual_seed(0)
     free, held = nn.Linear(4, 3), nn.Linear(4, 3)
     held.load_state_dict(free.state_dict())
-    session = policy_session(held, "row_norm", max_norm=0.6)
+    session = callback_session(held, "row_norm", max_norm=0.6)
     free_session = make_session(free, batches(), lr=2.0)
     first = batches()[0]
     session.step(first)
@@ -92,7 +92,7 @@ def test_rows_may_be_brought_to_the_norm_at_first_and_names_choose_matrices() ->
     before = model[0].weight.detach().clone()
     session = make_session(
         model, batches(), lr=0.0,
-        uses={"policies": (UsePolicy("row_norm", {"names": ["1.*"], "max_norm": 3.0, "scale_first": True}),)},
+        uses={"callbacks": (UseCallback("row_norm", {"names": ["1.*"], "max_norm": 3.0, "scale_first": True}),)},
     )  # fmt: skip
     session.step(batches()[0])
     torch.testing.assert_close(
@@ -100,7 +100,7 @@ def test_rows_may_be_brought_to_the_norm_at_first_and_names_choose_matrices() ->
     )
     assert torch.equal(model[0].weight.detach(), before)
     with pytest.raises(PluginError, match="no matrix"):
-        policy_session(nn.Linear(4, 3), "row_norm", names=["head.*"])
+        callback_session(nn.Linear(4, 3), "row_norm", names=["head.*"])
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -109,7 +109,7 @@ def test_the_average_is_that_of_a_loop_and_validation_uses_it(warm: bool, start:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     expected = model.weight.detach().double().clone()
-    session = policy_session(model, "weight_average", decay=0.8, warm=warm, start_step=start)
+    session = callback_session(model, "weight_average", decay=0.8, warm=warm, start_step=start)
     count = 0
     for number, batch in enumerate(batches(), 1):
         session.step(batch)
@@ -129,7 +129,7 @@ def test_the_average_is_that_of_a_loop_and_validation_uses_it(warm: bool, start:
 def test_the_average_has_the_buffers_of_the_model_in_training() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    session = policy_session(model, "weight_average", decay=0.5)
+    session = callback_session(model, "weight_average", decay=0.5)
     for batch in batches():
         session.step(batch)
     used = session.bus.call("compute_evaluation_model")(session.run)
@@ -143,7 +143,7 @@ def test_the_averaged_copy_follows_the_quantizers_warmup() -> None:
         nn.Linear(4, 3), batches(), lr=0.1, max_steps=6,
         uses={
             "quantizer": UseQuantizer("bitnet", {"warmup_steps": 2}),
-            "policies": (UsePolicy("weight_average", {"decay": 0.5}),),
+            "callbacks": (UseCallback("weight_average", {"decay": 0.5}),),
         },
     )  # fmt: skip
     for batch in batches():
@@ -169,7 +169,10 @@ def test_a_restore_of_the_best_brings_the_average_back_too(tmp_path: Path) -> No
         optimizer=UseOptimizer("sgd", {"lr": 9.0}),
         loss=UseLoss("cross_entropy"),
         validators=(UseValidator("classification"),),
-        policies=(UsePolicy("weight_average", {"decay": 0.5}), UsePolicy("early_stopping", best)),
+        callbacks=(
+            UseCallback("weight_average", {"decay": 0.5}),
+            UseCallback("early_stopping", best),
+        ),
     )
     result = run(pipeline, model=nn.Linear(4, 3), data=data, output_dir=tmp_path / "r", quiet=True)
     assert result.steps < 80, "the example must stop early"

@@ -33,7 +33,7 @@ GRIDS = [
     Scheme(),
     Scheme(granularity="row"),
     Scheme(granularity="group", group_size=16),
-    Scheme(measure="absmedian"),
+    Scheme(scale_statistic="absmedian"),
     Scheme(weight_bits=1),
     Scheme(weight_bits=1, granularity="row"),
     Scheme(rounding="stochastic"),
@@ -186,7 +186,7 @@ def quantized(scheme: Scheme, dtype: torch.dtype, seed: int) -> nn.Linear:
     levels = torch.randint(-1, 2, (32, 64)).float()
     if scheme.weight_bits == 1:
         levels = torch.where(levels == 0, 1.0, levels)
-    if scheme.measure == "absmedian":
+    if scheme.scale_statistic == "absmedian":
         levels[torch.rand(32, 64) < 0.4] = 1.0
     step = torch.rand(()) * 0.1 + 0.01
     if scheme.granularity == "row":
@@ -281,7 +281,7 @@ def test_what_cannot_be_continued_is_left_as_it_was() -> None:
     with torch.no_grad():
         linear.weight[:20].zero_()
     file = linear.weight.detach().clone()
-    layer, report = convert_model_to_bitnet(linear, Scheme(measure="absmedian"))
+    layer, report = convert_model_to_bitnet(linear, Scheme(scale_statistic="absmedian"))
     assert report.origins == {"": "latent"}
     assert torch.equal(layer.weight, file)
     assert not layer.continued

@@ -1,4 +1,4 @@
-"""The same bits as transformers' AutoBitLinear, and the same figures as torchao's layer.
+"""The same bits as transformers' AutoBitLinear, and the same metrics as torchao's layer.
 
 (The same arithmetic written out by hand, without these libraries: test_bitnet_schemes.py.)
 """
@@ -136,7 +136,7 @@ def test_packed_state_dicts_come_back_as_plain_weights(theirs: Any) -> None:
     assert found.keys() == {"a.weight", "n"}
 
 
-def test_torchao_gives_the_same_figures() -> None:
+def test_torchao_gives_the_same_metrics() -> None:
     torchao = client("torchao")
     training = client("torchao.prototype.quantized_training")
     torch.manual_seed(0)

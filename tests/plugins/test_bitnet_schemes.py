@@ -26,7 +26,7 @@ from forge_plugins.mathematics.quantization.scheme import Scheme
 
 seeds = st.integers(0, 10_000)
 GRIDS = [
-    Scheme(weight_bits=bits, granularity=granularity, group_size=4, measure=measure)
+    Scheme(weight_bits=bits, granularity=granularity, group_size=4, scale_statistic=measure)
     for bits, granularity, measure in [
         *itertools.product((1, 1.58, 2, 4, 8), ("tensor", "row", "group"), (None,)),
         (1.58, "tensor", "absmedian"),
@@ -171,8 +171,8 @@ def test_gradients_are_those_of_the_two_line_estimator(
         weight_bits=GRIDS[index].weight_bits,
         granularity=GRIDS[index].granularity,
         group_size=4,
-        measure=GRIDS[index].measure,
-        estimator="clipped" if clipped else "plain",
+        scale_statistic=GRIDS[index].measure,
+        ste="clipped" if clipped else "plain",
     )
     layer = linear(scheme, seed=seed)
     x, upstream = normal(5, 16, seed=seed), normal(5, 8, seed=seed + 1)
@@ -197,7 +197,7 @@ def test_gradients_are_those_of_the_two_line_estimator(
 
 @pytest.mark.spec("D6")
 def test_without_an_estimator_only_biases_and_inputs_get_gradients() -> None:
-    layer = linear(Scheme(estimator="off"))
+    layer = linear(Scheme(ste="none"))
     to_x, to_weight, to_bias = gradients_of(layer, normal(5, 16), normal(5, 8))
     assert to_weight is None
     assert to_x is not None

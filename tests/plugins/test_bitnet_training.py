@@ -1,4 +1,4 @@
-"""The quantizer plugin in runs: warm-up, sparsity, figures, the account, exact resume."""
+"""The quantizer plugin in runs: warm-up, sparsity, metrics, the account, exact resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from forge_kernel import run
 from forge_kernel.config.schema import bind_config
-from forge_kernel.config.use import UsePenalty, UseQuantizer
+from forge_kernel.config.use import UseQuantizer, UseRegularizer
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PlanError, PluginError
@@ -40,7 +40,7 @@ from forge_plugins.mathematics.quantization.scheme import Scheme
 from forge_plugins.mathematics.quantization.warmup import blend, fitting
 from forge_plugins.mathematics.quantization.weight_statistics import (
     bars,
-    weight_figures,
+    weight_metrics,
     weight_sums,
 )
 from forge_plugins.quantizers.bitnet import BitNetConfig
@@ -172,7 +172,7 @@ def test_a_short_run_ends_quantized_and_says_that_it_shortened_the_warmup(
     assert "shortened to 5" in account["notices"][0]
     assert "shortened to 5" in caplog.text
     assert fitting(7, None, 0.5) == 7
-    session = session_of(warmup_steps=80, warmup_share=0.75, max_steps=100)
+    session = session_of(warmup_steps=80, warmup_fraction=0.75, max_steps=100)
     for _ in range(75):
         assert layers_of(session)[0].blend < 1
         session.step(batches(1)[0])
@@ -227,7 +227,7 @@ def test_each_setting_of_the_scheme_reaches_the_layers() -> None:
         "group_size": 2, "activation_granularity": "tensor", "rounding": "stochastic",
     }  # fmt: skip
     scheme = layers_of(session_of(**options, straight_through="clipped"))[0].scheme
-    assert scheme == Scheme(**options, estimator="clipped")  # type: ignore[arg-type]
+    assert scheme == Scheme(**options, ste="clipped")  # type: ignore[arg-type]
     fast = layers_of(session_of(arithmetic="int8_bf16_backward"))[0].scheme
     assert fast.arithmetic == "int8_bf16_backward"
     assert layers_of(session_of(parity="torchao"))[0].scheme.parity == "torchao"
@@ -336,14 +336,14 @@ def test_the_account_lists_what_was_converted_and_what_was_not(tmp_path: Path) -
     assert account["notices"] == []
 
 
-# -- figures ---------------------------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("H17", "D18")
 @pytest.mark.spec("D18")
-def test_figures_are_those_of_the_weights_that_are_applied() -> None:
-    session = session_of(figures="layers")
-    measure = session.bus.calls("measure")[0]
+def test_metrics_are_those_of_the_weights_that_are_applied() -> None:
+    session = session_of(metrics="layers")
+    measure = session.bus.calls("log_metrics")[0]
     first = measure(session.run, session.step_state)
     applied = torch.cat([layer.applied_weight().flatten() for layer in layers_of(session)]).double()
     latent = torch.cat([layer.weight.detach().flatten() for layer in layers_of(session)]).double()
@@ -381,11 +381,11 @@ def test_totals_alone_are_the_default_and_unknown_flips_are_null() -> None:
     session = session_of(warmup_steps=5, log_every=2, max_steps=100)
     session.step(*batches(1))
     record = session.log()
-    assert record.figures["weight_flips"] is None
-    assert record.figures["quantization_blend"] == pytest.approx(0.2)
-    assert not any("/" in name for name in record.figures)
+    assert record.metrics["weight_flips"] is None
+    assert record.metrics["quantization_blend"] == pytest.approx(0.2)
+    assert not any("/" in name for name in record.metrics)
     session.step(*batches(1))
-    assert session.log().figures["weight_flips"] is not None
+    assert session.log().metrics["weight_flips"] is not None
 
 
 @pytest.mark.parametrize("bits", [1, 1.58, 2, 4, 8])
@@ -394,8 +394,8 @@ def test_the_histogram_counts_each_weight_once(bits: float) -> None:
     layer = BitLinear(64, 64, scheme=Scheme(weight_bits=bits, granularity="row"))
     top = layer.scheme.top
     sums = weight_sums(layer, None)
-    figures = weight_figures(sums, top)
-    shares = {int(name[6:]): float(v) for name, v in figures.items() if name.startswith("level_")}
+    metrics = weight_metrics(sums, top)
+    shares = {int(name[6:]): float(v) for name, v in metrics.items() if name.startswith("level_")}
     assert list(shares) == bars(top)
     assert len(shares) <= 15
     assert sum(shares.values()) == pytest.approx(1)
@@ -408,7 +408,7 @@ def test_the_histogram_counts_each_weight_once(bits: float) -> None:
 # -- exact resume ----------------------------------------------------------------------------------
 
 MODES: dict[str, dict[str, Any]] = {
-    "warmup": {"warmup_steps": 4, "warmup_share": 0.9, "warmup_curve": "sigmoid"},
+    "warmup": {"warmup_steps": 4, "warmup_fraction": 0.9, "warmup_curve": "sigmoid"},
     "stochastic": {"rounding": "stochastic", "weight_bits": 4},
     "threshold": {"rounding": "learned_threshold"},
     "sparsity": {"weight_bits": 1, "target_sparsity": 0.5, "sparsity_warmup_steps": 5},
@@ -455,7 +455,7 @@ def test_thresholds_are_trained_by_the_optimizer() -> None:
     assert all(float(session.run.parameters[name].detach()) != 0 for name in names)
 
 
-# -- the penalty in runs ---------------------------------------------------------------------------
+# -- the regularizer in runs ---------------------------------------------------------------------------
 
 
 def test_the_distance_needs_a_quantizer() -> None:
@@ -463,7 +463,7 @@ def test_the_distance_needs_a_quantizer() -> None:
         plan(
             load_pipeline(
                 "smoke",
-                ["quantizer=null", "exporters=[]", "penalties=[{use: quantization_distance}]"],
+                ["quantizer=null", "exporters=[]", "regularizers=[{use: quantization_distance}]"],
             )
         )
 
@@ -474,11 +474,11 @@ def test_the_distance_shrinks_when_it_is_penalized() -> None:
     def ended(strength: float) -> float:
         session = make_session(
             net(), batches(1), log_every=1,
-            uses={**uses(), "penalties": (UsePenalty("quantization_distance", {"strength": strength}),)},
+            uses={**uses(), "regularizers": (UseRegularizer("quantization_distance", {"strength": strength}),)},
         )  # fmt: skip
         for batch in batches(30):
             session.step(batch)
-        return float(session.log().figures["quantization_distance"] or 0.0)
+        return float(session.log().metrics["quantization_distance"] or 0.0)
 
     assert ended(1.0) < 0.5 * ended(0.0)
 

@@ -14,7 +14,7 @@ from kernel_parts import make_plugin, make_session
 from torch import nn
 
 from forge_kernel.api import Kind
-from forge_kernel.config.use import UsePolicy
+from forge_kernel.config.use import UseCallback
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
@@ -28,7 +28,7 @@ from forge_kernel.training.loaders.data_loaders import LiveData
 
 
 class Script:
-    """A meter whose figure follows a script."""
+    """A metric whose metric follows a script."""
 
     def __init__(self, values: list[float]) -> None:
         self.goals = {"score": "max"}
@@ -45,9 +45,9 @@ class Script:
 
 
 def scripted(values: list[float]) -> Any:
-    meter = Script(values)
-    validator = make_plugin("script", Kind.VALIDATORS, make_meters=lambda self, run: [meter])
-    type(validator).info = replace(type(validator).info, provides=("figure:score",))
+    metric = Script(values)
+    validator = make_plugin("script", Kind.VALIDATORS, make_metrics=lambda self, run: [metric])
+    type(validator).info = replace(type(validator).info, provides=("metric:score",))
     return validator
 
 
@@ -71,19 +71,21 @@ def keeper() -> Any:
 
 
 def session(
-    values: list[float], use: UsePolicy[Any], told: list[Any], folder: Path | None, **options: Any
+    values: list[float], use: UseCallback[Any], told: list[Any], folder: Path | None, **options: Any
 ) -> Any:
     torch.manual_seed(0)
     batches = [Batch(torch.randn(4, 4), torch.randint(3, (4,))) for _ in range(40)]
     return make_session(
         nn.Linear(4, 3), LiveData(batches, batches[:1]), folder=folder,
-        plugins=[scripted(values), listener(told), keeper()], uses={"policies": (use,)},
+        plugins=[scripted(values), listener(told), keeper()], uses={"callbacks": (use,)},
         **{"validate_every": 1, "max_steps": len(values), **options},
     )  # fmt: skip
 
 
-def watching(**capability: Any) -> UsePolicy[Any]:
-    return UsePolicy("capabilities", {"capabilities": {"skill": {"figure": "score", **capability}}})
+def watching(**capability: Any) -> UseCallback[Any]:
+    return UseCallback(
+        "capabilities", {"capabilities": {"skill": {"metric": "score", **capability}}}
+    )
 
 
 @pytest.mark.spec("E11")
@@ -119,19 +121,19 @@ def test_a_capability_is_acquired_after_its_duration_and_lost_when_it_falls_back
         ("max", [0.8, math.nan], None),
     ],
 )
-def test_retention_is_the_latest_figure_against_the_best(
+def test_retention_is_the_latest_metric_against_the_best(
     mode: str, values: list[float], retention: float | None
 ) -> None:
     running = session(values, watching(threshold=0.5, mode=mode), [], None)
     running.train()
-    assert running.log().figures["retention/skill"] == (
+    assert running.log().metrics["retention/skill"] == (
         None if retention is None else pytest.approx(retention)
     )
 
 
 def test_before_any_validation_nothing_is_retained() -> None:
     running = session([0.5], watching(threshold=0.5), [], None)
-    assert running.log().figures["retention/skill"] is None
+    assert running.log().metrics["retention/skill"] is None
 
 
 def test_what_a_capability_has_held_survives_a_resume() -> None:
@@ -146,19 +148,19 @@ def test_what_a_capability_has_held_survives_a_resume() -> None:
     assert told[0][2]["retention"] == pytest.approx(0.6 / 0.9)
 
 
-def test_a_capability_of_a_figure_that_nobody_measures_is_refused() -> None:
-    capability = "{skill: {figure: acuracy, threshold: 1}}"
-    settings = [f"policies=[{{use: capabilities, with: {{capabilities: {capability}}}}}]"]
-    with pytest.raises(PlanError, match=r"figure:acuracy(.|\n)*did you mean 'figure:accuracy'"):
+def test_a_capability_of_a_metric_that_nobody_measures_is_refused() -> None:
+    capability = "{skill: {metric: acuracy, threshold: 1}}"
+    settings = [f"callbacks=[{{use: capabilities, with: {{capabilities: {capability}}}}}]"]
+    with pytest.raises(PlanError, match=r"metric:acuracy(.|\n)*did you mean 'metric:accuracy'"):
         plan(load_pipeline("smoke", settings))
 
 
 # -- consolidation ------------------------------------------------------------------------------
 
 
-def consolidating(**settings: Any) -> UsePolicy[Any]:
+def consolidating(**settings: Any) -> UseCallback[Any]:
     chosen = {"every": 2, "phase": None, "metric": "score", "mode": "max", **settings}
-    return UsePolicy("consolidation", chosen)
+    return UseCallback("consolidation", chosen)
 
 
 def traced(running: Any) -> tuple[dict[int, Any], dict[int, Any]]:
@@ -177,7 +179,7 @@ def traced(running: Any) -> tuple[dict[int, Any], dict[int, Any]]:
 @pytest.mark.parametrize("share", [0.25, 1.0])
 @pytest.mark.parametrize("after", [0.5, 0.7])
 def test_a_draw_that_does_not_harm_is_kept(tmp_path: Path, share: float, after: float) -> None:
-    """Step 1 has the best weights, step 2 the figure to hold, step 3 the draw."""
+    """Step 1 has the best weights, step 2 the metric to hold, step 3 the draw."""
     told: list[Any] = []
     running = session([0.9, 0.5, after], consolidating(share=share), told, tmp_path)
     stepped, left = traced(running)
@@ -202,7 +204,7 @@ def test_a_draw_that_harms_is_taken_back_to_the_bit(tmp_path: Path, after: float
     assert [(step, name) for step, name, _ in told] == [(3, "consolidation_rejected")]
 
 
-def test_the_figure_may_be_one_that_is_to_fall(tmp_path: Path) -> None:
+def test_the_metric_may_be_one_that_is_to_fall(tmp_path: Path) -> None:
     told: list[Any] = []
     session([0.1, 0.5, 0.6], consolidating(mode="min"), told, tmp_path).train()
     assert [name for _, name, _ in told] == ["consolidation_rejected"]
@@ -215,7 +217,7 @@ def test_the_best_weights_are_not_drawn_toward_themselves(tmp_path: Path) -> Non
 
 
 def test_without_other_validations_it_asks_for_its_own(tmp_path: Path) -> None:
-    """At steps 2, 4, 6 for the figure to hold, at 5 and 7 for those of the draws."""
+    """At steps 2, 4, 6 for the metric to hold, at 5 and 7 for those of the draws."""
     told: list[Any] = []
     values = [0.9, 0.5, 0.6, 0.5, 0.4]
     running = session(values, consolidating(), told, tmp_path, validate_every=None, max_steps=7)
@@ -237,7 +239,7 @@ def test_attempts_are_made_in_the_phase_named(
     told: list[Any] = []
     settings = [
         "run.max_steps=10", "run.validate_every=null", f"phases={{use: grokfast, with: {lengths}}}",
-        "policies=[{use: consolidation, with: {every: 2, metric: score, mode: max, phase: "
+        "callbacks=[{use: consolidation, with: {every: 2, metric: score, mode: max, phase: "
         f"{json.dumps(phase)}}}}}]",
     ]  # fmt: skip
     pipeline = load_pipeline("smoke", settings, live={Kind.VALIDATORS})
@@ -247,7 +249,7 @@ def test_attempts_are_made_in_the_phase_named(
     assert attempts == steps  # the phase's first validation gives the best weights
 
 
-def learning(folder: Path, policies: tuple[Any, ...], told: list[Any]) -> tuple[float, float]:
+def learning(folder: Path, callbacks: tuple[Any, ...], told: list[Any]) -> tuple[float, float]:
     """Last and best loss of a run whose weights are wrecked in step 41; too late to learn it again."""
     torch.manual_seed(0)
     inputs = torch.randn(64, 4)
@@ -258,10 +260,10 @@ def learning(folder: Path, policies: tuple[Any, ...], told: list[Any]) -> tuple[
             for _, parameter in run.named_parameters():
                 parameter.detach().mul_(-3)
 
-    bad = make_plugin("bad", Kind.POLICIES, on_weights=on_weights)
+    bad = make_plugin("bad", Kind.CALLBACKS, on_weights=on_weights)
     running = make_session(
         nn.Linear(4, 3), LiveData(batches, batches[:1]), plugins=[bad, listener(told)],
-        uses={"policies": policies}, folder=folder, max_steps=60, validate_every=5, lr=0.02,
+        uses={"callbacks": callbacks}, folder=folder, max_steps=60, validate_every=5, lr=0.02,
     )  # fmt: skip
     running.train()
     return running.validate()["loss"], running.run.metrics.best["loss"]
@@ -270,7 +272,7 @@ def learning(folder: Path, policies: tuple[Any, ...], told: list[Any]) -> tuple[
 @pytest.mark.spec("E10")
 def test_a_run_recovers_from_a_forced_bad_step(tmp_path: Path) -> None:
     told: list[Any] = []
-    use = UsePolicy("consolidation", {"every": 4, "phase": None, "share": 0.7})
+    use = UseCallback("consolidation", {"every": 4, "phase": None, "share": 0.7})
     lost, _ = learning(tmp_path / "without", (), [])
     last, best = learning(tmp_path / "with", (use,), told)
     accepted = [facts for _, name, facts in told if name == "consolidation_accepted"]
@@ -283,7 +285,7 @@ def test_a_run_recovers_from_a_forced_bad_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop_after", [2, 3, 4, 5, 6, 7])
 def test_an_attempt_survives_a_new_start_wherever_it_was(tmp_path: Path, stop_after: int) -> None:
     trial = Trial(
-        Catalog.installed(), Kind.POLICIES, "consolidation",
+        Catalog.installed(), Kind.CALLBACKS, "consolidation",
         {"every": 2, "phase": None, "metric": "accuracy", "mode": "max", "share": 0.9},
     )  # fmt: skip
     trial.run(tmp_path / "straight", validate_every=1)
@@ -310,7 +312,7 @@ def test_consolidation_without_a_run_folder_is_refused() -> None:
 
 def test_consolidation_without_its_phase_or_beside_an_average_is_refused() -> None:
     with pytest.raises(PlanError, match="phase:consolidation"):
-        plan(load_pipeline("smoke", ["policies=[{use: consolidation}]"]))
-    both = "policies=[{use: weight_average}, {use: consolidation, with: {phase: null}}]"
+        plan(load_pipeline("smoke", ["callbacks=[{use: consolidation}]"]))
+    both = "callbacks=[{use: weight_average}, {use: consolidation, with: {phase: null}}]"
     with pytest.raises(PlanError, match="cannot run beside"):
         plan(load_pipeline("smoke", [both]))

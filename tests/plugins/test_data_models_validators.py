@@ -27,7 +27,7 @@ from forge_plugins.mathematics.networks.modular_arithmetic import (
     split_pairs,
 )
 from forge_plugins.mathematics.networks.transformer import Decoder
-from forge_plugins.validators.classification import AccuracyMeter
+from forge_plugins.validators.classification import AccuracyMetric
 
 PRIMES = [2, 3, 5, 7, 11, 13, 97]
 
@@ -205,23 +205,23 @@ def test_cross_entropy_equals_torchs_also_smoothed_weighted_and_by_position() ->
 
 
 def test_accuracy_is_over_the_whole_set_of_uneven_batches() -> None:
-    meter = AccuracyMeter((2,))
-    meter.reset()
+    metric = AccuracyMetric((2,))
+    metric.reset()
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(11, 4, generator=generator)
     targets = torch.randint(4, (11,), generator=generator)
     for begin, end in ((0, 8), (8, 10), (10, 11)):
-        meter.update(Batch(None, targets[begin:end]), outputs[begin:end], torch.zeros(()), 1.0)
-    found = meter.compute(lambda tensor: tensor)
+        metric.update(Batch(None, targets[begin:end]), outputs[begin:end], torch.zeros(()), 1.0)
+    found = metric.compute(lambda tensor: tensor)
     assert found["accuracy"] == pytest.approx((outputs.argmax(1) == targets).float().mean().item())
     likely = outputs.topk(2).indices
     assert found["top_2_accuracy"] == pytest.approx(
         (likely == targets.unsqueeze(1)).any(1).float().mean().item()
     )
-    two_ranks = meter.compute(lambda tensor: tensor + torch.tensor([0, 0, 11]))
+    two_ranks = metric.compute(lambda tensor: tensor + torch.tensor([0, 0, 11]))
     assert two_ranks["accuracy"] == pytest.approx(found["accuracy"] / 2)
-    meter.reset()
-    assert meter.compute(lambda tensor: tensor) == {}
+    metric.reset()
+    assert metric.compute(lambda tensor: tensor) == {}
 
 
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
@@ -257,17 +257,17 @@ def test_decay_spares_vectors_when_asked(name: str, decay: str) -> None:
 
 
 @pytest.mark.spec("H6", "H7")
-def test_figures_by_class_are_those_of_the_definitions_over_uneven_batches() -> None:
-    from forge_plugins.validators.classification import ClassMeter
+def test_metrics_by_class_are_those_of_the_definitions_over_uneven_batches() -> None:
+    from forge_plugins.validators.classification import ClassMetric
 
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(29, 6, generator=generator)
     targets = torch.randint(4, (29,), generator=generator)  # classes 4 and 5 have no target
     logits[:, 5] = -50.0  # class 5 is never answered either
-    meter = ClassMeter(["f1", "precision", "recall", "f1_micro"])
+    metric = ClassMetric(["f1", "precision", "recall", "f1_micro"])
     for chosen in (slice(0, 3), slice(3, 20), slice(20, 29)):
-        meter.update(Batch(None, targets[chosen]), logits[chosen], torch.zeros(()), 1)
-    found = meter.compute(lambda value: value)
+        metric.update(Batch(None, targets[chosen]), logits[chosen], torch.zeros(()), 1)
+    found = metric.compute(lambda value: value)
     answers = logits.argmax(-1).tolist()
     pairs = list(zip(answers, targets.tolist(), strict=True))
     each = []
@@ -281,29 +281,29 @@ def test_figures_by_class_are_those_of_the_definitions_over_uneven_batches() -> 
     assert 5 not in {a for a, _ in pairs}
     assert [found[name] for name in ("f1", "precision", "recall")] == pytest.approx(means)
     assert found["f1_micro"] == pytest.approx(sum(a == t for a, t in pairs) / 29)
-    meter.reset()
-    assert meter.compute(lambda value: value) == {}
+    metric.reset()
+    assert metric.compute(lambda value: value) == {}
 
 
 @pytest.mark.spec("H7")
-def test_regression_figures_are_exact_over_uneven_batches() -> None:
-    from forge_plugins.validators.regression import RegressionMeter
+def test_regression_metrics_are_exact_over_uneven_batches() -> None:
+    from forge_plugins.validators.regression import RegressionMetric
 
     generator = torch.Generator().manual_seed(2)
     outputs = torch.randn(17, 2, generator=generator)
     targets = torch.randn(17, 2, generator=generator) + 3
-    meter = RegressionMeter()
+    metric = RegressionMetric()
     for chosen in (slice(0, 1), slice(1, 12), slice(12, 17)):
-        meter.update(Batch(None, targets[chosen]), outputs[chosen], torch.zeros(()), 1)
-    found = meter.compute(lambda value: value)
+        metric.update(Batch(None, targets[chosen]), outputs[chosen], torch.zeros(()), 1)
+    found = metric.compute(lambda value: value)
     difference = (outputs - targets).double()
     spread = (targets - targets.mean()).double().square().sum()
     assert found["mse"] == pytest.approx(float(difference.square().mean()))
     assert found["mae"] == pytest.approx(float(difference.abs().mean()))
     assert found["r2"] == pytest.approx(float(1 - difference.square().sum() / spread))
-    meter.reset()
-    meter.update(Batch(None, torch.ones(3)), torch.zeros(3), torch.zeros(()), 1)
-    assert "r2" not in meter.compute(lambda value: value)
+    metric.reset()
+    metric.update(Batch(None, torch.ones(3)), torch.zeros(3), torch.zeros(()), 1)
+    assert "r2" not in metric.compute(lambda value: value)
 
 
 class PublishedNetwork(nn.Module):

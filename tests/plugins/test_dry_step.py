@@ -37,7 +37,7 @@ def values(schema: dict[str, Any], inner: dict[str, Any]) -> st.SearchStrategy[A
     if schema.get("$ref") == "#/$defs/use.data":
         return st.just({"use": "file", "with": {"target": "class", "validation_split": 0.0}})
     if schema.get("$ref", "").endswith("Capability"):
-        return st.just({"figure": "accuracy", "threshold": 0.1})
+        return st.just({"metric": "accuracy", "threshold": 0.1})
     if schema.get("$ref", "").removeprefix("#/$defs/") in inner:
         own = inner[schema["$ref"].removeprefix("#/$defs/")]["properties"]
         return st.fixed_dictionaries(
@@ -121,11 +121,11 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
     if key == "validators.bleu":  # the trial's windows are short
         chosen |= {"prompt": 1, "tokens": 2}
     if key == "gradients.grokfast" and chosen.get("adapt"):
-        chosen["adapt"]["figure"] = "loss"  # the log has no accuracy of a lone filter
+        chosen["adapt"]["metric"] = "loss"  # the log has no accuracy of a lone filter
     if chosen.get("names"):  # of parameters
         chosen["names"] = ["*"]
-    if key == "penalties.delayed_compression" and "figure" in chosen:
-        chosen["figure"] = "loss"
+    if key == "regularizers.delayed_compression" and "metric" in chosen:
+        chosen["metric"] = "loss"
     if key == "wrappers.activation_checkpointing":
         chosen.pop("layers", None)  # names that the trial's model has not
     if key == "loss.distillation":
@@ -133,7 +133,7 @@ def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObjec
     if key == "loss.language_model":
         chosen["head"] = "4"  # the last layer of the trial's model
     if key == "data.text":  # a share too small for one window is refused at the start
-        chosen.pop("validation_share", None)
+        chosen.pop("validation_split", None)
     if key == "model.python_class":  # one with weights, that fits the trial's data
         chosen |= {"factory": "torch.nn:Linear", "arguments": ARGUMENTS}
     if chosen.get("workers"):  # two do what many do

@@ -1,7 +1,7 @@
 """Law 7, by trying: each setting changes what a run does, or another test shows that it does.
 
 Two short runs for each setting, one with the default and one with another value, both with what
-the setting needs beside it; weights, memories, figures, events and files must not be the same.
+the setting needs beside it; weights, memories, metrics, events and files must not be the same.
 Planted fault: `focal_gamma` not handed to the mathematics.
 """
 
@@ -26,8 +26,8 @@ from forge_plugins.mathematics.quantization.quantized_linear import lacks_int8
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIED = {
-    Kind.MODEL, Kind.QUANTIZER, Kind.OPTIMIZER, Kind.LOSS, Kind.PENALTIES, Kind.GRADIENTS,
-    Kind.PHASES, Kind.SCHEDULE, Kind.POLICIES, Kind.VALIDATORS,
+    Kind.MODEL, Kind.QUANTIZER, Kind.OPTIMIZER, Kind.LOSS, Kind.REGULARIZERS, Kind.GRADIENTS,
+    Kind.PHASES, Kind.SCHEDULE, Kind.CALLBACKS, Kind.VALIDATORS,
 }  # fmt: skip
 """Kinds whose settings show in a short run."""
 LISTED = {Kind.OBSERVERS}
@@ -45,12 +45,12 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "model.llama_decoder.width": ({}, 128),
     "model.llama_decoder.heads": ({}, 8),
     "model.mlp.hidden": ({}, [5]),
-    "quantizer.bitnet.measure": ({}, "absmedian"),
+    "quantizer.bitnet.scale_statistic": ({}, "absmedian"),
     "quantizer.bitnet.granularity": ({}, "row"),
     "quantizer.bitnet.group_size": ({"granularity": "group", "group_size": 8}, 4),
     "quantizer.bitnet.threshold_rate": ({"rounding": "learned_threshold"}, 100.0),
     "quantizer.bitnet.warmup_curve": ({"warmup_steps": 4}, "sigmoid"),
-    "quantizer.bitnet.warmup_share": ({"warmup_steps": 8}, 0.2),
+    "quantizer.bitnet.warmup_fraction": ({"warmup_steps": 8}, 0.2),
     "quantizer.bitnet.target_sparsity": ({}, 0.8),
     "quantizer.bitnet.sparsity_warmup_steps": ({"target_sparsity": 0.8}, 5),
     "quantizer.bitnet.sub_norm": ({}, ["*"]),
@@ -71,10 +71,10 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "loss.language_model.piece": ({"head": "4"}, 512),
     "loss.language_model.label_smoothing": ({"head": "4"}, 0.2),
     "loss.regression.delta": ({"distance": "huber"}, 0.1),
-    "penalties.delayed_compression.strength": ({"threshold": 99.0}, 0.3),
-    "penalties.delayed_compression.threshold": ({}, 99.0),
-    "penalties.delayed_compression.figure": ({"threshold": 0.06}, "learning_rate"),
-    "penalties.delayed_compression.names": ({"threshold": 99.0}, ["*bias"]),
+    "regularizers.delayed_compression.strength": ({"threshold": 99.0}, 0.3),
+    "regularizers.delayed_compression.threshold": ({}, 99.0),
+    "regularizers.delayed_compression.metric": ({"threshold": 0.06}, "learning_rate"),
+    "regularizers.delayed_compression.names": ({"threshold": 99.0}, ["*bias"]),
     "gradients.grokfast.window": ({"filter": "ma", "window": 2}, 3),
     "gradients.grokfast.wait_until_full": ({"filter": "ma", "window": 3}, False),
     "gradients.grokfast.lambda_schedule": ({}, CONSTANT),
@@ -114,22 +114,22 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "schedule.exponential.staircase": ({"warmup_steps": 0, "decay_steps": 3}, True),
     "schedule.exponential.decay_rate": ({"warmup_steps": 0, "decay_steps": 3}, 0.2),
     "schedule.exponential.floor": ({"warmup_steps": 0, "decay_steps": 1, "decay_rate": 0.1}, 0.5),
-    "schedule.warmup_stable_decay.decay_share": (GRADUAL, 0.8),
-    "schedule.warmup_stable_decay.fall": ({"warmup_steps": 0, "decay_share": 0.8}, "cosine"),
-    "schedule.warmup_stable_decay.floor": ({"warmup_steps": 0, "decay_share": 0.5}, 0.5),
-    "schedule.warmup_stable_decay.total_steps": ({"warmup_steps": 0, "decay_share": 0.5}, 7),
+    "schedule.warmup_stable_decay.decay_fraction": (GRADUAL, 0.8),
+    "schedule.warmup_stable_decay.fall": ({"warmup_steps": 0, "decay_fraction": 0.8}, "cosine"),
+    "schedule.warmup_stable_decay.floor": ({"warmup_steps": 0, "decay_fraction": 0.5}, 0.5),
+    "schedule.warmup_stable_decay.total_steps": ({"warmup_steps": 0, "decay_fraction": 0.5}, 7),
     "validators.classification.top_k": ({}, [2]),
     "validators.classification.by_class": ({}, ["f1"]),
-    "policies.early_stopping.patience": ({"patience": 1, "min_delta": 9.0}, 2),
-    "policies.best_checkpoint.metric": ({}, "accuracy"),
-    "policies.short_validation.batches": ({}, 1),
-    "policies.row_norm.max_norm": ({"max_norm": 0.1}, 0.2),
-    "policies.row_norm.names": ({"max_norm": 0.1}, ["0.*"]),
-    "policies.stop_at.metric": ({"threshold": 0.5, "metric": "accuracy"}, "loss"),
-    "policies.stop_at.threshold": ({"threshold": 1.0, "metric": "accuracy", "mode": "min"}, -1.0),
-    "policies.weight_average.decay": ({"warm": False}, 0.1),
-    "policies.capabilities.capabilities": (
-        {}, {"skill": {"figure": "accuracy", "threshold": 0.0, "duration": 1}},
+    "callbacks.early_stopping.patience": ({"patience": 1, "min_delta": 9.0}, 2),
+    "callbacks.best_checkpoint.metric": ({}, "accuracy"),
+    "callbacks.short_validation.batches": ({}, 1),
+    "callbacks.row_norm.max_norm": ({"max_norm": 0.1}, 0.2),
+    "callbacks.row_norm.names": ({"max_norm": 0.1}, ["0.*"]),
+    "callbacks.stop_at.metric": ({"threshold": 0.5, "metric": "accuracy"}, "loss"),
+    "callbacks.stop_at.threshold": ({"threshold": 1.0, "metric": "accuracy", "mode": "min"}, -1.0),
+    "callbacks.weight_average.decay": ({"warm": False}, 0.1),
+    "callbacks.capabilities.capabilities": (
+        {}, {"skill": {"metric": "accuracy", "threshold": 0.0, "duration": 1}},
     ),
 }  # fmt: skip
 
@@ -139,9 +139,9 @@ NEEDS_INT8 = {"quantizer.bitnet.arithmetic"}
 # Settings that a trial of ten steps cannot show, and the tests that show them.
 ELSEWHERE: dict[str, str] = {
     "model.mlp.embedding": "tests/plugins/test_data_models_validators.py",
-    "model.python_class.factory": "tests/plugins/test_two_sources_and_python_class.py",
-    "model.python_class.arguments": "tests/plugins/test_two_sources_and_python_class.py",
-    "model.python_class.state": "tests/plugins/test_two_sources_and_python_class.py",
+    "model.python_class.factory": "tests/plugins/test_train_validation_and_python_class.py",
+    "model.python_class.arguments": "tests/plugins/test_train_validation_and_python_class.py",
+    "model.python_class.state": "tests/plugins/test_train_validation_and_python_class.py",
     "data.file.input_column": "tests/plugins/formats/test_users_columns.py",
     "data.file.target_column": "tests/plugins/formats/test_users_columns.py",
     "quantizer.bitnet.convolutions": "tests/plugins/test_bitnet_conversion.py",
@@ -167,13 +167,13 @@ ELSEWHERE: dict[str, str] = {
         for name in ("prompt", "tokens", "windows", "words", "smoothing")
     },
     **{
-        f"policies.consolidation.{name}": "tests/plugins/test_capabilities_and_consolidation.py"
+        f"callbacks.consolidation.{name}": "tests/plugins/test_capabilities_and_consolidation.py"
         for name in ("share", "every", "phase", "metric", "mode")
     },
     **{  # by a clock of the test's own: time itself differs from run to run
-        f"policies.real_time_validation.{name}":
-            "tests/plugins/policies/test_real_time_validation.py"
-        for name in ("every_steps", "every_seconds", "time_share")
+        f"callbacks.real_time_validation.{name}":
+            "tests/plugins/callbacks/test_real_time_validation.py"
+        for name in ("every_steps", "every_seconds", "time_fraction")
     },
     **{
         f"observers.mlflow.{name}": "tests/plugins/observers/test_mlflow.py"
@@ -191,9 +191,9 @@ ELSEWHERE: dict[str, str] = {
     "observers.prometheus.port": "tests/plugins/test_sinks.py",
     "observers.prometheus.host": "tests/plugins/test_sinks.py",
     "observers.tensorboard.flush_seconds": "tests/plugins/test_sinks.py",
-    "policies.early_stopping.metric": "tests/plugins/test_policies.py",
+    "callbacks.early_stopping.metric": "tests/plugins/test_callbacks.py",
     **{
-        f"policies.{name}.not_before": "tests/kernel/test_endings.py"
+        f"callbacks.{name}.not_before": "tests/kernel/test_endings.py"
         for name in ("early_stopping", "stop_at", "best_checkpoint", "capabilities", "consolidation")
     },
 }  # fmt: skip

@@ -17,12 +17,12 @@ from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import (
 from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import (
+    UseCallback,
     UseGradients,
     UseLoss,
     UseOptimizer,
-    UsePenalty,
-    UsePolicy,
     UseQuantizer,
+    UseRegularizer,
 )
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run_config import RunConfig
@@ -83,10 +83,10 @@ def test_no_optimizer_moves_or_decays_them(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "parts",
     [
-        {"policies": (UsePolicy("row_norm", {"max_norm": 0.1, "scale_first": True}),)},
-        {"policies": (UsePolicy("consolidation", {"every": 2, "phase": None}),)},
-        {"policies": (UsePolicy("weight_average", {"decay": 0.9}),)},
-        {"penalties": (UsePenalty("weight_size", {"strength": 1.0}),)},
+        {"callbacks": (UseCallback("row_norm", {"max_norm": 0.1, "scale_first": True}),)},
+        {"callbacks": (UseCallback("consolidation", {"every": 2, "phase": None}),)},
+        {"callbacks": (UseCallback("weight_average", {"decay": 0.9}),)},
+        {"regularizers": (UseRegularizer("weight_size", {"strength": 1.0}),)},
         {"gradients": (UseGradients("grokfast", {}), UseGradients("clip_norm", {"max_norm": 1.0}))},
         {"quantizer": UseQuantizer("bitnet", {"target_sparsity": 0.8, "skip": []})},
     ],
@@ -114,13 +114,13 @@ def test_a_gradient_that_someone_left_there_moves_nothing(name: str, tmp_path: P
 @pytest.mark.parametrize(
     "policy",
     [
-        UsePolicy("row_norm", {"max_norm": 0.05}),
-        UsePolicy("consolidation", {"every": 2, "phase": None, "share": 0.9}),
+        UseCallback("row_norm", {"max_norm": 0.05}),
+        UseCallback("consolidation", {"every": 2, "phase": None, "share": 0.9}),
     ],
     ids=["row_norm", "consolidation"],
 )
 def test_weights_that_are_frozen_during_the_run_stay_from_then_on(
-    policy: UsePolicy, tmp_path: Path
+    policy: UseCallback, tmp_path: Path
 ) -> None:
     """Planted fault: what is trained is looked up once, at the start."""
     model = network()
@@ -135,7 +135,7 @@ def test_weights_that_are_frozen_during_the_run_stay_from_then_on(
             kept.append(layer_of(model))
 
     freezer = make_plugin("freezer", Kind.OBSERVERS, on_step_end=on_step_end)
-    train(model, tmp_path / "run", plugins=[freezer], policies=(policy,))
+    train(model, tmp_path / "run", plugins=[freezer], callbacks=(policy,))
     first, *later = kept
     for layer in later:
         assert all(torch.equal(one, two) for one, two in zip(first, layer, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastOptimizer
 from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig
-from forge_kernel.config.use import UseExporter, UseGradients, UseLoss, UseOptimizer, UsePolicy
+from forge_kernel.config.use import UseCallback, UseExporter, UseGradients, UseLoss, UseOptimizer
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore
@@ -63,7 +63,7 @@ def exported_move(dtype: torch.dtype, folder: Path, steps: int, **parts: Any) ->
 @pytest.mark.parametrize(
     "parts",
     [
-        {"policies": (UsePolicy("weight_average", SLOW),)},
+        {"callbacks": (UseCallback("weight_average", SLOW),)},
         {"optimizer": UseOptimizer("schedule_free", {"lr": 2e-3})},
         {"optimizer": UseOptimizer("schedule_free", {"base": "sgd", "lr": 0.05})},
     ],
@@ -82,7 +82,7 @@ def test_an_average_of_the_weights_moves_as_far_as_in_fp32(
 @pytest.mark.parametrize(
     "parts",
     [
-        {"policies": (UsePolicy("weight_average", SLOW),)},
+        {"callbacks": (UseCallback("weight_average", SLOW),)},
         {"optimizer": UseOptimizer("schedule_free", {"lr": 2e-3})},
         {"gradients": (UseGradients("grokfast", {}),)},
         {"gradients": (UseGradients("grokfast", {"filter": "ma", "window": 3}),)},

@@ -24,7 +24,7 @@ from forge_plugins.reports.live import LivePage, serve
 
 STATUS = {
     "state": "training", "step": 7, "total_steps": 9, "epoch": 1, "phase": "warmup",
-    "figures": {"loss": 0.5}, "figures_step": 6, "events": [], "pid": os.getpid(),
+    "metrics": {"loss": 0.5}, "metrics_step": 6, "events": [], "pid": os.getpid(),
     "host": platform.node(), "started": 1.0,
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import subprocess
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -126,12 +127,12 @@ def write_metrics(folder, records, tail=""):
     (folder / "metrics.jsonl").write_text(text + tail)
 
 
-def logged(step, **figures):
-    return {"step": step, "time": 1.0 + step, "kind": "log", "epoch": 0, **figures}
+def logged(step, **metrics):
+    return {"step": step, "time": 1.0 + step, "kind": "log", "epoch": 0, **metrics}
 
 
-def validated(step, **figures):
-    return {"step": step, "time": 1.0 + step, "kind": "validation", "epoch": 0, **figures}
+def validated(step, **metrics):
+    return {"step": step, "time": 1.0 + step, "kind": "validation", "epoch": 0, **metrics}
 
 
 def records_of_run(steps=400):
@@ -167,7 +168,7 @@ STATUS = {
     "step": 400,
     "total_steps": 400,
     "epoch": 12,
-    "figures": {"loss": 0.5, "validation_accuracy": 0.25},
+    "metrics": {"loss": 0.5, "validation_accuracy": 0.25},
     "started": 1_760_000_000.0,
     "heartbeat": 1_760_000_090.0,
 }
@@ -201,7 +202,7 @@ def drawn(*folders):
 # -- one run ------------------------------------------------------------------------------------
 
 
-def test_the_figures_shown_are_those_of_result_json(make_run):
+def test_the_metrics_shown_are_those_of_result_json(make_run):
     page = Page(drawn(make_run()))
     assert "completed" in page.text
     assert "max_steps" in page.text
@@ -213,7 +214,7 @@ def test_the_figures_shown_are_those_of_result_json(make_run):
     assert ("83.456", "1 min 23 s") in page.values
 
 
-def test_a_figure_that_was_not_measured_is_a_dash_and_has_no_chart(make_run):
+def test_a_metric_that_was_not_measured_is_a_dash_and_has_no_chart(make_run):
     records = [logged(10, loss=1.0, gpu_memory=None), logged(20, loss=0.5, gpu_memory=None)]
     text = drawn(make_run(records=records))
     page = Page(text)
@@ -223,7 +224,7 @@ def test_a_figure_that_was_not_measured_is_a_dash_and_has_no_chart(make_run):
     assert len(charts(text)["Loss"]) == 2
 
 
-def test_every_figure_has_its_chart_and_every_line_its_name(make_run):
+def test_every_metric_has_its_chart_and_every_line_its_name(make_run):
     found = charts(drawn(make_run()))
     assert list(found) == ["Loss", "Accuracy", "Learning rate", "Gradient norm", "Tokens"]
     loss = found["Loss"][0]
@@ -371,7 +372,7 @@ def test_lines_from_before_a_resume_are_replaced_and_told(make_run):
     assert data.notes[0].startswith("4 lines of metrics.jsonl from before the run went back")
 
 
-def test_an_unfinished_run_shows_its_latest_figures_and_says_so(make_run):
+def test_an_unfinished_run_shows_its_latest_metrics_and_says_so(make_run):
     status = {**STATUS, "state": "training", "step": 250}
     page = Page(drawn(make_run(result=None, status=status)))
     assert "result.json is absent: the run has not ended, or was cut off." in page.text
@@ -380,7 +381,7 @@ def test_an_unfinished_run_shows_its_latest_figures_and_says_so(make_run):
     assert "of 400 planned" in page.text
     assert ("250", "250") in page.values
     assert page.row("Loss") == ["0.5", "–", "–", "–"]
-    assert page.row("Figure")[0] == "Training, latest"
+    assert page.row("Metric")[0] == "Training, latest"
 
 
 def test_the_result_of_an_earlier_session_is_left_aside(make_run):
@@ -417,7 +418,7 @@ def test_damaged_files_are_told_and_nothing_is_made_up(make_run):
     assert Page(drawn(folder)).tags.count("details") == 2
 
 
-def test_values_of_the_wrong_type_are_no_figures(make_run):
+def test_values_of_the_wrong_type_are_no_metrics(make_run):
     result = {
         **RESULT,
         "steps": "many",
@@ -490,15 +491,15 @@ def test_more_runs_than_colours_stay_distinct(make_run):
 
 def test_twenty_thousand_lines_stay_below_half_a_megabyte_and_keep_their_extremes(make_run):
     draw = random.Random(0)
-    names = ("loss", "learning_rate", "grad_norm", *(f"figure_{n}" for n in range(12)))
+    names = ("loss", "learning_rate", "grad_norm", *(f"metric_{n}" for n in range(12)))
     records = [
         logged(step, **{name: draw.random() + 0.5 for name in names}) for step in range(1, 20_001)
     ]
-    records[7_777]["figure_3"] = 9.75
-    records[13_131]["figure_3"] = -9.25
+    records[7_777]["metric_3"] = 9.75
+    records[13_131]["metric_3"] = -9.25
     text = drawn(make_run(records=records))
     assert len(text.encode()) < 500_000
-    svg = charts(text)["Figure 3"][0]
+    svg = charts(text)["Metric 3"][0]
     ((_, path),) = lines(svg)
     seen = [value for _, value in read_back(svg, path)]
     assert max(seen) == pytest.approx(9.75, abs=0.1)
@@ -506,7 +507,7 @@ def test_twenty_thousand_lines_stay_below_half_a_megabyte_and_keep_their_extreme
     assert 300 < len(seen) <= 600
 
 
-def test_many_runs_with_many_figures_stay_below_half_a_megabyte(make_run):
+def test_many_runs_with_many_metrics_stay_below_half_a_megabyte(make_run):
     draw = random.Random(0)
     folders = [
         make_run(
@@ -570,7 +571,7 @@ def test_few_values_are_marked_each(make_run):
 # -- scales and numbers -------------------------------------------------------------------------
 
 
-def test_figures_over_powers_of_ten_begin_on_a_log_scale(make_run):
+def test_metrics_over_powers_of_ten_begin_on_a_log_scale(make_run):
     def shown_at_first(records, name):
         text = drawn(make_run(folder=name, records=records))
         (box,) = re.findall(r"<input[^>]*checked>", text)
@@ -763,7 +764,7 @@ def test_the_observer_of_a_run_without_a_folder_writes_nothing(tmp_path, monkeyp
 @pytest.mark.parametrize("module", ["commands.report", "observers.html_report", "reports.page"])
 def test_no_part_of_the_report_needs_torch(module):
     code = f"import sys, forge_plugins.{module}; print({{'torch', 'numpy'}} & set(sys.modules))"
-    done = forked.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True,
         capture_output=True, text=True,
     )  # fmt: skip

@@ -232,7 +232,13 @@ def test_a_gamma_that_no_mode_reads_is_refused() -> None:
     ("fall", "halfway"), [("linear", 0.55), ("cosine", 0.55), ("root", 0.1 + 0.9 * (1 - 0.5**0.5))]
 )
 def test_warmup_stable_decay_has_its_closed_form(fall: str, halfway: float) -> None:
-    config = {"warmup_steps": 2, "decay_share": 0.5, "floor": 0.1, "fall": fall, "total_steps": 10}
+    config = {
+        "warmup_steps": 2,
+        "decay_fraction": 0.5,
+        "floor": 0.1,
+        "fall": fall,
+        "total_steps": 10,
+    }
     found = trace(UseSchedule("warmup_stable_decay", config), 12)
     factors = [rate / 0.5 for rate in found]
     assert factors[:6] == pytest.approx([0.5, 1, 1, 1, 1, 1])
@@ -246,7 +252,7 @@ def test_a_fall_of_a_single_step_is_at_the_floor_with_it(name: str, warmup: int)
     """Planted: no fall shorter than two steps."""
     config: dict[str, Any] = {"warmup_steps": warmup, "floor": 0.2}
     if name == "warmup_stable_decay":
-        config["decay_share"] = 1.0
+        config["decay_fraction"] = 1.0
     full = max(1, warmup)
     assert trace(UseSchedule(name, config), full + 2, max_steps=full + 1)[full - 1 :] == (
         pytest.approx([0.5, 0.1, 0.1])
@@ -256,7 +262,7 @@ def test_a_fall_of_a_single_step_is_at_the_floor_with_it(name: str, warmup: int)
 @pytest.mark.parametrize("form", ["cosine", "linear"])
 def test_one_cycle_of_two_steps_ends_at_its_end(form: str) -> None:
     """Planted: no cycle shorter than three steps."""
-    config = {"start": 0.4, "end": 0.02, "form": form, "rise_share": 0.5}
+    config = {"start": 0.4, "end": 0.02, "form": form, "rise_fraction": 0.5}
     assert trace(UseSchedule("one_cycle", config), 2)[-1] == pytest.approx(0.01)
 
 
@@ -264,7 +270,7 @@ def test_one_cycle_of_two_steps_ends_at_its_end(form: str) -> None:
 @pytest.mark.parametrize("goal", ["min", "max"])
 @pytest.mark.parametrize(("patience", "cooldown"), [(1, 2), (2, 0), (0, 0), (0, 1), (3, 1)])
 def test_plateau_is_torchs(mode: str, goal: str, patience: int, cooldown: int) -> None:
-    """Planted: the count goes on after a fall; a figure that is no number is the best one."""
+    """Planted: the count goes on after a fall; a metric that is no number is the best one."""
     optimizer = sgd()
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode=goal, factor=0.9, patience=patience, threshold=0.1,
@@ -282,12 +288,12 @@ def test_plateau_is_torchs(mode: str, goal: str, patience: int, cooldown: int) -
     )
     ours = Plateau(config)
     generator = torch.Generator().manual_seed(3)
-    figures = [math.nan, *(torch.rand(60, generator=generator) + 0.5).tolist()]
-    figures += [math.nan, 0.01, 3.0, *[1.0] * 60]
-    for number, figure in enumerate(figures):
-        ours.on_validation(None, {"loss": figure})
-        theirs.step(figure)
-        rate = ours.compute_rates(None, Step(number + 1)).learning_rate
+    metrics = [math.nan, *(torch.rand(60, generator=generator) + 0.5).tolist()]
+    metrics += [math.nan, 0.01, 3.0, *[1.0] * 60]
+    for number, metric in enumerate(metrics):
+        ours.on_validation(None, {"loss": metric})
+        theirs.step(metric)
+        rate = ours.compute_schedule_factors(None, Step(number + 1)).learning_rate
         assert 0.5 * rate == pytest.approx(optimizer.param_groups[0]["lr"]), number
         copy = Plateau(config)
         copy.load_state_dict(ours.state_dict())
@@ -295,8 +301,8 @@ def test_plateau_is_torchs(mode: str, goal: str, patience: int, cooldown: int) -
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
-def test_plateau_needs_a_figure_that_the_run_has() -> None:
-    with pytest.raises(PlanError, match="figure:f1"):
+def test_plateau_needs_a_metric_that_the_run_has() -> None:
+    with pytest.raises(PlanError, match="metric:f1"):
         trace(UseSchedule("plateau", {"metric": "f1"}), 1)
 
 
@@ -417,7 +423,7 @@ def test_a_composite_switches_by_metric_and_by_phase() -> None:
     run = Run(RunConfig(), None, OneProcess())
 
     def factor(step: int) -> Any:
-        return composite.compute_rates(run, Step(step)).learning_rate
+        return composite.compute_schedule_factors(run, Step(step)).learning_rate
 
     assert factor(1) == 1.0
     composite.on_validation(run, {"accuracy": 0.89})

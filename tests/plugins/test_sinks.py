@@ -37,7 +37,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def expected(folder: Path) -> dict[tuple[int, str, str], float]:
-    """All figures that were measured, by step, kind and name."""
+    """All metrics that were measured, by step, kind and name."""
     return {
         (line["step"], line["kind"], name): value
         for line in lines(folder)
@@ -52,10 +52,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_the_csv_file_has_every_figure(tmp_path: Path) -> None:
+def test_the_csv_file_has_every_metric(tmp_path: Path) -> None:
     trained(tmp_path / "run", "csv")
     found = {
-        (int(row["step"]), row["kind"], row["figure"]): float(row["value"])
+        (int(row["step"]), row["kind"], row["metric"]): float(row["value"])
         for row in rows(tmp_path / "run")
         if row["value"]
     }
@@ -82,7 +82,7 @@ def test_a_resumed_run_continues_its_csv_file_without_a_row_twice(tmp_path: Path
     with (tmp_path / "run/metrics.csv").open("a") as stream:
         stream.write("torn")
     resume(tmp_path / "run", plugins=[stopper()], quiet=True)
-    places = [(row["step"], row["kind"], row["figure"]) for row in rows(tmp_path / "run")]
+    places = [(row["step"], row["kind"], row["metric"]) for row in rows(tmp_path / "run")]
     assert len(set(places)) == len(places)
     assert {step for step, _, _ in places} == {"2", "3", "4", "6"}
 
@@ -92,13 +92,13 @@ def test_a_rollback_keeps_the_lines_that_led_to_it(tmp_path: Path, name: str) ->
     class Spoil:
         done = False
 
-    def penalize(self: Any, run: Any, step: Any) -> Any:
+    def regularize(self: Any, run: Any, step: Any) -> Any:
         if step.number < 6 or Spoil.done:
             return None
         Spoil.done = True
         return next(iter(run.model.parameters())).sum() * float("nan")
 
-    spoiler = make_plugin("spoiler", Kind.PENALTIES, penalize=penalize)
+    spoiler = make_plugin("spoiler", Kind.REGULARIZERS, regularize=regularize)
     folder = tmp_path / "run"
     choice = [
         "run.log_every=1",
@@ -118,12 +118,12 @@ def test_a_rollback_keeps_the_lines_that_led_to_it(tmp_path: Path, name: str) ->
 def teller() -> Any:
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         if step.number == 4:
-            run.tell("grokked", "It came.", score=1)
+            run.emit_event("grokked", "It came.", score=1)
 
-    return make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end)
+    return make_plugin("teller", Kind.CALLBACKS, on_step_end=on_step_end)
 
 
-def test_tensorboard_reads_the_figures_and_events(tmp_path: Path) -> None:
+def test_tensorboard_reads_the_metrics_and_events(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -179,9 +179,9 @@ def test_prometheus_is_answered_while_the_run_goes_on_and_not_after(tmp_path: Pa
     trained(tmp_path / "run", "prometheus", teller(), reader)
     [page] = pages
     values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-    figures = expected(tmp_path / "run")
-    loss = float(values['forge_figure{figure="loss",kind="validation",run="smoke"}'])
-    assert loss == pytest.approx(figures[3, "validation", "loss"])
+    metrics = expected(tmp_path / "run")
+    loss = float(values['forge_metric{metric="loss",kind="validation",run="smoke"}'])
+    assert loss == pytest.approx(metrics[3, "validation", "loss"])
     assert float(values['forge_step{run="smoke"}']) == 4
     assert float(values['forge_events_total{event="grokked",run="smoke"}']) == 1
     with pytest.raises(OSError):

@@ -18,7 +18,7 @@ from forge_plugins.data.text_config import TextConfig
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
 from forge_plugins.mathematics.text.chunks import cut, window_count
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
-from forge_plugins.validators.language_model import PerplexityMeter
+from forge_plugins.validators.language_model import PerplexityMetric
 
 
 @given(text=st.text(max_size=40))
@@ -40,7 +40,7 @@ def test_an_unknown_character_is_shown_as_such() -> None:
 
 def data(length: int = 4, batch_size: int = 3, count: int = 50) -> WindowData:
     row, place = np.arange(count, dtype=np.int32), cut(count, 0.2)
-    config = TextConfig(length=length, batch_size=batch_size)
+    config = TextConfig(sequence_length=length, batch_size=batch_size)
     return WindowData(row[:place], row[place:], config, 7, ByteTokenizer())
 
 
@@ -89,14 +89,14 @@ def test_every_token_but_the_first_is_a_target_once() -> None:
 
 SMALL = [
     "run.max_steps=2", "model.with={layers: 1, width: 256, heads: 2, hidden: 256}", "exporters=[]",
-    "data.with.length=8", "data.with.batch_size=2", "observers=[]", "run.validate_every=null",
+    "data.with.sequence_length=8", "data.with.batch_size=2", "observers=[]", "run.validate_every=null",
 ]  # fmt: skip
 
 
 def test_a_file_of_ones_own_is_read_with_the_tokenizer_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("naïve words\n" * 60, encoding="utf-8")
-    options = [*SMALL, f"data.with.path={file}", "data.with.validation_share=0.5"]
+    options = [*SMALL, f"data.with.path={file}", "data.with.validation_split=0.5"]
     for name, vocabulary in (("bytes", 257), ("characters", len(set("naïve words\n")) + 2)):
         pipeline = load_pipeline("char_llama_gguf", [*options, f"data.with.tokenizer={name}"])
         result = run(pipeline, output_dir=tmp_path / name, quiet=True)
@@ -117,16 +117,16 @@ def test_a_text_that_cannot_serve_is_refused(text: str | None, words: str, tmp_p
 
 
 def test_perplexity_is_over_all_targets_not_over_batches() -> None:
-    meter = PerplexityMeter()
+    metric = PerplexityMetric()
     zero = torch.zeros(())
-    assert meter.compute(lambda value: value) == {}
-    meter.update(Batch(None, torch.zeros(1, 1).long()), torch.zeros(1, 1, 2), zero, 1)
-    meter.update(Batch(None, torch.zeros(1, 3).long()), torch.zeros(1, 3, 16), zero, 1)
-    found = meter.compute(lambda value: value)
+    assert metric.compute(lambda value: value) == {}
+    metric.update(Batch(None, torch.zeros(1, 1).long()), torch.zeros(1, 1, 2), zero, 1)
+    metric.update(Batch(None, torch.zeros(1, 3).long()), torch.zeros(1, 3, 16), zero, 1)
+    found = metric.compute(lambda value: value)
     assert found["bits_per_token"] == pytest.approx((1 + 3 * 4) / 4)
     assert found["perplexity"] == pytest.approx(2 ** ((1 + 3 * 4) / 4))
-    meter.reset()
-    assert meter.compute(lambda value: value) == {}
+    metric.reset()
+    assert metric.compute(lambda value: value) == {}
 
 
 @pytest.mark.parametrize(

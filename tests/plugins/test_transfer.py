@@ -17,7 +17,7 @@ from forge_kernel.errors import ConfigError, PluginError
 from forge_kernel.runner import resume
 from forge_plugins.mathematics.losses.distillation import distillation
 
-BASE = ["run.max_steps=60", "run.save_every=20", "run.device=cpu", "policies=[]", "exporters=[]"]
+BASE = ["run.max_steps=60", "run.save_every=20", "run.device=cpu", "callbacks=[]", "exporters=[]"]
 
 
 def train(folder: Path, *settings: str) -> RunResult:

@@ -99,7 +99,7 @@ class LiveData:
         self._loaded: dict[str, Any] | None = None
         self._spent = False
         self._seed: int | None = None
-        self._tell: Callable[[str, str], None] = _untold
+        self._emit_event: Callable[[str, str], None] = _untold
         if validation is not None and _once(validation):
             raise RunError(
                 f"the validation data is a {type(validation).__name__}, which can be read only "
@@ -122,14 +122,14 @@ class LiveData:
         Without one, and in a run without a seed, they start where torch's ambient stream stands.
         """
         self._seed = None if run.settings.seed is None else run.seed
-        self._tell = run.tell
+        self._emit_event = run.emit_event
 
     def _stream(self) -> LoaderStream:
         """The loader's streams, made when they are first asked for."""
         if self._loader is None:
             from forge_kernel.training.loaders.loader_stream import LoaderStream
 
-            self._loader = LoaderStream(self._training, self._seed, self._tell)
+            self._loader = LoaderStream(self._training, self._seed, self._emit_event)
             if self._loaded is not None:
                 self._loader.load_state_dict(self._loaded)
                 self._loaded = None

@@ -59,7 +59,7 @@ def _unwrapped(run: Run, model: Any) -> nn.Module:
             hint = "how a run spreads over processes is the strategy's: run(..., strategy=...)"
             raise ConfigError([Fault(message, hints=(hint,))])
         if isinstance(model, nn.DataParallel):
-            run.tell(
+            run.emit_event(
                 "unwrapped",
                 "The model is taken out of DataParallel and runs on the run's device alone.",
             )
@@ -160,12 +160,12 @@ class Watcher:
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """Event `log`."""
-        self._tell(run, "log", figures=dict(record.figures))
+        self._tell(run, "log", metrics=dict(record.metrics))
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
         """Event `validation`."""
-        self._tell(run, "validation", figures=dict(figures))
+        self._tell(run, "validation", metrics=dict(metrics))
 
     @hookimpl
     def on_checkpoint(self, run: Run, folder: Path) -> None:

@@ -10,7 +10,7 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NUMBER: Final[Schema] = {"type": ["number", "null"]}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _PASSED: Final[Schema] = {"type": "number", "minimum": 0}
-_FIGURES: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER}
+_METRICS: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER}
 
 
 def _closed(properties: Schema) -> Schema:
@@ -27,14 +27,14 @@ _LATEST: Final[Schema] = {
     "additionalProperties": _closed({"latest": _NUMBER, "count": _COUNT}),
 }
 _READING: Final[Schema] = {
-    **_FIGURES,
+    **_METRICS,
     "required": ["cpu_percent", "device_memory_bytes", "device_percent", "memory_bytes", "time"],
 }
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "metrics": {
         "$schema": _DIALECT,
-        "description": "<name>_metrics.json: how a pipeline ended, and the figures it has seen",
+        "description": "<name>_metrics.json: how a pipeline ended, and the metrics it has seen",
         **_closed(
             {
                 "result": {"$ref": "../run/result.json"},
@@ -59,7 +59,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 "validation_results": {
                     "type": "array",
                     "items": _closed(
-                        {"step": _COUNT, "time": {"type": "number"}, "metrics": _FIGURES}
+                        {"step": _COUNT, "time": {"type": "number"}, "metrics": _METRICS}
                     ),
                 },
                 "metrics_history": {

@@ -13,7 +13,7 @@ GAIN: Final = 1.05
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one batch size; those that were not measured are None.
+    """Metrics of one batch size; those that were not measured are None.
 
     Args:
         batch_size: samples in a batch.

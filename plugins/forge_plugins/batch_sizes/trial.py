@@ -34,7 +34,7 @@ def opened(file: str, settings: list[str]) -> Session:
     bare = dataclasses.replace(
         pipeline,
         run=dataclasses.replace(pipeline.run, non_finite="skip", checked=False),
-        policies=(),
+        callbacks=(),
         exporters=(),
         observers=(),
     )

@@ -139,7 +139,7 @@ def _ask(client: Client, export: Path, inputs: Tensor) -> Tensor:
 
 
 def not_verified(why: str) -> dict[str, Any]:
-    """The manifest's entry where nothing was measured: no figure, and the reason."""
+    """The manifest's entry where nothing was measured: no metric, and the reason."""
     return {
         "client": None,
         "relative_l2": None,
@@ -165,7 +165,7 @@ def verify(
         worst: relative L2 above which the export is refused.
 
     Returns:
-        For the manifest: the client, the figures (null where nothing was measured) and a note.
+        For the manifest: the client, the metrics (null where nothing was measured) and a note.
 
     Raises:
         PluginError: the client cannot run the export, or computes something else.
@@ -181,17 +181,17 @@ def verify(
     inputs = inputs.float() if inputs.is_floating_point() else inputs  # exports compute in fp32
     found = _ask(client, export, inputs)
     try:
-        figures = agreement(
+        metrics = agreement(
             found, reference_logits(model, inputs), up_to_constant=client.up_to_constant
         )
     except ValueError as error:
         raise PluginError(f"{client.packages[0]} does not agree: {error}") from error
-    if figures["relative_l2"] > worst:
+    if metrics["relative_l2"] > worst:
         raise PluginError(
             f"{client.packages[0]} computes something else from {export.name}: relative L2 of the "
-            f"logits {figures['relative_l2']:.3g}, top-1 agreement {figures['top1_agreement']:.3g}"
+            f"logits {metrics['relative_l2']:.3g}, top-1 agreement {metrics['top1_agreement']:.3g}"
         )
-    return {"client": f"{client.packages[0]} {_version(client)}", **figures, "note": None}
+    return {"client": f"{client.packages[0]} {_version(client)}", **metrics, "note": None}
 
 
 def _version(client: Client) -> str:

@@ -57,8 +57,10 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="as data.with.quality_threshold")
     ] = 0.5,
-    integers: Annotated[str, typer.Option(metavar="TYPE", help="as data.with.integers")] = "uint16",
-    length: Annotated[int, typer.Option(min=1, help="as data.with.length")] = 128,
+    token_dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="as data.with.token_dtype")
+    ] = "uint16",  # noqa: S107  no password
+    sequence_length: Annotated[int, typer.Option(min=1, help="as data.with.sequence_length")] = 128,
     field: Annotated[str, typer.Option(help="of the texts in objects, with --input text")] = "text",
     cache_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="as data.with.cache_dir")
@@ -83,10 +85,10 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         return
     if file is None:
         raise ConfigError([Fault("no file is named", hints=("forge data FILE, or --formats",))])
-    _check_words(form, integers)
+    _check_words(form, token_dtype)
     reading = Reading(
         input=input_column, target=None if target is TargetForm.NONE else target_column,
-        lenient=True, trust_pickle=trust_pickle, integers=integers, length=length,
+        lenient=True, trust_pickle=trust_pickle, integers=token_dtype, length=sequence_length,
     )  # fmt: skip
     meant = _Question(
         form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
@@ -102,7 +104,7 @@ def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
     typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
 
 
-def _check_words(form: str, integers: str) -> None:
+def _check_words(form: str, token_dtype: str) -> None:
     """Whether there are such a format and such integers.
 
     Raises:
@@ -112,7 +114,7 @@ def _check_words(form: str, integers: str) -> None:
     from forge_plugins.formats.readers.tokens import TYPES
     from forge_plugins.formats.registry import names
 
-    for word, known in ((form, ("auto", *names())), (integers, TYPES)):
+    for word, known in ((form, ("auto", *names())), (token_dtype, TYPES)):
         if word not in known:
             hint = f"there are: {', '.join(known)}"
             raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
@@ -219,11 +221,11 @@ def _lines(found: Profile) -> list[str]:
     lines = [f"{found.file}: {found.format}, {found.records:,} {what}"]
     for name, about in found.fields.items():
         shape = f"shape {about['shape']} in each record, " if about["shape"] else ""
-        figures = "no finite number"
+        metrics = "no finite number"
         if about["mean"] is not None:
-            figures = f"{about['smallest']:.6g} to {about['largest']:.6g}, mean {about['mean']:.6g}"
+            metrics = f"{about['smallest']:.6g} to {about['largest']:.6g}, mean {about['mean']:.6g}"
         unit = " characters" if texts else ""
-        lines.append(f"  {name}: {about['type']}, {shape}{figures}{unit}")
+        lines.append(f"  {name}: {about['type']}, {shape}{metrics}{unit}")
     if found.others:
         lines.append(f"  not read: {', '.join(found.others)}")
     if texts:

@@ -62,7 +62,7 @@ def open_file(config: FileConfig) -> tables.Table:
         input=config.input_column,
         target=None if config.target == "none" else config.target_column,
         lenient=config.quality_threshold > 0, trust_pickle=config.trust_pickle,
-        integers=config.integers, length=config.length, streaming=config.streaming,
+        integers=config.token_dtype, length=config.sequence_length, streaming=config.streaming,
     )  # fmt: skip
     try:
         table = open_table.open_table(
@@ -176,13 +176,13 @@ class File:
         self._advised = False
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, float]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, float]:
         """Of the cache, where there is one: share of reads it served, loads and their seconds."""
         del step
         if not self.config.cache_size or not isinstance(run.data, FileData):
             return {}
-        figures = run.data.get_cache_stats()
-        return {f"cache_{name}": figures[name] for name in ("hit_rate", "loads", "seconds")}
+        metrics = run.data.get_cache_stats()
+        return {f"cache_{name}": metrics[name] for name in ("hit_rate", "loads", "seconds")}
 
     @hookimpl
     def on_epoch_end(self, run: Run) -> None:
@@ -190,7 +190,7 @@ class File:
         advice = run.data.cache_advice() if isinstance(run.data, FileData) else None
         if advice is not None and not self._advised:
             self._advised = True
-            run.tell("cache_useless", f"data.file: {advice}")
+            run.emit_event("cache_useless", f"data.file: {advice}")
 
     def state_dict(self) -> dict[str, Any]:
         """Which content the run has read."""
@@ -222,12 +222,12 @@ class File:
         table = data.table
         if self.config.trust_pickle and table.format in ("pickle", "torch"):
             told = f"data.file: {table.file} is a pickle and was run as it is, on trust"
-            run.tell("pickle_trusted", told, sha256=table.content)
+            run.emit_event("pickle_trusted", told, sha256=table.content)
         if data.left_out:
             count = sum(data.left_out.values())
             words = ", ".join(f"{reason} {number}" for reason, number in data.left_out.items())
             told = f"data.file: {count} of {len(table)} samples are left out: {words}"
-            run.tell("samples_left_out", told, left_out=count, kept=len(table) - count)
+            run.emit_event("samples_left_out", told, left_out=count, kept=len(table) - count)
         advice = data.shuffle_advice()
         if advice is not None:
-            run.tell("shuffle_narrow", f"data.file: {advice}")
+            run.emit_event("shuffle_narrow", f"data.file: {advice}")

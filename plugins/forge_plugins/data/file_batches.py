@@ -195,10 +195,10 @@ class FileData:
         alone = copy.copy(self)
         alone._workers = None
         pool = Workers(
-            self.config.workers, alone.fetch, alone.cache.figures,
+            self.config.workers, alone.fetch, alone.cache.metrics,
             prefetch=self.config.prefetch, keep=keep,
         )  # fmt: skip
-        pool.figures = self._of_workers
+        pool.metrics = self._of_workers
         return pool
 
     def shuffle_advice(self) -> str | None:
@@ -215,8 +215,8 @@ class FileData:
         )
 
     def get_cache_stats(self) -> dict[str, float]:
-        """The cache's figures, summed over this process and its workers."""
-        parts = [self.cache.figures(), *self._of_workers.values()]
+        """The cache's metrics, summed over this process and its workers."""
+        parts = [self.cache.metrics(), *self._of_workers.values()]
         total = {name: sum(part[name] for part in parts) for name in parts[0]}
         reads = total["hits"] + total["loads"]
         total["hit_rate"] = total["hits"] / reads if reads else 0.0
@@ -224,8 +224,8 @@ class FileData:
 
     def cache_advice(self) -> str | None:
         """Why the cache does not help, if it does not."""
-        figures = self.get_cache_stats()
-        return sample_cache.advice(self.config.cache_size, figures)
+        metrics = self.get_cache_stats()
+        return sample_cache.advice(self.config.cache_size, metrics)
 
 
 def _deck(table: tables.Table, found: quality_scan.Survey, config: FileConfig, seed: int) -> Deck:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
@@ -26,6 +27,8 @@ _TARGET: Final = "target"
 @dataclass(frozen=True, kw_only=True)
 class FileConfig:
     """Which file, what its fields are, and how it is dealt out."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"integers": "token_dtype", "length": "sequence_length"}
 
     path: Annotated[
         str | None,
@@ -160,12 +163,12 @@ class FileConfig:
             "and a sample that cannot be used is an error (see: forge data FILE)",
         ),
     ] = 0.0
-    integers: Annotated[
+    token_dtype: Annotated[
         Literal["uint8", "uint16", "uint32", "int32"],
         Meta(description="type of a token; format tokens"),
-    ] = "uint16"
-    length: Annotated[
-        int, Meta(ge=1, le=65536, description="tokens in a window of the format tokens")
+    ] = "uint16"  # noqa: S105  no password
+    sequence_length: Annotated[
+        int, Meta(ge=1, le=65536, description="tokens in a sequence of the format tokens")
     ] = 128
     cache_dir: Annotated[
         str | None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -29,13 +30,15 @@ else:
 class ModularArithmeticConfig:
     """Which table, and how it is split."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"training_share": "train_fraction"}
+
     modulus: Annotated[
         int, Meta(ge=2, le=4093, description="the number p that all is taken modulo")
     ] = 97
     operation: Annotated[
         Literal["add", "sub", "mul", "div"], Meta(description="x op y; div needs a prime modulus")
     ] = "mul"
-    training_share: Annotated[
+    train_fraction: Annotated[
         float, Meta(gt=0, lt=1, description="share of all pairs that is trained on")
     ] = 0.5
     batch_size: Annotated[int, Meta(ge=1, description="samples in a training batch")] = 512
@@ -56,10 +59,10 @@ class ModularArithmeticConfig:
         pairs = (
             self.modulus**2 if self.operation in ("add", "sub") else self.modulus**2 - self.modulus
         )
-        training = round(pairs * self.training_share)
+        training = round(pairs * self.train_fraction)
         if not 0 < training < pairs:
             raise ValueError(
-                f"training_share {self.training_share} of {pairs} pairs leaves one part empty"
+                f"train_fraction {self.train_fraction} of {pairs} pairs leaves one part empty"
             )
 
 
@@ -86,7 +89,7 @@ class ModularArithmetic:
         tokens, answers = mathematics.operation_table(config.operation, config.modulus)
         seed = run.seed if config.split_seed is None else config.split_seed
         training, validation = mathematics.split_pairs(
-            len(answers), config.training_share, stream_seed(seed, "split")
+            len(answers), config.train_fraction, stream_seed(seed, "split")
         )
         spec = DataSpec(vocabulary=config.modulus + 2, sequence=4, classes=config.modulus)
         return TensorData(

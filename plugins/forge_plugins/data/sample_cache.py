@@ -93,7 +93,7 @@ class BlockCache(Generic[Value]):
         beyond = self.size is not None and self.bytes + size > self.size
         return beyond or len(self._values) + more > self.count
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Hits, loads and the like since the start; `seconds` were spent on loads."""
         reads = self.hits + self.loads
         return {
@@ -108,18 +108,18 @@ class BlockCache(Generic[Value]):
         }
 
 
-def advice(count: int, figures: Mapping[str, float]) -> str | None:
+def advice(count: int, metrics: Mapping[str, float]) -> str | None:
     """Why a cache does not help, if it does not.
 
     Args:
         count: values that it may hold.
-        figures: of `BlockCache.figures`.
+        metrics: of `BlockCache.metrics`.
     """
-    reads = figures["hits"] + figures["loads"]
-    full = figures["evictions"] + figures["not_admitted"]
-    if not count or not full or reads < 2 * count or figures["hits"] >= USEFUL * reads:
+    reads = metrics["hits"] + metrics["loads"]
+    full = metrics["evictions"] + metrics["not_admitted"]
+    if not count or not full or reads < 2 * count or metrics["hits"] >= USEFUL * reads:
         return None
     return (
-        f"the cache holds {figures['values']:.0f} values and served {figures['hits']:.0f} of "
+        f"the cache holds {metrics['values']:.0f} values and served {metrics['hits']:.0f} of "
         f"{reads:.0f} reads: give it more, or none"
     )

@@ -109,8 +109,8 @@ class _Encoding:
         self._content = self._source.content(metadata_cache.Memos(self._folder))
         self._library = _library(config)
         self._texts = documents.Documents(
-            file=path, key=config.field, least=config.shortest,
-            once=config.repeats == "leave_out", lenient=config.unreadable == "leave_out",
+            file=path, key=config.field, least=config.min_chars,
+            once=config.deduplicate, lenient=config.unreadable == "leave_out",
         )  # fmt: skip
 
     def row(self) -> Row:
@@ -123,7 +123,7 @@ class _Encoding:
         named = hashlib.sha256(getattr(library, "content", config.tokenizer).encode()).hexdigest()
         settings = (
             "text", _VERSION, config.tokenizer, named, str(config.end_token), config.field,
-            str(config.shortest), config.repeats, config.unreadable,
+            str(config.min_chars), str(config.deduplicate), config.unreadable,
         )  # fmt: skip
         key = cache.content_key(self._content, *settings)
         found = cache.cached(self._folder, key)
@@ -256,16 +256,17 @@ class Text:
         """
         config = self.config
         row = read_row(config)
-        place = chunks.cut(len(row.tokens), config.validation_share)
+        place = chunks.cut(len(row.tokens), config.validation_split)
         training, held_out = row.tokens[:place], row.tokens[place:]
-        if len(training) < 2 * config.length or len(held_out) <= config.length:
+        if len(training) < 2 * config.sequence_length or len(held_out) <= config.sequence_length:
             raise PluginError(
-                f"text: {len(row.tokens)} tokens are too few for windows of {config.length}: "
-                f"{len(training)} are left to train on and {len(held_out)} to validate; shorten "
-                "data.with.length, change data.with.validation_share, or give a longer text"
+                f"text: {len(row.tokens)} tokens are too few for sequences of "
+                f"{config.sequence_length}: {len(training)} are left to train on and "
+                f"{len(held_out)} to validate; lower data.with.sequence_length, change "
+                "data.with.validation_split, or give a longer text"
             )
         if row.left_out:
-            run.tell("documents_left_out", f"data.text: {json.dumps(row.left_out)}")
+            run.emit_event("documents_left_out", f"data.text: {json.dumps(row.left_out)}")
         self._identity.set(config.path or _SHIPPED, row.content, len(row.tokens))
         return text_batches.WindowData(
             training, held_out, config, run.seed, row.tokenizer,

@@ -82,16 +82,16 @@ class WindowData:
         assert 0 <= rank < world
         vocabulary = tokenizer.vocabulary
         self.tokenizer = tokenizer
-        self._training = Windows(training, config.length)
-        self._held_out = Windows(held_out, config.length)
-        self._held_out_windows = window_count(len(held_out), config.length)
+        self._training = Windows(training, config.sequence_length)
+        self._held_out = Windows(held_out, config.sequence_length)
+        self._held_out_windows = window_count(len(held_out), config.sequence_length)
         self._config, self._seed = config, seed
         self._rank, self._world = rank, world
         # whatever the offset is, an epoch has as many windows
-        self._windows = (len(training) - config.length) // config.length
+        self._windows = (len(training) - config.sequence_length) // config.sequence_length
         self.spec = DataSpec(
             vocabulary=vocabulary,
-            sequence=config.length,
+            sequence=config.sequence_length,
             classes=vocabulary,
             samples=self._windows,
         )
@@ -102,7 +102,7 @@ class WindowData:
         """The epoch's offset, and its permutation; None for one that is computed."""
         if self._drawn is None or self._drawn[0] != epoch:
             generator = torch.Generator().manual_seed(stream_seed(self._seed, "windows", epoch))
-            offset = int(torch.randint(self._config.length, (1,), generator=generator))
+            offset = int(torch.randint(self._config.sequence_length, (1,), generator=generator))
             few = self._windows <= FEW
             order = torch.randperm(self._windows, generator=generator).numpy() if few else None
             self._drawn = epoch, offset, order
@@ -112,10 +112,10 @@ class WindowData:
         """Where the windows at some places of an epoch begin in the row of tokens."""
         offset, order = self._order(epoch)
         if order is not None:
-            return offset + order[begin:end] * self._config.length
+            return offset + order[begin:end] * self._config.sequence_length
         places = np.arange(begin, min(end, self._windows), dtype=np.int64)
         key = stream_seed(self._seed, "order", epoch)
-        return offset + permuted(places, self._windows, key) * self._config.length
+        return offset + permuted(places, self._windows, key) * self._config.sequence_length
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The epoch's batches from `start` on."""
@@ -130,7 +130,10 @@ class WindowData:
 
     def validation(self) -> Iterator[Batch]:
         """The held-out text from its beginning; of several processes, each has its stride."""
-        length, size = self._config.length, self._config.validation_batch_size * self._world
+        length, size = (
+            self._config.sequence_length,
+            self._config.validation_batch_size * self._world,
+        )
         for begin in range(0, self._held_out_windows, size):
             end = min(begin + size, self._held_out_windows)
             places = np.arange(begin + self._rank, end, self._world, dtype=np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -13,6 +14,16 @@ from forge_plugins.data.fingerprint import OnChange
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Which text, and how it is cut."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "length": "sequence_length",
+        "validation_share": "validation_split",
+        "shortest": "min_chars",
+        "repeats": "deduplicate",
+    }
+    renamed_values: ClassVar[Mapping[str, Mapping[str, bool]]] = {
+        "repeats": {"keep": False, "leave_out": True}
+    }
 
     path: Annotated[
         str | None,
@@ -45,22 +56,23 @@ class TextConfig:
             "usual one, such as <|endoftext|> or </s>"
         ),
     ] = None
-    length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a window")] = 128
-    batch_size: Annotated[int, Meta(ge=1, description="windows in a training batch")] = 16
-    validation_share: Annotated[
+    sequence_length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a sequence")] = 128
+    batch_size: Annotated[int, Meta(ge=1, description="sequences in a training batch")] = 16
+    validation_split: Annotated[
         float, Meta(gt=0, lt=1, description="share of the text, at its end, that is not trained on")
     ] = 0.05
     validation_batch_size: Annotated[
-        int, Meta(ge=1, description="windows in a validation batch")
+        int, Meta(ge=1, description="sequences in a validation batch")
     ] = 64
-    shortest: Annotated[
+    min_chars: Annotated[
         int,
         Meta(ge=1, description="characters of a document; shorter ones are left out and counted"),
     ] = 1
-    repeats: Annotated[
-        Literal["keep", "leave_out"],
-        Meta(description="documents that are an earlier one again; 16 bytes are held of each"),
-    ] = "keep"
+    deduplicate: Annotated[
+        bool,
+        Meta(description="leave out and count documents that are an earlier one again; 16 bytes "
+             "are held of each"),
+    ] = False  # fmt: skip
     unreadable: Annotated[
         Literal["refuse", "leave_out"],
         Meta(description="objects without a text: the first is an error, or they are counted"),

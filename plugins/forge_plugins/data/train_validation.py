@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoSourcesConfig:
+class TrainValidationConfig:
     """The two sources."""
 
     training: Annotated[
@@ -45,7 +45,7 @@ class TwoSourcesConfig:
     )  # fmt: skip
 
 
-class TwoSourcesData:
+class TrainValidationData:
     """One source's training batches, the other's as validation."""
 
     def __init__(self, training: Data, validation: Data) -> None:
@@ -72,7 +72,7 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
         one, two = getattr(training, name), getattr(validation, name)
         if one != two:
             raise PluginError(
-                f"two_sources: {name} of the training samples is {one}, of the others {two}"
+                f"train_validation: {name} of the training samples is {one}, of the others {two}"
             )
     largest = {}
     for name in ("classes", "vocabulary"):
@@ -81,16 +81,16 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
     return replace(training, **largest)
 
 
-class TwoSources:
+class TrainValidation:
     """Training batches of one source, validation batches of another."""
 
-    info = PluginInfo(name="two_sources", kind=Kind.DATA, config=TwoSourcesConfig)
+    info = PluginInfo(name="train_validation", kind=Kind.DATA, config=TrainValidationConfig)
 
-    def __init__(self, config: TwoSourcesConfig) -> None:
+    def __init__(self, config: TrainValidationConfig) -> None:
         self.config = config
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
         """The batches of both."""
         training = cast(Source, self.config.training).make_data(run)
-        return TwoSourcesData(training, cast(Source, self.config.validation).make_data(run))
+        return TrainValidationData(training, cast(Source, self.config.validation).make_data(run))

@@ -22,7 +22,7 @@ else:
 Key = tuple[int, int, int]
 """Epoch, first place, place after the last one."""
 Fetch = Callable[[Key], Any]
-Figures = Callable[[], dict[str, float]]
+Metrics = Callable[[], dict[str, float]]
 PREFETCH: Final = 2
 """Batches that each process fetches ahead, unless told."""
 _PIPES: Final = 4  # files of a process: both ends of its queue, and two that tell of its end
@@ -66,21 +66,21 @@ class Workers:
     Args:
         count: processes.
         fetch: gives the batch of a key; called in the processes.
-        figures: of the cache of a process; called there after each batch.
+        metrics: of the cache of a process; called there after each batch.
         prefetch: batches that each process fetches ahead; None: torch's own.
         keep: the processes stay for the next epoch.
     """
 
     def __init__(
-        self, count: int, fetch: Fetch, figures: Figures, *, prefetch: int | None, keep: bool
+        self, count: int, fetch: Fetch, metrics: Metrics, *, prefetch: int | None, keep: bool
     ) -> None:
         self._keys, self._count = _Keys(), count
-        self.figures: dict[int, dict[str, float]] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
         self.busy = False
         with warnings.catch_warnings():
             # more workers than cores may be meant: they may wait for a disk
             warnings.filterwarnings("ignore", "This DataLoader will create")
-            fetched: Any = _Fetched(fetch, figures)
+            fetched: Any = _Fetched(fetch, metrics)
             self._loader: Any = torch_data.DataLoader(
                 fetched, batch_size=None, sampler=self._keys, num_workers=count,
                 prefetch_factor=prefetch, persistent_workers=keep,
@@ -97,10 +97,10 @@ class Workers:
         assert not self.busy
         self.busy, self._keys.keys = True, keys
         try:
-            for batch, worker, figures, fault in self._begun():
+            for batch, worker, metrics, fault in self._begun():
                 if fault is not None:
                     raise RunError(fault)
-                self.figures[worker] = figures
+                self.metrics[worker] = metrics
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
             if _is_of_open_files(error):
@@ -150,14 +150,14 @@ class _Keys:
 class _Fetched:
     """The batches as torch's loader asks for them: by key."""
 
-    def __init__(self, fetch: Fetch, figures: Figures) -> None:
-        self._fetch, self._figures = fetch, figures
+    def __init__(self, fetch: Fetch, metrics: Metrics) -> None:
+        self._fetch, self._metrics = fetch, metrics
 
     def __getitem__(self, key: Key) -> tuple[Any, int, dict[str, float], str | None]:
         worker = torch_data.get_worker_info()
         assert worker is not None, "it is asked in workers only"
         try:
-            return self._fetch(key), worker.id, self._figures(), None
+            return self._fetch(key), worker.id, self._metrics(), None
         except RunError as error:  # told by the process that trains, not with a worker's traceback
             return None, worker.id, {}, str(error)
 

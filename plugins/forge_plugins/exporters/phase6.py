@@ -50,7 +50,7 @@ class Phase6Config:
 class Phase6:
     """The folder that Agent Forge's Phase 6 (baking) reads.
 
-    Writes `trained_model.pt`, `model.pth` and three JSON files; unmeasured figures are null.
+    Writes `trained_model.pt`, `model.pth` and three JSON files; unmeasured metrics are null.
 
     `trained_model.pt` is a dictionary of `model_state_dict`, `training_config` and `final_metrics`
     in plain types, so that the default `torch.load` takes it. `model.pth` is the state dictionary
@@ -101,7 +101,7 @@ class TrainingFacts:
         folder: the run folder, with its `config.yaml`.
         steps, epochs, seconds: of the training.
         samples: training samples in an epoch, if known.
-        training: the last figures of the training; None: not measured.
+        training: the last metrics of the training; None: not measured.
         validation: of the last validation; empty if there was none.
     """
 
@@ -258,7 +258,7 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 
 
 def quantization_info(model: nn.Module) -> dict[str, Any] | None:
-    """Bits, and figures measured on the weights; None without a quantized layer."""
+    """Bits, and metrics measured on the weights; None without a quantized layer."""
     found = {
         name: module for name, module in model.named_modules()
         if isinstance(module, bit_layer.BitLayer) and module.scheme.quantizes_weight
@@ -277,9 +277,9 @@ def quantization_info(model: nn.Module) -> dict[str, Any] | None:
     }
     if len(schemes) == 1:
         sums = [weight_statistics.weight_sums(layer, None).cpu() for layer in found.values()]
-        figures = weight_statistics.weight_figures(torch.stack(sums).sum(0), first.top)
-        del figures["weight_flips"]  # of an update: there is none here
-        info |= {name: float(value) for name, value in figures.items()}
+        metrics = weight_statistics.weight_metrics(torch.stack(sums).sum(0), first.top)
+        del metrics["weight_flips"]  # of an update: there is none here
+        info |= {name: float(value) for name, value in metrics.items()}
     return info
 
 

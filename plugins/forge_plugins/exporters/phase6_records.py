@@ -10,7 +10,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NUMBER: Final[Schema] = {"type": ["number", "null"]}
 _TEXT: Final[Schema] = {"type": ["string", "null"]}
 _COUNT: Final[Schema] = {"type": ["integer", "null"], "minimum": 0}
-_FIGURES: Final[Schema] = {"type": ["object", "null"], "additionalProperties": _NUMBER}
+_METRICS: Final[Schema] = {"type": ["object", "null"], "additionalProperties": _NUMBER}
 _OPEN: Final[Schema] = {"type": "object"}
 
 
@@ -67,7 +67,7 @@ RECORDS: Final[dict[str, Schema]] = {
         "metadata.json: what the model is and what it reached",
         {
             "model_architecture": _ARCHITECTURE,
-            "training_metrics": _FIGURES,
+            "training_metrics": _METRICS,
             "quantization_info": {"type": ["object", "null"]},
             "performance_stats": _closed(
                 "sizes and times",
@@ -78,7 +78,7 @@ RECORDS: Final[dict[str, Schema]] = {
                     "weight_bytes": _COUNT,
                 },
             ),
-            "validation_results": _FIGURES,
+            "validation_results": _METRICS,
         },
     ),
     "training_history": _closed(

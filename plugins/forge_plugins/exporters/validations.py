@@ -22,7 +22,7 @@ RECORD: Final[dict[str, Any]] = {
         "steps": {"type": "integer", "minimum": 0, "description": "finished optimizer steps"},
         "best": {
             "type": "object",
-            "description": "of each figure the best validation, the first of equal ones",
+            "description": "of each metric the best validation, the first of equal ones",
             "additionalProperties": {
                 "type": "object",
                 "properties": {
@@ -43,9 +43,9 @@ RECORD: Final[dict[str, Any]] = {
                     "step": {"type": "integer", "minimum": 0},
                     "epoch": {"type": "integer", "minimum": 0},
                     "time": {"type": "number", "description": "seconds since 1970"},
-                    "figures": {"type": "object", "additionalProperties": _NUMBER},
+                    "metrics": {"type": "object", "additionalProperties": _NUMBER},
                 },
-                "required": ["epoch", "figures", "step", "time"],
+                "required": ["epoch", "metrics", "step", "time"],
                 "additionalProperties": False,
             },
         },
@@ -61,10 +61,10 @@ class ValidationsConfig:
 
 
 def best_of(history: list[dict[str, Any]], goals: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The best value of each figure and its step; a figure that never was a number has none."""
+    """The best value of each metric and its step; a metric that never was a number has none."""
     found: dict[str, dict[str, Any]] = {}
     for one in history:
-        for name, value in one["figures"].items():
+        for name, value in one["metrics"].items():
             goal = goals.get(name, "min")
             known = found.get(name)
             sign = 1.0 if goal == "max" else -1.0
@@ -89,9 +89,9 @@ def validations_in(lines: Iterable[str]) -> list[dict[str, Any]]:
             continue
         if found and found[-1]["step"] == data["step"]:  # once more, of restored weights
             found.pop()
-        figures = {name: value for name, value in data.items() if name not in _ABOUT}
+        metrics = {name: value for name, value in data.items() if name not in _ABOUT}
         found.append(
-            {name: data[name] for name in ("step", "epoch", "time")} | {"figures": figures}
+            {name: data[name] for name in ("step", "epoch", "time")} | {"metrics": metrics}
         )
     return found
 

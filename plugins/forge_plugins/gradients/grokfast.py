@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, cast
 
 from msgspec import Meta
 
@@ -14,8 +14,8 @@ from forge_kernel.api import (
     LogRecord,
     PluginError,
     PluginInfo,
-    Rates,
     Run,
+    ScheduleFactors,
     Step,
     UseSchedule,
     hookimpl,
@@ -35,28 +35,28 @@ else:
 class Schedule(Protocol):
     """What a nested plugin is asked for."""
 
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """Factors; the one of the learning rate is taken."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """A rule that changes alpha and lambda_reg by how a figure goes.
+    """A rule that changes alpha and lambda_reg by how a metric goes.
 
     After each window of values its mean is compared with the one before. Stalled: the slow gradient
     gets more weight and a longer memory; worse: less and a shorter one; better: nothing changes.
     Each change is an event of the log.
     """
 
-    figure: Annotated[str, Meta(min_length=1, description="name of the figure")] = "loss"
+    metric: Annotated[str, Meta(min_length=1, description="name of the metric")] = "loss"
     source: Annotated[
         Literal["validation", "log"],
         Meta(description="where it is read: at each validation, or at each line of the log "
              "(run.log_every)"),
     ] = "validation"  # fmt: skip
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
     ] = "min"
     window: Annotated[int, Meta(ge=1, description="values in one judgement")] = 3
     tolerance: Annotated[
@@ -99,6 +99,8 @@ class Adaptation:
 class GrokfastConfig:
     """Which average, how slow, how much of it, and when."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"adapt.figure": "metric"}
+
     filter: Annotated[
         Literal["ema", "ma"],
         Meta(description="exponential moving average, or mean over a window"),
@@ -138,7 +140,7 @@ class GrokfastConfig:
     ] = field(default_factory=dict)
     adapt: Annotated[
         Adaptation | None,
-        Meta(description="change alpha and lambda_reg by how a figure goes; null: do not"),
+        Meta(description="change alpha and lambda_reg by how a metric goes; null: do not"),
     ] = None
 
     @staticmethod
@@ -161,13 +163,13 @@ def _needs(config: GrokfastConfig) -> tuple[str, ...]:
     """The facts that the run must bring."""
     found = [f"phase:{name}" for name in config.phase_lambda]
     if config.adapt is not None and config.adapt.source == "validation":
-        found.append(f"figure:{config.adapt.figure}")
+        found.append(f"metric:{config.adapt.metric}")
     return tuple(found)
 
 
 def _factor(schedule: object, run: Run, step: Step) -> float:
     """The factor that a nested schedule gives for this step (of the first group, if several)."""
-    rate = cast(Schedule, schedule).compute_rates(run, step).learning_rate
+    rate = cast(Schedule, schedule).compute_schedule_factors(run, step).learning_rate
     return rate[0] if isinstance(rate, tuple) else rate
 
 
@@ -250,24 +252,24 @@ class Grokfast:
         return alpha, amount * config.phase_lambda.get(step.phase or "", 1.0)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The adaptation's figure, where it is one of the validation."""
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The adaptation's metric, where it is one of the validation."""
         adapt = self.config.adapt
-        if adapt is not None and adapt.source == "validation" and adapt.figure in figures:
-            self._adapt(run, figures[adapt.figure])
+        if adapt is not None and adapt.source == "validation" and adapt.metric in metrics:
+            self._adapt(run, metrics[adapt.metric])
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """The adaptation's figure, where it is one of the log."""
+        """The adaptation's metric, where it is one of the log."""
         adapt = self.config.adapt
         if adapt is None or adapt.source != "log":
             return
-        if adapt.figure not in record.figures:
+        if adapt.metric not in record.metrics:
             raise PluginError(
-                f"grokfast: the log has no figure '{adapt.figure}' (adapt.figure); it has "
-                f"{', '.join(sorted(record.figures))}"
+                f"grokfast: the log has no metric '{adapt.metric}' (adapt.metric); it has "
+                f"{', '.join(sorted(record.metrics))}"
             )
-        value = record.figures[adapt.figure]
+        value = record.metrics[adapt.metric]
         if value is not None:
             self._adapt(run, value)
 
@@ -279,9 +281,9 @@ class Grokfast:
         verdict = adaptation.take(value)
         if (adaptation.alpha, adaptation.lambda_reg) == before:
             return
-        run.tell(
+        run.emit_event(
             "filter_adapted",
-            f"Grokfast: {adapt.figure} is {verdict}; alpha {before[0]:.4g} -> "
+            f"Grokfast: {adapt.metric} is {verdict}; alpha {before[0]:.4g} -> "
             f"{adaptation.alpha:.4g}, lambda_reg {before[1]:.4g} -> {adaptation.lambda_reg:.4g}.",
             verdict=verdict,
             alpha=adaptation.alpha,
@@ -294,7 +296,7 @@ class Grokfast:
         return mathematics.Window(gradient, self.config.window)
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> dict[str, Any]:
+    def log_metrics(self, run: Run, step: Step) -> dict[str, Any]:
         """Norm of the slow gradient, and the two numbers in force."""
         del run, step
         alpha, amount = self._in_force

@@ -32,8 +32,8 @@ class Orthogonal:
 
     Takes from each gradient its part along the weight, which only scales the logits.
 
-    Meant to be used with `loss: {use: cross_entropy, with: {link: stablemax}}` (the same paper) and
-    without weight decay.
+    Meant to be used with `loss: {use: cross_entropy, with: {activation: stablemax}}` (the same
+    paper) and without weight decay.
     """
 
     info = PluginInfo(

@@ -99,7 +99,7 @@ class Consistency:
         return [*loss_weights(self.config.loss, run, batch), batch.counted.total]
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
         """The parts of the loss, over the whole optimizer step."""
         del run
         return dict(step.losses)

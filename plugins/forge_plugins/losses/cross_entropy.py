@@ -40,7 +40,7 @@ else:
 class CrossEntropyConfig:
     """How targets are read and weighed."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
+    renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index", "link": "activation"}
 
     label_smoothing: Annotated[
         float, Meta(ge=0, lt=1, description="share of the target spread over all classes")
@@ -52,7 +52,7 @@ class CrossEntropyConfig:
     focal_gamma: Annotated[
         float, Meta(ge=0, le=20, description="how far well-classified samples are weighed down")
     ] = 0.0
-    link: Annotated[
+    activation: Annotated[
         Literal["softmax", "stablemax"],
         Meta(description="how outputs become probabilities; stablemax grows linearly where softmax "
              "grows exponentially, so that the loss does not round to zero (arXiv 2501.04697)"),
@@ -98,7 +98,7 @@ class CrossEntropy:
             logits, targets = label_positions.answer_rows(outputs, batch.targets, batch.positions)
         except ValueError as error:
             raise PluginError(f"cross_entropy: {error}") from error
-        if config.link == "stablemax":
+        if config.activation == "stablemax":
             logits = stablemax.stablemax_logits(logits)
         weighed = config.class_weights is not None or config.focal_gamma
         if not weighed and batch.counted.weights is None:

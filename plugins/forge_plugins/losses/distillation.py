@@ -91,7 +91,7 @@ class Distillation:
     `target_weight * loss + weight * T^2 KL(teacher || student) + hidden_weight * distance`, each a
     mean over the targets that count: a row that counts for nothing teaches nothing.
 
-    In a validation the nested loss alone is computed, so that its figure can be compared with that
+    In a validation the nested loss alone is computed, so that its metric can be compared with that
     of other runs.
     """
 
@@ -175,7 +175,7 @@ class Distillation:
         return [*own, total, *([total] if self.config.hidden else [])]
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
         """The parts of the loss, over the whole optimizer step."""
         del run
         return dict(step.losses)

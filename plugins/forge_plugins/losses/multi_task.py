@@ -115,7 +115,7 @@ class MultiTask:
             answer = loss.compute_loss(run, step, part, _part(outputs, task, "output"))
             found += self._terms(task, loss_terms(answer), factor, part)
         if self._module is not None:
-            found.append(LossTerm(self._module.penalty()))
+            found.append(LossTerm(self._module.regularizer()))
         return found
 
     def _terms(
@@ -175,7 +175,7 @@ class MultiTask:
         self._progress.take(torch.stack(means))
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
         """The tasks' losses over the whole optimizer step, and their adaptive weights."""
         del run
         found: dict[str, Tensor | None] = dict(step.losses)

@@ -1,4 +1,4 @@
-"""Every figure of the run as a table for spreadsheets and data frames."""
+"""Every metric of the run as a table for spreadsheets and data frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, hookimpl
 from forge_plugins.observers.line_sink import LineSink
 from forge_plugins.observers.sink_names import SinkNames
 
-COLUMNS: Final = ("step", "time", "epoch", "kind", "figure", "value")
+COLUMNS: Final = ("step", "time", "epoch", "kind", "metric", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class CsvFileConfig:
 
 
 class CsvFile(LineSink):
-    """Every figure of the run as a table for spreadsheets and data frames.
+    """Every metric of the run as a table for spreadsheets and data frames.
 
-    A row for each figure of each log interval and validation; not measured is an empty cell.
+    A row for each metric of each log interval and validation; not measured is an empty cell.
 
-    One row for each figure, since which figures there are is not known before the last of them.
+    One row for each metric, since which metrics there are is not known before the last of them.
     """
 
     info = PluginInfo(name="csv", kind=Kind.OBSERVERS, config=CsvFileConfig)
@@ -51,9 +51,9 @@ class CsvFile(LineSink):
         csv.writer(text, lineterminator="").writerow(cells)
         self._file.write(text.getvalue())
 
-    def _rows(self, run: Run, kind: str, when: float, figures: Mapping[str, float | None]) -> None:
+    def _rows(self, run: Run, kind: str, when: float, metrics: Mapping[str, float | None]) -> None:
         progress = run.progress
-        for name, value in figures.items():
+        for name, value in metrics.items():
             shown = "" if value is None or not math.isfinite(value) else repr(float(value))
             self._row(
                 (
@@ -68,10 +68,10 @@ class CsvFile(LineSink):
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """The figures of training."""
-        self._rows(run, "log", record.time, record.figures)
+        """The metrics of training."""
+        self._rows(run, "log", record.time, record.metrics)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The figures of a validation."""
-        self._rows(run, "validation", time.time(), figures)
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The metrics of a validation."""
+        self._rows(run, "validation", time.time(), metrics)

@@ -124,7 +124,7 @@ class MemoryProfile:
                       "layers": self._layers}  # fmt: skip
             (run.folder / FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         words = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in found.items())
-        run.tell("memory_profile", f"Memory of step {step.number}: {words}.", **found)
+        run.emit_event("memory_profile", f"Memory of step {step.number}: {words}.", **found)
 
     @hookimpl
     def on_error(self, run: Run, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Every figure of the run, one JSON line at a time."""
+"""Every metric of the run, one JSON line at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class MetricsJsonlConfig:
     """No settings: the file is `metrics.jsonl` in the run folder."""
 
 
-def _plain(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The figures as strict JSON has them: not finite is null."""
+def _plain(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The metrics as strict JSON has them: not finite is null."""
     return {
         name: value if value is not None and math.isfinite(value) else None
-        for name, value in figures.items()
+        for name, value in metrics.items()
     }
 
 
 class MetricsJsonl(LineSink):
-    """Every figure of the run, one JSON line at a time.
+    """Every metric of the run, one JSON line at a time.
 
     A line for each log interval, each validation, and each event: phases, what plugins told.
     """
@@ -61,13 +61,13 @@ class MetricsJsonl(LineSink):
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """The figures of training."""
-        self._write(run, "log", record.time, _plain(record.figures))
+        """The metrics of training."""
+        self._write(run, "log", record.time, _plain(record.metrics))
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The figures of a validation."""
-        self._write(run, "validation", time.time(), _plain(figures))
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The metrics of a validation."""
+        self._write(run, "validation", time.time(), _plain(metrics))
 
     @hookimpl
     def on_phase_change(self, run: Run, before: str | None, after: str | None) -> None:

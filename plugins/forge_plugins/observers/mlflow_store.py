@@ -1,4 +1,4 @@
-"""Figures, settings and events in an MLflow store."""
+"""Metrics, settings and events in an MLflow store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ANSWER_SECONDS: Final = 5
 _AGAIN_SECONDS: Final = 60.0
 """After a failure, until the store is asked again; twice as long each time."""
 _MOST_KEPT: Final = 200_000
-"""Figures that wait for a store that does not answer; older ones are given up."""
+"""Metrics that wait for a store that does not answer; older ones are given up."""
 _PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _AT_IMPORT: Final = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _IN_A_CALL: Final = {
@@ -79,11 +79,11 @@ class MlflowConfig:
 
 
 class Mlflow:
-    """Figures, settings and events in an MLflow store.
+    """Metrics, settings and events in an MLflow store.
 
-    One MLflow run: settings as parameters, figures as metrics, what plugins told as tags.
+    One MLflow run: settings as parameters, metrics as metrics, what plugins told as tags.
 
-    Metrics are called `training/<figure>` and `validation/<figure>`; a figure that was not measured
+    Metrics are called `training/<metric>` and `validation/<metric>`; a metric that was not measured
     has no point. A resumed run goes on with its MLflow run: what it measures again is written only
     where it differs, since MLflow cannot forget. MLflow's own reports to its makers are left off
     where this plugin is the one that imports it. A server that does not answer at the start is
@@ -190,14 +190,14 @@ class Mlflow:
             self._client.log_batch(self._run_id, params=chosen, synchronous=True)
 
     def _take(
-        self, run: Run, kind: str, step: int, when: float, figures: Mapping[str, float | None]
+        self, run: Run, kind: str, step: int, when: float, metrics: Mapping[str, float | None]
     ) -> None:
         if self._client is None:
             return
         from mlflow.entities import Metric
 
-        for figure, value in figures.items():
-            name = self._names.of(run, f"{kind}/{figure}")
+        for metric, value in metrics.items():
+            name = self._names.of(run, f"{kind}/{metric}")
             if value is None or not math.isfinite(value):
                 continue
             if self._known.get((name, step)) != value:
@@ -215,7 +215,7 @@ class Mlflow:
         except (MlflowException, OSError) as error:
             del self._metrics[:-_MOST_KEPT]
             if not self._pause:
-                run.tell(
+                run.emit_event(
                     "mlflow_fails",
                     f"MLflow's store takes nothing now ({_first_line(error)}): the run goes on, "
                     "and what gathers is sent when it answers again.",
@@ -241,13 +241,13 @@ class Mlflow:
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """The figures of training."""
-        self._take(run, "training", record.step, record.time, record.figures)
+        """The metrics of training."""
+        self._take(run, "training", record.step, record.time, record.metrics)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The figures of a validation."""
-        self._take(run, "validation", run.progress.step, time.time(), figures)
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The metrics of a validation."""
+        self._take(run, "validation", run.progress.step, time.time(), metrics)
 
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
@@ -269,7 +269,7 @@ class Mlflow:
         self._send(run)
         lost = len(self._metrics)
         if lost:
-            _LOG.warning("mlflow: %d figures never reached the store, which did not answer", lost)
+            _LOG.warning("mlflow: %d metrics never reached the store, which did not answer", lost)
         else:
             self._end_there(outcome)
         self._client = None

@@ -67,14 +67,14 @@ class ProgressBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=Console(stderr=True),
             redirect_stdout=False,  # the process's streams stay as they are
             redirect_stderr=False,
             auto_refresh=False,  # no thread: drawn from the step's end, when it is time
         )
         self._task = self._bar.add_task(
-            run.settings.name, total=run.total_steps, completed=run.progress.step, figures=""
+            run.settings.name, total=run.total_steps, completed=run.progress.step, metrics=""
         )
         self._bar.start()
         self._due = 0.0
@@ -91,7 +91,7 @@ class ProgressBar:
         assert self._task is not None
         self._due = time.monotonic() + self.config.refresh_seconds
         self._bar.update(
-            self._task, completed=run.progress.step, figures="  ".join(self._texts.values())
+            self._task, completed=run.progress.step, metrics="  ".join(self._texts.values())
         )
         self._bar.refresh()
 
@@ -105,20 +105,20 @@ class ProgressBar:
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
         """The loss beside the bar, or a line."""
-        loss = record.figures.get("loss")
+        loss = record.metrics.get("loss")
         if self._bar is None:
-            self._line(run, "log", figures=dict(record.figures))
+            self._line(run, "log", metrics=dict(record.metrics))
         elif loss is not None:
             self._texts["loss"] = f"loss {loss:.4g}"
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The validation's figures beside the bar, or a line."""
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The validation's metrics beside the bar, or a line."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         if self._bar is None:
-            self._line(run, "validation", figures=finite)
+            self._line(run, "validation", metrics=finite)
             return
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._texts["validation"] = f"validation: {shown}"
         self._draw(run)
 

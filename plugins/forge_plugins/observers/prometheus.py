@@ -1,4 +1,4 @@
-"""Figures for Prometheus, which asks for them over HTTP."""
+"""Metrics for Prometheus, which asks for them over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
 @dataclass(frozen=True, kw_only=True)
 class PrometheusConfig:
-    """Where the figures are offered."""
+    """Where the metrics are offered."""
 
     port: Annotated[
         int, Meta(ge=0, le=65535, description="of the HTTP server; 0: a free one, which is told")
@@ -36,18 +36,18 @@ class PrometheusConfig:
         Meta(
             min_length=1,
             description="address that the server listens on; other than loopback, everyone who "
-            "reaches it can read the figures",
+            "reaches it can read the metrics",
             pattern=r"^[0-9A-Za-z.:-]+$",
         ),
     ] = "127.0.0.1"
 
 
 class Prometheus:
-    """Figures for Prometheus, which asks for them over HTTP.
+    """Metrics for Prometheus, which asks for them over HTTP.
 
     Offers `/metrics` while the run goes on.
 
-    `forge_figure{run, kind, figure}` are the latest figures of training and validation (one that
+    `forge_metric{run, kind, metric}` are the latest metrics of training and validation (one that
     was not measured is absent), `forge_step{run}` the finished steps when they were taken,
     `forge_events_total{run, event}` counts what plugins told since the process began.
     """
@@ -72,8 +72,8 @@ class Prometheus:
 
         config = self.config
         registry = CollectorRegistry()  # its own: several runs fit in one process
-        self._figure = Gauge(
-            "forge_figure", "Latest figure", ["run", "kind", "figure"], registry=registry
+        self._metric = Gauge(
+            "forge_metric", "Latest metric", ["run", "kind", "metric"], registry=registry
         )
         self._step = Gauge("forge_step", "Finished optimizer steps", ["run"], registry=registry)
         self._events = Counter(
@@ -89,29 +89,29 @@ class Prometheus:
                 "choose another port, or 0 for a free one"
             ) from error
         port = self._server.server_port
-        message = f"Prometheus finds the figures at http://{config.host}:{port}/metrics"
-        run.tell("prometheus", message, host=config.host, port=port)
+        message = f"Prometheus finds the metrics at http://{config.host}:{port}/metrics"
+        run.emit_event("prometheus", message, host=config.host, port=port)
 
-    def _take(self, run: Run, kind: str, figures: Mapping[str, float | None]) -> None:
+    def _take(self, run: Run, kind: str, metrics: Mapping[str, float | None]) -> None:
         name = run.settings.name
         self._step.labels(name).set(run.progress.step)
-        for given, value in figures.items():
-            figure = self._names.of(run, given)
+        for given, value in metrics.items():
+            metric = self._names.of(run, given)
             if value is not None and math.isfinite(value):
-                self._figure.labels(name, kind, figure).set(value)
+                self._metric.labels(name, kind, metric).set(value)
             else:
-                self._figure.labels(name, kind, figure)  # remove wants it to be there
-                self._figure.remove(name, kind, figure)
+                self._metric.labels(name, kind, metric)  # remove wants it to be there
+                self._metric.remove(name, kind, metric)
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """The figures of training."""
-        self._take(run, "training", record.figures)
+        """The metrics of training."""
+        self._take(run, "training", record.metrics)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The figures of a validation."""
-        self._take(run, "validation", figures)
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The metrics of a validation."""
+        self._take(run, "validation", metrics)
 
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:

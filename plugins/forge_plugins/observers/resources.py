@@ -29,7 +29,7 @@ _NUMBER: Final[dict[str, Any]] = {"type": ["number", "null"], "exclusiveMinimum"
 _SOURCE: Final[dict[str, Any]] = {"enum": ["given", "measured", None]}
 RECORD: Final[dict[str, Any]] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "description": "resources.json: what the figure mfu of a run was taken from; null is unknown",
+    "description": "resources.json: what the metric mfu of a run was taken from; null is unknown",
     "type": "object",
     "properties": {
         "flops_per_sample": {
@@ -55,7 +55,7 @@ RECORD: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """What is known of the network and of the device, and which figures are told."""
+    """What is known of the network and of the device, and which metrics are told."""
 
     flops_per_sample: Annotated[
         Annotated[float, Meta(gt=0)] | None,
@@ -82,7 +82,7 @@ class ResourcesConfig:
 class Resources:
     """Throughput, the share of the device's arithmetic that it comes to, processor and memory.
 
-    Figures of each log line, over the interval's whole wall time: steps, validation, saving.
+    Metrics of each log line, over the interval's whole wall time: steps, validation, saving.
 
     `samples_per_second`, `tokens_per_second` (where samples are rows of tokens),
     `steps_per_second`; `mfu`, the model's operations (three times those of the forward pass) as a
@@ -181,8 +181,8 @@ class Resources:
         self._leave()
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, float | None]:
-        """Figures since the last log line."""
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, float | None]:
+        """Metrics since the last log line."""
         del step
         now, done = time.perf_counter(), run.progress.step
         passed, steps = now - self._since, done - self._step
@@ -205,10 +205,10 @@ class Resources:
         read = {**self._machine.load(), **self._machine.memory()}
         return found | {name: value for name, value in read.items() if self._told(name)}
 
-    def _told(self, figure: str) -> bool:
-        if figure.startswith("device"):
+    def _told(self, metric: str) -> bool:
+        if metric.startswith("device"):
             return self.config.device
-        return self.config.memory or "memory" not in figure
+        return self.config.memory or "memory" not in metric
 
 
 def _measured_peak(run: Run, dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""Names of figures and events as a sink takes them."""
+"""Names of metrics and events as a sink takes them."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class SinkNames:
         self._known[name] = found
         self._taken[found] = name
         if found != name:
-            run.tell(
+            run.emit_event(
                 "renamed",
                 f"{self._sink} does not take the name {name!a}: it stands there as '{found}'.",
                 sink=self._sink,
-                figure=ascii(name)[1:-1],
+                metric=ascii(name)[1:-1],
                 stands_as=found,
             )
         return found

@@ -1,4 +1,4 @@
-"""Figures and events for TensorBoard."""
+"""Metrics and events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class TensorBoardConfig:
 
 
 class TensorBoard:
-    """Figures and events for TensorBoard.
+    """Metrics and events for TensorBoard.
 
     Writes `tensorboard/` in the run folder; look at it with `tensorboard --logdir RUN_DIR`.
 
-    A resumed run lets TensorBoard forget the steps after its checkpoint. A figure that was not
+    A resumed run lets TensorBoard forget the steps after its checkpoint. A metric that was not
     measured has no point.
     """
 
@@ -67,22 +67,22 @@ class TensorBoard:
             flush_secs=self.config.flush_seconds,
         )
 
-    def _write(self, run: Run, kind: str, step: int, figures: Mapping[str, float | None]) -> None:
+    def _write(self, run: Run, kind: str, step: int, metrics: Mapping[str, float | None]) -> None:
         if self._writer is None:
             return
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if value is not None and math.isfinite(value):
                 self._writer.add_scalar(f"{kind}/{self._names.of(run, name)}", value, step)
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """The figures of training."""
-        self._write(run, "training", record.step, record.figures)
+        """The metrics of training."""
+        self._write(run, "training", record.step, record.metrics)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """The figures of a validation."""
-        self._write(run, "validation", run.progress.step, figures)
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """The metrics of a validation."""
+        self._write(run, "validation", run.progress.step, metrics)
 
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:

@@ -102,7 +102,7 @@ class GrokfastAdamW:
             return False
         fault = torch_compile.compiler_fault("cpu")
         if fault is not None:
-            run.tell(
+            run.emit_event(
                 "not_compiled",
                 f"Filter and AdamW are not compiled into one loop: {fault}",
                 plugin="grokfast_adamw",

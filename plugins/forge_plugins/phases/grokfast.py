@@ -78,7 +78,7 @@ class GrokfastPhases:
         else:
             reached = phase_lengths.phase_at(total, self._lengths)
             message = f"The phases take {whole} steps and the run {total}: it ends in {reached}."
-        run.tell("phases_longer_than_run", message, phases=whole, total_steps=total)
+        run.emit_event("phases_longer_than_run", message, phases=whole, total_steps=total)
 
     @hookimpl
     def compute_phase(self, run: Run, step: Step) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -54,6 +55,16 @@ ACCOUNT = "quantization.json"
 class BitNetConfig:
     """Levels of what the layers apply, how they are reached, and which layers stay as they are."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "measure": "scale_statistic",
+        "straight_through": "ste",
+        "warmup_share": "warmup_fraction",
+        "figures": "metrics",
+    }
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "straight_through": {"plain": "identity", "off": "none"}
+    }
+
     weight_bits: Annotated[
         float,
         Meta(description="1: {-1, 1} round the mean; 1.58: {-1, 0, 1}; 2, 4, 8: symmetric integer "
@@ -65,7 +76,7 @@ class BitNetConfig:
         Meta(description="8, 4: integer grid of the largest value; 16, 32: activations as they are",
              extra_json_schema={"enum": list(ACTIVATION_BITS)}),
     ] = 8  # fmt: skip
-    measure: Annotated[
+    scale_statistic: Annotated[
         Literal["absmean", "absmedian", "absmax"] | None,
         Meta(description="what the step between weights is taken from; null: absmean for 1 and "
              "1.58 bits, absmax for more"),
@@ -89,11 +100,11 @@ class BitNetConfig:
     threshold_rate: Annotated[
         float, Meta(gt=0, description="how many times faster than weights a learned border moves")
     ] = 10.0
-    straight_through: Annotated[
-        Literal["plain", "clipped", "off"],
+    ste: Annotated[
+        Literal["identity", "clipped", "none"],
         Meta(description="gradient of the rounding: passed on, passed within the grid, or none "
              "(then only biases, norms, thresholds and unquantized layers are trained)"),
-    ] = "plain"  # fmt: skip
+    ] = "identity"  # fmt: skip
     parity: Annotated[
         Literal["hf", "torchao"],
         Meta(description="whose arithmetic is followed: transformers' AutoBitLinear bit for bit, "
@@ -112,7 +123,7 @@ class BitNetConfig:
     warmup_curve: Annotated[
         Literal["linear", "exponential", "sigmoid"], Meta(description="how the blend rises")
     ] = "linear"
-    warmup_share: Annotated[
+    warmup_fraction: Annotated[
         float,
         Meta(gt=0, lt=1, description="longest share of the run that the blend, and the ramp of "
              "the sparsity, may take: longer ones are shortened, and said to be"),
@@ -135,9 +146,9 @@ class BitNetConfig:
             "output_embeddings also for what get_output_embeddings() of a live model gives"
         ),
     ] = SKIPPED
-    figures: Annotated[
+    metrics: Annotated[
         Literal["totals", "layers"],
-        Meta(description="figures over all layers, or those of each layer as well"),
+        Meta(description="metrics over all layers, or those of each layer as well"),
     ] = "totals"
 
     def __post_init__(self) -> None:
@@ -162,13 +173,13 @@ class BitNetConfig:
         """
         return Scheme(
             weight_bits=self.weight_bits,
-            measure=self.measure,
+            scale_statistic=self.scale_statistic,
             granularity=self.granularity,
             group_size=self.group_size,
             activation_bits=self.activation_bits,
             activation_granularity=self.activation_granularity,
             rounding=self.rounding,
-            estimator=self.straight_through,
+            ste=self.ste,
             parity=self.parity,
             arithmetic=self.arithmetic,
             threshold_rate=self.threshold_rate,
@@ -250,11 +261,11 @@ class BitNet:
                  config.sparsity_warmup_steps}  # fmt: skip
         found = {}
         for name, steps in asked.items():
-            found[name] = warmup.fitting(steps, total, config.warmup_share)
+            found[name] = warmup.fitting(steps, total, config.warmup_fraction)
             if found[name] < steps:
                 self._notices.append(
-                    f"{name} {steps} is longer than {config.warmup_share:g} of the run's {total} "
-                    f"steps: shortened to {found[name]}"
+                    f"{name} {steps} is longer than {config.warmup_fraction:g} of the run's "
+                    f"{total} steps: shortened to {found[name]}"
                 )
             if steps and total is None:
                 self._notices.append(
@@ -266,9 +277,9 @@ class BitNet:
     def _take_notice(self, run: Run) -> None:
         """What the user should know of how the settings are met here."""
         config, device = self.config, run.device.type
-        if config.straight_through == "off" and config.weight_bits < 16:
+        if config.ste == "none" and config.weight_bits < 16:
             self._notices.append(
-                "straight_through is off: the weights of quantized layers get no gradient and "
+                "ste is none: the weights of quantized layers get no gradient and "
                 "keep their values; only biases, norms, thresholds and other layers are trained"
             )
         if plain := device_kernels.lacks_kernels(device):
@@ -292,7 +303,7 @@ class BitNet:
         self._settle(run)
         if self._summary and not run.progress.step:  # a resumed run's record has it
             account = self._account
-            run.tell(
+            run.emit_event(
                 "quantized",
                 f"bitnet: {self._summary}.",
                 weights=account["weights"],
@@ -360,14 +371,14 @@ class BitNet:
         self._before_step = step.number
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> dict[str, Any]:
+    def log_metrics(self, run: Run, step: Step) -> dict[str, Any]:
         """Error, sparsity, flips, levels and latent distribution, over all layers and of each."""
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         if self._warmup:
-            figures["quantization_blend"] = self._control.blend
+            metrics["quantization_blend"] = self._control.blend
         layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
         if not layers or self.config.weight_bits >= 16:
-            return figures
+            return metrics
         before = self._before if self._before_step == run.progress.step else {}
         self._before = {}
         top = self.config.scheme().top
@@ -375,8 +386,8 @@ class BitNet:
         for name, layer in layers.values():
             sums = weight_statistics.weight_sums(layer, before.get(name))
             total = sums if total is None else total + sums
-            if self.config.figures == "layers":
-                found = weight_statistics.weight_figures(sums, top)
-                figures |= {f"{figure}/{name}": value for figure, value in found.items()}
+            if self.config.metrics == "layers":
+                found = weight_statistics.weight_metrics(sums, top)
+                metrics |= {f"{metric}/{name}": value for metric, value in found.items()}
         assert total is not None
-        return figures | weight_statistics.weight_figures(total, top)
+        return metrics | weight_statistics.weight_metrics(total, top)

@@ -1,4 +1,4 @@
-"""Series of figures -> a line chart as inline SVG."""
+"""Series of metrics -> a line chart as inline SVG."""
 
 from __future__ import annotations
 

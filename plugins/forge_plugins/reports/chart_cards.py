@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from forge_plugins.reports.chart import Background, Line, Series, line_chart
-from forge_plugins.reports.figure_names import MAIN, figure_title, in_order, section_of
 from forge_plugins.reports.levels import LEVEL, levels_card
 from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.metric_names import MAIN, in_order, metric_title, section_of
 from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData
 from forge_plugins.reports.seeds import Group, median_and_spread
 
@@ -37,9 +37,9 @@ class _Frame:
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
-    """A chart to be drawn: its figure (a name that ends with a slash: all its parts) and lines."""
+    """A chart to be drawn: its metric (a name that ends with a slash: all its parts) and lines."""
 
-    figure: str
+    metric: str
     series: Sequence[Series]
     both_scales: bool
     log: bool  # the scale shown at first
@@ -53,7 +53,7 @@ class _Plot:
 
 
 def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
-    """The charts of all figures that were measured: main ones, then further ones by section.
+    """The charts of all metrics that were measured: main ones, then further ones by section.
 
     Args:
         groups: what to draw; one run has a colour for each kind of line, several groups have one
@@ -67,19 +67,19 @@ def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
     runs = [run for group in groups for run in group.runs]
     steps = [step for run in runs for curve in run.curves for step in _ends(curve)]
     if not steps:
-        return element("p", "There are no curves: no figure was logged.", class_="quiet")
+        return element("p", "There are no curves: no metric was logged.", class_="quiet")
     paths = max(1, sum(plot.paths for plot in plots))
     points = max(_FEWEST_POINTS, min(_MOST_POINTS, round(detail * _POINTS_OF_PAGE) // paths))
     marks = round(detail * _MARKS_OF_PAGE) // max(1, len(plots))
     behind = _background(alone, marks) if alone is not None else None
     frame = _Frame((min(steps), max(steps)), points, behind)
     cards = [(plot, _card(plot, frame)) for plot in plots]
-    large = "".join(card for plot, card in cards if plot.figure in MAIN)
+    large = "".join(card for plot, card in cards if plot.metric in MAIN)
     parts = [element("div", large, class_="charts")] if large else []
     sections: dict[str, str] = {}
     for plot, card in cards:
-        if plot.figure not in MAIN:
-            heading = section_of(plot.figure)
+        if plot.metric not in MAIN:
+            heading = section_of(plot.metric)
             sections[heading] = sections.get(heading, "") + card
     levels = levels_card(alone, frame.steps) if alone is not None else ""
     if levels:
@@ -89,7 +89,7 @@ def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
         small = element("div", body, class_="charts small") if body else ""
         parts.append(element("h2", escaped(heading)) + first + small)
     if left_out > 0:
-        told = f"{left_out:,} further figures are not drawn: metrics.jsonl has them."
+        told = f"{left_out:,} further metrics are not drawn: metrics.jsonl has them."
         parts.append(element("p", told, class_="quiet missing"))
     return "".join(parts)
 
@@ -107,21 +107,21 @@ def _background(run: RunData, marks: int) -> Background:
     return Background(bands, told[-most:])
 
 
-def measured_figures(runs: Sequence[RunData]) -> list[str]:
-    """Names of the figures with a value anywhere: main ones, then the others."""
-    return in_order({curve.figure for run in runs for curve in run.curves if curve.measured})
+def measured_metrics(runs: Sequence[RunData]) -> list[str]:
+    """Names of the metrics with a value anywhere: main ones, then the others."""
+    return in_order({curve.metric for run in runs for curve in run.curves if curve.measured})
 
 
 # -- one run ------------------------------------------------------------------------------------
 
 
 def _plots_of_run(run: RunData) -> list[_Plot]:
-    """A chart for each figure; the parts of one (`retention/add`) stand together in one."""
+    """A chart for each metric; the parts of one (`retention/add`) stand together in one."""
     kinds = _kinds([run])
     found: dict[str, list[Series]] = {}
-    curves = [one for one in run.curves if one.measured and not LEVEL.match(one.figure)]
+    curves = [one for one in run.curves if one.measured and not LEVEL.match(one.metric)]
     for curve in sorted(curves, key=lambda one: kinds.index(one.kind)):
-        whole, slash, part = curve.figure.partition("/")
+        whole, slash, part = curve.metric.partition("/")
         series = found.setdefault(whole + slash, [])
         if not slash:
             colour = kinds.index(curve.kind)
@@ -133,7 +133,7 @@ def _plots_of_run(run: RunData) -> list[_Plot]:
         series.append(
             Series(label=part, points=curve.points, colour=colour, line=line, variant=curve.kind)
         )
-    return [_plot(figure, found[figure]) for figure in in_order(found)]
+    return [_plot(metric, found[metric]) for metric in in_order(found)]
 
 
 def _kinds(runs: Sequence[RunData]) -> list[str]:
@@ -146,39 +146,39 @@ def _kinds(runs: Sequence[RunData]) -> list[str]:
 
 
 def _plots_of_groups(groups: Sequence[Group]) -> list[_Plot]:
-    """A chart for each figure, with a line for each group and kind."""
+    """A chart for each metric, with a line for each group and kind."""
     runs = [run for group in groups for run in group.runs]
     kinds = _kinds(runs)
     plots = []
-    for figure in measured_figures(runs):
-        if "/" in figure and _owners(figure, groups) < 2:
+    for metric in measured_metrics(runs):
+        if "/" in metric and _owners(metric, groups) < 2:
             continue  # a layer of one network, say: its own report draws it
-        there = [kind for kind in kinds if any(_measured(run, figure, kind) for run in runs)]
+        there = [kind for kind in kinds if any(_measured(run, metric, kind) for run in runs)]
         series = [
             line
             for kind in there  # training first, so that validation lies above it
             for number, group in enumerate(groups)
-            for line in _line_of_group(group, number, figure, kind, mixed=len(there) > 1)
+            for line in _line_of_group(group, number, metric, kind, mixed=len(there) > 1)
         ]
-        plots.append(_plot(figure, series))
+        plots.append(_plot(metric, series))
     return plots
 
 
-def _owners(figure: str, groups: Sequence[Group]) -> int:
-    """How many groups have measured a figure."""
-    return sum(figure in measured_figures(group.runs) for group in groups)
+def _owners(metric: str, groups: Sequence[Group]) -> int:
+    """How many groups have measured a metric."""
+    return sum(metric in measured_metrics(group.runs) for group in groups)
 
 
-def _measured(run: RunData, figure: str, kind: str) -> bool:
-    curve = run.curve(figure, kind)
+def _measured(run: RunData, metric: str, kind: str) -> bool:
+    curve = run.curve(metric, kind)
     return curve is not None and curve.measured
 
 
 def _line_of_group(
-    group: Group, number: int, figure: str, kind: str, *, mixed: bool
+    group: Group, number: int, metric: str, kind: str, *, mixed: bool
 ) -> list[Series]:
     """A group's line in its colour, or none; beside validation's, training's is thin."""
-    curves = [curve for run in group.runs if (curve := run.curve(figure, kind)) is not None]
+    curves = [curve for run in group.runs if (curve := run.curve(metric, kind)) is not None]
     if not any(curve.measured for curve in curves):
         return []
     line: Line = "thin" if mixed and kind != VALIDATION else "solid"
@@ -198,23 +198,23 @@ def _line_of_group(
 # -- drawing ------------------------------------------------------------------------------------
 
 
-def _plot(figure: str, series: Sequence[Series]) -> _Plot:
-    """Both scales for figures that may range over powers of ten.
+def _plot(metric: str, series: Sequence[Series]) -> _Plot:
+    """Both scales for metrics that may range over powers of ten.
 
     A schedule keeps its usual shape at first, which is linear.
     """
     shown = series[:_MOST_LINES]
     above = [value for one in shown for _, value in one.known if value > 0]
-    both = figure in _BOTH_SCALES and bool(above)
+    both = metric in _BOTH_SCALES and bool(above)
     wide = both and max(above) / _WIDE_RANGE >= min(above)
-    log = wide and figure != "learning_rate"
-    return _Plot(figure, shown, both, log, len(series) - len(shown))
+    log = wide and metric != "learning_rate"
+    return _Plot(metric, shown, both, log, len(series) - len(shown))
 
 
 def _card(plot: _Plot, frame: _Frame) -> str:
-    name = plot.figure.removesuffix("/")
-    large = plot.figure in MAIN
-    title = figure_title(name) + (", parts" if plot.figure.endswith("/") else "")
+    name = plot.metric.removesuffix("/")
+    large = plot.metric in MAIN
+    title = metric_title(name) + (", parts" if plot.metric.endswith("/") else "")
     drawn = {
         scale: line_chart(
             plot.series,
@@ -233,22 +233,22 @@ def _card(plot: _Plot, frame: _Frame) -> str:
     if plot.more:
         more = element("p", f"{plot.more:,} further lines are not drawn.", class_="left-out")
     if not plot.both_scales:
-        return element("figure", drawn["linear"] + more, class_="card")
+        return element("metric", drawn["linear"] + more, class_="card")
     switch = "".join(
-        _choice(plot.figure, scale, checked=(scale == "log") == plot.log) for scale in drawn
+        _choice(plot.metric, scale, checked=(scale == "log") == plot.log) for scale in drawn
     )
     charts = "".join(
         element("div", chart + _left_out(plot.series) * (scale == "log"), class_=f"on-{scale}")
         for scale, chart in drawn.items()
     )
     body = element("div", switch + charts, class_="scales")
-    return element("figure", body + more, class_="card")
+    return element("metric", body + more, class_="card")
 
 
-def _choice(figure: str, scale: str, *, checked: bool) -> str:
+def _choice(metric: str, scale: str, *, checked: bool) -> str:
     """One half of the switch between the scales; it works without a script."""
-    assert figure in _BOTH_SCALES, figure  # a plain word, which ids are made of
-    name = f"scale-{figure}"
+    assert metric in _BOTH_SCALES, metric  # a plain word, which ids are made of
+    name = f"scale-{metric}"
     mark = " checked" if checked else ""
     return (
         f'<input type="radio" class="pick {scale}" name="{name}" id="{name}-{scale}"{mark}>'

@@ -1,4 +1,4 @@
-"""Several runs side by side: their figures, and the settings in which they differ."""
+"""Several runs side by side: their metrics, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from forge_plugins.reports.chart import COLOURS
-from forge_plugins.reports.figure_names import figure_title, main_first
 from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.metric_names import main_first, metric_title
 from forge_plugins.reports.notation import ABSENT, duration_text, number_text, size_text
-from forge_plugins.reports.run_data import Figures, RunData
+from forge_plugins.reports.run_data import Metrics, RunData
 from forge_plugins.reports.run_sections import badge, card, folded_table, settings
 from forge_plugins.reports.seeds import Group
-from forge_plugins.reports.tables import duration_cell, figure_cell, number_cell, table
+from forge_plugins.reports.tables import duration_cell, metric_cell, number_cell, table
 
 Row = tuple[str, Sequence[str]]
-_MOST_CELLS = 1200  # of figures that stand open, at some 100 bytes each
+_MOST_CELLS = 1200  # of metrics that stand open, at some 100 bytes each
 _FEWEST_ROWS = 12
 Cell = Callable[[float | None], str]
 
-_FIGURE_ROWS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
-    ("training", lambda figures: figures.training),
-    ("validation", lambda figures: figures.validation),
-    ("best validation", lambda figures: figures.best),
-    ("step of the best", lambda figures: figures.best_step),
+_FIGURE_ROWS: tuple[tuple[str, Callable[[Metrics], float | None]], ...] = (
+    ("training", lambda metrics: metrics.training),
+    ("validation", lambda metrics: metrics.validation),
+    ("best validation", lambda metrics: metrics.best),
+    ("step of the best", lambda metrics: metrics.best_step),
 )
 
 
@@ -39,12 +39,12 @@ def run_names(runs: Sequence[RunData]) -> list[str]:
 
 
 def comparison_table(groups: Sequence[Group]) -> str:
-    """Outcome, length and figures, one column for each group in its colour.
+    """Outcome, length and metrics, one column for each group in its colour.
 
-    Of several seeds the median is shown, with the range below it. Figures of parts are folded away.
+    Of several seeds the median is shown, with the range below it. Metrics of parts are folded away.
     """
     heads = ["", *_heads(groups)]
-    figures = _figure_rows(groups)
+    metrics = _metric_rows(groups)
     rows: list[Row] = [
         ("Outcome", [_outcomes(group) for group in groups]),
         ("Ended", [_endings(group) for group in groups]),
@@ -53,11 +53,11 @@ def comparison_table(groups: Sequence[Group]) -> str:
         ("Duration", [_spread(group, lambda run: run.seconds, duration_cell, duration_text)
                       for group in groups]),
     ]  # fmt: skip
-    shown = [row for name, row in figures if "/" not in name]
+    shown = [row for name, row in metrics if "/" not in name]
     room = max(_FEWEST_ROWS, _MOST_CELLS // len(heads))
-    folded = shown[room:] + [row for name, row in figures if "/" in name]
+    folded = shown[room:] + [row for name, row in metrics if "/" in name]
     body = table(heads, rows + shown[:room], "number")
-    body += folded_table("Further figures", heads, folded, "number")
+    body += folded_table("Further metrics", heads, folded, "number")
     return element("div", body, class_="card")
 
 
@@ -80,8 +80,8 @@ def seeds_table(group: Group, names: Sequence[str]) -> str:
     """The runs of a group, one below the other."""
     rows: list[Row] = []
     for run, name in zip(group.runs, names, strict=True):
-        figures = run.figures()
-        loss, accuracy = figures.get("loss", Figures()), figures.get("accuracy", Figures())
+        metrics = run.metrics()
+        loss, accuracy = metrics.get("loss", Metrics()), metrics.get("accuracy", Metrics())
         rows.append(
             (
                 escaped(name),
@@ -141,22 +141,22 @@ def _spread(
     return shown + (element("span", escaped(told), class_="range") if told else "")
 
 
-def _figure_rows(groups: Sequence[Group]) -> list[tuple[str, Row]]:
-    """The figures that any of the runs has, by name."""
-    found = {id(run): run.figures() for group in groups for run in group.runs}
-    names = {name: None for figures in found.values() for name in figures}
+def _metric_rows(groups: Sequence[Group]) -> list[tuple[str, Row]]:
+    """The metrics that any of the runs has, by name."""
+    found = {id(run): run.metrics() for group in groups for run in group.runs}
+    names = {name: None for metrics in found.values() for name in metrics}
     rows: list[tuple[str, Row]] = []
     for name, _ in main_first(names):
         for told, pick in _FIGURE_ROWS:
 
             def of_run(
-                run: RunData, name: str = name, pick: Callable[[Figures], float | None] = pick
+                run: RunData, name: str = name, pick: Callable[[Metrics], float | None] = pick
             ) -> float | None:
-                return pick(found[id(run)].get(name, Figures()))
+                return pick(found[id(run)].get(name, Metrics()))
 
             if any(of_run(run) is not None for group in groups for run in group.runs):
-                heading = escaped(f"{figure_title(name)}, {told}")
-                cell = partial(figure_cell, name)
+                heading = escaped(f"{metric_title(name)}, {told}")
+                cell = partial(metric_cell, name)
                 text = _size_text if name.endswith("_bytes") else number_text
                 cells = [_spread(group, of_run, cell, text) for group in groups]
                 rows.append((name, (heading, cells)))

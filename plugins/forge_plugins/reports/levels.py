@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from forge_plugins.reports.run_data import RunData
 
 LEVEL: Final = re.compile(r"level_(-?\d+)(?:/(.+))?$")
-"""Figures that are the share of a level, of all weights or of a layer's."""
+"""Metrics that are the share of a level, of all weights or of a layer's."""
 
 _WIDTH: Final = 620
 _HEIGHT: Final = 250
@@ -35,7 +35,7 @@ def level_shares(run: RunData) -> dict[str, Shares]:
     """The shares of all weights (under the empty name) and of each layer's."""
     curves: dict[str, dict[int, dict[int, float]]] = {}
     for curve in run.curves:
-        found = LEVEL.match(curve.figure)
+        found = LEVEL.match(curve.metric)
         if found is None or not curve.measured:
             continue
         points = {step: value for step, value in curve.points if value is not None}
@@ -88,7 +88,7 @@ def _drawing(title: str, words: str, body: str, height: float, width: int = _WID
         role="img",
         aria_label=f"{title}; {words}",
     )
-    return element("figure", svg, class_="card")
+    return element("metric", svg, class_="card")
 
 
 def _scale(vertical: Axis, right: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from forge_plugins.reports.chart_cards import chart_cards, measured_figures
+from forge_plugins.reports.chart_cards import chart_cards, measured_metrics
 from forge_plugins.reports.comparison import (
     comparison_table,
     differing_settings,
@@ -18,8 +18,8 @@ from forge_plugins.reports.run_sections import (
     documents,
     exports_table,
     failure,
-    figures_table,
     header,
+    metrics_table,
     notes,
     tiles,
 )
@@ -97,7 +97,7 @@ def write_report(runs: Sequence[RunData], file: Path) -> None:
 
 def one_run(run: RunData, detail: float = 1.0) -> tuple[str, str]:
     """Title and body of the page of one run; `detail` as for `chart_cards`."""
-    tables = element("div", figures_table(run) + exports_table(run), class_="tables")
+    tables = element("div", metrics_table(run) + exports_table(run), class_="tables")
     parts = [
         header(run),
         notes(run),
@@ -106,7 +106,7 @@ def one_run(run: RunData, detail: float = 1.0) -> tuple[str, str]:
         chart_cards([Group(run.name, (run,))], detail),
         _never_measured([run]),
         timeline(run),
-        element("h2", "Figures and exports"),
+        element("h2", "Metrics and exports"),
         tables,
         documents(run),
     ]
@@ -119,7 +119,7 @@ def _several(runs: Sequence[RunData], detail: float) -> tuple[str, str]:
     title = f"{len(runs)} runs compared"
     parts = [
         element("header", element("h1", title)),
-        element("h2", "Figures"),
+        element("h2", "Metrics"),
         comparison_table(groups),
         element("h2", "Curves"),
         _about_seeds(groups),
@@ -176,9 +176,9 @@ def _run_apart(run: RunData, name: str) -> str:
 
 
 def _never_measured(runs: Sequence[RunData]) -> str:
-    """Names the figures that were logged without a single value."""
-    drawn = measured_figures(runs)
-    names = sorted({c.figure for run in runs for c in run.curves}.difference(drawn))
+    """Names the metrics that were logged without a single value."""
+    drawn = measured_metrics(runs)
+    names = sorted({c.metric for run in runs for c in run.curves}.difference(drawn))
     if not names:
         return ""
     return element("p", escaped(f"Not measured: {', '.join(names)}."), class_="quiet missing")

@@ -19,21 +19,21 @@ VALIDATION: Final = "validation"
 PHASE: Final = "phase"
 ENDED: Final = frozenset({"completed", "stopped", "failed"})
 _KINDS: Final = {"log": "training"}
-_NO_FIGURES: Final = frozenset({"step", "time", "kind", "epoch"})
+_NO_METRICS: Final = frozenset({"step", "time", "kind", "epoch"})
 _LARGEST_STEP: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One figure over the steps.
+    """One metric over the steps.
 
     Args:
-        figure: its name in the file.
+        metric: its name in the file.
         kind: `training`, `validation`, or whatever else the file calls the kind of line.
         points: (step, value) with rising steps; None is "not measured".
     """
 
-    figure: str
+    metric: str
     kind: str
     points: tuple[tuple[int, float | None], ...]
 
@@ -72,8 +72,8 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """A figure in the summary: last values by kind of line, best of the validations."""
+class Metrics:
+    """A metric in the summary: last values by kind of line, best of the validations."""
 
     training: float | None = None
     validation: float | None = None
@@ -96,8 +96,8 @@ class RunData:
         steps: finished optimizer steps, `total_steps` those planned.
         seconds: of training, known at the end only.
         started: seconds since 1970, as is `heartbeat`, the last sign of life.
-        final: last figures by name, a validation's with the prefix `validation_`.
-        best: best validation figures by name.
+        final: last metrics by name, a validation's with the prefix `validation_`.
+        best: best validation metrics by name.
         curves: from `metrics.jsonl`.
         events: from the same, in order; changes of the phase are among them.
         notes: what is missing or could not be read, as sentences.
@@ -141,16 +141,16 @@ class RunData:
             if (name := _text(event.facts.get("after"))) is not None
         )
 
-    def curve(self, figure: str, kind: str) -> Curve | None:
-        """The curve of a figure in lines of a kind, if there is one."""
-        return next((c for c in self.curves if (c.figure, c.kind) == (figure, kind)), None)
+    def curve(self, metric: str, kind: str) -> Curve | None:
+        """The curve of a metric in lines of a kind, if there is one."""
+        return next((c for c in self.curves if (c.metric, c.kind) == (metric, kind)), None)
 
-    def figures(self) -> dict[str, Figures]:
-        """The summary by figure, in the order of the files."""
+    def metrics(self) -> dict[str, Metrics]:
+        """The summary by metric, in the order of the files."""
         prefix = f"{VALIDATION}_"
         names = [name.removeprefix(prefix) for name in self.final]
         return {
-            name: Figures(
+            name: Metrics(
                 self.final.get(name),
                 self.final.get(prefix + name),
                 self.best.get(name),
@@ -160,7 +160,7 @@ class RunData:
         }
 
     def _step_of_best(self, name: str) -> int | None:
-        """The first step at which a validation gave the best figure."""
+        """The first step at which a validation gave the best metric."""
         best, curve = self.best.get(name), self.curve(name, VALIDATION)
         if best is None or curve is None:
             return None
@@ -200,8 +200,8 @@ def read_run(folder: Path) -> RunData:
         error=_text(about.get("error")),
         started=_number((status or {}).get("started")),
         heartbeat=_number((status or {}).get("heartbeat")),
-        final=_figures(about.get("final", about.get("figures"))),
-        best=_figures(about.get("best")),
+        final=_metrics(about.get("final", about.get("metrics", about.get("figures")))),
+        best=_metrics(about.get("best")),
         exports=_exports(folder, about.get("exports")),
         curves=curves,
         events=events,
@@ -302,8 +302,8 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _figures(data: Any) -> dict[str, float | None]:
-    """Figures by name; what is neither a number nor null is no figure."""
+def _metrics(data: Any) -> dict[str, float | None]:
+    """Metrics by name; what is neither a number nor null is no metric."""
     if not isinstance(data, dict):
         return {}
     return {
@@ -320,7 +320,7 @@ def _figures(data: Any) -> dict[str, float | None]:
 class _Record:
     step: int
     kind: str
-    figures: dict[str, float | None]
+    metrics: dict[str, float | None]
     told: Told | None = None
 
 
@@ -383,7 +383,7 @@ def _record(line: str) -> _Record | None:
     return _Record(
         step,
         _KINDS.get(kind, kind),
-        _figures({name: value for name, value in data.items() if name not in _NO_FIGURES}),
+        _metrics({name: value for name, value in data.items() if name not in _NO_METRICS}),
     )
 
 
@@ -414,9 +414,9 @@ def _take_in(records: list[_Record], new: _Record) -> int:
 def _curves(records: Sequence[_Record]) -> tuple[Curve, ...]:
     points: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
     for record in records:
-        for figure, value in record.figures.items():
-            points.setdefault((figure, record.kind), []).append((record.step, value))
-    return tuple(Curve(figure, kind, tuple(found)) for (figure, kind), found in points.items())
+        for metric, value in record.metrics.items():
+            points.setdefault((metric, record.kind), []).append((record.step, value))
+    return tuple(Curve(metric, kind, tuple(found)) for (metric, kind), found in points.items())
 
 
 # -- exports ------------------------------------------------------------------------------------

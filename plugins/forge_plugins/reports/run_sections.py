@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from forge_plugins.reports.figure_names import figure_title, main_first
 from forge_plugins.reports.markup import element, escaped
+from forge_plugins.reports.metric_names import main_first, metric_title
 from forge_plugins.reports.notation import number_text, time_text
-from forge_plugins.reports.run_data import Figures, RunData
+from forge_plugins.reports.run_data import Metrics, RunData
 from forge_plugins.reports.tables import (
     duration_cell,
-    figure_cell,
+    metric_cell,
     number_cell,
     size_cell,
     table,
@@ -61,9 +61,9 @@ def notes(run: RunData) -> str:
 
 def tiles(run: RunData) -> str:
     """The most important numbers, large."""
-    figures = run.figures()
+    metrics = run.metrics()
     planned = f"of {run.total_steps:,} planned" if run.total_steps is not None else ""
-    loss, accuracy = figures.get("loss", Figures()), figures.get("accuracy", Figures())
+    loss, accuracy = metrics.get("loss", Metrics()), metrics.get("accuracy", Metrics())
     shown = [
         _tile("Steps", number_cell(run.steps), planned),
         _tile("Epochs", number_cell(run.epochs), ""),
@@ -76,30 +76,30 @@ def tiles(run: RunData) -> str:
 
 
 def last_or_final(run: RunData) -> str:
-    """What the last figures of a run are called."""
+    """What the last metrics of a run are called."""
     return "final" if run.ended else "latest"
 
 
-def figures_table(run: RunData) -> str:
-    """All figures: last ones of training and validation, best ones and where.
+def metrics_table(run: RunData) -> str:
+    """All metrics: last ones of training and validation, best ones and where.
 
-    Those of parts (`retention/add`, figures of each layer) are folded away.
+    Those of parts (`retention/add`, metrics of each layer) are folded away.
     """
     last = last_or_final(run)
-    heads = ["Figure", f"Training, {last}", f"Validation, {last}", "Validation, best", "at step"]
+    heads = ["Metric", f"Training, {last}", f"Validation, {last}", "Validation, best", "at step"]
     rows: dict[bool, list[tuple[str, list[str]]]] = {False: [], True: []}
-    for name, figures in main_first(run.figures()):
+    for name, metrics in main_first(run.metrics()):
         cells = [
-            figure_cell(name, figures.training),
-            figure_cell(name, figures.validation),
-            figure_cell(name, figures.best),
-            number_cell(figures.best_step),
+            metric_cell(name, metrics.training),
+            metric_cell(name, metrics.validation),
+            metric_cell(name, metrics.best),
+            number_cell(metrics.best_step),
         ]
-        rows["/" in name].append((escaped(figure_title(name)), cells))
+        rows["/" in name].append((escaped(metric_title(name)), cells))
     if not rows[False] and not rows[True]:
-        return card("Figures", element("p", "No figure was measured.", class_="quiet"))
-    parts = folded_table("Figures of parts", heads, rows[True], "number")
-    return card("Figures", table(heads, rows[False], "number") + parts)
+        return card("Metrics", element("p", "No metric was measured.", class_="quiet"))
+    parts = folded_table("Metrics of parts", heads, rows[True], "number")
+    return card("Metrics", table(heads, rows[False], "number") + parts)
 
 
 def folded_table(
@@ -181,12 +181,12 @@ def _latest(value: float | None, run: RunData) -> str:
     return last_or_final(run) if value is not None else ""
 
 
-def _best(figures: Figures, run: RunData) -> str:
-    """The line below a validation figure."""
-    if figures.best is None:
-        return _latest(figures.validation, run)
-    place = f" at step {figures.best_step:,}" if figures.best_step is not None else ""
-    return f"best {number_text(figures.best)}{place}"
+def _best(metrics: Metrics, run: RunData) -> str:
+    """The line below a validation metric."""
+    if metrics.best is None:
+        return _latest(metrics.validation, run)
+    place = f" at step {metrics.best_step:,}" if metrics.best_step is not None else ""
+    return f"best {number_text(metrics.best)}{place}"
 
 
 def _size(size: int | None) -> str:

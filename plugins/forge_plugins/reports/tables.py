@@ -26,9 +26,9 @@ def size_cell(count: int | None) -> str:
     return _exact(count, size_text(count), " bytes")
 
 
-def figure_cell(figure: str, value: float | None) -> str:
-    """A figure's value; what is called bytes in the unit that it fills."""
-    if figure.endswith("_bytes") and value is not None:
+def metric_cell(metric: str, value: float | None) -> str:
+    """A metric's value; what is called bytes in the unit that it fills."""
+    if metric.endswith("_bytes") and value is not None:
         return size_cell(round(value))
     return number_cell(value)
 

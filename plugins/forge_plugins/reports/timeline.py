@@ -85,7 +85,7 @@ def _capability_card(run: RunData) -> str:
         aria_label=f"Capabilities held; {'; '.join(told)}",
     )
     heading = element("h3", "Capabilities held")
-    return element("figure", heading + svg, class_="card over-steps")
+    return element("metric", heading + svg, class_="card over-steps")
 
 
 def _events_card(events: tuple[Told, ...]) -> str:

@@ -11,8 +11,8 @@ from forge_kernel.api import (
     Kind,
     LazyModule,
     PluginInfo,
-    Rates,
     Run,
+    ScheduleFactors,
     Step,
     UseSchedule,
     hookimpl,
@@ -28,7 +28,7 @@ else:
 class Schedule(Protocol):
     """What the nested plugin is asked for."""
 
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """Factors of the configured rates."""
         ...
 
@@ -63,10 +63,10 @@ class BitNetSchedule:
         self.config = config
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factors of this step."""
         config = self.config
-        nested = cast(Schedule, config.schedule).compute_rates(run, step)
+        nested = cast(Schedule, config.schedule).compute_schedule_factors(run, step)
         passed = step.number - config.quantization_steps
         if passed <= 0:
             return scaled(nested, config.low)

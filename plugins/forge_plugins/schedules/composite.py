@@ -9,14 +9,23 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, PluginError, PluginInfo, Rates, Run, Step, UseSchedule, hookimpl
+from forge_kernel.api import (
+    Kind,
+    PluginError,
+    PluginInfo,
+    Run,
+    ScheduleFactors,
+    Step,
+    UseSchedule,
+    hookimpl,
+)
 from forge_plugins.schedules.scaling import scaled
 
 
 class Schedule(Protocol):
     """What a nested plugin is asked for."""
 
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """Factors of the configured rates."""
         ...
 
@@ -30,12 +39,12 @@ class Until:
     ] = None
     metric: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
-        Meta(description="when this validation figure passes the threshold"),
+        Meta(description="when this validation metric passes the threshold"),
     ] = None
     threshold: Annotated[float | None, Meta(description="of the metric")] = None
     mode: Annotated[
         Literal["max", "min"],
-        Meta(description="whether the figure rises or falls to it"),
+        Meta(description="whether the metric rises or falls to it"),
     ] = "min"
     phase: Annotated[
         Annotated[str, Meta(min_length=1)] | None, Meta(description="when this phase begins")
@@ -83,11 +92,11 @@ class CompositeConfig:
 
 
 def _needs(config: CompositeConfig) -> tuple[str, ...]:
-    figures = [f"figure:{end.metric}" for end in config.until if end.metric is not None]
-    return (*figures, *(f"phase:{end.phase}" for end in config.until if end.phase is not None))
+    metrics = [f"metric:{end.metric}" for end in config.until if end.metric is not None]
+    return (*metrics, *(f"phase:{end.phase}" for end in config.until if end.phase is not None))
 
 
-def _first(rates: Rates) -> float:
+def _first(rates: ScheduleFactors) -> float:
     rate = rates.learning_rate
     return rate[0] if isinstance(rate, tuple) else rate
 
@@ -113,14 +122,14 @@ class Composite:
         return self.config.until[self._active] if self._active < len(self.config.until) else None
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
         """A metric may end the active schedule."""
         del run
         end = self._end()
-        if end is None or end.metric is None or end.metric not in figures:
+        if end is None or end.metric is None or end.metric not in metrics:
             return
         assert end.threshold is not None, "checked with the settings"
-        value = figures[end.metric]
+        value = metrics[end.metric]
         self._due |= value >= end.threshold if end.mode == "max" else value <= end.threshold
 
     @hookimpl
@@ -137,19 +146,19 @@ class Composite:
             self._active, self._began = self._active + 1, step.number - 1
             self._due, self._joining, self._scale = False, True, 1.0
             name = type(self.config.schedules[self._active]).__name__
-            run.tell(
+            run.emit_event(
                 "schedule", f"The schedule {name} takes over.", schedule=name, number=self._active
             )
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factors that the active schedule gives."""
         self._move_on(run, step)
         active = cast(Schedule, self.config.schedules[self._active])
         asked = step
         if self.config.clock == "switch":
             asked = dataclasses.replace(step, number=step.number - self._began)
-        found = active.compute_rates(run, asked)
+        found = active.compute_schedule_factors(run, asked)
         if self._joining and self.config.join == "scale" and self._last:  # 0 has no scale
             if _first(found) == 0.0:
                 raise PluginError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,10 @@ class Constant:
 
     def __init__(self, config: ConstantConfig) -> None:
         self.config = config
-        self._rates = Rates(config.factor)
+        self._rates = ScheduleFactors(config.factor)
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor."""
         del run, step
         return self._rates

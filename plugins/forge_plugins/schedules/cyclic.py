@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics.optimizers import learning_rate_curves
@@ -53,7 +53,7 @@ class Cyclic:
         self.config = config
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factors of this step."""
         del run
         config = self.config
@@ -66,5 +66,5 @@ class Cyclic:
             config.gamma,
         )
         if config.lowest_momentum is None:
-            return Rates(factor)
-        return Rates(factor, 1.0 - (1.0 - config.lowest_momentum) * height)
+            return ScheduleFactors(factor)
+        return ScheduleFactors(factor, 1.0 - (1.0 - config.lowest_momentum) * height)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics.optimizers import learning_rate_curves
@@ -41,12 +41,14 @@ class Exponential:
         self.config = config
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor of this step."""
         del run
         config = self.config
         if step.number < config.warmup_steps:
-            return Rates(learning_rate_curves.linear_warmup(step.number, config.warmup_steps))
+            return ScheduleFactors(
+                learning_rate_curves.linear_warmup(step.number, config.warmup_steps)
+            )
         factor = learning_rate_curves.exponential(
             learning_rate_curves.position_after(step.number, config.warmup_steps),
             config.decay_rate,
@@ -54,4 +56,4 @@ class Exponential:
             config.floor,
             staircase=config.staircase,
         )
-        return Rates(factor)
+        return ScheduleFactors(factor)

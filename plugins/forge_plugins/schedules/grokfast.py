@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics.optimizers import learning_rate_curves
@@ -63,7 +63,7 @@ class GrokfastSchedule:
         self._began = run.progress.step if before is not None else None
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor of this step."""
         del run
         target = self._target(step.phase)
@@ -72,7 +72,7 @@ class GrokfastSchedule:
             self._factor = learning_rate_curves.eased(
                 self._from, target, step.number - self._began, self.config.smoothing_steps
             )
-        return Rates(
+        return ScheduleFactors(
             self._factor * learning_rate_curves.linear_warmup(step.number, self.config.warmup_steps)
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics.optimizers import learning_rate_curves
@@ -39,8 +39,8 @@ class LinearWarmup:
         self.config = config
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor of this step."""
         del run
         number = step.number - 1 if self.config.from_zero else step.number
-        return Rates(learning_rate_curves.linear_warmup(number, self.config.warmup_steps))
+        return ScheduleFactors(learning_rate_curves.linear_warmup(number, self.config.warmup_steps))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 from forge_plugins.schedules.span import check_length
 
 if TYPE_CHECKING:
@@ -20,11 +21,15 @@ else:
 class OneCycleConfig:
     """The cycle's form; its peak is the optimizer's rate."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"rise_share": "rise_fraction"}
+
     total_steps: Annotated[
         Annotated[int, Meta(ge=2)] | None,
         Meta(description="step at which the cycle ends; null: the run's last"),
     ] = None
-    rise_share: Annotated[float, Meta(gt=0, lt=1, description="share of the steps that rise")] = 0.3
+    rise_fraction: Annotated[
+        float, Meta(gt=0, lt=1, description="share of the steps that rise")
+    ] = 0.3
     start: Annotated[
         float, Meta(gt=0, le=1, description="first rate, as a share of the optimizer's")
     ] = 0.04
@@ -54,7 +59,7 @@ class OneCycle:
         check_length("one_cycle", self.config.total_steps, 1, run)
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factors of this step."""
         config = self.config
         total = config.total_steps or run.total_steps
@@ -62,10 +67,10 @@ class OneCycle:
         factor, height = learning_rate_curves.one_cycle(
             step.number - 1,
             max(1, total - 1),
-            config.rise_share,
+            config.rise_fraction,
             (config.start, config.end),
             straight=config.form == "linear",
         )
         if config.lowest_momentum is None:
-            return Rates(factor)
-        return Rates(factor, 1.0 - (1.0 - config.lowest_momentum) * height)
+            return ScheduleFactors(factor)
+        return ScheduleFactors(factor, 1.0 - (1.0 - config.lowest_momentum) * height)

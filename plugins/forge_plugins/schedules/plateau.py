@@ -1,4 +1,4 @@
-"""The rate falls when a validation figure has not become better for a while."""
+"""The rate falls when a validation metric has not become better for a while."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Rates, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, ScheduleFactors, Step, hookimpl
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics.optimizers import learning_rate_curves
@@ -19,22 +19,22 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class PlateauConfig:
-    """Which figure, how much patience, and by how much the rate falls."""
+    """Which metric, how much patience, and by how much the rate falls."""
 
-    metric: Annotated[str, Meta(min_length=1, description="name of a validation figure")] = "loss"
+    metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the figure is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
     ] = "min"
     factor: Annotated[float, Meta(gt=0, lt=1, description="factor of the rate at each fall")] = 0.1
     patience: Annotated[
-        int, Meta(ge=0, description="validations without a better figure that are forgiven")
+        int, Meta(ge=0, description="validations without a better metric that are forgiven")
     ] = 10
     threshold: Annotated[
-        float, Meta(ge=0, description="a figure is better when it is so by more than this")
+        float, Meta(ge=0, description="a metric is better when it is so by more than this")
     ] = 1e-4
     threshold_mode: Annotated[
         Literal["relative", "absolute"],
-        Meta(description="threshold as a share of the best figure, or in its own unit"),
+        Meta(description="threshold as a share of the best metric, or in its own unit"),
     ] = "relative"
     cooldown: Annotated[
         int, Meta(ge=0, description="validations after a fall that are not counted")
@@ -46,7 +46,7 @@ class PlateauConfig:
 
 
 class Plateau:
-    """The rate falls when a validation figure has not become better for a while.
+    """The rate falls when a validation metric has not become better for a while.
 
     As torch's `ReduceLROnPlateau`, stepped by each validation.
     """
@@ -55,7 +55,7 @@ class Plateau:
         name="plateau",
         kind=Kind.SCHEDULE,
         config=PlateauConfig,
-        requires=lambda config: (f"figure:{config.metric}",),
+        requires=lambda config: (f"metric:{config.metric}",),
     )
 
     def __init__(self, config: PlateauConfig) -> None:
@@ -78,14 +78,14 @@ class Plateau:
         return value > self._best + margin
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """Count validations without a better figure; the rate falls when there are too many."""
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Count validations without a better metric; the rate falls when there are too many."""
         del run
         config = self.config
-        if config.metric not in figures:
+        if config.metric not in metrics:
             return
-        if self._better(figures[config.metric]):
-            self._best = figures[config.metric]
+        if self._better(metrics[config.metric]):
+            self._best = metrics[config.metric]
             self._bad = 0
         else:
             self._bad += 1
@@ -98,10 +98,10 @@ class Plateau:
             self._bad = 0
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor of this step."""
         del run
-        return Rates(
+        return ScheduleFactors(
             self._factor * learning_rate_curves.linear_warmup(step.number, self.config.warmup_steps)
         )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from forge_kernel.api import LazyModule, PluginError, Rates, Run, Step, hookimpl
+from forge_kernel.api import LazyModule, PluginError, Run, ScheduleFactors, Step, hookimpl
 
 if TYPE_CHECKING:
     from forge_plugins.mathematics.optimizers import learning_rate_curves
@@ -51,7 +51,7 @@ def check_length(name: str, total_steps: int | None, warmup_steps: int, run: Run
         )
     before = run.total_steps_before
     if total_steps is None and before not in (None, total):
-        run.tell(
+        run.emit_event(
             "length_changed",
             f"The run's length is {total} steps now and was {before}: {name} goes on at another "
             "place of its curve, so the learning rate jumps.",
@@ -59,7 +59,7 @@ def check_length(name: str, total_steps: int | None, warmup_steps: int, run: Run
             total_steps=total,
         )
     if total <= warmup_steps:
-        run.tell(
+        run.emit_event(
             "warmup_not_over",
             f"The run's {total} steps end within the warm-up of {name} ({warmup_steps} steps): "
             "the full rate is not reached before its end.",
@@ -87,14 +87,14 @@ class SpanSchedule:
         check_length(self.info.name, self.config.total_steps, self.config.warmup_steps, run)
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor of this step."""
         warmup_steps = self.config.warmup_steps
         if step.number < warmup_steps:
-            return Rates(learning_rate_curves.linear_warmup(step.number, warmup_steps))
+            return ScheduleFactors(learning_rate_curves.linear_warmup(step.number, warmup_steps))
         total = self.config.total_steps or run.total_steps
         assert total is not None, "checked at the run's start"
         position = learning_rate_curves.position_after(step.number, warmup_steps)
-        return Rates(
+        return ScheduleFactors(
             self.curve(position, max(1, learning_rate_curves.position_after(total, warmup_steps)))
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -20,7 +21,9 @@ else:
 class WarmupStableDecayConfig(SpanConfig):
     """Lengths, floor and form of the fall."""
 
-    decay_share: Annotated[
+    renamed: ClassVar[Mapping[str, str]] = {"decay_share": "decay_fraction"}
+
+    decay_fraction: Annotated[
         float, Meta(gt=0, le=1, description="share of the steps after the warm-up that fall")
     ] = 0.2
     fall: Annotated[
@@ -40,7 +43,7 @@ class WarmupStableDecay(SpanSchedule):
     def curve(self, position: int, span: int) -> float:
         """Constant, then the fall."""
         config = self.config
-        decay_steps = max(1, round(config.decay_share * span))
+        decay_steps = max(1, round(config.decay_fraction * span))
         return learning_rate_curves.stable_decay(
             position, span, decay_steps, config.floor, config.fall
         )

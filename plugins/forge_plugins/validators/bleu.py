@@ -13,7 +13,7 @@ from forge_kernel.api import (
     Goal,
     Kind,
     LazyModule,
-    Meter,
+    Metric,
     PluginError,
     PluginInfo,
     Run,
@@ -58,7 +58,7 @@ class BleuConfig:
     ] = "exp"
 
 
-class BleuMeter:
+class BleuMetric:
     """Counts n-grams over the whole set; the score is taken from the sums, as a corpus's is.
 
     Args:
@@ -137,7 +137,7 @@ class Bleu:
         name="bleu",
         kind=Kind.VALIDATORS,
         config=BleuConfig,
-        provides=("figure:bleu",),
+        provides=("metric:bleu",),
         requires=("data:text",),
         packages={"sacrebleu": INSTALL},
     )
@@ -146,8 +146,8 @@ class Bleu:
         self.config = config
 
     @hookimpl
-    def make_meters(self, run: Run) -> Sequence[Meter]:
-        """One meter.
+    def make_metrics(self, run: Run) -> Sequence[Metric]:
+        """One metric.
 
         Raises:
             PluginError: the data's windows are too short, or have no tokenizer.
@@ -160,4 +160,4 @@ class Bleu:
                 f"bleu: {config.prompt} tokens to read and {config.tokens} to write are more than "
                 f"the {sequence + 1} of a window: lower prompt or tokens, or lengthen the windows"
             )
-        return [BleuMeter(config, run)]
+        return [BleuMetric(config, run)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Batch, Goal, Kind, LazyModule, Metric, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """Which further figures, and of what."""
+    """Which further metrics, and of what."""
 
     renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
@@ -58,16 +58,16 @@ class ClassificationConfig:
                 raise ValueError(f"{name} {list(asked)} names one twice")
 
 
-def figures(config: ClassificationConfig) -> tuple[str, ...]:
-    """Names of the figures that a configuration gives."""
+def metrics(config: ClassificationConfig) -> tuple[str, ...]:
+    """Names of the metrics that a configuration gives."""
     return ("accuracy", *(f"top_{k}_accuracy" for k in config.top_k), *config.by_class)
 
 
-class ClassMeter:
+class ClassMetric:
     """Counts hits, answers and targets of each class over the whole set.
 
     Args:
-        names: of figures by class.
+        names: of metrics by class.
         device: where the counts of a process without a batch stand.
     """
 
@@ -104,10 +104,10 @@ class ClassMeter:
             return {}
         if own is None:
             own = classification.no_counts((3, classes // having), self._device)
-        return classification.class_figures(add(own), self._names)
+        return classification.class_metrics(add(own), self._names)
 
 
-class AccuracyMeter:
+class AccuracyMetric:
     """Counts over the whole set, never a mean of batch means.
 
     Args:
@@ -156,26 +156,26 @@ class TrainingAccuracy:
     """The accuracy of the window of a step that ends a log interval; no other step costs anything.
 
     Args:
-        meter: takes in the window's batches.
+        metric: takes in the window's batches.
     """
 
-    def __init__(self, meter: AccuracyMeter) -> None:
-        self._meter = meter
+    def __init__(self, metric: AccuracyMetric) -> None:
+        self._metric = metric
         self._step = 0  # the step that was counted
 
     def take(self, step: Step, batch: Batch, outputs: Any) -> None:
         """Count a micro-batch, without a read to the host."""
         if step.number != self._step:
             self._step = step.number
-            self._meter.reset()
+            self._metric.reset()
         with torch.no_grad():
-            self._meter.update(batch, outputs, outputs, 1.0)
+            self._metric.update(batch, outputs, outputs, 1.0)
 
-    def figures(self, run: Run) -> Mapping[str, Tensor | None]:
+    def metrics(self, run: Run) -> Mapping[str, Tensor | None]:
         """`accuracy` (0-d) over all processes; None for another step than the one counted."""
         if run.progress.step != self._step:
             return {"accuracy": None}
-        hits, total = run.strategy.reduce(self._meter.counts())
+        hits, total = run.strategy.reduce(self._metric.counts())
         return {"accuracy": hits / total}  # without a target: 0 / 0, which is "not measured"
 
 
@@ -186,7 +186,7 @@ class Classification:
         name="classification",
         kind=Kind.VALIDATORS,
         config=ClassificationConfig,
-        provides=lambda config: tuple(f"figure:{name}" for name in figures(config)),
+        provides=lambda config: tuple(f"metric:{name}" for name in metrics(config)),
         requires=("data:classes",),
     )
 
@@ -195,15 +195,15 @@ class Classification:
         self._training: TrainingAccuracy | None = None
 
     @hookimpl
-    def make_meters(self, run: Run) -> Sequence[Meter]:
-        """One meter for shares of hits, one for figures by class."""
+    def make_metrics(self, run: Run) -> Sequence[Metric]:
+        """One metric for shares of hits, one for metrics by class."""
         config, device = self.config, run.device
         if config.in_training:
-            self._training = TrainingAccuracy(AccuracyMeter((), device))
-        meters: list[Meter] = [AccuracyMeter(config.top_k, device)]
+            self._training = TrainingAccuracy(AccuracyMetric((), device))
+        metrics: list[Metric] = [AccuracyMetric(config.top_k, device)]
         if config.by_class:
-            meters.append(ClassMeter(config.by_class, device))
-        return meters
+            metrics.append(ClassMetric(config.by_class, device))
+        return metrics
 
     @hookimpl
     def on_outputs(self, run: Run, step: Step, batch: Batch, outputs: Any) -> None:
@@ -213,7 +213,7 @@ class Classification:
             self._training.take(step, batch, outputs)
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
         """The accuracy of the step that the line is of."""
         del step
-        return {} if self._training is None else self._training.figures(run)
+        return {} if self._training is None else self._training.metrics(run)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
+from forge_kernel.api import Batch, Goal, Kind, LazyModule, Metric, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ class LanguageModelConfig:
     renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
 
-class PerplexityMeter:
+class PerplexityMetric:
     """Sums the plain cross-entropy, whatever the training loss adds to it (smoothing, terms).
 
     Args:
@@ -80,7 +80,7 @@ class LanguageModel:
         name="language_model",
         kind=Kind.VALIDATORS,
         config=LanguageModelConfig,
-        provides=("figure:perplexity", "figure:bits_per_token"),
+        provides=("metric:perplexity", "metric:bits_per_token"),
         requires=("data:classes",),
     )
 
@@ -88,6 +88,6 @@ class LanguageModel:
         self.config = config
 
     @hookimpl
-    def make_meters(self, run: Run) -> Sequence[Meter]:
-        """One meter."""
-        return [PerplexityMeter(run.device)]
+    def make_metrics(self, run: Run) -> Sequence[Metric]:
+        """One metric."""
+        return [PerplexityMetric(run.device)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Meter, PluginInfo, Run, hookimpl
+from forge_kernel.api import Batch, Goal, Kind, LazyModule, Metric, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +18,11 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionFiguresConfig:
-    """No settings: all figures come from the same sums."""
+class RegressionMetricsConfig:
+    """No settings: all metrics come from the same sums."""
 
 
-class RegressionMeter:
+class RegressionMetric:
     """Sums in double precision; `r2` is 1 - residual / total over all numbers together.
 
     Args:
@@ -51,11 +51,11 @@ class RegressionMeter:
         self._sums = found if known is None else regression.merged(known, found)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        """The figures; `r2` is left out when all targets are equal."""
+        """The metrics; `r2` is left out when all targets are equal."""
         own = self._sums
         if own is None:
             own = regression.no_sums(self._device)
-        return regression.regression_figures(own, add)
+        return regression.regression_metrics(own, add)
 
 
 class RegressionFigures:
@@ -64,15 +64,15 @@ class RegressionFigures:
     info = PluginInfo(
         name="regression",
         kind=Kind.VALIDATORS,
-        config=RegressionFiguresConfig,
-        provides=("figure:mse", "figure:mae", "figure:r2"),
+        config=RegressionMetricsConfig,
+        provides=("metric:mse", "metric:mae", "metric:r2"),
         requires=("data:numbers",),
     )
 
-    def __init__(self, config: RegressionFiguresConfig) -> None:
+    def __init__(self, config: RegressionMetricsConfig) -> None:
         self.config = config
 
     @hookimpl
-    def make_meters(self, run: Run) -> Sequence[Meter]:
-        """One meter."""
-        return [RegressionMeter(run.device)]
+    def make_metrics(self, run: Run) -> Sequence[Metric]:
+        """One metric."""
+        return [RegressionMetric(run.device)]

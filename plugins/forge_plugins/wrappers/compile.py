@@ -48,7 +48,7 @@ class Compile:
         """Compile in place; where no compiler works, say so and leave the model as it is."""
         fault = torch_compile.compiler_fault(run.device.type)
         if fault is not None:
-            run.tell("not_compiled", f"The model is not compiled: {fault}", plugin="compile")
+            run.emit_event("not_compiled", f"The model is not compiled: {fault}", plugin="compile")
             return model
         model.compile(mode=self.config.mode, dynamic=self.config.dynamic)
         return model

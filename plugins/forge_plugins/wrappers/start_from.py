@@ -68,7 +68,7 @@ class StartFrom:
             )
         model.load_state_dict(fitting, strict=False)
         if left:
-            run.tell(
+            run.emit_event(
                 "started_from",
                 f"{len(fitting)} tensors are those of {self.config.run}; {len(left)} are new.",
                 taken=len(fitting),

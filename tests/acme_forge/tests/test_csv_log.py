@@ -13,7 +13,7 @@ TINY = ["run.device=cpu", "run.log_every=2", "run.validate_every=null", "run.sav
 def run(folder: Path, *settings: str) -> Path:
     pipeline = forge_kernel.load_pipeline("acme_modular", [*TINY, *settings])
     forge_kernel.run(pipeline, output_dir=folder)
-    return folder / "figures.csv"
+    return folder / "metrics.csv"
 
 
 def test_each_log_interval_is_a_row(tmp_path: Path) -> None:
@@ -23,10 +23,10 @@ def test_each_log_interval_is_a_row(tmp_path: Path) -> None:
     assert all(float(row["loss"]) > 0 for row in rows)
 
 
-def test_a_figure_that_the_run_does_not_have_leaves_its_cell_empty(tmp_path: Path) -> None:
-    figures = 'observers[0].with.figures=["loss", "no_such_figure"]'
-    with run(tmp_path / "run", "run.max_steps=2", figures).open(newline="") as stream:
-        assert [row["no_such_figure"] for row in csv.DictReader(stream)] == [""]
+def test_a_metric_that_the_run_does_not_have_leaves_its_cell_empty(tmp_path: Path) -> None:
+    metrics = 'observers[0].with.metrics=["loss", "no_such_metric"]'
+    with run(tmp_path / "run", "run.max_steps=2", metrics).open(newline="") as stream:
+        assert [row["no_such_metric"] for row in csv.DictReader(stream)] == [""]
 
 
 def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def rates(folder: Path, schedule: str) -> list[float]:
     settings = ["run.device=cpu", "run.max_steps=4", "run.validate_every=null", "run.log_every=1"]
     pipeline = forge_kernel.load_pipeline("acme_modular", [*settings, f"schedule={schedule}"])
     forge_kernel.run(pipeline, output_dir=folder)
-    with (folder / "figures.csv").open(newline="") as stream:
+    with (folder / "metrics.csv").open(newline="") as stream:
         return [float(row["learning_rate"]) for row in csv.DictReader(stream)]
 
 

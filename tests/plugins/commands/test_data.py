@@ -44,7 +44,16 @@ def test_it_tells_counts_reasons_and_labels(tmp_path: Path) -> None:
 
 def test_tokens_and_their_options(tmp_path: Path) -> None:
     np.arange(21, dtype=np.uint8).tofile(tmp_path / "t.bin")
-    words = ["t.bin", "--json", "--format", "tokens", "--integers", "uint8", "--length", "5"]
+    words = [
+        "t.bin",
+        "--json",
+        "--format",
+        "tokens",
+        "--token-dtype",
+        "uint8",
+        "--sequence-length",
+        "5",
+    ]
     words += ["--input", "tokens", "--target", "next", "--vocabulary", "20"]
     told = json.loads(forge_data(*words, cwd=tmp_path).stdout)
     assert (told["records"], told["length"]) == (4, 5)

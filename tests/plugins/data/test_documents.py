@@ -82,7 +82,7 @@ def test_documents_that_do_not_serve_are_left_out_and_counted(tmp_path: Path) ->
     file = write(tmp_path / "x.jsonl", rows)
     with pytest.raises(PluginError, match=r"line 2, record 1, field 'text': is missing"):
         decoded(file)
-    chosen: dict[str, Any] = {"unreadable": "leave_out", "shortest": 3, "repeats": "leave_out"}
+    chosen: dict[str, Any] = {"unreadable": "leave_out", "min_chars": 3, "deduplicate": True}
     text, left_out = decoded(file, **chosen)
     assert text == "first|last|"
     assert left_out == {"missing field": 1, "wrong type": 2, "length": 1, "duplicate": 1}
@@ -97,7 +97,7 @@ def test_documents_that_do_not_serve_are_left_out_and_counted(tmp_path: Path) ->
     }
     assert (account.documents, account.characters) == (2, 9)
     with pytest.raises(PluginError, match="no document is left.*length"):
-        decoded(file, unreadable="leave_out", shortest=100)
+        decoded(file, unreadable="leave_out", min_chars=100)
 
 
 ODD = ["NaN", "[1, -Infinity]", "1e400", '{"b": NaN}', '"NaN: 1e400"', "null", "9" * 400]
@@ -288,7 +288,7 @@ def test_another_text_or_tokenizer_is_encoded_anew_and_the_same_is_not(
 def test_the_windows_of_all_processes_are_those_of_one(
     few: int, count: int, length: int, size: int, world: int, epoch: int
 ) -> None:
-    config = TextConfig(length=length, batch_size=size)
+    config = TextConfig(sequence_length=length, batch_size=size)
     tokens = np.arange(count, dtype=np.int32)
     made = [
         WindowData(tokens, tokens[: count // 2], config, 5, ByteTokenizer(), rank=rank, world=world)
@@ -326,7 +326,7 @@ def test_left_out_documents_are_told_in_the_run(tmp_path: Path) -> None:
 
 SMALL = [
     "run.max_steps=2", "model.with={layers: 1, width: 256, heads: 2, hidden: 256}",
-    "data.with.length=8", "data.with.batch_size=2", "observers=[]", "run.validate_every=null",
+    "data.with.sequence_length=8", "data.with.batch_size=2", "observers=[]", "run.validate_every=null",
     "exporters=[{use: transformers, with: {verify: false}}, {use: gguf, with: {verify: false}}]",
 ]  # fmt: skip
 
@@ -337,7 +337,7 @@ def test_a_run_with_a_tokenizer_file_exports_that_tokenizer(tmp_path: Path) -> N
     pipeline = load_pipeline(
         "char_llama_gguf",
         [*SMALL, f"data.with.path={path}", "data.with.tokenizer=library",
-         f"data.with.tokenizer_file={file}", "data.with.validation_share=0.4",
+         f"data.with.tokenizer_file={file}", "data.with.validation_split=0.4",
          f"data.with.cache_dir={tmp_path / 'c'}"],
     )  # fmt: skip
     result = run(pipeline, output_dir=tmp_path / "run", quiet=True)

@@ -41,7 +41,7 @@ class Seeded:
         self.seed = seed
         self.told: dict[str, str] = {}
 
-    def tell(self, name: str, message: str, **facts: Any) -> None:
+    def emit_event(self, name: str, message: str, **facts: Any) -> None:
         self.told[name] = f"{message} {facts}"
 
 
@@ -193,7 +193,7 @@ def test_tokens_with_one_answer_are_read_at_the_last_position(tmp_path: Path) ->
 def test_the_next_token_is_the_target_of_windows_and_of_rows(tmp_path: Path) -> None:
     np.arange(41, dtype=np.uint8).tofile(tmp_path / "t.bin")
     raw = made(
-        path=str(tmp_path / "t.bin"), format="tokens", integers="uint8", length=8,
+        path=str(tmp_path / "t.bin"), format="tokens", token_dtype="uint8", sequence_length=8,
         input="tokens", target="next", validation_split=0.0,
     )  # fmt: skip
     assert (raw.spec.vocabulary, raw.spec.sequence, raw.batches_per_epoch) == (41, 8, 1)

@@ -30,6 +30,9 @@ class Run:
         """Nobody listens here."""
 
 
+HERE = Path(__file__).parent
+
+
 def made(path: Path, **chosen: Any) -> Any:
     config = FileConfig(path=str(path), cache_dir=str(path.parent / "cache"), **chosen)
     return File(config).make_data(Run())  # type: ignore[arg-type]
@@ -128,7 +131,7 @@ def test_a_worker_that_is_killed_ends_the_epoch_with_a_word(tmp_path: Path) -> N
     done = forked.run(
         [sys.executable, script, tmp_path / "x.npy"],
         capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1])))},
     )  # fmt: skip
     assert "a process that fetches batches is gone" in done.stdout, done.stderr
     assert "left: []" in done.stdout  # no orphan

@@ -21,7 +21,7 @@ loss: {use: cross_entropy}
 WORDS = """
 forge: 1
 run: {name: identity, seed: 0, device: cpu, max_steps: 4, log_every: 1}
-data: {use: text, with: {path: words.txt, length: 4, batch_size: 2, validation_share: 0.2}}
+data: {use: text, with: {path: words.txt, sequence_length: 4, batch_size: 2, validation_split: 0.2}}
 model: {use: decoder_transformer, with: {layers: 1, width: 8, heads: 1}}
 optimizer: {use: sgd, with: {lr: 0.1}}
 loss: {use: cross_entropy}

@@ -447,13 +447,13 @@ def test_the_cache_is_bounded_counted_and_changes_no_batch(workers: int) -> None
         for one, other in zip(plain.batches(epoch, 0), kept.batches(epoch, 0), strict=True):
             assert torch.equal(one.inputs, other.inputs)
             assert torch.equal(one.targets, other.targets)
-        figures = kept.get_cache_stats()
-        assert figures["values"] <= 30 * max(1, workers)
-        assert figures["hits"] + figures["loads"] == 90 * (epoch + 1)
+        metrics = kept.get_cache_stats()
+        assert metrics["values"] <= 30 * max(1, workers)
+        assert metrics["hits"] + metrics["loads"] == 90 * (epoch + 1)
         if not workers:
-            assert figures["hits"] == 30 * epoch
-    assert figures["hits"] > 0
-    assert figures["seconds"] > 0
+            assert metrics["hits"] == 30 * epoch
+    assert metrics["hits"] > 0
+    assert metrics["seconds"] > 0
     off = plain.get_cache_stats()
     assert (off["hits"], off["loads"], off["values"]) == (0, 0, 0)
 

@@ -327,7 +327,7 @@ def test_a_run_is_refused_before_its_first_step_or_compares_its_texts(
     options = [
         "run.max_steps=1", "exporters=[{use: gguf}]", "observers=[{use: metrics_jsonl}]",
         "model.with={layers: 1, width: 256, heads: 2, hidden: 256}",
-        f"data.with={{path: {tmp_path / 't.txt'}, tokenizer: library, length: 8, batch_size: 2, "
+        f"data.with={{path: {tmp_path / 't.txt'}, tokenizer: library, sequence_length: 8, batch_size: 2, "
         f"tokenizer_file: {tmp_path / 'tokenizer.json'}, cache_dir: {tmp_path / 'cache'}}}",
     ]  # fmt: skip
     pipeline = load_pipeline("char_llama_gguf", options)

@@ -20,7 +20,7 @@ from forge_plugins.exporters.phase6_records import RECORDS
 
 SETTINGS = [
     "run.max_steps=120", "run.validate_every=60", "run.log_every=30", "exporters=[{use: phase6}]",
-    "policies=[]", "run.device=cpu", # where the other process reads: bit for bit
+    "callbacks=[]", "run.device=cpu", # where the other process reads: bit for bit
 ]  # fmt: skip
 PHASE6 = """
 import json, sys, torch

@@ -19,7 +19,7 @@ from forge_plugins.exporters.validations import best_of, validations_in
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = [
     "run.max_steps=8", "run.validate_every=2", "run.save_every=3",
-    "exporters=[{use: validations}]", "policies=[]",
+    "exporters=[{use: validations}]", "callbacks=[]",
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.spec("H12", "K13")
-def test_the_file_has_every_validation_and_the_best_of_each_figure(tmp_path: Path) -> None:
+def test_the_file_has_every_validation_and_the_best_of_each_metric(tmp_path: Path) -> None:
     result = run(load_pipeline("smoke", SETTINGS), output_dir=tmp_path / "run", quiet=True)
     data = read(tmp_path / "run")
     assert (data["run"], data["steps"]) == ("smoke", 8)
@@ -41,7 +41,7 @@ def test_the_file_has_every_validation_and_the_best_of_each_figure(tmp_path: Pat
     accuracy = data["best"]["accuracy"]
     assert accuracy["goal"] == "max"
     [at] = [one for one in data["validations"] if one["step"] == accuracy["step"]]
-    assert at["figures"]["accuracy"] == accuracy["value"]
+    assert at["metrics"]["accuracy"] == accuracy["value"]
 
 
 def test_a_resumed_run_has_those_from_before_and_each_once(tmp_path: Path) -> None:

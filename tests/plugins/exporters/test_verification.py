@@ -16,7 +16,7 @@ from forge_plugins.mathematics.networks.mlp import Mlp
 
 SETTINGS = [
     "run.max_steps=2", "model.with={layers: 1, width: 256, heads: 2, hidden: 256}",
-    "data.with={length: 8, batch_size: 2, validation_share: 0.001}", "observers=[]",
+    "data.with={sequence_length: 8, batch_size: 2, validation_split: 0.001}", "observers=[]",
 ]  # fmt: skip
 
 

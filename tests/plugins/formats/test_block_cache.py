@@ -64,9 +64,9 @@ def test_it_holds_what_the_model_holds(
         assert len(cache) <= count
         assert cache.bytes == sum(s for _, s in model.kept)
         assert size is None or cache.bytes <= size
-    figures = cache.figures()
-    assert (figures["hits"], figures["loads"]) == (hits, len(keys) - hits)
-    assert figures["hit_rate"] == (hits / len(keys) if keys else 0)
+    metrics = cache.metrics()
+    assert (metrics["hits"], metrics["loads"]) == (hits, len(keys) - hits)
+    assert metrics["hit_rate"] == (hits / len(keys) if keys else 0)
 
 
 def test_over_epochs_what_came_first_is_worth_more_than_what_came_last() -> None:
@@ -77,7 +77,7 @@ def test_over_epochs_what_came_first_is_worth_more_than_what_came_last() -> None
             for key in range(100):
                 if cache.find(key) is None:
                     cache.loaded(key, key, 1)
-        rates[evict] = cache.figures()["hit_rate"], advice(10, cache.figures())
+        rates[evict] = cache.metrics()["hit_rate"], advice(10, cache.metrics())
     assert rates[False] == (0.08, None)
     assert rates[True][0] == 0.0
     assert "served 0 of 500 reads" in str(rates[True][1])

@@ -1,4 +1,4 @@
-"""Figures of a profile, against what numpy says of the whole."""
+"""Metrics of a profile, against what numpy says of the whole."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_it_stands_before_clipping_wherever_it_is_written_and_logs_its_smallest_
     order = [entry.info.name for entry in session.plan.answering("on_gradients")]
     assert order == ["adaptive_scale", "clip_norm"]
     session.step(*batches(1))
-    assert 0 < (session.log().figures["smallest_gradient_scale"] or 0) < 1
+    assert 0 < (session.log().metrics["smallest_gradient_scale"] or 0) < 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("decay", 0.0), ("limit", 100.0)])

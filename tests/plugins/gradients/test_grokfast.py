@@ -279,7 +279,7 @@ def slopes(model: nn.Module, given: Batch) -> tuple[torch.Tensor, ...]:
     ],
     ids=str,
 )
-def test_the_figure_is_the_norm_of_the_slow_gradients_of_all_parameters(
+def test_the_metric_is_the_norm_of_the_slow_gradients_of_all_parameters(
     config: dict[str, Any], of_three: list[float], linear: nn.Module
 ) -> None:
     """Planted: the first parameter's alone; the sum of a window in place of its mean."""
@@ -295,4 +295,4 @@ def test_the_figure_is_the_norm_of_the_slow_gradients_of_all_parameters(
         for each in zip(*gradients, strict=True)
     ]
     expected = float(torch.cat([one.flatten() for one in slow]).norm())  # type: ignore[union-attr]
-    assert session.log().figures["slow_gradient_norm"] == pytest.approx(expected, rel=1e-5)
+    assert session.log().metrics["slow_gradient_norm"] == pytest.approx(expected, rel=1e-5)

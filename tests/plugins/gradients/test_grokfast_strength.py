@@ -129,7 +129,7 @@ def adaptation(**changes: Any) -> FilterAdaptation:
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("level", [-10.0, 10.0])
-def test_the_margin_of_a_verdict_is_a_share_of_the_figures_size_whatever_its_sign(
+def test_the_margin_of_a_verdict_is_a_share_of_the_metrics_size_whatever_its_sign(
     mode: str, level: float
 ) -> None:
     """Planted: `before` in the place of `abs(before)`: below 0 every change is a gain or a loss."""
@@ -159,7 +159,7 @@ def test_better_changes_nothing_stalled_amplifies_and_worse_backs_off() -> None:
 @pytest.mark.spec("E12")
 @given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_whatever_the_figures_are_the_numbers_stay_within_their_bounds(values: list[float]) -> None:
+def test_whatever_the_metrics_are_the_numbers_stay_within_their_bounds(values: list[float]) -> None:
     rule = adaptation(window=1)
     for place, value in enumerate(values):
         _ = rule.take(value)
@@ -189,15 +189,15 @@ def test_the_run_adapts_tells_it_and_filters_with_the_new_numbers(
     def on_event(self: Any, run: Any, event: Any) -> None:
         told.append(event)
 
-    figure = "accuracy" if source == "validation" else "loss"
+    metric = "accuracy" if source == "validation" else "loss"
     adapt = {
-        "source": source, "figure": figure, "window": 1, "tolerance": 1e9, "lambda_factor": 1.5,
+        "source": source, "metric": metric, "window": 1, "tolerance": 1e9, "lambda_factor": 1.5,
         "mode": "max",
     }  # fmt: skip
     seen: list[float] = []
 
     def on_log(self: Any, run: Any, record: Any) -> None:
-        seen.append(record.figures["grokfast_lambda"])
+        seen.append(record.metrics["grokfast_lambda"])
 
     watcher = make_plugin("watcher", Kind.OBSERVERS, on_event=on_event, on_log=on_log)
     data = LiveData(BATCHES, BATCHES[:1], DataSpec(classes=3))
@@ -232,13 +232,13 @@ def test_what_contradicts_itself_is_refused(config: dict[str, Any], said: str) -
         load_pipeline("smoke", [f"gradients[0].with={json.dumps(config)}"])
 
 
-def test_a_figure_of_the_log_that_is_not_there_is_named() -> None:
+def test_a_metric_of_the_log_that_is_not_there_is_named() -> None:
     torch.manual_seed(0)
-    adapt = {"source": "log", "figure": "happiness"}
+    adapt = {"source": "log", "metric": "happiness"}
     session = make_session(
         nn.Linear(4, 3), BATCHES, log_every=1,
         uses={"gradients": (UseGradients("grokfast", {"adapt": adapt}),)},
     )  # fmt: skip
     session.step(BATCHES[0])
-    with pytest.raises(PluginError, match="no figure 'happiness'"):
+    with pytest.raises(PluginError, match="no metric 'happiness'"):
         session.attend()

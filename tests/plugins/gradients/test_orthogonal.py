@@ -90,7 +90,7 @@ def test_the_loss_takes_stablemax_in_the_place_of_softmax() -> None:
     batch = Batch(torch.randn(5, 4) * 3, torch.randint(3, (5,)))
     session = make_session(
         model, [batch], own_loss=True, lr=0.0,
-        uses={"loss": UseLoss("cross_entropy", {"link": "stablemax", "label_smoothing": 0.1})},
+        uses={"loss": UseLoss("cross_entropy", {"activation": "stablemax", "label_smoothing": 0.1})},
     )  # fmt: skip
     found = session.step(batch)
     expected = nn.functional.cross_entropy(

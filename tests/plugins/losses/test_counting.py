@@ -56,7 +56,7 @@ LOSSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "smoothed": ("classes", "cross_entropy", {"label_smoothing": 0.1}),
     "class weights": ("classes", "cross_entropy", WEIGHED["with"]),
     "focal": ("classes", "cross_entropy", {"focal_gamma": 2.0, **WEIGHED["with"]}),
-    "stablemax": ("classes", "cross_entropy", {"link": "stablemax"}),
+    "stablemax": ("classes", "cross_entropy", {"activation": "stablemax"}),
     "tokens": ("tokens", "cross_entropy", {}),
     "tokens, class weights": ("tokens", "cross_entropy", WEIGHED["with"]),
     "tokens in pieces": ("tokens", "language_model", {"head": "kind", "piece": 4}),

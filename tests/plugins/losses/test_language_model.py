@@ -148,7 +148,7 @@ def trained(model: nn.Module, loss: str, source: TensorData, **config: Any) -> t
     )  # fmt: skip
     batches = list(source.batches(0, 0))
     losses = [float(session.step(batches[0], batches[2])), float(session.step(batches[1]))]
-    return [*losses, session.log().figures["accuracy"]], session.validate()
+    return [*losses, session.log().metrics["accuracy"]], session.validate()
 
 
 @pytest.mark.parametrize("everywhere", [False, True])

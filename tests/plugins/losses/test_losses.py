@@ -276,8 +276,8 @@ def test_fixed_weights_give_the_weighted_sum() -> None:
     expected = functional.cross_entropy(outputs["kind"], targets["kind"])
     expected = expected + 0.25 * functional.mse_loss(outputs["size"][:, 0], targets["size"])
     assert float(session.step(batches[0])) == pytest.approx(value(expected), rel=1e-6)
-    figures = session.log().figures
-    assert {"loss/kind", "loss/size"} <= figures.keys()
+    metrics = session.log().metrics
+    assert {"loss/kind", "loss/size"} <= metrics.keys()
 
 
 @pytest.mark.spec("F14")
@@ -370,7 +370,7 @@ def test_adaptive_weights_are_shown_and_go_on_from_a_state(steps: int) -> None:
         plugin.load_state_dict(state)
     for _ in range(3):
         assert float(straight.step(batches[0])) == float(fresh.step(batches[0]))
-        shown, again = (session.log().figures for session in (straight, fresh))
+        shown, again = (session.log().metrics for session in (straight, fresh))
         weights = [shown["weight/kind"], shown["weight/size"]]
         assert sum(weights) == pytest.approx(2.0)
         assert weights == [again["weight/kind"], again["weight/size"]]

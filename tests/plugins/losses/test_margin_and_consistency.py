@@ -133,7 +133,7 @@ def test_consistency_adds_the_divergence_from_the_latent_answers(
     )
     assert told.item() > 1e-4
     assert float(session.step(given)) == pytest.approx(base + weight * told.item(), rel=1e-5)
-    assert session.log().figures["target_loss"] == pytest.approx(base, rel=1e-6)
+    assert session.log().metrics["target_loss"] == pytest.approx(base, rel=1e-6)
     assert all(one.blend == 1.0 for one in session.run.model.modules() if isinstance(one, BitLayer))
 
 

@@ -80,7 +80,7 @@ def test_an_error_in_the_step_leaves_no_hook(tmp_path: Path) -> None:
 
     model = nn.Sequential(Failing(4, 3))
     named = load_pipeline("smoke", ["observers=[{use: memory_profile}]"])
-    bare = dataclasses.replace(named, quantizer=None, exporters=(), policies=(), gradients=())
+    bare = dataclasses.replace(named, quantizer=None, exporters=(), callbacks=(), gradients=())
     with pytest.raises(ValueError, match="planted"):
         run(
             bare, model=model, data=[(BATCH.inputs, BATCH.targets)] * 3,

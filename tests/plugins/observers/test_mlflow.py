@@ -65,14 +65,14 @@ def expected(folder: Path) -> dict[tuple[str, int], float]:
     }
 
 
-def test_the_store_has_every_figure_the_settings_and_what_was_told(
+def test_the_store_has_every_metric_the_settings_and_what_was_told(
     tmp_path: Path, store: str
 ) -> None:
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         if step.number == 4:
-            run.tell("grokked", "It came.", score=1)
+            run.emit_event("grokked", "It came.", score=1)
 
-    teller = make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end)
+    teller = make_plugin("teller", Kind.CALLBACKS, on_step_end=on_step_end)
     before = {name: logging.getLogger(name).level for name in ("mlflow", "alembic")}
     declared = pipeline(store, experiment="all")
     run(declared, output_dir=tmp_path / "run", plugins=[teller], quiet=True)
@@ -144,7 +144,7 @@ def test_lines_are_sent_at_once_or_when_time_has_passed(
 
     monkeypatch.setattr(client, "log_batch", log_batch)
     name = f"every {seconds}"
-    settings = ["run.save_every=null", "run.max_steps=8", "run.validate_every=4", "policies=[]"]
+    settings = ["run.save_every=null", "run.max_steps=8", "run.validate_every=4", "callbacks=[]"]
     declared = pipeline(store, *settings, experiment=name, flush_seconds=seconds)
     run(declared, output_dir=tmp_path / "run", quiet=True)
     assert len(sent) == calls
@@ -156,7 +156,7 @@ def test_a_run_that_fails_is_marked_so(tmp_path: Path, store: str) -> None:
         if step.number == 5:
             raise ArithmeticError("on purpose")
 
-    breaker = make_plugin("breaker", Kind.POLICIES, on_step_end=on_step_end)
+    breaker = make_plugin("breaker", Kind.CALLBACKS, on_step_end=on_step_end)
     with pytest.raises(ArithmeticError):
         run(pipeline(store, experiment="failed"), output_dir=tmp_path / "run", plugins=[breaker])
     one, points = found(store, "failed")

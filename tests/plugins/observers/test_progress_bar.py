@@ -20,7 +20,7 @@ from forge_plugins.observers import progress_bar
 
 SETTINGS = [
     "run.max_steps=4", "run.log_every=2", "run.validate_every=4", "run.save_every=null",
-    "quantizer=null", "penalties=null", "exporters=[]", "policies=[]",
+    "quantizer=null", "regularizers=null", "exporters=[]", "callbacks=[]",
 ]  # fmt: skip
 
 
@@ -41,9 +41,9 @@ def trained(
 def teller() -> Any:
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         if step.number == 3:
-            run.tell("grokked", "It [b]came[/b].", score=1)
+            run.emit_event("grokked", "It [b]came[/b].", score=1)
 
-    return make_plugin("teller", Kind.POLICIES, on_step_end=on_step_end)
+    return make_plugin("teller", Kind.CALLBACKS, on_step_end=on_step_end)
 
 
 def test_away_from_a_terminal_each_thing_is_a_line_of_json(
@@ -60,7 +60,7 @@ def test_away_from_a_terminal_each_thing_is_a_line_of_json(
     ]  # fmt: skip
     assert lines[0]["total_steps"] == 4
     assert lines[2]["facts"] == {"score": 1}
-    assert {"loss", "accuracy"} <= lines[3]["figures"].keys()
+    assert {"loss", "accuracy"} <= lines[3]["metrics"].keys()
     assert lines[-1]["reason"] == "max_steps (4)"
 
 
@@ -86,7 +86,7 @@ def drawn(tmp_path: Path, monkeypatch: Any, *plugins: Any, refresh: float) -> tu
     monkeypatch.setattr(progress_bar, "time", clock)
     monkeypatch.setattr(progress_bar.ProgressBar, "_draw", draw)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    second = make_plugin("second", Kind.POLICIES, on_weights=on_weights)
+    second = make_plugin("second", Kind.CALLBACKS, on_weights=on_weights)
     trained(tmp_path, second, *plugins, settings={"refresh_seconds": refresh})
     return len(count), sys.stderr.getvalue()  # type: ignore[attr-defined]
 
@@ -99,7 +99,7 @@ def test_the_bar_is_drawn_no_more_often_than_asked_for(
     assert drawn(tmp_path / "run", monkeypatch, refresh=refresh)[0] == times
 
 
-def test_on_a_terminal_the_bar_shows_steps_and_figures_and_events_as_they_are(
+def test_on_a_terminal_the_bar_shows_steps_and_metrics_and_events_as_they_are(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     _, text = drawn(tmp_path / "run", monkeypatch, teller(), refresh=0.5)
@@ -120,7 +120,7 @@ def test_the_terminal_is_given_back_when_the_run_fails(tmp_path: Path, monkeypat
 
     original = Progress.stop
     monkeypatch.setattr(Progress, "stop", lambda self: (stopped.append(1), original(self))[1])
-    breaker = make_plugin("breaker", Kind.POLICIES, on_step_end=on_step_end)
+    breaker = make_plugin("breaker", Kind.CALLBACKS, on_step_end=on_step_end)
     with pytest.raises(ArithmeticError):
         drawn(tmp_path / "run", monkeypatch, breaker, refresh=0.5)
     assert stopped == [1]

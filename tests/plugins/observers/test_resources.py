@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PEAK = 1e12
 
 
-def figures(session: Any) -> dict[str, float | None]:
-    return dict(session.log().figures)
+def metrics(session: Any) -> dict[str, float | None]:
+    return dict(session.log().metrics)
 
 
 def session_of(model: nn.Module, batches: list[Batch], **settings: Any) -> Any:
@@ -72,15 +72,15 @@ def test_throughput_is_of_the_whole_interval(linear: nn.Module, clock: Clock) ->
     clock.now += 1.0
     session.step(plain(3))
     clock.now += 2.0  # a validation, say
-    found = figures(session)
+    found = metrics(session)
     assert found["samples_per_second"] == pytest.approx(9 / 3)
     assert found["steps_per_second"] == pytest.approx(2 / 3)
     assert found["tokens_per_second"] is None
     clock.now += 1.0
-    assert figures(session)["samples_per_second"] is None  # nothing was trained
+    assert metrics(session)["samples_per_second"] is None  # nothing was trained
     session.step(plain(5))
     clock.now += 0.5
-    assert figures(session)["samples_per_second"] == pytest.approx(10.0)
+    assert metrics(session)["samples_per_second"] == pytest.approx(10.0)
 
 
 def test_tokens_are_counted_where_samples_are_rows_of_them(clock: Clock) -> None:
@@ -88,7 +88,7 @@ def test_tokens_are_counted_where_samples_are_rows_of_them(clock: Clock) -> None
     session = session_of(model, [])
     session.step(Batch(torch.randint(7, (5, 3)), torch.randint(3, (5,))))
     clock.now += 3.0
-    found = figures(session)
+    found = metrics(session)
     assert found["tokens_per_second"] == pytest.approx(5.0)
     assert found["samples_per_second"] == pytest.approx(5 / 3)
 
@@ -102,18 +102,18 @@ def test_mfu_is_three_forward_passes_against_the_peak(clock: Clock) -> None:
         session.step(plain(6))
     clock.now += 2.0
     per_sample = 2 * (4 * 16 + 16 * 3)
-    assert figures(session)["mfu"] == pytest.approx(3 * per_sample * 18 / 2.0 / PEAK)
+    assert metrics(session)["mfu"] == pytest.approx(3 * per_sample * 18 / 2.0 / PEAK)
 
 
 def test_what_is_given_is_not_counted(clock: Clock, linear: nn.Module) -> None:
     session = session_of(linear, [], flops_per_sample=5e9)
     session.step(plain(6))
     clock.now += 2.0
-    assert figures(session)["mfu"] == pytest.approx(3 * 5e9 * 3 / PEAK)
+    assert metrics(session)["mfu"] == pytest.approx(3 * 5e9 * 3 / PEAK)
     session = session_of(linear, [], flops_per_sample=5e9, peak_flops=2 * PEAK)
     session.step(plain(6))
     clock.now += 2.0
-    assert figures(session)["mfu"] == pytest.approx(3 * 5e9 * 3 / PEAK / 2)
+    assert metrics(session)["mfu"] == pytest.approx(3 * 5e9 * 3 / PEAK / 2)
 
 
 def test_of_a_network_without_products_and_of_compiled_code_mfu_is_not_known(clock: Clock) -> None:
@@ -131,7 +131,7 @@ def test_of_a_network_without_products_and_of_compiled_code_mfu_is_not_known(clo
         session = session_of(model, [])
         session.step(plain())
         clock.now += 1.0
-        found = figures(session)
+        found = metrics(session)
         assert found["mfu"] is None
         assert found["samples_per_second"] == pytest.approx(4.0)
 
@@ -164,7 +164,7 @@ def test_a_forward_pass_that_fails_leaves_no_counting_behind(linear: nn.Module) 
 
     assert _get_current_dispatch_mode() is None
     session.step(plain())
-    assert figures(session)["mfu"] is not None
+    assert metrics(session)["mfu"] is not None
 
 
 def test_in_a_half_precision_run_the_peak_is_that_of_the_type(
@@ -380,14 +380,14 @@ def test_in_too_short_a_time_the_processor_is_not_read(monkeypatch: Any) -> None
     assert machine.load()["cpu_percent"] is None
 
 
-def test_events_and_figures_of_others_are_left_alone(linear: nn.Module) -> None:
+def test_events_and_metrics_of_others_are_left_alone(linear: nn.Module) -> None:
     other = make_plugin("other", Kind.OBSERVERS, measure=lambda self, run, step: {"own": 1.0})
     uses = {"observers": (UseObserver("resources", {"peak_flops": PEAK}),)}
     session = make_session(
         linear, LiveData([], spec=DataSpec(classes=3)), uses=uses, plugins=[other]
     )
     session.step(plain())
-    assert figures(session)["own"] == 1.0
+    assert metrics(session)["own"] == 1.0
     assert session.run.events == []
 
 
@@ -401,12 +401,12 @@ def test_events_and_figures_of_others_are_left_alone(linear: nn.Module) -> None:
     ],
 )  # fmt: skip
 def test_what_nobody_asks_for_is_not_told(linear: nn.Module, setting: str, gone: set[str]) -> None:
-    """Planted: the setting not read; memory left out of the device's figures too."""
+    """Planted: the setting not read; memory left out of the device's metrics too."""
     found = []
     for chosen in ({}, {setting: False}):
         session = session_of(linear, [], **chosen)
         session.step(plain(4))
-        found.append(figures(session).keys())
+        found.append(metrics(session).keys())
     assert found[0] - found[1] == gone
 
 
@@ -414,4 +414,4 @@ def test_without_throughput_nothing_is_measured_for_it(linear: nn.Module, monkey
     monkeypatch.setattr(resources, "_measured_peak", lambda *_: pytest.fail("measured"))
     session = session_of(linear, [], throughput=False, peak_flops=None)
     session.step(plain(4))
-    assert "mfu" not in figures(session)
+    assert "mfu" not in metrics(session)

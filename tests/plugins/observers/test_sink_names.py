@@ -32,7 +32,7 @@ ODD = ("top//1", "two\nlines", "a:b|c", "[/x] 100 %", "ü\u2028x", "/from/root",
 
 
 class Count:
-    """A meter of figures with odd names."""
+    """A metric of metrics with odd names."""
 
     def __init__(self) -> None:
         self.goals = dict.fromkeys(ODD, "max")
@@ -47,14 +47,14 @@ class Count:
         return {name: float(place) for place, name in enumerate(ODD)}
 
 
-def figures() -> Any:
-    def make_meters(self: Any, run: Any) -> list[Any]:
+def metrics() -> Any:
+    def make_metrics(self: Any, run: Any) -> list[Any]:
         return [Count()]
 
-    def measure(self: Any, run: Any, step: Any) -> dict[str, float]:
+    def log_metrics(self: Any, run: Any, step: Any) -> dict[str, float]:
         return {name: float(place) for place, name in enumerate(ODD)}
 
-    return make_plugin("odd", Kind.VALIDATORS, make_meters=make_meters, measure=measure)
+    return make_plugin("odd", Kind.VALIDATORS, make_metrics=make_metrics, log_metrics=log_metrics)
 
 
 def network() -> nn.Module:
@@ -91,7 +91,7 @@ def told(folder: Path) -> list[str]:
 def test_a_run_with_odd_names_ends_as_any_other(sink: str, tmp_path: Path) -> None:
     """Planted fault: names as they come."""
     found = run(
-        pipeline(UseObserver(sink, {})), model=network(), data=batches(), plugins=[figures()],
+        pipeline(UseObserver(sink, {})), model=network(), data=batches(), plugins=[metrics()],
         output_dir=tmp_path / "run",
     )  # fmt: skip
     assert found.outcome == "completed"
@@ -101,23 +101,23 @@ def test_csv_stays_one_row_a_line_so_that_a_resume_cuts_it_rightly(tmp_path: Pat
     stop = StopAfter(3)
     settings = pipeline(UseObserver("csv", {}))
     live: dict[str, Any] = {"model": network(), "data": batches(), "quiet": True}
-    run(settings, plugins=[figures(), stop], cancel=stop, output_dir=tmp_path / "run", **live)
-    resume(tmp_path / "run", plugins=[figures(), StopAfter(99)], **live)
+    run(settings, plugins=[metrics(), stop], cancel=stop, output_dir=tmp_path / "run", **live)
+    resume(tmp_path / "run", plugins=[metrics(), StopAfter(99)], **live)
     file = tmp_path / "run" / "metrics.csv"
     with file.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) + 1 == len(file.read_text(encoding="utf-8").splitlines())
     steps = [
-        int(row["step"]) for row in rows if row["figure"] == "two_lines" and row["kind"] == "log"
+        int(row["step"]) for row in rows if row["metric"] == "two_lines" and row["kind"] == "log"
     ]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_mlflow_has_every_figure_and_each_change_is_told_once(tmp_path: Path) -> None:
+def test_mlflow_has_every_metric_and_each_change_is_told_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(
         pipeline(UseObserver("mlflow", {})), model=network(), data=batches(),
-        plugins=[figures()], output_dir=folder, quiet=True,
+        plugins=[metrics()], output_dir=folder, quiet=True,
     )  # fmt: skip
     client = mlflow.tracking.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     [one] = client.search_runs([client.get_experiment_by_name("forge").experiment_id])
@@ -129,11 +129,11 @@ def test_mlflow_has_every_figure_and_each_change_is_told_once(tmp_path: Path) ->
     assert sum("'training/top//1'" in message for message in messages) == 1
 
 
-def test_tensorboard_has_every_figure(tmp_path: Path) -> None:
+def test_tensorboard_has_every_metric(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(
         pipeline(UseObserver("tensorboard", {})), model=network(), data=batches(),
-        plugins=[figures()], output_dir=folder, quiet=True,
+        plugins=[metrics()], output_dir=folder, quiet=True,
     )  # fmt: skip
     seen = EventAccumulator(str(folder / "tensorboard"))
     seen.Reload()
@@ -145,7 +145,7 @@ class _Run:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def tell(self, name: str, message: str, **facts: Any) -> None:
+    def emit_event(self, name: str, message: str, **facts: Any) -> None:
         self.told.append(message)
 
 
@@ -277,4 +277,4 @@ def test_a_store_that_never_comes_back_ends_no_run_and_the_loss_is_said(
         output_dir=tmp_path / "run", quiet=True,
     )  # fmt: skip
     assert found.outcome == "completed"
-    assert "figures never reached the store" in caplog.text
+    assert "metrics never reached the store" in caplog.text

@@ -145,7 +145,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def tell(self, name: str, message: str, **_: Any) -> None:
+    def emit_event(self, name: str, message: str, **_: Any) -> None:
         self.told.append(f"{name}: {message}")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from forge_kernel import run
 from forge_kernel.config.pipeline import PipelineConfig
-from forge_kernel.config.use import UseLoss, UseOptimizer, UsePolicy, UseValidator
+from forge_kernel.config.use import UseCallback, UseLoss, UseOptimizer, UseValidator
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.tensor_data import TensorData
@@ -37,7 +37,7 @@ def data(held_out: bool = True) -> TensorData:
     )  # fmt: skip
 
 
-def trained(steps: int = 7, folder: Path | None = None, policies: Any = (), **config: Any) -> Any:
+def trained(steps: int = 7, folder: Path | None = None, callbacks: Any = (), **config: Any) -> Any:
     """A run and its network; the network holds the points y."""
     model = network()
     pipeline = PipelineConfig(
@@ -45,7 +45,7 @@ def trained(steps: int = 7, folder: Path | None = None, policies: Any = (), **co
         optimizer=UseOptimizer("schedule_free", {"lr": 0.1, **config}),
         loss=UseLoss("cross_entropy"),
         validators=(UseValidator("classification"),),
-        policies=policies,
+        callbacks=callbacks,
     )
     with tempfile.TemporaryDirectory() as elsewhere:
         place = folder or Path(elsewhere)
@@ -125,7 +125,7 @@ def test_every_setting_changes_what_is_validated(changed: dict[str, Any]) -> Non
 
 def test_the_best_validation_comes_back_with_its_average(tmp_path: Path) -> None:
     """Planted fault: only the points are restored, so the average is one that never was."""
-    policy = UsePolicy("early_stopping", {"patience": 2, "restore_best": True, "metric": "loss"})
+    policy = UseCallback("early_stopping", {"patience": 2, "restore_best": True, "metric": "loss"})
     result, _ = trained(60, tmp_path / "run", (policy,), lr=1.5)
     assert result.steps < 60, "the example must stop early"
     assert result.final["validation_loss"] == pytest.approx(result.best["loss"], rel=1e-6)
@@ -133,7 +133,7 @@ def test_the_best_validation_comes_back_with_its_average(tmp_path: Path) -> None
 
 def test_beside_an_average_of_the_weights_it_is_refused() -> None:
     named = load_pipeline(
-        "smoke", ["optimizer={use: schedule_free}", "policies=[{use: weight_average}]"]
+        "smoke", ["optimizer={use: schedule_free}", "callbacks=[{use: weight_average}]"]
     )
     with pytest.raises(PlanError, match="compute_evaluation_model"):
         plan(named)

@@ -34,14 +34,14 @@ CLOCK = (
     " consolidation_steps: 20, refinement_steps: 10}}"
 )
 CAPABILITIES = (
-    "policies=[{use: capabilities, with: {capabilities: {"
-    "begun: {figure: loss, threshold: 9.0, mode: min},"
+    "callbacks=[{use: capabilities, with: {capabilities: {"
+    "begun: {metric: loss, threshold: 9.0, mode: min},"
     " 'one with a name that is longer than there is room for': "
-    "{figure: loss, threshold: 3.3, mode: min}}}}]"
+    "{metric: loss, threshold: 3.3, mode: min}}}}]"
 )
 SETTINGS = [
     "run.max_steps=100", "run.log_every=2", "run.validate_every=5", CLOCK, CAPABILITIES,
-    "quantizer.with.figures=layers",
+    "quantizer.with.metrics=layers",
 ]  # fmt: skip
 
 READABLE = """
@@ -121,12 +121,12 @@ def reports(tmp_path_factory: Any) -> dict[str, Path]:
     runs = []
     for name, seed, more in (
         ("everything", 0, []), ("everything", 1, []), ("everything", 2, []),
-        ("plain", 0, ["quantizer=null", "penalties=null", "exporters=[{use: state_dict}]"]),
+        ("plain", 0, ["quantizer=null", "regularizers=null", "exporters=[{use: state_dict}]"]),
     ):  # fmt: skip
         folder = place / f"{name}-{seed}"
         settings = [*SETTINGS, f"run.seed={seed}", f"run.name={name}", *more]
         if more:
-            settings.remove("quantizer.with.figures=layers")
+            settings.remove("quantizer.with.metrics=layers")
         run(load_pipeline("smoke", settings), output_dir=folder, quiet=True)
         runs.append(read_run(folder))
     rising = [logged(step, loss=10.0**step) for step in range(1, 9)]
@@ -233,12 +233,12 @@ from forge_kernel.runner import run
 def on_step_end(self, run, step):
     time.sleep(0.02)
     if step.number == 30:
-        run.tell("told", "The signal <b>came</b>.")
+        run.emit_event("told", "The signal <b>came</b>.")
     if Path("end").exists():
         run.request("stop", reason="told to")
 
 run(load_pipeline("smoke", SETTINGS + ["run.max_steps=100000"]), output_dir="run", quiet=True,
-    plugins=[make_plugin("slow", Kind.POLICIES, on_step_end=on_step_end)])
+    plugins=[make_plugin("slow", Kind.CALLBACKS, on_step_end=on_step_end)])
 """
 
 

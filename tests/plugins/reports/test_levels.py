@@ -94,8 +94,8 @@ def test_a_run_without_levels_has_no_such_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.spec("D18", "H17")
-def test_a_real_run_with_figures_of_layers_draws_a_row_for_each(tmp_path: Path) -> None:
-    settings = ["run.max_steps=6", "run.log_every=2", "quantizer.with.figures=layers"]
+def test_a_real_run_with_metrics_of_layers_draws_a_row_for_each(tmp_path: Path) -> None:
+    settings = ["run.max_steps=6", "run.log_every=2", "quantizer.with.metrics=layers"]
     run(load_pipeline("smoke", settings), output_dir=tmp_path / "run", quiet=True)
     text = (tmp_path / "run/report.html").read_text()
     found = charts(text)

@@ -27,13 +27,13 @@ def told(step: int, number: int) -> dict[str, Any]:
 
 
 def big(layers: int, lines: int, draw: random.Random) -> list[dict[str, Any]]:
-    """What a quantized network of many layers logs with all its figures."""
-    figures = ["weight_sparsity", "weight_flips", "latent_std", "latent_mean", "latent_kurtosis"]
-    figures += ["quantization_error", *(f"level_{level}" for level in range(-7, 8))]
+    """What a quantized network of many layers logs with all its metrics."""
+    metrics = ["weight_sparsity", "weight_flips", "latent_std", "latent_mean", "latent_kurtosis"]
+    metrics += ["quantization_error", *(f"level_{level}" for level in range(-7, 8))]
     names = [
-        f"{name}/blocks.{layer}.attention.query" for layer in range(layers) for name in figures
+        f"{name}/blocks.{layer}.attention.query" for layer in range(layers) for name in metrics
     ]
-    names += [*figures, *(f"retention/c{n}" for n in range(9)), *(f"other_{n}" for n in range(40))]
+    names += [*metrics, *(f"retention/c{n}" for n in range(9)), *(f"other_{n}" for n in range(40))]
     records: list[dict[str, Any]] = []
     for line in range(1, lines + 1):
         values = {name: draw.random() for name in names}
@@ -46,7 +46,7 @@ def big(layers: int, lines: int, draw: random.Random) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("layers", "lines"), [(0, 2000), (28, 300)])
 def test_a_network_of_many_layers_stays_below(tmp_path: Path, layers: int, lines: int) -> None:
-    """Red when each layer's figure has a chart of its own, or marks stand in each chart for ever."""
+    """Red when each layer's metric has a chart of its own, or marks stand in each chart for ever."""
     records = big(layers, lines, random.Random(0))
     last = next(one for one in reversed(records) if one["kind"] == "log")
     final = {name: value for name, value in last.items() if isinstance(value, float)}
@@ -60,7 +60,7 @@ def test_a_network_of_many_layers_stays_below(tmp_path: Path, layers: int, lines
         assert "4 further lines are not drawn." in text
 
 
-def test_more_figures_than_a_page_holds_are_counted(tmp_path: Path) -> None:
+def test_more_metrics_than_a_page_holds_are_counted(tmp_path: Path) -> None:
     draw = random.Random(1)
     records = [
         logged(step, loss=1.0, **{f"figure_{n:03}": draw.random() for n in range(400)})
@@ -69,7 +69,7 @@ def test_more_figures_than_a_page_holds_are_counted(tmp_path: Path) -> None:
     text = report_page([read_run(folder_of(tmp_path / "run", records))])
     assert len(text.encode()) < HALF_A_MEGABYTE
     drawn = len(charts(text))
-    assert f"{401 - drawn:,} further figures are not drawn: metrics.jsonl has them." in text
+    assert f"{401 - drawn:,} further metrics are not drawn: metrics.jsonl has them." in text
 
 
 def test_twenty_runs_that_have_nothing_in_common_stay_below(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_table_has_one_column_with_median_and_range(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_seeds_that_lack_a_figure_are_counted(tmp_path: Path) -> None:
+def test_seeds_that_lack_a_metric_are_counted(tmp_path: Path) -> None:
     runs = seeds(tmp_path, "mine", [4.0, 2.0])
     records = [logged(10, loss=3.0)]
     runs.append(read_run(folder_of(tmp_path / "cut", records, name="mine", seed=7, state="failed")))

@@ -21,7 +21,7 @@ from forge_kernel.planning.plan import plan
 from forge_kernel.runner import run
 from forge_kernel.testing.trial import TrialWords
 from forge_plugins.mathematics.text.generation import greedy_continuation
-from forge_plugins.validators.bleu import BleuConfig, BleuMeter
+from forge_plugins.validators.bleu import BleuConfig, BleuMetric
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
@@ -44,15 +44,15 @@ def windows(count: int) -> Batch:
     return Batch(rows[:, :-1], rows[:, 1:])
 
 
-def meter(**settings: Any) -> BleuMeter:
+def metric(**settings: Any) -> BleuMetric:
     data = SimpleNamespace(tokenizer=TrialWords(), spec=SimpleNamespace(sequence=LENGTH))
     pretended: Any = SimpleNamespace(data=data, active_model=successor, device="cpu")
-    made = BleuMeter(bind_config(BleuConfig, {"prompt": 5, "tokens": 20, **settings}), pretended)
+    made = BleuMetric(bind_config(BleuConfig, {"prompt": 5, "tokens": 20, **settings}), pretended)
     made.reset()
     return made
 
 
-def fed(made: BleuMeter, batch: Batch, cuts: list[tuple[int, int]]) -> BleuMeter:
+def fed(made: BleuMetric, batch: Batch, cuts: list[tuple[int, int]]) -> BleuMetric:
     for begin, end in cuts:
         part = Batch(batch.inputs[begin:end], batch.targets[begin:end])
         made.update(part, None, torch.zeros(()), 1.0)
@@ -77,11 +77,11 @@ def test_the_score_of_two_ranks_with_uneven_batches_is_that_of_the_whole_set() -
     batch = windows(13)
     wanted = {"bleu": pytest.approx(reference(batch))}
     assert 10 < wanted["bleu"].expected < 90
-    assert computed([fed(meter(), batch, [(0, 1), (1, 9)]), fed(meter(), batch, [(9, 13)])]) == (
+    assert computed([fed(metric(), batch, [(0, 1), (1, 9)]), fed(metric(), batch, [(9, 13)])]) == (
         wanted
     )
-    assert computed([meter(), fed(meter(), batch, [(0, 13)])]) == wanted
-    assert computed([meter(), meter()]) == {}
+    assert computed([metric(), fed(metric(), batch, [(0, 13)])]) == wanted
+    assert computed([metric(), metric()]) == {}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_each_setting_means_what_sacrebleu_means_by_it(
     settings: dict[str, Any], same: dict[str, Any]
 ) -> None:
     batch = windows(6)
-    found = computed([fed(meter(**settings), batch, [(0, 6)])])["bleu"]
+    found = computed([fed(metric(**settings), batch, [(0, 6)])])["bleu"]
     if "prompt" in same:
         same = {"tokens": LENGTH + 1 - same["prompt"], **same}
         same["tokens"] = min(20, same["tokens"])
@@ -108,9 +108,9 @@ def test_each_setting_means_what_sacrebleu_means_by_it(
 def test_only_so_many_windows_are_written_as_are_asked_for() -> None:
     batch = windows(9)
     first = Batch(batch.inputs[:4], batch.targets[:4])
-    found = computed([fed(meter(windows=4), batch, [(0, 3), (3, 6), (6, 9)])])
+    found = computed([fed(metric(windows=4), batch, [(0, 3), (3, 6), (6, 9)])])
     assert found["bleu"] == pytest.approx(reference(first))
-    whole = computed([fed(meter(windows=None), batch, [(0, 9)])])
+    whole = computed([fed(metric(windows=None), batch, [(0, 9)])])
     assert whole["bleu"] == pytest.approx(reference(batch))
 
 
@@ -127,8 +127,8 @@ def test_the_model_reads_no_more_than_its_context() -> None:
 
 
 SMALL = [
-    "run.max_steps=2", "run.validate_every=1", "data.with.length=16", "data.with.batch_size=4",
-    "data.with.validation_share=0.002", "model.with.layers=1", "model.with.width=32",
+    "run.max_steps=2", "run.validate_every=1", "data.with.sequence_length=16", "data.with.batch_size=4",
+    "data.with.validation_split=0.002", "model.with.layers=1", "model.with.width=32",
     "model.with.hidden=32", "exporters=[]", "gradients=[]", "observers=[]",
 ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_data_that_is_no_text_is_refused_at_plan_time() -> None:
 
 @pytest.mark.spec("H7")
 def test_without_sacrebleu_the_run_is_refused_when_it_is_planned(tmp_path: Path) -> None:
-    """Red when the figure is 0.0, or the run begins and fails at its first validation."""
+    """Red when the metric is 0.0, or the run begins and fails at its first validation."""
     code = (
         "import sys; sys.modules['sacrebleu'] = None\n"
         "from forge_kernel import load_pipeline, plan\n"

@@ -1,4 +1,4 @@
-"""Figures of classes: against scikit-learn's definitions, over uneven batches and ranks."""
+"""Metrics of classes: against scikit-learn's definitions, over uneven batches and ranks."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from forge_kernel.training.loaders.data_loaders import LiveData
 from forge_plugins.mathematics.metrics.classification import (
     BY_CLASS,
     class_counts,
-    class_figures,
+    class_metrics,
     hit_counts,
 )
 from forge_plugins.mathematics.metrics.label_positions import answer_rows, number_pairs
 from forge_plugins.validators.classification import (
-    AccuracyMeter,
+    AccuracyMetric,
     ClassificationConfig,
-    ClassMeter,
+    ClassMetric,
     TrainingAccuracy,
-    figures,
+    metrics,
 )
 
 ZERO = torch.zeros(())
@@ -71,12 +71,12 @@ def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
     return logits, torch.randint(max(1, classes - 1), (samples,), generator=generator)
 
 
-def fed(meter: Any, logits: Tensor, targets: Tensor, cuts: list[int], ignored: int = -100) -> Any:
-    meter.reset()
+def fed(metric: Any, logits: Tensor, targets: Tensor, cuts: list[int], ignored: int = -100) -> Any:
+    metric.reset()
     for begin, end in pairwise(cuts):
         batch = Batch(None, targets[begin:end], ignore_index=ignored)
-        meter.update(batch, logits[begin:end], ZERO, 1.0)
-    return meter
+        metric.update(batch, logits[begin:end], ZERO, 1.0)
+    return metric
 
 
 @pytest.mark.spec("H6", "H7")
@@ -85,22 +85,22 @@ def fed(meter: Any, logits: Tensor, targets: Tensor, cuts: list[int], ignored: i
     share=st.floats(0, 1), data=st.data(),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_the_figures_of_two_ranks_with_uneven_batches_are_those_of_the_whole_set(
+def test_the_metrics_of_two_ranks_with_uneven_batches_are_those_of_the_whole_set(
     samples: int, classes: int, seed: int, share: float, data: st.DataObject
 ) -> None:
-    """Red when a rank's figures are averaged, and when a rank without a batch adds nothing up."""
+    """Red when a rank's metrics are averaged, and when a rank without a batch adds nothing up."""
     logits, targets = drawn(samples, classes, seed)
     cut = round(samples * share)
     first = sorted({0, cut, *data.draw(st.lists(st.integers(0, cut), max_size=3))})
     whole = reference(logits.argmax(1).tolist(), targets.tolist())
-    meters = [
-        fed(ClassMeter(BY_CLASS), logits, targets, first if cut else []),
-        fed(ClassMeter(BY_CLASS), logits, targets, [cut, samples] if cut < samples else []),
+    metrics = [
+        fed(ClassMetric(BY_CLASS), logits, targets, first if cut else []),
+        fed(ClassMetric(BY_CLASS), logits, targets, [cut, samples] if cut < samples else []),
     ]
-    assert computed(meters) == pytest.approx(whole)
+    assert computed(metrics) == pytest.approx(whole)
     shares = [
-        fed(AccuracyMeter((2,)), logits, targets, first if cut else []),
-        fed(AccuracyMeter((2,)), logits, targets, [cut, samples] if cut < samples else []),
+        fed(AccuracyMetric((2,)), logits, targets, first if cut else []),
+        fed(AccuracyMetric((2,)), logits, targets, [cut, samples] if cut < samples else []),
     ]
     likely = logits.topk(min(2, classes)).indices
     assert computed(shares) == pytest.approx(
@@ -111,12 +111,12 @@ def test_the_figures_of_two_ranks_with_uneven_batches_are_those_of_the_whole_set
     )
 
 
-def test_without_a_target_anywhere_there_is_no_figure() -> None:
-    for meters in ([ClassMeter(BY_CLASS), ClassMeter(BY_CLASS)], [AccuracyMeter((2,))] * 1):
-        assert computed(meters) == {}
+def test_without_a_target_anywhere_there_is_no_metric() -> None:
+    for several in ([ClassMetric(BY_CLASS), ClassMetric(BY_CLASS)], [AccuracyMetric((2,))] * 1):
+        assert computed(several) == {}
     logits, targets = torch.zeros(2, 3), torch.tensor([-1, -1])
-    assert computed([fed(ClassMeter(BY_CLASS), logits, targets, [0, 2], ignored=-1)]) == {}
-    assert computed([fed(AccuracyMeter(()), logits, targets, [0, 2], ignored=-1)]) == {}
+    assert computed([fed(ClassMetric(BY_CLASS), logits, targets, [0, 2], ignored=-1)]) == {}
+    assert computed([fed(AccuracyMetric(()), logits, targets, [0, 2], ignored=-1)]) == {}
 
 
 def test_an_ignored_target_counts_as_nothing() -> None:
@@ -126,7 +126,7 @@ def test_an_ignored_target_counts_as_nothing() -> None:
     kept = padded != -100
     expected = reference(logits.argmax(1)[kept].tolist(), targets[kept].tolist())
     counts = class_counts(logits, padded, kept.float())
-    assert class_figures(counts) == pytest.approx(expected)
+    assert class_metrics(counts) == pytest.approx(expected)
     hits, total = hit_counts(logits, padded, (1,), kept.float()).tolist()
     assert (hits / total, total) == (pytest.approx(expected["f1_micro"]), int(kept.sum()))
 
@@ -151,21 +151,21 @@ def test_a_target_that_counts_and_is_no_class_is_refused(weights: list[float] | 
     ],
 )
 @pytest.mark.parametrize("weight", [1.0, 0.25, 3.0, 0.0])
-def test_an_answer_that_is_no_number_makes_no_figure_where_it_counts(
+def test_an_answer_that_is_no_number_makes_no_metric_where_it_counts(
     row: list[float], spoilt: bool, weight: float
 ) -> None:
-    """Planted: only weights above 1 looked at; weights not looked at; one figure of the two."""
+    """Planted: only weights above 1 looked at; weights not looked at; one metric of the two."""
     logits = torch.cat([drawn(5, 3, 1)[0], torch.tensor([row])])
     targets, weights = torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(6)
     weights[5] = weight
     hits, total = hit_counts(logits, targets, (1,), weights).tolist()
-    figures = class_figures(class_counts(logits, targets, weights))
-    found = [hits / total, *figures.values()]
+    metrics = class_metrics(class_counts(logits, targets, weights))
+    found = [hits / total, *metrics.values()]
     assert len(found) > 3
     assert [math.isnan(one) for one in found] == [spoilt and weight > 0] * len(found)
     if weight == 1.0:
-        bare = class_figures(class_counts(logits, targets))
-        assert bare == pytest.approx(figures, nan_ok=True)
+        bare = class_metrics(class_counts(logits, targets))
+        assert bare == pytest.approx(metrics, nan_ok=True)
 
 
 def test_rows_stand_beside_their_targets_wherever_the_model_answers() -> None:
@@ -201,18 +201,18 @@ def test_outputs_that_are_no_rows_of_logits_are_named_for_what_they_are(
 
 
 @pytest.mark.parametrize("name", ["top_k", "by_class"])
-def test_a_figure_that_is_named_twice_is_refused(name: str) -> None:
+def test_a_metric_that_is_named_twice_is_refused(name: str) -> None:
     twice = {"top_k": "[3, 3]", "by_class": "[f1, f1]"}[name]
     with pytest.raises(ConfigError, match="names one twice"):
         load_pipeline("smoke", [f"validators=[{{use: classification, with: {{{name}: {twice}}}}}]"])
 
 
 @pytest.mark.parametrize("name", ["f1", *BY_CLASS[1:]])
-def test_each_figure_can_be_asked_for_and_watched(tmp_path: Path, name: str) -> None:
+def test_each_metric_can_be_asked_for_and_watched(tmp_path: Path, name: str) -> None:
     settings_ = [
         "run.max_steps=2", "run.validate_every=1", "observers=[{use: metrics_jsonl}]",
         f"validators=[{{use: classification, with: {{by_class: [{name}], top_k: [2, 5]}}}}]",
-        f"policies=[{{use: best_checkpoint, with: {{metric: {name}, mode: max}}}}]",
+        f"callbacks=[{{use: best_checkpoint, with: {{metric: {name}, mode: max}}}}]",
     ]  # fmt: skip
     result = run(load_pipeline("smoke", settings_), output_dir=tmp_path / "run", quiet=True)
     assert set(result.best) == {"loss", "accuracy", "top_2_accuracy", "top_5_accuracy", name}
@@ -252,7 +252,7 @@ def logged(batches: list[Batch], use: dict[str, Any], **options: Any) -> list[di
 
     def log() -> Any:
         record = original()
-        lines.append({"step": record.step, **record.figures})
+        lines.append({"step": record.step, **record.metrics})
         return record
 
     session.log = log  # type: ignore[method-assign]
@@ -271,7 +271,7 @@ def test_the_log_has_the_accuracy_of_the_training_batch_that_ended_the_interval(
     assert [line["accuracy"] for line in windows] == pytest.approx([5 / 6, 1 / 4])
 
 
-def test_the_last_line_of_a_run_that_ends_between_intervals_has_no_figure_of_an_earlier_step() -> (
+def test_the_last_line_of_a_run_that_ends_between_intervals_has_no_metric_of_an_earlier_step() -> (
     None
 ):
     lines = logged([window([True, False])] * 3, {}, log_every=2)
@@ -285,8 +285,8 @@ def test_the_last_line_of_a_run_that_ends_between_intervals_has_no_figure_of_an_
         session.attend()
     record = session.log()
     assert record.step == 3
-    assert record.figures["accuracy"] is None
-    assert "grad_norm" not in record.figures
+    assert record.metrics["accuracy"] is None
+    assert "grad_norm" not in record.metrics
 
 
 def test_training_accuracy_can_be_left_out(linear: nn.Module) -> None:
@@ -298,13 +298,13 @@ def test_training_accuracy_can_be_left_out(linear: nn.Module) -> None:
 
 def test_a_step_that_ends_no_interval_reads_no_answers(monkeypatch: Any) -> None:
     counted: list[int] = []
-    original = AccuracyMeter.update
+    original = AccuracyMetric.update
 
     def update(self: Any, *arguments: Any) -> None:
         counted.append(1)
         original(self, *arguments)
 
-    monkeypatch.setattr(AccuracyMeter, "update", update)
+    monkeypatch.setattr(AccuracyMetric, "update", update)
     lines = logged([window([True])] * 10, {}, log_every=5)
     assert [line["step"] for line in lines] == [5, 10]
     assert len(counted) == 2 + 1  # two lines, and the validation at the end
@@ -318,10 +318,10 @@ def test_the_accuracy_of_training_is_over_all_ranks() -> None:
             strategy = type("S", (), {"reduce": staticmethod(add)})
             progress = type("P", (), {"step": 1})
             pretended: Any = type("R", (), {"strategy": strategy, "progress": progress})
-            training = TrainingAccuracy(AccuracyMeter())
+            training = TrainingAccuracy(AccuracyMetric())
             step: Any = type("T", (), {"number": 1})
             training.take(step, batch, batch.inputs)
-            return float(training.figures(pretended)["accuracy"])  # type: ignore[arg-type]
+            return float(training.metrics(pretended)["accuracy"])  # type: ignore[arg-type]
 
         return call
 
@@ -348,4 +348,4 @@ def test_a_run_from_a_file_logs_loss_accuracy_rate_and_norm_at_each_interval(
 
 def test_the_names_that_the_planner_hears_are_those_that_are_measured() -> None:
     config = bind_config(ClassificationConfig, {"top_k": [4], "by_class": ["recall"]})
-    assert figures(config) == ("accuracy", "top_4_accuracy", "recall")
+    assert metrics(config) == ("accuracy", "top_4_accuracy", "recall")

@@ -17,24 +17,24 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_plugins.mathematics.metrics.language_model import cross_entropy_sums, perplexity
-from forge_plugins.validators.language_model import PerplexityMeter
+from forge_plugins.validators.language_model import PerplexityMetric
 
 
 def fed(
     logits: torch.Tensor, targets: torch.Tensor, cuts: list[int], ignored: int = -100
-) -> PerplexityMeter:
-    meter = PerplexityMeter()
-    meter.reset()
+) -> PerplexityMetric:
+    metric = PerplexityMetric()
+    metric.reset()
     for begin, end in pairwise(cuts):
         batch = Batch(None, targets[begin:end], ignore_index=ignored)
-        meter.update(batch, logits[begin:end], torch.zeros(()), 1.0)
-    return meter
+        metric.update(batch, logits[begin:end], torch.zeros(()), 1.0)
+    return metric
 
 
 @pytest.mark.spec("H7")
 @given(samples=st.integers(1, 30), seed=st.integers(0, 10_000), share=st.floats(0, 1))
 @settings(deadline=None, max_examples=40)
-def test_the_figures_of_two_ranks_are_those_of_the_whole_set(
+def test_the_metrics_of_two_ranks_are_those_of_the_whole_set(
     samples: int, seed: int, share: float
 ) -> None:
     """Red when the perplexities of the batches are averaged."""
@@ -44,11 +44,11 @@ def test_the_figures_of_two_ranks_are_those_of_the_whole_set(
     targets[::4] = -7
     kept = targets != -7
     cut = round(samples * share)
-    meters = [
+    metrics = [
         fed(logits, targets, [0, cut // 2, cut], -7),
         fed(logits, targets, [cut, samples] if cut < samples else [], -7),
     ]
-    found = computed(meters)
+    found = computed(metrics)
     if not bool(kept.any()):
         assert found == {}
         return
@@ -81,7 +81,7 @@ def test_a_run_measures_it_and_smoothing_does_not_change_it(tmp_path: Path) -> N
         settings_ = [
             "run.max_steps=1", "run.validate_every=1", "validators=[{use: language_model}]",
             f"loss={{use: cross_entropy, with: {{label_smoothing: {smoothing}}}}}",
-            "optimizer.with.lr=1e-12", "policies=[]", "observers=[{use: metrics_jsonl}]",
+            "optimizer.with.lr=1e-12", "callbacks=[]", "observers=[{use: metrics_jsonl}]",
             "exporters=[]",
         ]  # fmt: skip
         run(load_pipeline("smoke", settings_), output_dir=tmp_path / name, quiet=True)

@@ -1,4 +1,4 @@
-"""Figures of regression: exact wherever the batches are cut and whichever rank has them."""
+"""Metrics of regression: exact wherever the batches are cut and whichever rank has them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from ranks import computed
 
 from forge_kernel.contract.values import Batch
-from forge_plugins.validators.regression import RegressionMeter
+from forge_plugins.validators.regression import RegressionMetric
 
 
-def fed(outputs: torch.Tensor, targets: torch.Tensor, cuts: list[int]) -> RegressionMeter:
-    meter = RegressionMeter()
-    meter.reset()
+def fed(outputs: torch.Tensor, targets: torch.Tensor, cuts: list[int]) -> RegressionMetric:
+    metric = RegressionMetric()
+    metric.reset()
     for begin, end in pairwise(cuts):
-        meter.update(Batch(None, targets[begin:end]), outputs[begin:end], torch.zeros(()), 1.0)
-    return meter
+        metric.update(Batch(None, targets[begin:end]), outputs[begin:end], torch.zeros(()), 1.0)
+    return metric
 
 
 @pytest.mark.spec("H7")
@@ -29,7 +29,7 @@ def fed(outputs: torch.Tensor, targets: torch.Tensor, cuts: list[int]) -> Regres
     seed=st.integers(0, 10_000), share=st.floats(0, 1), data=st.data(),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_the_figures_of_two_ranks_are_those_of_the_whole_set(
+def test_the_metrics_of_two_ranks_are_those_of_the_whole_set(
     samples: int, width: int, shift: float, seed: int, share: float, data: st.DataObject
 ) -> None:
     """Red with plain sums of squares: a shift of 1e7 takes the digits of `r2`."""
@@ -45,9 +45,9 @@ def test_the_figures_of_two_ranks_are_those_of_the_whole_set(
     cut = round(samples * share)
     first = sorted({0, cut, *data.draw(st.lists(st.integers(0, cut), max_size=3))})
     have, want = torch.from_numpy(outputs), torch.from_numpy(targets)
-    meters = [fed(have, want, first if cut else [])]
-    meters.append(fed(have, want, [cut, samples] if cut < samples else []))
-    assert computed(meters) == pytest.approx(whole, rel=1e-6)
+    metrics = [fed(have, want, first if cut else [])]
+    metrics.append(fed(have, want, [cut, samples] if cut < samples else []))
+    assert computed(metrics) == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9, -3e-20])
@@ -62,6 +62,6 @@ def test_small_targets_have_one() -> None:
     assert computed([fed(targets, targets, [0, 2])])["r2"] == pytest.approx(1.0)
 
 
-def test_without_a_number_there_is_no_figure() -> None:
+def test_without_a_number_there_is_no_metric() -> None:
     nothing = torch.zeros(0)
     assert computed([fed(nothing, nothing, []), fed(nothing, nothing, [0, 0])]) == {}

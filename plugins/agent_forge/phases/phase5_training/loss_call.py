@@ -206,7 +206,7 @@ class CallersLoss:
     def compute_outputs(self, run: Run, step: Step, batch: Batch) -> Any:
         """The predictions; None where the caller's function runs the model itself.
 
-        In a validation they are also had for the figures, where the batch has targets.
+        In a validation they are also had for the metrics, where the batch has targets.
         """
         del step
         batch.ignore_index = self._ignored  # what the caller's function passes over counts nothing
@@ -331,7 +331,7 @@ class Callbacks:
 
     @hookimpl
     def on_epoch_end(self, run: Run) -> None:
-        """`on_epoch_end(epoch, metrics)`: finished epochs, the latest validation's figures."""
+        """`on_epoch_end(epoch, metrics)`: finished epochs, the latest validation's metrics."""
         for listen in self._epochs:
             listen(self.before.epochs + run.progress.epoch, dict(run.metrics.validation))
 
@@ -345,7 +345,7 @@ class Callbacks:
 
 
 def step_metrics(run: Run, step: Step) -> dict[str, Any]:
-    """What is known at the end of a step, read to the host: the latest validation's figures too.
+    """What is known at the end of a step, read to the host: the latest validation's metrics too.
 
     The step's own loss comes under `loss`, that of the validation under `val_loss`.
     """

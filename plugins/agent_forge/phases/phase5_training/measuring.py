@@ -1,4 +1,4 @@
-"""Figures of a model over a loader: a kernel session that validates and trains nothing."""
+"""Metrics of a model over a loader: a kernel session that validates and trains nothing."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_call import CallersData, CallersLoss, LossFunction
-from forge_kernel.api import Batch, Goal, Kind, Meter, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Batch, Goal, Kind, Metric, PluginInfo, Run, Step, hookimpl
 from forge_kernel.embedding import LiveDataPlugin, LiveModel, NoConfig, RunConfig, Session
 from forge_plugins.mathematics.metrics.classification import ByClass
 from forge_plugins.validators.classification import (
-    AccuracyMeter,
-    ClassMeter,
+    AccuracyMetric,
+    ClassMetric,
     TrainingAccuracy,
 )
 
 NAMES: Final[Mapping[str, ByClass]] = {
     "f1_score": "f1", "precision": "precision", "recall": "recall",
 }  # fmt: skip
-"""The figures by class: the name here, the name in the kernel's validator."""
+"""The metrics by class: the name here, the name in the kernel's validator."""
 
 
 def of_classes(batch: Batch, outputs: Any) -> bool:
@@ -32,14 +32,14 @@ def of_classes(batch: Batch, outputs: Any) -> bool:
     return whole and isinstance(outputs, Tensor) and outputs.ndim == targets.ndim + 1
 
 
-class AnswerMeter:
-    """Figures of classes, where predictions are rows of logits and targets are whole numbers.
+class AnswerMetric:
+    """Metrics of classes, where predictions are rows of logits and targets are whole numbers.
 
-    Elsewhere there is no figure: what is not known is left out.
+    Elsewhere there is no metric: what is not known is left out.
 
     Args:
-        inner: the validator's own meter.
-        names: other names of its figures.
+        inner: the validator's own metric.
+        names: other names of its metrics.
     """
 
     def __init__(self, inner: Any, names: Mapping[str, str]) -> None:
@@ -58,18 +58,18 @@ class AnswerMeter:
             self._inner.update(batch, outputs, loss, weight)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
-        """The figures over all batches."""
+        """The metrics over all batches."""
         return {self._names.get(name, name): v for name, v in self._inner.compute(add).items()}
 
 
-class Figures:
-    """The meters of the face as a validator."""
+class Metrics:
+    """The metrics of the face as a validator."""
 
     info = PluginInfo(
-        name="figures",
+        name="metrics",
         kind=Kind.VALIDATORS,
         config=NoConfig,
-        provides=("figure:accuracy", "figure:f1_score", "figure:precision", "figure:recall"),
+        provides=("metric:accuracy", "metric:f1_score", "metric:precision", "metric:recall"),
     )
 
     def __init__(self, top_k: Sequence[int] = ()) -> None:
@@ -78,12 +78,12 @@ class Figures:
         self._training: TrainingAccuracy | None = None
 
     @hookimpl
-    def make_meters(self, run: Run) -> Sequence[Meter]:
-        """Shares of hits, and figures by class."""
-        self._training = TrainingAccuracy(AccuracyMeter(device=run.device))
+    def make_metrics(self, run: Run) -> Sequence[Metric]:
+        """Shares of hits, and metrics by class."""
+        self._training = TrainingAccuracy(AccuracyMetric(device=run.device))
         return [
-            AnswerMeter(AccuracyMeter(self._top_k, device=run.device), {}),
-            AnswerMeter(ClassMeter(tuple(NAMES.values()), device=run.device), NAMES),
+            AnswerMetric(AccuracyMetric(self._top_k, device=run.device), {}),
+            AnswerMetric(ClassMetric(tuple(NAMES.values()), device=run.device), NAMES),
         ]
 
     @hookimpl
@@ -94,10 +94,10 @@ class Figures:
             self._training.take(step, batch, outputs)
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
         """The accuracy of the step that the line is of."""
         del step
-        return {} if self._training is None else self._training.figures(run)
+        return {} if self._training is None else self._training.metrics(run)
 
 
 class _NothingSteps:
@@ -135,9 +135,9 @@ class Measuring:
         self._session: Session | None = None
 
     @staticmethod
-    def meters(top_k: Sequence[int] = ()) -> Figures:
-        """The validator that another run is to have, for the same figures."""
-        return Figures(top_k)
+    def validator(top_k: Sequence[int] = ()) -> Metrics:
+        """The validator that another run is to have, for the same metrics."""
+        return Metrics(top_k)
 
     def __iter__(self) -> Any:
         """The batches of the pass that is due; the session's data are this object."""
@@ -151,7 +151,7 @@ class Measuring:
                 LiveDataPlugin(CallersData((), cast(Any, self))),
                 _NothingSteps(),
                 self._loss,
-                Figures(self._top_k),
+                Metrics(self._top_k),
             ]
             settings = RunConfig(name="validation", seed=None, device=str(self._device))
             session = Session.of(parts, settings, quiet=True)
@@ -163,7 +163,7 @@ class Measuring:
             self._session = session
         return self._session
 
-    def figures(
+    def metrics(
         self, loader: Iterable[Any], loss_fn: LossFunction, loss_form: str | None = None
     ) -> dict[str, float]:
         """`loss` and, where the targets are classes, `accuracy`, `f1_score`, `precision`, `recall`.

@@ -34,7 +34,7 @@ class PhaseResult:
         success: whether the run came to its end.
         model: the trained model, or None.
         phase_name: of this phase.
-        metrics: the last figures by name, the best ones as `best_<name>`; None: not measured.
+        metrics: the last metrics by name, the best ones as `best_<name>`; None: not measured.
         duration_seconds: of the whole phase.
         artifacts: paths by name (`run_folder`, `final_model`, `metrics`, `validation`, `phase6`).
         config: the settings, plain.
@@ -174,7 +174,7 @@ class Phase5Controller:
         return PhaseResult(
             success=error is None,
             model=None if pipeline_now is None or error else pipeline_now.model,
-            metrics=_figures(result),
+            metrics=_metrics(result),
             duration_seconds=(ended - began).total_seconds(),
             artifacts=artifacts,
             config={} if pipeline_now is None else pipeline_now.config.to_dict(),
@@ -196,7 +196,7 @@ class Phase5Controller:
         return {name: str(path) for name, path in found.items() if path and Path(path).exists()}
 
 
-def _figures(result: RunResult | None) -> dict[str, float | None]:
+def _metrics(result: RunResult | None) -> dict[str, float | None]:
     if result is None:
         return {}
     return {**result.final, **{f"best_{name}": value for name, value in result.best.items()}}

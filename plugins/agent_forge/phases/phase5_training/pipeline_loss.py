@@ -7,7 +7,7 @@ from typing import Any, Final
 from agent_forge.phases.phase5_training.configuration import SettingError
 from agent_forge.phases.phase5_training.loss_settings import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import BitNetConfig
-from forge_kernel.api import Use, UseLoss, UsePenalty
+from forge_kernel.api import Use, UseLoss, UseRegularizer
 
 MARGIN: Final = "capability_acquisition"
 _OF_BITNET: Final = (
@@ -46,21 +46,21 @@ def pipeline_loss(config: LossConfig, bitnet: BitNetConfig | None, notices: list
     return UseLoss(found["use"], found["with"])
 
 
-def pipeline_penalties(config: LossConfig, bitnet: BitNetConfig | None) -> tuple[Use[Any], ...]:
+def pipeline_regularizers(config: LossConfig, bitnet: BitNetConfig | None) -> tuple[Use[Any], ...]:
     """The terms of the weights."""
     found: list[Use[Any]] = []
     if bitnet is not None and bitnet.bits < 16:
         if config.quantization_loss_weight:
             strength = {"strength": config.quantization_loss_weight}
-            found.append(UsePenalty("quantization_distance", strength))
+            found.append(UseRegularizer("quantization_distance", strength))
         if config.sparsity_loss_weight:
-            found.append(UsePenalty("weight_size", {
+            found.append(UseRegularizer("weight_size", {
                 "strength": config.sparsity_loss_weight, "measure": "magnitude",
                 "weights": "quantized",
             }))  # fmt: skip
     if config.regularization_weight:
         strength = {"strength": config.regularization_weight}
-        found.append(UsePenalty("weight_size", strength))
+        found.append(UseRegularizer("weight_size", strength))
     return tuple(found)
 
 

@@ -22,7 +22,7 @@ from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, 
 from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
-from agent_forge.phases.phase5_training.pipeline_loss import pipeline_loss, pipeline_penalties
+from agent_forge.phases.phase5_training.pipeline_loss import pipeline_loss, pipeline_regularizers
 from agent_forge.phases.phase5_training.schedule_settings import (
     READ,
     SchedulerConfig,
@@ -37,11 +37,11 @@ from agent_forge.phases.phase5_training.training_settings import (
 )
 from forge_kernel.api import (
     Use,
+    UseCallback,
     UseData,
     UseGradients,
     UseObserver,
     UseOptimizer,
-    UsePolicy,
     UseSchedule,
     UseValidator,
 )
@@ -245,7 +245,7 @@ class Declaration:
         held_out = self.file_settings(self.validation, trained_on=False)
         parts = {"training": training, "validation": held_out}
         return UseData(
-            "two_sources", {name: {"use": "file", "with": one} for name, one in parts.items()}
+            "train_validation", {name: {"use": "file", "with": one} for name, one in parts.items()}
         )
 
     # -- rates ----------------------------------------------------------------------------------
@@ -311,12 +311,12 @@ class Declaration:
                     f"TrainingConfig.min_lr_ratio and SchedulerConfig.{floor} both say where the "
                     "schedule ends: set one of them"
                 )
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         if chosen.monitor_metric is not None:
-            figures["monitor_metric"] = NAMES.get(chosen.monitor_metric, chosen.monitor_metric)
+            metrics["monitor_metric"] = NAMES.get(chosen.monitor_metric, chosen.monitor_metric)
         values = dataclasses.replace(
             chosen.values(**otherwise), scheduler_type=kind, base_lr=rate,
-            warmup_steps=self._warmup(chosen, total), **figures,
+            warmup_steps=self._warmup(chosen, total), **metrics,
         )  # fmt: skip
         name, settings = values.plugin_settings()
         return UseSchedule(name, settings), values.reference_lr
@@ -401,9 +401,9 @@ class Declaration:
         """The loss of the type that is asked for, with its further terms."""
         return pipeline_loss(self.config.loss_config, self.config.bitnet_config, self.notices)
 
-    def penalties(self) -> tuple[Use[Any], ...]:
+    def regularizers(self) -> tuple[Use[Any], ...]:
         """Terms of the weights."""
-        return pipeline_penalties(self.config.loss_config, self.config.bitnet_config)
+        return pipeline_regularizers(self.config.loss_config, self.config.bitnet_config)
 
     def gradients(self, total: int) -> tuple[Use[Any], ...]:
         """Filter, scale, clip.
@@ -431,7 +431,7 @@ class Declaration:
         return tuple(found)
 
     def metric(self) -> tuple[str, str]:
-        """The figure that decides, by the kernel's name, and whether it is to rise or to fall."""
+        """The metric that decides, by the kernel's name, and whether it is to rise or to fall."""
         config = self.config
         primary = config.validation_config.primary_metric
         numbers = config.loss_config.loss_type is LossType.REGRESSION
@@ -442,7 +442,7 @@ class Declaration:
         return NAMES.get(primary, primary), goal_of(primary)
 
     def validators(self) -> tuple[Use[Any], ...]:
-        """The meters of the figures that are asked for."""
+        """The metrics of the metrics that are asked for."""
         if self.config.loss_config.loss_type is LossType.REGRESSION:
             return (UseValidator("regression", {}),)
         asked = self.config.validation_config
@@ -452,7 +452,7 @@ class Declaration:
             UseValidator("classification", {"top_k": list(asked.top_k()), "by_class": by_class}),
         )
 
-    def policies(self, lengths: Lengths) -> tuple[Use[Any], ...]:
+    def callbacks(self, lengths: Lengths) -> tuple[Use[Any], ...]:
         """What decides by the validations."""
         config = self.config
         found: list[Use[Any]] = []
@@ -461,12 +461,12 @@ class Declaration:
             asked.refuse("validation_steps", "there is nothing to validate with")
             return ()
         if asked.validation_steps is not None:
-            found.append(UsePolicy("short_validation", {"batches": asked.validation_steps}))
+            found.append(UseCallback("short_validation", {"batches": asked.validation_steps}))
         metric, mode = self.metric()
         if asked.early_stopping_enabled:
             either = "validation_patience" if asked.given("validation_patience") else \
                 "early_stopping_patience"  # fmt: skip
-            found.append(UsePolicy("early_stopping", {
+            found.append(UseCallback("early_stopping", {
                 "metric": metric,
                 "mode": mode,
                 "patience": agreed((asked, either), (training, "validation_patience"),
@@ -476,7 +476,7 @@ class Declaration:
                                     otherwise=asked.early_stopping_min_delta),
             }))  # fmt: skip
         if asked.save_best_model:
-            found.append(UsePolicy("best_checkpoint", {"metric": metric, "mode": mode}))
+            found.append(UseCallback("best_checkpoint", {"metric": metric, "mode": mode}))
         if config.grokfast_config is not None:
             found += self._consolidation(config.grokfast_config, lengths.total)
         return tuple(found)
@@ -499,7 +499,7 @@ class Declaration:
             return []
         every = max(2, min(50, steps // 3))
         share = grokfast.knowledge_retention_weight
-        return [UsePolicy("consolidation", {"share": share, "every": every})]
+        return [UseCallback("consolidation", {"fraction": share, "every": every})]
 
     def log_every(self, total: int) -> int:
         """Optimizer steps between lines of the log: as set, or ten lines at least."""
@@ -551,11 +551,11 @@ class Declaration:
             "data": self.data(),
             "optimizer": self.optimizer(rate),
             "loss": self.loss(),
-            "penalties": self.penalties(),
+            "regularizers": self.regularizers(),
             "gradients": self.gradients(lengths.total),
             "schedule": schedule,
             "validators": self.validators(),
-            "policies": self.policies(lengths),
+            "callbacks": self.callbacks(lengths),
             "observers": self._observers(),
         }
         if bitnet is not None:
@@ -584,7 +584,7 @@ class Declaration:
         return tuple(found)
 
 
-def face_names(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures of the kernel's validators under the names of the face."""
+def face_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the kernel's validators under the names of the face."""
     own: dict[str, str] = {kernel: name for name, kernel in NAMES.items()}
-    return {own.get(name, name): value for name, value in figures.items()}
+    return {own.get(name, name): value for name, value in metrics.items()}

@@ -49,7 +49,7 @@ class SchedulerType(enum.Enum):
 
 
 class SchedulerConfig(Configuration):
-    """Rates are absolute and lengths are optimizer steps.
+    """ScheduleFactors are absolute and lengths are optimizer steps.
 
     All is null until it is assigned. A scheduler of its own then goes by the default
     (`ScheduleValues`), without a type by the cosine. In a pipeline `TrainingConfig` has the
@@ -304,7 +304,7 @@ def _one_cycle(config: ScheduleValues) -> tuple[str, dict[str, Any]]:
     rise = max(1, config.rise_steps)
     return "one_cycle", {
         "total_steps": max(2, config.total_steps),
-        "rise_share": min(rise / config.total_steps, 1.0 - 1.0 / (config.total_steps + 1)),
+        "rise_fraction": min(rise / config.total_steps, 1.0 - 1.0 / (config.total_steps + 1)),
         "start": _share(config, "base_lr"),
         "end": _share(config, "final_lr"),
         "lowest_momentum": _lowest_momentum(config),

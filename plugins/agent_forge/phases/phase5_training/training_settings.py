@@ -123,10 +123,10 @@ class TrainingConfig(Configuration):
         return found
 
 
-def goal_of(figure: str) -> Literal["max", "min"]:
-    """Whether a figure is to rise or to fall."""
+def goal_of(metric: str) -> Literal["max", "min"]:
+    """Whether a metric is to rise or to fall."""
     falls = ("loss", "perplexity", "error")
-    return "min" if any(word in figure for word in falls) else "max"
+    return "min" if any(word in metric for word in falls) else "max"
 
 
 def fitted_warmup(steps: int, total: int | None) -> int:

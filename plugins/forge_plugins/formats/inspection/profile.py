@@ -1,4 +1,4 @@
-"""What a data file holds, as figures to be told and drawn."""
+"""What a data file holds, as metrics to be told and drawn."""
 
 from __future__ import annotations
 

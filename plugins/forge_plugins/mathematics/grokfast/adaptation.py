@@ -19,16 +19,16 @@ class AdaptationRule:
     """How much changes at a verdict, and how far.
 
     Args:
-        window: values of the figure in one judgement; their mean is compared with the mean of as
+        window: values of the metric in one judgement; their mean is compared with the mean of as
             many before.
-        tolerance: relative change of the mean below which the figure has stalled.
+        tolerance: relative change of the mean below which the metric has stalled.
         lambda_factor: at `stalled` the amplification is multiplied by it, at `worse` divided;
             1 leaves it alone.
         alpha_factor: at `stalled` the memory `1 / (1 - alpha)` is multiplied by it, at `worse`
             divided; 1 leaves it alone.
         lambda_bounds: least and greatest amplification.
         alpha_bounds: least and greatest decay, below 1.
-        mode: whether the figure is to rise (`max`) or to fall (`min`).
+        mode: whether the metric is to rise (`max`) or to fall (`min`).
     """
 
     window: int
@@ -40,7 +40,7 @@ class AdaptationRule:
     mode: Literal["max", "min"]
 
     def judge(self, before: float, now: float) -> Verdict:
-        """What became of the figure's mean."""
+        """What became of the metric's mean."""
         gain = now - before if self.mode == "max" else before - now
         margin = self.tolerance * max(abs(before), 1e-12)
         if gain > margin:
@@ -51,7 +51,7 @@ class AdaptationRule:
 class FilterAdaptation:
     """Decay and amplification in force, and the values that the next judgement rests on.
 
-    While the figure becomes better nothing changes. When it stalls the slow component gets more
+    While the metric becomes better nothing changes. When it stalls the slow component gets more
     weight and a longer memory, when it becomes worse less and a shorter one.
 
     Args:
@@ -68,7 +68,7 @@ class FilterAdaptation:
         self._before: float | None = None
 
     def take(self, value: float) -> Verdict | None:
-        """Take in a value of the figure; a value that is not finite counts for nothing.
+        """Take in a value of the metric; a value that is not finite counts for nothing.
 
         Returns:
             The verdict, when this value completes a window after the first.

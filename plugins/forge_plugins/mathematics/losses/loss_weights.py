@@ -26,13 +26,13 @@ class Uncertainty(nn.Module):
         """`exp(-s_i)`, shape (tasks,)."""
         return torch.exp(-self.log_variance)
 
-    def penalty(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         """`sum_i s_i / 2`, 0-d."""
         return 0.5 * self.log_variance.sum()
 
     def forward(self, losses: Tensor) -> Tensor:
         """The total of losses of shape (tasks,)."""
-        return (self.factors() * losses).sum() + self.penalty()
+        return (self.factors() * losses).sum() + self.regularizer()
 
 
 class RateOfFall(nn.Module):

@@ -109,7 +109,7 @@ def class_counts(logits: Tensor, targets: Tensor, weights: Tensor | None = None)
     return torch.stack(found)[:, 1:] + _no_number(logits, counts)
 
 
-def class_figures(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[str, float]:
+def class_metrics(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[str, float]:
     """Means over classes (macro; `weighted` by their targets) and over all answers (micro).
 
     Precision and recall of a class without an answer or a target are 0, and a macro mean is over
@@ -117,7 +117,7 @@ def class_figures(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[s
 
     Args:
         counts: from `class_counts`, added up over the whole set.
-        names: which figures.
+        names: which metrics.
 
     Returns:
         Shares in [0, 1]; empty when no target was seen.

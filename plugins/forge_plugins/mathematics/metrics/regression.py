@@ -62,7 +62,7 @@ def merged(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([count, mean, spread, first[3] + second[3], first[4] + second[4]])
 
 
-def regression_figures(sums: Tensor, add: Callable[[Tensor], Tensor]) -> dict[str, float]:
+def regression_metrics(sums: Tensor, add: Callable[[Tensor], Tensor]) -> dict[str, float]:
     """`mse`, `mae` and `r2` (1 - residual / total over all numbers together).
 
     Args:

@@ -59,17 +59,17 @@ def operation_table(operation: Operation, modulus: int) -> tuple[Tensor, Tensor]
     return torch.stack([x, operator, y, operator + 1], dim=1), answer
 
 
-def split_pairs(count: int, training_share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_pairs(count: int, train_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Two disjoint random halves of `range(count)`.
 
     Args:
         count: number of samples.
-        training_share: share of the first part, 0 < share < 1.
+        train_fraction: share of the first part, 0 < share < 1.
         seed: of the permutation.
 
     Returns:
         Indices of the training and of the validation part.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    cut = round(count * training_share)
+    cut = round(count * train_fraction)
     return order[:cut], order[cut:]

@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     With `residual="input"` (pre-norm) the residual stream passes beside the norms. With
     `residual="normed"` it starts after the block's first norm, as in the network that the
-    Grokfast paper trains: another function, needed to reproduce its figures.
+    Grokfast paper trains: another function, needed to reproduce its metrics.
     """
 
     def __init__(

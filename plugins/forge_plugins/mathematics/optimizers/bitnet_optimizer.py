@@ -12,7 +12,7 @@ from forge_plugins.mathematics.optimizers.gradient_scaling import hold_spikes
 from forge_plugins.mathematics.optimizers.plain_parameters import with_plain_parameters
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer
 from forge_plugins.mathematics.quantization.warmup import blend
-from forge_plugins.mathematics.quantization.weight_statistics import weight_figures, weight_sums
+from forge_plugins.mathematics.quantization.weight_statistics import weight_metrics, weight_sums
 
 SCALE_DECAY = 0.99
 """Of the moving averages of the gradients' squares."""
@@ -114,11 +114,11 @@ class BitNetOptimizer(torch.optim.AdamW):
         return found
 
     def get_quantization_info(self) -> dict[str, float | None]:
-        """Figures over all layers, read to the host.
+        """Metrics over all layers, read to the host.
 
         Returns:
-            `layers`, `weights`, `blend`, `target_sparsity` as it is now, and the figures of
-            `weight_figures` (error, sparsity, latent distribution, share of each level); without a
+            `layers`, `weights`, `blend`, `target_sparsity` as it is now, and the metrics of
+            `weight_metrics` (error, sparsity, latent distribution, share of each level); without a
             quantized layer the latter are missing.
         """
         info: dict[str, float | None] = {
@@ -131,6 +131,6 @@ class BitNetOptimizer(torch.optim.AdamW):
         if not with_levels:
             return info
         sums = torch.stack([weight_sums(layer, None).cpu() for layer in with_levels]).sum(0)
-        figures = weight_figures(sums, with_levels[0].scheme.top)
-        del figures["weight_flips"]  # of the last update: not known here
-        return info | {name: float(value) for name, value in figures.items()}
+        metrics = weight_metrics(sums, with_levels[0].scheme.top)
+        del metrics["weight_flips"]  # of the last update: not known here
+        return info | {name: float(value) for name, value in metrics.items()}

@@ -85,7 +85,7 @@ def between(start: float, end: float, share: float, *, straight: bool) -> float:
 def one_cycle(
     position: int,
     span: int,
-    rise_share: float,
+    rise_fraction: float,
     outer: tuple[float, float],
     *,
     straight: bool = False,
@@ -95,7 +95,7 @@ def one_cycle(
     Args:
         position: optimizer steps before this one.
         span: position of the last step.
-        rise_share: share of the steps, `span + 1` of them, in which the factor rises.
+        rise_fraction: share of the steps, `span + 1` of them, in which the factor rises.
         outer: factor at the first and at the last step.
         straight: lines instead of half cosines.
 
@@ -103,7 +103,7 @@ def one_cycle(
         The factor, and how high the cycle stands: 0 at both ends, 1 at the peak (momentum goes
         against it).
     """
-    peak = rise_share * (span + 1) - 1.0
+    peak = rise_fraction * (span + 1) - 1.0
     done = min(position, span)
     if done <= peak:
         share = done / peak if peak > 0 else 1.0

@@ -287,7 +287,7 @@ class BitLayer(nn.Module):
 
     def _handle(self, scale: Tensor) -> Tensor:
         """What takes the weight's gradient for products that are given the weight beside it."""
-        if self.threshold is None and self.scheme.estimator == "plain":
+        if self.threshold is None and self.scheme.ste == "identity":
             return self.weight
         return self._estimated(self.weight.detach(), scale)
 

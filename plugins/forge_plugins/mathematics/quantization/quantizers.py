@@ -393,10 +393,10 @@ class _Estimated(torch.autograd.Function):
         values = in_levels(latent, scale, scheme)
         passed: Tensor | None = gradient
         share = 1.0 - blend
-        if scheme.estimator == "clipped":
+        if scheme.ste == "clipped":
             inside = (values.abs() <= scheme.top).view(latent.shape)
             passed = gradient * (inside + ~inside * share)
-        elif scheme.estimator == "off":
+        elif scheme.ste == "none":
             passed = gradient * share if share else None
         told = None
         if threshold is not None and ctx.needs_input_grad[1]:
@@ -453,9 +453,9 @@ def estimated(
             what is blended in of the latent weight itself keeps its gradient.
         blend: share of the quantized weight in `applied`.
     """
-    if threshold is None and scheme.estimator == "plain":
+    if threshold is None and scheme.ste == "identity":
         return straight_through(latent, applied)
-    if threshold is None and scheme.estimator == "off" and blend == 1.0:
+    if threshold is None and scheme.ste == "none" and blend == 1.0:
         return applied
     found: Tensor = _Estimated.apply(latent, threshold, applied, scale, (scheme, blend))  # type: ignore[no-untyped-call]
     return found

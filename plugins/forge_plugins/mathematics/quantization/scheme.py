@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Measure = Literal["absmean", "absmedian", "absmax"]
+ScaleStatistic = Literal["absmean", "absmedian", "absmax"]
 Granularity = Literal["tensor", "row", "group"]
 Rounding = Literal["deterministic", "stochastic", "learned_threshold"]
-Estimator = Literal["plain", "clipped", "off"]
+Ste = Literal["identity", "clipped", "none"]
 Arithmetic = Literal["exact", "int8", "int8_bf16_backward", "int8_backward"]
 
 WEIGHT_BITS: Final = (1, 1.58, 2, 4, 8, 16, 32)
@@ -32,8 +32,8 @@ class Scheme:
     Args:
         weight_bits: 1: {-1, 1} around the mean; 1.58: {-1, 0, 1}; 2, 4, 8: the symmetric integer
             grid of `2^(bits-1) - 1` levels to each side; 16 or 32: the weight as it is.
-        measure: what the step between levels is taken from. None: the mean of |W| for 1 and 1.58
-            bits, the largest |W| for 2, 4 and 8.
+        scale_statistic: what the step between levels is taken from. None: the mean of |W| for 1
+            and 1.58 bits, the largest |W| for 2, 4 and 8.
         granularity: what shares a step: the whole tensor, an output row, or `group_size`
             neighbouring inputs of an output row.
         group_size: length of a group, a divisor of the row's length.
@@ -43,7 +43,7 @@ class Scheme:
         rounding: to the nearest level; or to a neighbouring one at random, so that the mean over
             draws is the (clipped) weight, while training; or with the border between levels
             learned.
-        estimator: gradient of the rounding: that of the identity, the same within the grid only,
+        ste: gradient of the rounding: that of the identity, the same within the grid only,
             or none.
         parity: whose arithmetic the 1.58-bit, per-tensor form follows, operation by operation:
             `hf` (transformers' AutoBitLinear) or `torchao` (its `bitnet_training`).
@@ -59,13 +59,13 @@ class Scheme:
     """
 
     weight_bits: float = 1.58
-    measure: Measure | None = None
+    scale_statistic: ScaleStatistic | None = None
     granularity: Granularity = "tensor"
     group_size: int = 128
     activation_bits: int = 8
     activation_granularity: Literal["token", "tensor"] = "token"
     rounding: Rounding = "deterministic"
-    estimator: Estimator = "plain"
+    ste: Ste = "identity"
     parity: Literal["hf", "torchao"] = "hf"
     arithmetic: Arithmetic = "exact"
     threshold_rate: float = 10.0
@@ -79,7 +79,7 @@ class Scheme:
         bits, fine = self.weight_bits, self.weight_bits >= 16
         plain = (
             bits == 1.58 and self.granularity == "tensor" and self.rounding == "deterministic"
-            and self.measure in (None, "absmean")
+            and self.scale_statistic in (None, "absmean")
         )  # fmt: skip
         return [
             (bits not in WEIGHT_BITS, f"weight_bits is one of {WEIGHT_BITS}, not {bits}"),
@@ -89,17 +89,17 @@ class Scheme:
             ),
             (self.group_size < 1, "group_size is at least 1"),
             (
-                bits == 1 and self.measure not in (None, "absmean"),
-                f"weight_bits 1 takes its step from absmean, not {self.measure}",
+                bits == 1 and self.scale_statistic not in (None, "absmean"),
+                f"weight_bits 1 takes its step from absmean, not {self.scale_statistic}",
             ),
             (
-                bits == 1.58 and self.measure == "absmax",
+                bits == 1.58 and self.scale_statistic == "absmax",
                 "weight_bits 1.58 takes its step from absmean or absmedian (absmax would round "
                 "nearly all weights to zero)",
             ),
             (
-                bits in (4, 8) and self.measure not in (None, "absmax"),
-                f"weight_bits {bits:g} takes its step from absmax, not {self.measure}",
+                bits in (4, 8) and self.scale_statistic not in (None, "absmax"),
+                f"weight_bits {bits:g} takes its step from absmax, not {self.scale_statistic}",
             ),
             (
                 self.rounding == "learned_threshold" and bits not in (1, 1.58),
@@ -148,9 +148,9 @@ class Scheme:
         return int(2 ** (self.activation_bits - 1) - 1)
 
     @property
-    def step_from(self) -> Measure:
+    def step_from(self) -> ScaleStatistic:
         """What the step is taken from."""
-        return self.measure or ("absmean" if self.weight_bits < 2 else "absmax")
+        return self.scale_statistic or ("absmean" if self.weight_bits < 2 else "absmax")
 
     @property
     def is_reference(self) -> bool:

@@ -61,8 +61,8 @@ def weight_sums(layer: BitLayer, before: Tensor | None) -> Tensor:
         return torch.stack([*moments, *counts])
 
 
-def weight_figures(sums: Tensor, top: int) -> dict[str, Tensor]:
-    """Figures by name (0-d) from a vector of sums.
+def weight_metrics(sums: Tensor, top: int) -> dict[str, Tensor]:
+    """Metrics by name (0-d) from a vector of sums.
 
     Args:
         sums: from `weight_sums`, of one layer or added up.
@@ -79,7 +79,7 @@ def weight_figures(sums: Tensor, top: int) -> dict[str, Tensor]:
     mean, square = first / count, second / count
     variance = (square - mean * mean).clamp(min=0)
     central = fourth / count - 4 * mean * third / count + 6 * mean * mean * square - 3 * mean**4
-    figures = {
+    metrics = {
         "weight_sparsity": zeros / count,
         "weight_flips": flips / count,
         "quantization_error": (error / second).sqrt(),
@@ -88,5 +88,5 @@ def weight_figures(sums: Tensor, top: int) -> dict[str, Tensor]:
         "latent_kurtosis": central / (variance * variance),
     }
     shares = sums[_MOMENTS:] / count
-    figures |= {f"level_{level}": shares[index] for index, level in enumerate(bars(top))}
-    return figures
+    metrics |= {f"level_{level}": shares[index] for index, level in enumerate(bars(top))}
+    return metrics

@@ -15,9 +15,9 @@ def encode_documents(documents: Iterator[Tensor], end: int) -> Tensor:
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
 
 
-def cut(count: int, validation_share: float) -> int:
+def cut(count: int, validation_split: float) -> int:
     """Where a row of tokens is cut once: training tokens before, validation tokens behind."""
-    return count - round(count * validation_share)
+    return count - round(count * validation_split)
 
 
 def window_count(tokens: int, length: int) -> int:

@@ -1,4 +1,4 @@
-"""The figures of the log as a table that any spreadsheet opens."""
+"""The metrics of the log as a table that any spreadsheet opens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, RunResult, hookim
 
 @dataclass(frozen=True, kw_only=True)
 class AcmeCsvConfig:
-    """Which figures, and where."""
+    """Which metrics, and where."""
 
     file: Annotated[
         str,
@@ -23,14 +23,14 @@ class AcmeCsvConfig:
             pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\.csv$",
             description="name of the file in the run folder",
         ),
-    ] = "figures.csv"
-    figures: Annotated[
+    ] = "metrics.csv"
+    metrics: Annotated[
         tuple[str, ...], Meta(min_length=1, description="columns beside step and epoch")
     ] = ("loss", "learning_rate")
 
 
 class AcmeCsv:
-    """A row for each log interval; a figure that was not measured leaves its cell empty.
+    """A row for each log interval; a metric that was not measured leaves its cell empty.
 
     A checkpoint keeps the length of the file: a resumed run cuts off what was written after it, so
     that the file is that of an uninterrupted run.
@@ -53,7 +53,7 @@ class AcmeCsv:
         os.truncate(file, min(self._length, file.stat().st_size))
         self._stream = file.open("a", encoding="utf-8", newline="")
         if self._length == 0:
-            self._write(["step", "epoch", *self.config.figures])
+            self._write(["step", "epoch", *self.config.metrics])
 
     def _write(self, cells: list[Any]) -> None:
         if self._stream is None:
@@ -65,7 +65,7 @@ class AcmeCsv:
     @hookimpl
     def on_log(self, record: LogRecord) -> None:
         """One row."""
-        named = [record.figures.get(name) for name in self.config.figures]
+        named = [record.metrics.get(name) for name in self.config.metrics]
         self._write([record.step, record.epoch, *named])
 
     @hookimpl

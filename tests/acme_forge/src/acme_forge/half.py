@@ -7,13 +7,13 @@ from typing import Annotated, Protocol, cast
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, PluginInfo, Rates, Run, Step, UseSchedule, hookimpl
+from forge_kernel.api import Kind, PluginInfo, Run, ScheduleFactors, Step, UseSchedule, hookimpl
 
 
 class Schedule(Protocol):
     """What the nested plugin is asked for."""
 
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """Factors of the configured rates."""
         ...
 
@@ -36,9 +36,9 @@ class AcmeHalf:
         self.config = config
 
     @hookimpl
-    def compute_rates(self, run: Run, step: Step) -> Rates:
+    def compute_schedule_factors(self, run: Run, step: Step) -> ScheduleFactors:
         """The factor of this step."""
-        rates = cast(Schedule, self.config.schedule).compute_rates(run, step)
+        rates = cast(Schedule, self.config.schedule).compute_schedule_factors(run, step)
         whole = rates.learning_rate
         half = whole / 2 if isinstance(whole, float) else tuple(rate / 2 for rate in whole)
-        return Rates(half, rates.momentum)
+        return ScheduleFactors(half, rates.momentum)

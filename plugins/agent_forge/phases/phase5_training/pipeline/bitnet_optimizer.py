@@ -147,9 +147,9 @@ class BitNetConfig(Configuration):
             "weight_bits": self.bits,
             "activation_bits": self.activation_bits,
             "rounding": self.rounding,
-            "straight_through": "plain" if self.straight_through_estimator else "off",
+            "ste": "identity" if self.straight_through_estimator else "none",
             "warmup_steps": self.warmup_steps,
-            "warmup_share": LONGEST_WARMUP,
+            "warmup_fraction": LONGEST_WARMUP,
         }
         if self.rounding == QuantizationMode.LEARNED_THRESHOLD.value:
             settings["threshold_rate"] = self.threshold_lr_multiplier
@@ -169,7 +169,7 @@ class BitNetConfig(Configuration):
                 weight_bits=self.bits,
                 activation_bits=self.activation_bits,
                 rounding=self.rounding,  # type: ignore[arg-type]
-                estimator="plain" if self.straight_through_estimator else "off",
+                ste="identity" if self.straight_through_estimator else "none",
                 threshold_rate=self.threshold_lr_multiplier,
             )
         except ValueError as error:

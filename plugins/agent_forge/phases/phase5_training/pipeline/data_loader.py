@@ -120,8 +120,8 @@ def _file_settings(path: str | Path, config: DataConfig, **chosen: Any) -> FileC
         "input_column": config.input_column,
         "target_column": config.target_column,
         "classes": config.num_classes,
-        "integers": "uint8" if kind is DataFormat.TEXT else "uint16",
-        "length": config.max_sequence_length,
+        "token_dtype": "uint8" if kind is DataFormat.TEXT else "uint16",
+        "sequence_length": config.max_sequence_length,
         "batch_size": config.batch_size,
         "validation_batch_size": config.batch_size,
         "shuffle": config.shuffle,
@@ -192,7 +192,7 @@ def _tensor(rows: Any) -> Tensor:
 
 
 class DataLoadingProfiler:
-    """Figures of loading: what was measured, and None for what was not."""
+    """Metrics of loading: what was measured, and None for what was not."""
 
     def __init__(self) -> None:
         self.start_profiling()
@@ -321,7 +321,7 @@ class Loader:
         self._resumed = True
 
     def get_cache_stats(self) -> dict[str, float]:
-        """Figures of the cache, over this process and its workers."""
+        """Metrics of the cache, over this process and its workers."""
         return _cache_stats(self.data)
 
     def get_quality_stats(self) -> dict[str, Any]:

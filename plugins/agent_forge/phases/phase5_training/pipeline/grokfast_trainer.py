@@ -47,8 +47,8 @@ from forge_kernel.embedding import (
     UsePhases,
     UseWrapper,
 )
+from forge_plugins.callbacks.capabilities import Capability, Track
 from forge_plugins.mathematics.grokfast.filters import SlowGradient, filter_ema
-from forge_plugins.policies.capabilities import Capability, Track
 
 __all__ = [
     "CapabilityTracker",
@@ -96,7 +96,7 @@ class GrokfastConfig(Configuration):
         "refinement_lr_multiplier": "refinement_multiplier",
     }
     without_meaning: ClassVar[Mapping[str, str]] = {
-        "consolidation_threshold": "weights drawn together are kept when the validated figure is "
+        "consolidation_threshold": "weights drawn together are kept when the validated metric is "
         "not worse, and there is no other threshold",
         "transfer_learning_enabled": "transfer is a call: KnowledgeConsolidation.transfer_to",
         "memory_efficient_attention": "the model decides that, in its forward",
@@ -165,7 +165,7 @@ class CapabilityTracker:
         config: threshold and duration; read when a capability first scores.
     """
 
-    info = PluginInfo(name="capability_functions", kind=Kind.POLICIES, config=NoConfig)
+    info = PluginInfo(name="capability_functions", kind=Kind.CALLBACKS, config=NoConfig)
 
     def __init__(self, config: GrokfastConfig | None = None) -> None:
         self.config = NoConfig()
@@ -213,7 +213,7 @@ class CapabilityTracker:
             settings = self.settings
             duration = self.duration or settings.min_capability_duration
             wanted = Capability(
-                figure=name, threshold=settings.capability_threshold, duration=duration
+                metric=name, threshold=settings.capability_threshold, duration=duration
             )
             self._tracks[name] = Track(wanted)
         return self._tracks[name]
@@ -247,7 +247,7 @@ class CapabilityTracker:
         for name, change in changes.items():
             track = self._tracks[name]
             shown = "not known" if track.latest is None else f"{track.latest:.4g}"
-            run.tell(
+            run.emit_event(
                 f"capability_{change}",
                 f"The capability {name} is {change}: its score is {shown}.",
                 capability=name,
@@ -263,13 +263,13 @@ class CapabilityTracker:
             self._tell(run, self.update(step_metrics(run, step), run.progress.step))
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """Score with the validation's figures."""
-        named = {**figures, "val_loss": figures.get("loss"), "step": run.progress.step}
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Score with the validation's metrics."""
+        named = {**metrics, "val_loss": metrics.get("loss"), "step": run.progress.step}
         self._tell(run, self.update(named, run.progress.step))
 
     @hookimpl
-    def measure(self, run: Run, step: Step) -> Mapping[str, float | None]:
+    def log_metrics(self, run: Run, step: Step) -> Mapping[str, float | None]:
         """Score and retention of each, for the log."""
         del run, step
         found: dict[str, float | None] = {}
@@ -290,7 +290,7 @@ class CapabilityTracker:
 
 
 class KnowledgeConsolidation:
-    """Weights drawn toward a snapshot, and only kept when a figure does not get worse.
+    """Weights drawn toward a snapshot, and only kept when a metric does not get worse.
 
     Args:
         config: `knowledge_retention_weight` is the share of the snapshot.
@@ -321,7 +321,7 @@ class KnowledgeConsolidation:
 
         Args:
             model: changed in place, or left as it was.
-            score: a validated figure of the model.
+            score: a validated metric of the model.
             mode: whether it is to rise (`max`) or to fall (`min`).
 
         Raises:
@@ -472,7 +472,7 @@ class GrokfastTrainer:
     def register_capability(self, name: str, metric_fn: CapabilityFunction) -> None:
         """Watch `metric_fn(metrics) -> float`, called at every step and every evaluation.
 
-        The metrics of a step are `loss`, `learning_rate`, `grokfast_phase`, `step` and the figures
+        The metrics of a step are `loss`, `learning_rate`, `grokfast_phase`, `step` and the metrics
         of the latest evaluation (`accuracy`, `val_loss`, ...).
         """
         self.capabilities.register_capability(name, metric_fn)
@@ -541,34 +541,34 @@ class GrokfastTrainer:
         if not self.model.training:
             self.model.train()
         _ = session.step(CallersBatch.of(batch))
-        figures = session.log().figures
+        metrics = session.log().metrics
         names = ("loss", "learning_rate", "grad_norm")
-        self.metrics.update(**{name: figures[name] for name in names})
+        self.metrics.update(**{name: metrics[name] for name in names})
         return {
-            **{name: figures[name] for name in names},
+            **{name: metrics[name] for name in names},
             "grokfast_phase": session.step_state.phase,
-            "grokfast_alpha": figures.get("grokfast_alpha", self.config.alpha),
-            "grokfast_lambda": figures.get("grokfast_lambda", 0.0),
+            "grokfast_alpha": metrics.get("grokfast_alpha", self.config.alpha),
+            "grokfast_lambda": metrics.get("grokfast_lambda", 0.0),
             "step": session.run.progress.step,
         }
 
     def validate_step(
         self, batch: Any, loss_fn: LossFunction, loss_form: str | None = None
     ) -> dict[str, float]:
-        """The figures of one batch, told to the capabilities; the model's mode is left alone."""
+        """The metrics of one batch, told to the capabilities; the model's mode is left alone."""
         return self.validate([batch], loss_fn, loss_form)
 
     def validate(
         self, loader: Iterable[Any], loss_fn: LossFunction, loss_form: str | None = None
     ) -> dict[str, float]:
-        """The figures over a whole loader, told to the capabilities."""
+        """The metrics over a whole loader, told to the capabilities."""
         if self._measuring is None:
             self._measuring = Measuring(self.model, self.device)
-        figures = self._measuring.figures(loader, loss_fn, loss_form)
-        _ = self.capabilities.update({**figures, "val_loss": figures.get("loss")}, self.global_step)
+        metrics = self._measuring.metrics(loader, loss_fn, loss_form)
+        _ = self.capabilities.update({**metrics, "val_loss": metrics.get("loss")}, self.global_step)
         if self._session is not None:  # later steps know of it
-            self._session.run.metrics.record_validation(figures)
-        return figures
+            self._session.run.metrics.record_validation(metrics)
+        return metrics
 
     @property
     def global_step(self) -> int:

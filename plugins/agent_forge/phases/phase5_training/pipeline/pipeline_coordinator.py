@@ -117,14 +117,14 @@ class PipelinePhase(enum.Enum):
 
 
 class PipelineMetrics:
-    """Durations, events and the figures of a pipeline, in plain values."""
+    """Durations, events and the metrics of a pipeline, in plain values."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
         self._open: dict[str, float] = {}
         self._durations: dict[str, float] = {}
         self._events = 0
-        self._figures: dict[str, dict[str, dict[str, Any]]] = {"training": {}, "validation": {}}
+        self._metrics: dict[str, dict[str, dict[str, Any]]] = {"training": {}, "validation": {}}
 
     def start_phase(self, phase: PipelinePhase) -> None:
         """A phase begins."""
@@ -142,31 +142,31 @@ class PipelineMetrics:
         """Something was told."""
         self._events += 1
 
-    def _record(self, kind: str, figures: Mapping[str, Any]) -> None:
-        known = self._figures[kind]
-        for name, value in figures.items():
+    def _record(self, kind: str, metrics: Mapping[str, Any]) -> None:
+        known = self._metrics[kind]
+        for name, value in metrics.items():
             entry = known.setdefault(name, {"latest": None, "count": 0})
             entry["latest"] = value
             entry["count"] += value is not None
 
-    def record_training_metrics(self, figures: Mapping[str, float | None]) -> None:
-        """Figures of a log interval."""
-        self._record("training", figures)
+    def record_training_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Metrics of a log interval."""
+        self._record("training", metrics)
 
-    def record_validation_metrics(self, figures: Mapping[str, float | None]) -> None:
-        """Figures of a validation."""
-        self._record("validation", figures)
+    def record_validation_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Metrics of a validation."""
+        self._record("validation", metrics)
 
     def get_summary(self) -> dict[str, Any]:
-        """All of it; `training_summary` and `validation_summary` have, for each figure, the latest
+        """All of it; `training_summary` and `validation_summary` have, for each metric, the latest
         value and how many there were.
         """
         return {
             "total_time": time.monotonic() - self._begun,
             "phase_durations": dict(self._durations),
             "total_events": self._events,
-            "training_summary": copy.deepcopy(self._figures["training"]),
-            "validation_summary": copy.deepcopy(self._figures["validation"]),
+            "training_summary": copy.deepcopy(self._metrics["training"]),
+            "validation_summary": copy.deepcopy(self._metrics["validation"]),
         }
 
 
@@ -204,12 +204,12 @@ class _Follower:
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:
-        """Figures of a log interval."""
-        self._pipeline.metrics.record_training_metrics(record.figures)
-        self._pipeline.trainer.metrics.update(**record.figures)
-        self._pipeline.write_line("log", step=run.progress.step, **record.figures)
+        """Metrics of a log interval."""
+        self._pipeline.metrics.record_training_metrics(record.metrics)
+        self._pipeline.trainer.metrics.update(**record.metrics)
+        self._pipeline.write_line("log", step=run.progress.step, **record.metrics)
         begun, self._since = self._since, time.monotonic()
-        pace = record.figures.get("samples_per_second")
+        pace = record.metrics.get("samples_per_second")
         if pace is not None:
             passed = self._since - begun
             self._pipeline.validator.monitor.count(round(pace * passed), passed)
@@ -221,9 +221,9 @@ class _Follower:
             self._pipeline.write_line(told, step=run.progress.step)
 
     @hookimpl
-    def on_validation(self, run: Run, figures: Mapping[str, float]) -> None:
-        """Figures of a validation."""
-        named = face_names(figures)
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Metrics of a validation."""
+        named = face_names(metrics)
         self._pipeline.validator.record(named, run.progress.step)
         self._pipeline.metrics.record_validation_metrics(named)
         self._pipeline.write_line("validation", step=run.progress.step, **named)
@@ -379,7 +379,7 @@ class TrainingPipeline:
                 does.
 
         Returns:
-            Outcome, figures, and the run folder.
+            Outcome, metrics, and the run folder.
 
         Raises:
             What `setup` raises; and what a part of the run raises, after the run folder says why.
@@ -565,7 +565,7 @@ class TrainingPipeline:
             self._log.flush()
 
     def _write_results(self) -> None:
-        """The model, its figures, its validations."""
+        """The model, its metrics, its validations."""
         assert self.result is not None
         stream = io.BytesIO()
         summary = self.metrics.get_summary()

@@ -23,7 +23,7 @@ from agent_forge.phases.phase5_training.schedule_settings import (
     ScheduleValues,
     schedule_plugin,
 )
-from forge_kernel.api import Rates, Step
+from forge_kernel.api import ScheduleFactors, Step
 from forge_kernel.embedding import initial_momentum, initial_rate, write_momentum, write_rate
 from forge_plugins.mathematics.grokfast import phase_lengths
 from forge_plugins.phases.grokfast import GrokfastPhasesConfig
@@ -65,7 +65,7 @@ class _RunView:
     total_steps: int | None
     progress: _Progress = field(default_factory=_Progress)
 
-    def tell(self, name: str, message: str, **facts: Any) -> None:
+    def emit_event(self, name: str, message: str, **facts: Any) -> None:
         """Nobody listens: the caller has no event log."""
         del name, message, facts
 
@@ -81,7 +81,7 @@ def grokfast_clock(config: ScheduleValues) -> Clock:
 class Scheduler(LRScheduler):
     """A schedule for an optimizer, used as torch's own: `step()` after `optimizer.step()`.
 
-    The rate of the first step is set on construction. `step(metrics)` hands figures to strategies
+    The rate of the first step is set on construction. `step(metrics)` hands metrics to strategies
     that listen (adaptive, composite): a number is `monitor_metric`, a mapping names them.
 
     Args:
@@ -131,7 +131,9 @@ class Scheduler(LRScheduler):
         if phase != self._phase and hasattr(self.plugin, "on_phase_change"):
             self.plugin.on_phase_change(self._run, self._phase, phase)
         self._phase = phase
-        found: Rates = self.plugin.compute_rates(self._run, Step(number=number, phase=phase))
+        found: ScheduleFactors = self.plugin.compute_schedule_factors(
+            self._run, Step(number=number, phase=phase)
+        )
         factor = found.learning_rate
         factors = factor if isinstance(factor, tuple) else (factor,) * len(self.base_lrs)
         rates = [base * one for base, one in zip(self.base_lrs, factors, strict=True)]
@@ -140,16 +142,16 @@ class Scheduler(LRScheduler):
         return rates, None if momentum is None else self._momentum * momentum
 
     def report(self, metrics: float | Mapping[str, float]) -> None:
-        """Hand figures to a strategy that listens to them."""
-        figures = dict(metrics) if isinstance(metrics, Mapping) else {}
+        """Hand metrics to a strategy that listens to them."""
+        values = dict(metrics) if isinstance(metrics, Mapping) else {}
         if not isinstance(metrics, Mapping):
-            figures[self.monitor_metric] = float(metrics)
-        value = figures.get(self.monitor_metric)
+            values[self.monitor_metric] = float(metrics)
+        value = values.get(self.monitor_metric)
         if value is not None and math.isfinite(value):
             self._window.append(value)
-            figures[self.monitor_metric] = math.fsum(self._window) / len(self._window)
+            values[self.monitor_metric] = math.fsum(self._window) / len(self._window)
         if hasattr(self.plugin, "on_validation"):
-            self.plugin.on_validation(self._run, figures)
+            self.plugin.on_validation(self._run, values)
 
     def step(self, metrics: float | Mapping[str, float] | None = None) -> None:
         """Set the rate of the next optimizer step."""
@@ -224,7 +226,7 @@ ExponentialScheduler = _of(SchedulerType.EXPONENTIAL, "A constant ratio from ste
 PolynomialScheduler = _of(SchedulerType.POLYNOMIAL, "A power of the share that is left.")
 CyclicScheduler = _of(SchedulerType.CYCLIC, "Triangles.")
 OneCycleScheduler = _of(SchedulerType.ONE_CYCLE, "One rise and one fall.")
-AdaptiveScheduler = _of(SchedulerType.ADAPTIVE, "Falls when a figure stops to become better.")
+AdaptiveScheduler = _of(SchedulerType.ADAPTIVE, "Falls when a metric stops to become better.")
 GrokfastScheduler = _of(SchedulerType.GROKFAST, "A multiplier for each phase of the clock.")
 BitNetScheduler = _of(SchedulerType.BITNET, "Low while weights are quantized in, then a cosine.")
 
@@ -247,7 +249,7 @@ class CompositeScheduler:
         schedulers: by name, in order; the first one is active.
         strategy: `manual`: only `set_scheduler` switches; `sequential`: the next one takes over
             when the active one's entry of `until` is met.
-        until: of `sequential`, by name: an optimizer step, or a function of the reported figures
+        until: of `sequential`, by name: an optimizer step, or a function of the reported metrics
             that says when the schedule is over.
         join: `scale`: a schedule that takes over is scaled to begin at the rate that was (at its
             own after a rate of 0); `jump`: it begins at its own.
@@ -297,7 +299,7 @@ class CompositeScheduler:
         self._write()
 
     def step(self, metrics: float | Mapping[str, float] | None = None) -> None:
-        """Set the rate of the next optimizer step; figures go to the active schedule."""
+        """Set the rate of the next optimizer step; metrics go to the active schedule."""
         if metrics is not None:
             self.schedulers[self.active].report(metrics)
         self.last_epoch += 1
@@ -369,7 +371,7 @@ class SchedulerFactory:
 
 
 class SchedulerMonitor:
-    """Rates and losses of the steps that it is told of, the newest `capacity` of them."""
+    """ScheduleFactors and losses of the steps that it is told of, the newest `capacity` of them."""
 
     def __init__(self, capacity: int = 100_000) -> None:
         self._records: deque[tuple[int, float, float]] = deque(maxlen=capacity)

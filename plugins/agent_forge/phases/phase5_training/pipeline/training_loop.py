@@ -32,7 +32,7 @@ from agent_forge.phases.phase5_training.training_settings import (
     goal_of,
     schedule_of,
 )
-from forge_kernel.api import RunError, RunResult, Use, UseGradients, UsePolicy
+from forge_kernel.api import RunError, RunResult, Use, UseCallback, UseGradients
 from forge_kernel.embedding import (
     ConfigError,
     LiveDataPlugin,
@@ -47,10 +47,10 @@ from forge_kernel.embedding import (
     result_of,
     write_bytes,
 )
+from forge_plugins.callbacks.improvement import Improvement
 from forge_plugins.observers.machine import Machine
 from forge_plugins.optimizers.adamw import AdamW
 from forge_plugins.optimizers.adamw import AdamWConfig as AdamWSettings
-from forge_plugins.policies.improvement import Improvement
 
 __all__ = [
     "CheckpointManager",
@@ -109,7 +109,7 @@ class MemoryMonitor:
         self._machine = Machine(self.device)
 
     def read(self) -> dict[str, float | None]:
-        """Figures now; what is not there is None."""
+        """Metrics now; what is not there is None."""
         return self._machine.memory()
 
     def over(self) -> list[str]:
@@ -123,7 +123,7 @@ class MemoryMonitor:
 
 
 class TrainingMetrics:
-    """The latest values of figures by name.
+    """The latest values of metrics by name.
 
     Args:
         window_size: values kept of each.
@@ -134,9 +134,9 @@ class TrainingMetrics:
         self._values: dict[str, deque[float]] = {}
         self._counts: dict[str, int] = {}
 
-    def update(self, **figures: float | None) -> None:
-        """Take in figures; what was not measured is left out."""
-        for name, value in figures.items():
+    def update(self, **metrics: float | None) -> None:
+        """Take in metrics; what was not measured is left out."""
+        for name, value in metrics.items():
             if value is None or not math.isfinite(value):
                 continue
             kept = self._values.setdefault(name, deque(maxlen=self.window_size))
@@ -149,7 +149,7 @@ class TrainingMetrics:
         return sum(values) / len(values) if values else None
 
     def get_summary(self) -> dict[str, dict[str, float]]:
-        """Of each figure: latest, mean over the window, and how many there were."""
+        """Of each metric: latest, mean over the window, and how many there were."""
         return {
             name: {
                 "latest": values[-1],
@@ -247,17 +247,17 @@ class CheckpointManager:
 
 
 def _number(value: Any) -> Any:
-    """A figure as a plain number, so that the safe loader takes it."""
+    """A metric as a plain number, so that the safe loader takes it."""
     return value.item() if hasattr(value, "item") else value
 
 
 class EarlyStopping:
-    """Says when a figure has not become better for a while.
+    """Says when a metric has not become better for a while.
 
     Args:
         patience: values without a better one.
         min_delta: better means by more than this.
-        monitor: the figure; accuracy and alike are to rise, all else to fall.
+        monitor: the metric; accuracy and alike are to rise, all else to fall.
     """
 
     def __init__(
@@ -273,10 +273,10 @@ class EarlyStopping:
         return self._best.best
 
     def __call__(self, metrics: Mapping[str, float]) -> bool:
-        """Take in figures; whether to stop.
+        """Take in metrics; whether to stop.
 
         Raises:
-            RunError: the figure is not among them.
+            RunError: the metric is not among them.
         """
         if self.monitor not in metrics:
             raise RunError(f"early stopping watches {self.monitor}, among {sorted(metrics)}")
@@ -386,10 +386,10 @@ class TrainingLoop:
         last = self._accumulator.add()
         loss = session.accumulate(CallersBatch.of(batch), last=last)
         updated = session.update() if last else False
-        figures = session.log().figures if updated else {}
+        metrics = session.log().metrics if updated else {}
         self.global_step = self._before.steps + progress.step
         rate = float(session.run.optimizer.param_groups[0]["lr"])
-        found = {"loss": float(loss), "learning_rate": rate, "grad_norm": figures.get("grad_norm")}
+        found = {"loss": float(loss), "learning_rate": rate, "grad_norm": metrics.get("grad_norm")}
         self.metrics.update(**found)
         return {**found, "step": self.global_step, "updated": updated}
 
@@ -408,18 +408,18 @@ class TrainingLoop:
     def validation_step(
         self, batch: Any, loss_fn: LossFunction, loss_form: str | None = None
     ) -> dict[str, float]:
-        """The figures of one batch; the model's mode is left as it was."""
+        """The metrics of one batch; the model's mode is left as it was."""
         return self.validate([batch], loss_fn, loss_form)
 
     def validate(
         self, loader: Iterable[Any], loss_fn: LossFunction, loss_form: str | None = None
     ) -> dict[str, float]:
-        """The figures over a whole loader, however uneven its batches."""
+        """The metrics over a whole loader, however uneven its batches."""
         if self._measuring is None:
             self._measuring = Measuring(self.model, self.device)
         before, self.state = self.state, TrainingState.VALIDATING
         try:
-            return self._measuring.figures(loader, loss_fn, loss_form)
+            return self._measuring.metrics(loader, loss_fn, loss_form)
         finally:
             self.state = before
 
@@ -602,7 +602,7 @@ class TrainingLoop:
             Callbacks(self._callbacks, data.before),
         ]
         if settings.ends:
-            parts.append(Measuring.meters())
+            parts.append(Measuring.validator())
         judged = settings.ends and data.has_validation
         parts += live_plugins(self._uses(total, judged=judged))
         folder = self.checkpoint_dir if settings.ends else None
@@ -623,7 +623,7 @@ class TrainingLoop:
             found.append(UseGradients("clip_norm", {"max_norm": config.max_grad_norm}))
         if judged:
             patience = {"patience": config.validation_patience, "min_delta": config.min_delta}
-            found.append(UsePolicy("early_stopping", patience))
+            found.append(UseCallback("early_stopping", patience))
         if config.compile_model:
             found.append(UseWrapper("compile"))
         if config.bitnet_enabled:

@@ -1,4 +1,4 @@
-"""Figures over whole sets, their history, and the machine's readings while they are made."""
+"""Metrics over whole sets, their history, and the machine's readings while they are made."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from agent_forge.phases.phase5_training.measuring import Measuring
 from agent_forge.phases.phase5_training.training_settings import goal_of
 from forge_kernel.api import Batch, RunError
 from forge_kernel.embedding import write_json
+from forge_plugins.callbacks.improvement import Improvement
 from forge_plugins.mathematics.metrics import language_model
 from forge_plugins.mathematics.metrics.batch_size import samples_in
 from forge_plugins.observers.machine import Machine
-from forge_plugins.policies.improvement import Improvement
-from forge_plugins.validators.classification import AccuracyMeter, ClassMeter
+from forge_plugins.validators.classification import AccuracyMetric, ClassMetric
 
 HISTORY: Final = 1000  # validations and readings kept
 READING_SECONDS: Final = 0.5
@@ -43,7 +43,7 @@ class ValidationMode(enum.Enum):
 
 
 class MetricType(enum.Enum):
-    """The figures there are; `top_<k>_accuracy` beside them."""
+    """The metrics there are; `top_<k>_accuracy` beside them."""
 
     ACCURACY = "accuracy"
     LOSS = "loss"
@@ -54,7 +54,7 @@ class MetricType(enum.Enum):
 
 
 class ValidationConfig(Configuration):
-    """How often, which figures, when to stop."""
+    """How often, which metrics, when to stop."""
 
     without_meaning: ClassVar[Mapping[str, str]] = {
         "realtime_plotting": "the kernel shows a run live: forge watch RUN_DIR --serve",
@@ -85,7 +85,7 @@ class ValidationConfig(Configuration):
     validation_world_size: int = 1
 
     def check(self) -> None:
-        """Also: every figure is one that can be measured."""
+        """Also: every metric is one that can be measured."""
         super().check()
         assert self.patience >= 1
         for name in (*self.metrics_to_track, self.primary_metric):
@@ -93,7 +93,7 @@ class ValidationConfig(Configuration):
 
     @property
     def patience(self) -> int:
-        """Validations without a better figure before a stop.
+        """Validations without a better metric before a stop.
 
         Raises:
             SettingError: its two names were given two values.
@@ -120,20 +120,20 @@ def _is_top_k(name: str) -> bool:
 
 
 def check_metric(name: str) -> None:
-    """Refuse a figure that nothing measures.
+    """Refuse a metric that nothing measures.
 
     Raises:
-        SettingError: there is no such figure.
+        SettingError: there is no such metric.
     """
     known = [one.value for one in MetricType]
     if name in known or (_is_top_k(name) and int(name.split("_")[1]) >= 2):
         return
     hint = "; bleu needs texts, and a batch has numbers" if name.startswith("bleu") else ""
-    raise SettingError(f"there is no figure '{name}': {', '.join(known)} or top_<k>_accuracy{hint}")
+    raise SettingError(f"there is no metric '{name}': {', '.join(known)} or top_<k>_accuracy{hint}")
 
 
 class MetricCalculator:
-    """Figures of one set of predictions; all its samples at once."""
+    """Metrics of one set of predictions; all its samples at once."""
 
     @staticmethod
     def _batch(predictions: Tensor, targets: Tensor) -> Batch:
@@ -143,11 +143,11 @@ class MetricCalculator:
 
     @classmethod
     def _by_class(cls, predictions: Tensor, targets: Tensor) -> Mapping[str, float]:
-        meter = ClassMeter(("f1", "precision", "recall"))
-        meter.reset()
+        metric = ClassMetric(("f1", "precision", "recall"))
+        metric.reset()
         batch = cls._batch(predictions, targets)
-        meter.update(batch, predictions, predictions.new_zeros(()), 1.0)
-        return meter.compute(lambda value: value)
+        metric.update(batch, predictions, predictions.new_zeros(()), 1.0)
+        return metric.compute(lambda value: value)
 
     @classmethod
     def accuracy(cls, predictions: Tensor, targets: Tensor) -> float:
@@ -165,11 +165,11 @@ class MetricCalculator:
     def _hits(
         cls, predictions: Tensor, targets: Tensor, top_k: tuple[int, ...]
     ) -> Mapping[str, float]:
-        meter = AccuracyMeter(top_k)
-        meter.reset()
+        metric = AccuracyMetric(top_k)
+        metric.reset()
         batch = cls._batch(predictions, targets)
-        meter.update(batch, predictions, predictions.new_zeros(()), 1.0)
-        return meter.compute(lambda value: value)
+        metric.update(batch, predictions, predictions.new_zeros(()), 1.0)
+        return metric.compute(lambda value: value)
 
     @classmethod
     def f1_score(cls, predictions: Tensor, targets: Tensor) -> float:
@@ -311,11 +311,11 @@ class RealTimeValidator:
         mode: ValidationMode = ValidationMode.VALIDATION,
         loss_form: str | None = None,
     ) -> dict[str, float]:
-        """The figures of one batch; those of a validation are remembered."""
-        figures = self._measure([batch], loss_fn, loss_form)
+        """The metrics of one batch; those of a validation are remembered."""
+        metrics = self._measure([batch], loss_fn, loss_form)
         if mode is ValidationMode.VALIDATION:
-            self.record(figures)
-        return self._tracked(figures)
+            self.record(metrics)
+        return self._tracked(metrics)
 
     def run_validation(
         self,
@@ -324,7 +324,7 @@ class RealTimeValidator:
         num_steps: int | None = None,
         loss_form: str | None = None,
     ) -> dict[str, float]:
-        """The figures over a whole loader, however uneven its batches, remembered.
+        """The metrics over a whole loader, however uneven its batches, remembered.
 
         Args:
             val_loader: an iterable of batches.
@@ -333,9 +333,9 @@ class RealTimeValidator:
             loss_form: overrides what the signature of `loss_fn` says.
         """
         limit = num_steps or self.config.validation_steps
-        figures = self._measure(islice(val_loader, limit), loss_fn, loss_form)
-        self.record(figures)
-        return self._tracked(figures)
+        metrics = self._measure(islice(val_loader, limit), loss_fn, loss_form)
+        self.record(metrics)
+        return self._tracked(metrics)
 
     def _measure(
         self, batches: Iterable[Any], loss_fn: LossFunction, loss_form: str | None
@@ -345,35 +345,33 @@ class RealTimeValidator:
             self._measuring = Measuring(self.model, self.device, self.config.top_k())
         counted = _Counted(batches)
         begun = time.perf_counter()
-        figures = self._measuring.figures(counted, loss_fn, loss_form)
+        metrics = self._measuring.metrics(counted, loss_fn, loss_form)
         self.monitor.count(counted.samples, time.perf_counter() - begun)
-        return self._with_perplexity(figures)
+        return self._with_perplexity(metrics)
 
-    def _with_perplexity(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """The figures, and the one that is taken from the loss where it is asked for."""
+    def _with_perplexity(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics, and the one that is taken from the loss where it is asked for."""
         asked = "perplexity" in (*self.config.metrics_to_track, self.config.primary_metric)
-        found = MetricCalculator.perplexity(figures.get("loss", math.nan)) if asked else None
-        return {**figures, **({} if found is None else {"perplexity": found})}
+        found = MetricCalculator.perplexity(metrics.get("loss", math.nan)) if asked else None
+        return {**metrics, **({} if found is None else {"perplexity": found})}
 
-    def _tracked(self, figures: Mapping[str, float]) -> dict[str, float]:
+    def _tracked(self, metrics: Mapping[str, float]) -> dict[str, float]:
         names = dict.fromkeys(("loss", *self.config.metrics_to_track, self.config.primary_metric))
-        return {name: figures[name] for name in names if name in figures}
+        return {name: metrics[name] for name in names if name in metrics}
 
-    def record(self, figures: Mapping[str, float], step: int | None = None) -> None:
+    def record(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Remember a validation, whoever made it.
 
         Args:
-            figures: `loss`, `accuracy`, ...
+            metrics: `loss`, `accuracy`, ...
             step: of the training; the number of the validation otherwise.
         """
         self.total_validations += 1
         self.step_count = self.step_count + 1 if step is None else step
-        known = self._with_perplexity(figures)
-        metrics: dict[str, float | None] = {
-            name: known.get(name) for name in ("loss", *self.config.metrics_to_track)
-        }
-        metrics[self.config.primary_metric] = known.get(self.config.primary_metric)
-        finite = {n: v if v is not None and math.isfinite(v) else None for n, v in metrics.items()}
+        known = self._with_perplexity(metrics)
+        names = ("loss", *self.config.metrics_to_track, self.config.primary_metric)
+        values = {name: known.get(name) for name in names}
+        finite = {n: v if v is not None and math.isfinite(v) else None for n, v in values.items()}
         self.history.append({"step": self.step_count, "time": time.time(), "metrics": finite})
         self._judge(finite[self.config.primary_metric])
 

@@ -1,1 +1,0 @@
-"""First-party plugins of the kind `policies`, one module each."""
