@@ -140,7 +140,7 @@ class Subject:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, BitLayer)]
         for layer in self.layers:
-            layer.keeper.keeps = micro > 1  # as the quantizer plugin does
+            layer.weight_cache.enabled = micro > 1  # as the quantizer plugin does
         self.micro, self.autocast = micro, autocast
 
     def step(self, batches: list[Tensor]) -> None:
@@ -151,7 +151,7 @@ class Subject:
             loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         for layer in self.layers:
-            layer.forget()
+            layer.invalidate()
         self.optimizer.zero_grad()
 
 
@@ -177,7 +177,7 @@ def table(
             subjects[name].step(batches)
             times[name].append(time.process_time() - begin)
     base = times["nn.Linear"]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         name: {
             "median": statistics.median(a / b for a, b in zip(values, base, strict=True)),
             "minimum": min(values) / min(base),
@@ -185,7 +185,7 @@ def table(
         }
         for name, values in times.items()
     }
-    return found | {name: {"error": text} for name, text in failed.items()}
+    return result | {name: {"error": text} for name, text in failed.items()}
 
 
 def resident(field: str) -> int:
@@ -223,20 +223,20 @@ def saved_bytes(name: str) -> dict[str, int]:
 
 
 def memory(names: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in names:
         command = [sys.executable, __file__, "--memory-of", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-    base = found["nn.Linear"]
+            result[name] = json.loads(done.stdout.splitlines()[-1])
+    base = result["nn.Linear"]
     return {
         name: {
             **row,
             "saved_ratio": row["saved"] / base["saved"],
             "peak_ratio": row["peak"] / base["peak"],
         }
-        for name, row in found.items()
+        for name, row in result.items()
     }
 
 
@@ -244,14 +244,14 @@ def gradient_errors() -> dict[str, Any]:
     """Distance of the gradients from those of the exact mode, as a share of their norm."""
     torch.manual_seed(1)
     batch = torch.randn(2, 256, WIDTH)
-    found: dict[str, list[Tensor]] = {}
+    result: dict[str, list[Tensor]] = {}
     outputs: dict[str, Tensor] = {}
     for name in ("exact", "int8", "int8, bf16 backward"):
         model = network(name, 1)
         outputs[name] = model(batch)
         outputs[name].square().mean().backward()  # type: ignore[no-untyped-call]
-        found[name] = [p.grad for p in model.parameters() if p.grad is not None]
-    exact = found["exact"]
+        result[name] = [p.grad for p in model.parameters() if p.grad is not None]
+    exact = result["exact"]
     return {
         name: {
             "output": float((outputs[name] - outputs["exact"]).norm() / outputs["exact"].norm()),
@@ -259,7 +259,7 @@ def gradient_errors() -> dict[str, Any]:
                 float((a - b).norm() / b.norm()) for a, b in zip(values, exact, strict=True)
             ),
         }
-        for name, values in found.items()
+        for name, values in result.items()
         if name != "exact"
     }
 
@@ -292,8 +292,8 @@ def main() -> None:
     for section in ("fp32", "autocast", "micro"):
         print(f"\n{section}: median ratio to nn.Linear (ratio of the minima)")
         for name, row in results[section].items():
-            told = row.get("error") or f"{row['median']:.3f} ({row['minimum']:.3f})"
-            print(f"  {name:<22} {told}")
+            message = row.get("error") or f"{row['median']:.3f} ({row['minimum']:.3f})"
+            print(f"  {name:<22} {message}")
     print("\nmemory: saved for backward, growth of the peak")
     for name, row in results["memory"].items():
         print(f"  {name:<22} {row['saved_ratio']:.2f} {row['peak_ratio']:.2f}")

@@ -34,7 +34,7 @@ from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data.file import File
 from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.file_config import FileConfig
-from forge_plugins.data.text_batches import WindowData
+from forge_plugins.data.text_batches import TokenSequences
 from forge_plugins.data.text_config import TextConfig
 from forge_plugins.formats.readers.fixed_records import write_records
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
@@ -99,32 +99,32 @@ def hdf5(file: Path, columns: dict[str, np.ndarray], **how: Any) -> None:
 
 def files(folder: Path, columns: dict[str, np.ndarray]) -> dict[str, Path]:
     """One file of each format, from all of which the same batches come."""
-    found = {
+    result = {
         "binary": folder / "x.frec", "safetensors": folder / "x.safetensors",
         "npz": folder / "x.npz", "HDF5": folder / "x.h5", "HDF5, chunks in place": folder / "y.h5",
         "HDF5, gzip": folder / "z.h5", "pickle": folder / "x.pkl", "JSON": folder / "x.json",
         "JSON Lines": folder / "x.jsonl",
     }  # fmt: skip
-    write_records(found["binary"], columns)
-    save_file(columns, found["safetensors"])
-    np.savez(found["npz"], **columns)
-    hdf5(found["HDF5"], columns)
-    hdf5(found["HDF5, chunks in place"], columns, shuffle=False, compression=None)
-    hdf5(found["HDF5, gzip"], columns, compression="gzip", compression_opts=1, shuffle=True)
-    found["pickle"].write_bytes(pickle.dumps(columns))
+    write_records(result["binary"], columns)
+    save_file(columns, result["safetensors"])
+    np.savez(result["npz"], **columns)
+    hdf5(result["HDF5"], columns)
+    hdf5(result["HDF5, chunks in place"], columns, shuffle=False, compression=None)
+    hdf5(result["HDF5, gzip"], columns, compression="gzip", compression_opts=1, shuffle=True)
+    result["pickle"].write_bytes(pickle.dumps(columns))
     rows = zip(columns["input"].tolist(), columns["target"].tolist(), strict=True)
     lines = [json.dumps({"input": row, "target": target}) for row, target in rows]
-    found["JSON"].write_text(f"[{','.join(lines)}]")
-    found["JSON Lines"].write_text("\n".join(lines))
+    result["JSON"].write_text(f"[{','.join(lines)}]")
+    result["JSON Lines"].write_text("\n".join(lines))
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        return found
+        return result
     flat = pyarrow.FixedSizeListArray.from_arrays(columns["input"].reshape(-1), WIDTH)
     table = pyarrow.table({"input": flat, "target": columns["target"]})
     pyarrow.parquet.write_table(table, folder / "x.parquet")
-    return {**found, "Parquet": folder / "x.parquet"}
+    return {**result, "Parquet": folder / "x.parquet"}
 
 
 def sequential(file: Path) -> Batches:
@@ -153,9 +153,9 @@ def timed(
         for name, batches in endless.items():
             wanted = count(name)
             begin = time.process_time()
-            found = sum(1 for _ in islice(batches, wanted))
+            result = sum(1 for _ in islice(batches, wanted))
             if number:  # the first round warms the page cache
-                seconds[name].append((time.process_time() - begin) / found)
+                seconds[name].append((time.process_time() - begin) / result)
     return seconds
 
 
@@ -180,13 +180,13 @@ def samples(options: argparse.Namespace) -> dict[str, Any]:
         mixed["target"] = columns["target"]
         mixed.tofile(folder / "x.raw")
         subjects = {LIMIT: limit(columns), FRESH: take_fresh(folder / "x.raw", mixed.dtype)}
-        found, cache = files(folder, columns), folder / "cache"
-        ours = {name: opened(path, cache) for name, path in found.items()}
+        result, cache = files(folder, columns), folder / "cache"
+        ours = {name: opened(path, cache) for name, path in result.items()}
         for name in ("binary", "HDF5", "HDF5, chunks in place", "HDF5, gzip"):
-            ours[f"{name}, streaming"] = opened(found[name], cache, streaming=True)
+            ours[f"{name}, streaming"] = opened(result[name], cache, streaming=True)
         for name, part in ours.items():
             subjects[name] = lambda epoch, part=part: part.batches(epoch, 0)
-        subjects["HDF5, gzip, sequential slices of h5py"] = sequential(found["HDF5, gzip"])
+        subjects["HDF5, gzip, sequential slices of h5py"] = sequential(result["HDF5, gzip"])
         other = peers(columns, SIZE, folder)
 
         def count(name: str) -> int:
@@ -235,7 +235,7 @@ def tokens(options: argparse.Namespace) -> dict[str, Any]:
                 yield x, y
 
         config = TextConfig(sequence_length=LENGTH, batch_size=WINDOWS)
-        made = WindowData(row, row[: 2 * LENGTH], config, 0, ByteTokenizer())
+        made = TokenSequences(row, row[: 2 * LENGTH], config, 0, ByteTokenizer())
 
         def unwidened(epoch: int) -> Iterator[Any]:
             for begin in range(0, made.spec.samples or 0, WINDOWS):

@@ -147,8 +147,8 @@ PEERS = {
 def peers(columns: dict[str, np.ndarray], size: int, folder: Path) -> dict[str, Batches]:
     """All that are installed; what a library says while it sets up is not of interest."""
     warnings.simplefilter("ignore")
-    found: dict[str, Batches] = {}
+    result: dict[str, Batches] = {}
     for name, make in PEERS.items():
         if importlib.util.find_spec(name) is not None:
-            found |= make(columns, size, folder)
-    return found
+            result |= make(columns, size, folder)
+    return result

@@ -38,7 +38,7 @@ from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.inspection.quality import assess
-from forge_plugins.formats.inspection.quality_scan import Survey
+from forge_plugins.formats.inspection.quality_scan import ScanResult
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.fixed_records import write_records
 
@@ -191,11 +191,11 @@ def conversion(folder: Path, rounds: int) -> dict[str, Any]:
         "gzip_beside_slices": ("slices", "gzip"),
         "quality_adds": ("judged", "read"),
     }
-    found = {
+    result = {
         name: statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
         for name, (a, b) in ratio.items()
     }
-    return {**found, "quality_adds": found["quality_adds"] - 1}
+    return {**result, "quality_adds": result["quality_adds"] - 1}
 
 
 class Watch:
@@ -232,20 +232,20 @@ def memory_of(file: Path, cache: Path, small: Path) -> dict[str, float]:
     """In a process of its own: the first opening with its conversion, then an epoch in streaming."""
     for _ in opened(small, cache, streaming=True).batches(0, 0):
         pass  # imports and first buffers
-    found = {}
+    result = {}
     with Watch() as watch:
         data = opened(file, cache, streaming=True)
-    found["opening"] = watch.most
+    result["opening"] = watch.most
     with Watch() as watch:
         for _ in data.batches(0, 0):
             pass
-    found["epoch"] = watch.most
-    return found
+    result["epoch"] = watch.most
+    return result
 
 
 def memory(folder: Path) -> dict[str, dict[str, float]]:
     columns, few = columns_of(RECORDS), columns_of(600)
-    found = {}
+    result = {}
     for form in FORMS:
         (folder / "small").mkdir(exist_ok=True)
         words = [str(write(folder, form, columns)), str(folder / f"cache-{form}")]
@@ -256,8 +256,8 @@ def memory(folder: Path) -> dict[str, dict[str, float]]:
             capture_output=True,
             text=True,
         )
-        found[form] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        result[form] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def chi_squared(order: np.ndarray) -> float:
@@ -278,7 +278,7 @@ def shuffling(folder: Path) -> dict[str, float]:
         ),
     }
     return {
-        name: chi_squared(np.asarray(data.deck.training_samples(0, 0, RECORDS)))
+        name: chi_squared(np.asarray(data.sampler.training_samples(0, 0, RECORDS)))
         for name, data in subjects.items()
     }
 
@@ -291,7 +291,7 @@ def resumption() -> dict[str, float]:
     seconds = []
     for number in range(9):
         table = Table(Path("memory"), "npy", {"input": inputs}, content="0" * 64)
-        data = FileData(table, Survey(0.0, count, None, {}, None, None, None), config, 0)
+        data = FileData(table, ScanResult(0.0, count, None, {}, None, None, None), config, 0)
         epochs = Epochs(data)
         state = {**epochs.state_dict(), "epoch": 3, "place": 1_000_000 * number}
         begin = time.perf_counter()
@@ -311,15 +311,15 @@ def start() -> float:
         "data": "import torch\nimport forge_plugins.data.file_batches, forge_plugins.formats.open_table, "
         "forge_plugins.formats.inspection.quality_scan, forge_plugins.data.file",
     }
-    found: dict[str, list[float]] = {name: [] for name in programs}
+    result: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(7):
         for name, program in programs.items():
             before = os.times()
             subprocess.run([sys.executable, "-c", program], check=True)
             after = os.times()
-            found[name].append(after[2] + after[3] - before[2] - before[3])
+            result[name].append(after[2] + after[3] - before[2] - before[3])
     return statistics.median(
-        data - torch_only for data, torch_only in zip(found["data"], found["torch"], strict=True)
+        data - torch_only for data, torch_only in zip(result["data"], result["torch"], strict=True)
     )
 
 

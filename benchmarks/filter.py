@@ -52,10 +52,10 @@ def fused_updates(shapes: list[torch.Size], rounds: int) -> dict[str, float]:
 
     def side() -> list[torch.nn.Parameter]:
         torch.manual_seed(0)
-        found = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
-        for parameter in found:
+        result = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
+        for parameter in result:
             parameter.grad = torch.randn(parameter.shape) * 0.01
-        return found
+        return result
 
     ours, pieces, theirs = side(), side(), side()
     slow = [SlowGradient(torch.zeros_like(parameter)) for parameter in theirs]

@@ -75,7 +75,7 @@ class Subject:
         loss.backward()
         self.optimizer.step()
         for layer in self.layers:
-            layer.forget()
+            layer.invalidate()
         self.optimizer.zero_grad()
 
 
@@ -85,7 +85,7 @@ def table(
     """Ratios to nn.Linear of one setting, all variants interleaved."""
     batch = torch.randn(max(1, tokens // 2048), 2048, width, device=DEVICE)
     subjects: dict[str, Subject] = {}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in names:
         try:
             subject = Subject(name, width, blocks, mode)
@@ -96,10 +96,10 @@ def table(
             before = torch.cuda.memory_allocated()
             subject.step(batch)
             peak = torch.cuda.max_memory_allocated() - before
-            found[name] = {"peak_bytes": peak}
+            result[name] = {"peak_bytes": peak}
             subjects[name] = subject
         except Exception as error:  # noqa: BLE001  a peer that cannot do this is a finding
-            found[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:160]}
+            result[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:160]}
     times: dict[str, list[float]] = {name: [] for name in subjects}
     order = list(subjects)
     for number in range(rounds):
@@ -114,15 +114,15 @@ def table(
             times[name].append(begin.elapsed_time(end) / 1e3 / STEPS)
     base = times["nn.Linear"]
     for name, values in times.items():
-        ratios = [one / other for one, other in zip(values, base, strict=True)]
-        found[name] |= {
+        ratios = [item / other for item, other in zip(values, base, strict=True)]
+        result[name] |= {
             "median": statistics.median(ratios),
             "least": min(ratios),
             "most": max(ratios),
             "seconds": statistics.median(values),
-            "peak_ratio": found[name]["peak_bytes"] / found["nn.Linear"]["peak_bytes"],
+            "peak_ratio": result[name]["peak_bytes"] / result["nn.Linear"]["peak_bytes"],
         }
-    return found
+    return result
 
 
 def main() -> None:
@@ -155,15 +155,15 @@ def main() -> None:
         # torchao's are made to be compiled as a whole
         peers = COMPILED_PEERS if mode else PEERS
         names = (*options.names, *(peers if width in options.peers else ()))
-        found = table(width, 2, options.tokens, options.rounds, names, mode)
-        results[f"{width}{label}"] = found
+        result = table(width, 2, options.tokens, options.rounds, names, mode)
+        results[f"{width}{label}"] = result
         print(f"width {width}{label}")
-        for name, row in found.items():
-            told = row.get("error") or (
+        for name, row in result.items():
+            message = row.get("error") or (
                 f"{row['median']:.3f} ({row['least']:.3f} - {row['most']:.3f})  "
                 f"{row['seconds'] * 1e3:.2f} ms  peak {row['peak_ratio']:.2f}"
             )
-            print(f"  {name:<22} {told}", flush=True)
+            print(f"  {name:<22} {message}", flush=True)
         torch.cuda.empty_cache()
         torch._dynamo.reset()  # it gives up on code that it has compiled eight times
         if options.json:

@@ -84,16 +84,16 @@ def trained(arm: str, seed: int, steps: int) -> dict[str, Any]:
         optimizer.zero_grad()
     with torch.no_grad():
         held = [float(loss_of(model, batch)) for batch in batches(data[border:], 7, 40)]
-    found: dict[str, Any] = {"arm": arm, "seed": seed, "loss": statistics.fmean(held)}
+    result: dict[str, Any] = {"arm": arm, "seed": seed, "loss": statistics.fmean(held)}
     if arm != "exact":
         batch = batches(data[:border], 8, 1)[0]
-        found["errors"] = {how: errors(model, batch, how) for how in ("none", "numbers", "token")}
-    return found
+        result["errors"] = {how: errors(model, batch, how) for how in ("none", "numbers", "token")}
+    return result
 
 
 def errors(model: nn.Module, batch: Tensor, outliers: str) -> dict[str, float]:
     """Of the weights' gradients, each layer fed the same incoming gradient in both arithmetics."""
-    layers = [one for one in model.modules() if isinstance(one, BitLinear)]
+    layers = [item for item in model.modules() if isinstance(item, BitLinear)]
     seen: dict[BitLinear, tuple[Tensor, Tensor]] = {}
     handles = []
     for layer in layers:
@@ -117,13 +117,13 @@ def errors(model: nn.Module, batch: Tensor, outliers: str) -> dict[str, float]:
             gradient.view(-1, gradient.shape[-1])[17] = 100 * gradient.std()
         pair = []
         scheme = layer.scheme
-        for one in (Scheme(), scheme):
-            layer.scheme = one
+        for item in (Scheme(), scheme):
+            layer.scheme = item
             outputs = layer(inputs)
             pair.append(torch.autograd.grad(outputs, layer.weight, gradient)[0].double())
-        wanted, found = pair
-        off.append(float((found - wanted).norm() / wanted.norm()))
-        cosines.append(float((found * wanted).sum() / found.norm() / wanted.norm()))
+        wanted, result = pair
+        off.append(float((result - wanted).norm() / wanted.norm()))
+        cosines.append(float((result * wanted).sum() / result.norm() / wanted.norm()))
     return {"worst": max(off), "mean": statistics.fmean(off), "least_cosine": min(cosines)}
 
 
@@ -151,8 +151,8 @@ def main() -> None:
     runs = [json.loads(job.communicate()[0]) for job in jobs]
     losses = {arm: [run["loss"] for run in runs if run["arm"] == arm] for arm in ARMS}
     for arm, values in losses.items():
-        told = ", ".join(f"{value:.4f}" for value in values)
-        print(f"{arm:<14} validation loss {told}; mean {statistics.fmean(values):.4f}")
+        message = ", ".join(f"{value:.4f}" for value in values)
+        print(f"{arm:<14} validation loss {message}; mean {statistics.fmean(values):.4f}")
     means = [statistics.fmean(values) for values in losses.values()]
     print(f"int8 backward / exact: {means[1] / means[0]:.4f}")
     for run in runs:

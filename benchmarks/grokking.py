@@ -96,8 +96,8 @@ def run_one(row: Row, seed: int) -> dict[str, object]:
         )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{row.name}, seed {seed}: {done.stderr[-2000:]}")
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def table(results: dict[str, dict[str, object]]) -> str:
@@ -107,11 +107,11 @@ def table(results: dict[str, dict[str, object]]) -> str:
         "|---|---|---|---|",
     ]
     for row in ROWS:
-        found = [results.get(f"{row.name}/{seed}") for seed in row.seeds]
-        if not any(found):
+        result = [results.get(f"{row.name}/{seed}") for seed in row.seeds]
+        if not any(result):
             continue
         shown, reached = [], []
-        for item in found:
+        for item in result:
             if item is None:
                 shown.append("-")
             elif item["reached"]:
@@ -119,7 +119,7 @@ def table(results: dict[str, dict[str, object]]) -> str:
                 reached.append(item)
             else:
                 shown.append(f"not in {item['steps']}")
-        complete = all(item is not None for item in found)
+        complete = all(item is not None for item in result)
         missed = len(shown) - len(reached)
         steps = [float(str(item["steps"])) for item in reached] + [float("inf")] * missed
         median = statistics.median(steps) if complete else float("inf")

@@ -89,10 +89,10 @@ def main() -> None:
         ours / theirs for ours, theirs in zip(times[NAMES[1]], times[NAMES[0]], strict=True)
     )
     peaks = {name: peak_of(name) for name in NAMES}
-    found = {"time_ratio": ratio, "peak_mib": peaks, "logits_mib": TOKENS * VOCABULARY * 4 / 2**20}
-    print(json.dumps(found, indent=1))
+    result = {"time_ratio": ratio, "peak_mib": peaks, "logits_mib": TOKENS * VOCABULARY * 4 / 2**20}
+    print(json.dumps(result, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -122,11 +122,11 @@ def cost(name: str, rounds: int, steps: int) -> dict[str, Any]:
             gc.collect()
         gc.enable()
         sys.stderr = stderr
-    found: dict[str, Any] = {"step_us": 1e6 * statistics.median(plain)}
+    result: dict[str, Any] = {"step_us": 1e6 * statistics.median(plain)}
     for label, values in ratios.items():
         quarters = statistics.quantiles(values, n=4)
-        found[label] = [statistics.median(values), quarters[0], quarters[2]]
-    return found
+        result[label] = [statistics.median(values), quarters[0], quarters[2]]
+    return result
 
 
 TELLER = """
@@ -167,8 +167,8 @@ class Seen:
         self.seconds: dict[int, float] = {}
 
     def take(self, text: str) -> None:
-        for number, told in _TOLD.findall(text):
-            self.seconds.setdefault(int(number), time.time() - float(told))
+        for number, message in _TOLD.findall(text):
+            self.seconds.setdefault(int(number), time.time() - float(message))
 
 
 def follow_status(folder: Path, seen: Seen, over: threading.Event) -> None:
@@ -216,21 +216,21 @@ def latency(events: int) -> dict[str, list[float]]:
         ]
         for thread in threads:
             thread.start()
-        while min(len(one.seconds) for one in seen.values()) < events + 1:
+        while min(len(item.seconds) for item in seen.values()) < events + 1:
             time.sleep(0.1)
             assert process.poll() is None, "the run ended early"
         (folder / "end").touch()
         over.set()
-        for one in (process, watch, served):
-            one.wait(120)
+        for item in (process, watch, served):
+            item.wait(120)
         for thread in threads:
             thread.join(30)
-    found = {}
-    for name, one in seen.items():
+    result = {}
+    for name, item in seen.items():
         # what was told before it was looked at is no latency
-        values = [one.seconds[number] for number in sorted(one.seconds)][-events:]
-        found[name] = [statistics.median(values), max(values)]
-    return found
+        values = [item.seconds[number] for number in sorted(item.seconds)][-events:]
+        result[name] = [statistics.median(values), max(values)]
+    return result
 
 
 def main() -> None:
@@ -243,9 +243,9 @@ def main() -> None:
         title: cost(name, options.rounds, EVERY * (1 if name == "bitnet_grokfast" else 10))
         for title, name in NETWORKS.items()
     }
-    for title, found in costs.items():
-        print(f"\n{title}: a step without monitors takes {found['step_us']:.0f} us of CPU time")
-        for label, value in found.items():
+    for title, result in costs.items():
+        print(f"\n{title}: a step without monitors takes {result['step_us']:.0f} us of CPU time")
+        for label, value in result.items():
             if label != "step_us":
                 print(f"  {label:<26} {value[0]:5.3f}   {value[1]:5.3f} - {value[2]:5.3f}")
     print(f"  (goal for the showcase: at most {GOAL:.2f})")

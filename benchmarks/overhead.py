@@ -40,7 +40,7 @@ from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.values import Batch
 from forge_kernel.planning.plan import plan
-from forge_kernel.training.loaders.in_memory import LiveModel, NoConfig
+from forge_kernel.training.loaders.in_memory import InMemoryModel, NoConfig
 from forge_kernel.training.session import Session
 
 torch.set_num_threads(1)
@@ -144,7 +144,7 @@ def kernel(
     """A session; the returned function trains n more steps through the kernel's own loop."""
     model = make_model()
     live = [
-        BareData(Endless(batches)), LiveModel(model), PlainLoss(), PlainOptimizer(),
+        BareData(Endless(batches)), InMemoryModel(model), PlainLoss(), PlainOptimizer(),
         *[listener(EVENTS[i % len(EVENTS)], i) for i in range(plugins)],
     ]  # fmt: skip
     uses: dict[str, Any] = {}
@@ -243,11 +243,11 @@ def measure(
             ratios[name].append(times["own"] / times["reference"])
         gc.collect()
     gc.enable()
-    found = {}
+    result = {}
     for name, values in ratios.items():
         quarters = statistics.quantiles(values, n=4)
-        found[name] = (statistics.median(values), quarters[0], quarters[2])
-    return found
+        result[name] = (statistics.median(values), quarters[0], quarters[2])
+    return result
 
 
 def check_bits(batches: list[Any]) -> bool:
@@ -293,7 +293,7 @@ def several_processes(count: int, arguments: list[str]) -> dict[str, Any]:
 
     Where a process's memory lies moves a ratio by some hundredths, for as long as it lives.
     """
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     for _ in range(count):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             command = [
@@ -306,12 +306,12 @@ def several_processes(count: int, arguments: list[str]) -> dict[str, Any]:
                 file.name,
             ]
             _ = subprocess.run(command, check=True, capture_output=True)
-            found.append(json.loads(Path(file.name).read_text()))
-    results: dict[str, Any] = {"bit_equal": all(one["bit_equal"] for one in found)}
+            result.append(json.loads(Path(file.name).read_text()))
+    results: dict[str, Any] = {"bit_equal": all(item["bit_equal"] for item in result)}
     for title in ("plain", "typical"):
         results[title] = {}
-        for name in found[0][title]:
-            medians = [one[title][name][0] for one in found]
+        for name in result[0][title]:
+            medians = [item[title][name][0] for item in result]
             results[title][name] = (statistics.median(medians), min(medians), max(medians))
     return results
 

@@ -59,7 +59,8 @@ def main() -> None:
                 times[name].append(time.process_time() - begin)
     results: dict[str, Any] = {
         "gigabytes": {
-            name: SIZE * SIZE * 4 / statistics.median(found) / 1e9 for name, found in times.items()
+            name: SIZE * SIZE * 4 / statistics.median(result) / 1e9
+            for name, result in times.items()
         },
         "times_the_package": {
             kind: statistics.median(

@@ -157,18 +157,18 @@ def transformers(make: Any, batches: Batches, lr: float, *, typical: bool, folde
 def _all(
     make: Any, batches: Batches, lr: float, folder: Path, *, typical: bool
 ) -> dict[str, Subject]:
-    found: dict[str, Subject] = {}
+    result: dict[str, Subject] = {}
     if installed("ignite"):
-        found["Ignite"] = ignite(make, batches, lr, typical=typical)
+        result["Ignite"] = ignite(make, batches, lr, typical=typical)
     if installed("accelerate"):
-        found["Accelerate"] = accelerate(make, batches, lr, typical=typical)
+        result["Accelerate"] = accelerate(make, batches, lr, typical=typical)
     if installed("lightning"):
-        found["Lightning Trainer"] = lightning(make, batches, lr, typical=typical, folder=folder)
+        result["Lightning Trainer"] = lightning(make, batches, lr, typical=typical, folder=folder)
     if installed("transformers"):
-        found["transformers Trainer"] = transformers(
+        result["transformers Trainer"] = transformers(
             make, batches, lr, typical=typical, folder=folder
         )
-    return found
+    return result
 
 
 def plain(make: Any, batches: Batches, lr: float, folder: Path) -> dict[str, Subject]:

@@ -90,7 +90,7 @@ def run_one(task: Task, settings: tuple[str, ...], seed: int) -> dict[str, objec
     with tempfile.TemporaryDirectory() as folder:
         if any("TEACHER" in setting for setting in settings):
             _ = _process(task, (TEACHER,), seed, f"{folder}/teacher")
-            settings = tuple(one.replace("TEACHER", f"{folder}/teacher") for one in settings)
+            settings = tuple(item.replace("TEACHER", f"{folder}/teacher") for item in settings)
         return _process(task, settings, seed, f"{folder}/run")
 
 
@@ -103,8 +103,8 @@ def _process(task: Task, settings: tuple[str, ...], seed: int, folder: str) -> d
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{task.pipeline} {settings}, seed {seed}: {done.stderr[-2000:]}")
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def table(results: dict[str, dict[str, object]]) -> list[str]:
@@ -114,17 +114,17 @@ def table(results: dict[str, dict[str, object]]) -> list[str]:
         lines += ["", f"| {task.title} | seeds {', '.join(map(str, SEEDS))} | median | against fp32 | CPU s |", "|---|---|---|---|---|"]  # fmt: skip
         base: float | None = None
         for name, (title, _) in ROWS.items():
-            found = [
+            result = [
                 results[f"{key}/{name}/{seed}"]
                 for seed in SEEDS
                 if f"{key}/{name}/{seed}" in results
             ]
-            if len(found) < len(SEEDS):
+            if len(result) < len(SEEDS):
                 continue
-            values = [float(item["figures"][task.figure]) for item in found]  # type: ignore[index]
+            values = [float(item["figures"][task.figure]) for item in result]  # type: ignore[index]
             median = statistics.median(values)
             base = median if name == "fp32" else base
-            seconds = statistics.median(float(str(item["cpu_seconds"])) for item in found)
+            seconds = statistics.median(float(str(item["cpu_seconds"])) for item in result)
             beside = "-" if base is None else f"{100 * (median / base - 1):+.1f} %"
             shown = " / ".join(f"{value:.4g}" for value in values)
             lines.append(f"| {title} | {shown} | {median:.4g} | {beside} | {seconds:.0f} |")
@@ -164,7 +164,7 @@ def _plan(results: dict[str, dict[str, object]], rates: bool) -> Iterator[tuple[
                 rate = best_rate(results, "fp32") if key == "text" else None
                 if any("RATE" in setting for setting in settings) and rate is None:
                     continue
-                filled = tuple(one.replace("RATE", str(rate)) for one in settings)
+                filled = tuple(item.replace("RATE", str(rate)) for item in settings)
                 yield f"{key}/{row}/{seed}", task, filled, seed
 
 

@@ -174,8 +174,8 @@ def gradient_parity(found: dict[str, Any]) -> list[str]:
         "|---|---|---|",
     ]
     for arm, values in losses.items():
-        told = ", ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {arm} | {told} | {means[arm]:.3f} |")
+        message = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {arm} | {message} | {means[arm]:.3f} |")
     lines += [
         "",
         "| outliers | worst layer of all seeds | mean | least cosine |",
@@ -459,8 +459,10 @@ def bitnet_speed(found: dict[str, Any]) -> list[str]:
         cells = []
         for table in ("fp32", "autocast", "micro"):
             row = found[table].get(name, {})
-            told = "fails" if "error" in row else "-"
-            cells.append(f"{row['median']:.2f} ({row['minimum']:.2f})" if "median" in row else told)
+            message = "fails" if "error" in row else "-"
+            cells.append(
+                f"{row['median']:.2f} ({row['minimum']:.2f})" if "median" in row else message
+            )
         row = found["memory"].get(name)
         cells += ["-", "-"] if row is None else [
             f"{row['saved_ratio']:.2f}", f"{row['peak_ratio']:.2f}"
@@ -511,13 +513,13 @@ def monitors(found: dict[str, Any]) -> list[str]:
 
 def utilization(found: dict[str, Any]) -> list[str]:
     share = found["busy_share"]
-    told = "not known" if share is None else f"{share:.1%}"
-    each = ", ".join("not known" if one is None else f"{one:.1%}" for one in found["each_epoch"])
+    message = "not known" if share is None else f"{share:.1%}"
+    each = ", ".join("not known" if item is None else f"{item:.1%}" for item in found["each_epoch"])
     return [
         "## Utilisation of the GPU",
         "",
         f"{found['device']}, {found['workload']}: over {found['epochs']} whole epochs "
-        f"({found['seconds']:.0f} s) a kernel was running {told} of the wall time, by the driver's "
+        f"({found['seconds']:.0f} s) a kernel was running {message} of the wall time, by the driver's "
         f"counter. By epoch: {each}; a validation falls into the last one.",
     ]
 
@@ -557,9 +559,9 @@ def page() -> str:
         "",
     ]
     for name, section in SECTIONS.items():
-        found = load(name)
-        if found is not None:
-            lines += [*section(found), ""]
+        result = load(name)
+        if result is not None:
+            lines += [*section(result), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -696,9 +698,9 @@ def readme_table() -> str:
     """The few rows that the README shows."""
     lines = ["| | measured |", "|---|---|"]
     for name, rows in ROWS.items():
-        found = load(name)
-        if found is not None:
-            lines += rows(found)
+        result = load(name)
+        if result is not None:
+            lines += rows(result)
     return "\n".join(lines)
 
 

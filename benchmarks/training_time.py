@@ -58,9 +58,9 @@ RECIPES = [
 
 def settings_of(recipe: Recipe) -> tuple[str, ...]:
     """What the tuning found, and the arithmetic."""
-    found = json.loads(accelerators.RESULTS.read_text())
+    result = json.loads(accelerators.RESULTS.read_text())
     method = next(each for each in accelerators.METHODS if each.name == recipe.method)
-    chosen = accelerators.known_choice(found, method, recipe.precision)
+    chosen = accelerators.known_choice(result, method, recipe.precision)
     if chosen is None:
         raise SystemExit(f"{recipe.method} is not tuned: run benchmarks/accelerators.py first")
     quantizer = (
@@ -74,9 +74,9 @@ def settings_of(recipe: Recipe) -> tuple[str, ...]:
 def ratios(found: dict[str, dict[str, Any]], name: str) -> list[float] | None:
     """CPU seconds by the baseline's, seed by seed; None when a run is missing or fell short."""
     pairs = [(found.get(f"{name}/{seed}"), found.get(f"baseline/{seed}")) for seed in SEEDS]
-    if any(one is None or two is None or not one["reached"] for one, two in pairs):
+    if any(item is None or two is None or not item["reached"] for item, two in pairs):
         return None
-    return [one["cpu_seconds"] / two["cpu_seconds"] for one, two in pairs if one and two]
+    return [item["cpu_seconds"] / two["cpu_seconds"] for item, two in pairs if item and two]
 
 
 def table(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -104,19 +104,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="names of recipes")
     options = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in SEEDS:
         for recipe in RECIPES:
             key = f"{recipe.name}/{seed}"
-            if key in found or (options.only and recipe.name not in options.only):
+            if key in result or (options.only and recipe.name not in options.only):
                 continue
             row = Row(
                 recipe.name, recipe.title, f"grokking/{recipe.method}", settings_of(recipe), CAP
             )
-            found[key] = run_one(row, seed)
-            print(key, found[key], flush=True)
-            RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    print("\n".join(table(found)))
+            result[key] = run_one(row, seed)
+            print(key, result[key], flush=True)
+            RESULTS.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    print("\n".join(table(result)))
 
 
 if __name__ == "__main__":

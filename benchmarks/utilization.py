@@ -64,17 +64,17 @@ class Sampler:
     def _take(self) -> None:
         nvml = self._nvml
         try:
-            kind, found = nvml.nvmlDeviceGetSamples(
+            kind, result = nvml.nvmlDeviceGetSamples(
                 self._handle, nvml.NVML_GPU_UTILIZATION_SAMPLES, self._seen
             )
         except nvml.NVMLError_NotFound:
             return  # nothing new
         name = {nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal", nvml.NVML_VALUE_TYPE_DOUBLE: "dVal"}
-        for one in found:
-            if one.timeStamp > self._seen:
-                value = float(getattr(one.sampleValue, name[kind]))
-                self.samples.append((one.timeStamp / 1e6, value))
-                self._seen = one.timeStamp
+        for item in result:
+            if item.timeStamp > self._seen:
+                value = float(getattr(item.sampleValue, name[kind]))
+                self.samples.append((item.timeStamp / 1e6, value))
+                self._seen = item.timeStamp
 
     def _gather(self) -> None:
         while not self._over.wait(0.5):
@@ -157,11 +157,11 @@ def main() -> None:
     why = without_device()
     if why is not None:
         sys.exit(why)
-    found = measured(options.epochs)
-    for name, value in found.items():
+    result = measured(options.epochs)
+    for name, value in result.items():
         print(f"  {name:<20} {value}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
     from forge_kernel.storage.random_state import process_state_kept
     from forge_kernel.training.device import resolve_device
-    from forge_kernel.training.loaders.data_loaders import LiveData, batch_from
-    from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.loaders.data_loaders import LoaderData, batch_from
+    from forge_kernel.training.loaders.in_memory import InMemoryData, InMemoryModel, NoConfig
     from forge_kernel.training.one_process import OneProcess
     from forge_kernel.training.optimizer_state import optimizer_state
     from forge_kernel.training.param_group_schedule import (
@@ -47,9 +47,9 @@ __all__ = [
     "CheckpointStore",
     "ConfigError",
     "Fault",
-    "LiveData",
-    "LiveDataPlugin",
-    "LiveModel",
+    "InMemoryData",
+    "InMemoryModel",
+    "LoaderData",
     "NoConfig",
     "OneProcess",
     "PipelineConfig",
@@ -87,9 +87,9 @@ _HOMES: Final = {
     "Fault": "forge_kernel.errors",
     "IGNORE_INDEX": "forge_kernel.contract.counting",
     "INPUTS": "forge_kernel.contract.data",
-    "LiveData": "forge_kernel.training.loaders.data_loaders",
-    "LiveDataPlugin": "forge_kernel.training.loaders.in_memory",
-    "LiveModel": "forge_kernel.training.loaders.in_memory",
+    "LoaderData": "forge_kernel.training.loaders.data_loaders",
+    "InMemoryData": "forge_kernel.training.loaders.in_memory",
+    "InMemoryModel": "forge_kernel.training.loaders.in_memory",
     "NoConfig": "forge_kernel.training.loaders.in_memory",
     "OneProcess": "forge_kernel.training.one_process",
     "PipelineConfig": "forge_kernel.config.pipeline",

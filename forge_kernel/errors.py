@@ -78,9 +78,9 @@ class FaultsError(ForgeError):
     exit_status: ClassVar[int] = 2
 
     def __init__(self, faults: Sequence[Fault] | str) -> None:
-        found = [Fault(faults)] if isinstance(faults, str) else list(faults)
-        assert found, "an error without a fault"
-        self.faults: tuple[Fault, ...] = tuple(sorted(found, key=lambda fault: fault.place))
+        result = [Fault(faults)] if isinstance(faults, str) else list(faults)
+        assert result, "an error without a fault"
+        self.faults: tuple[Fault, ...] = tuple(sorted(result, key=lambda fault: fault.place))
         texts = [str(fault) for fault in self.faults[:MAX_SHOWN]]
         if len(self.faults) > MAX_SHOWN:
             texts.append(f"... and {len(self.faults) - MAX_SHOWN} more")

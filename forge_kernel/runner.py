@@ -38,8 +38,8 @@ from forge_kernel.run_folder.record import (
     write_config,
 )
 from forge_kernel.training.loaders.in_memory import (
-    LiveDataPlugin,
-    LiveModel,
+    InMemoryData,
+    InMemoryModel,
     ProgressCallback,
     Watcher,
 )
@@ -248,9 +248,9 @@ async def run_async(pipeline: PipelineConfig | str | Path, **options: Any) -> Ru
 def _live_parts(model: nn.Module | None, data: Any) -> dict[Kind, Any]:
     live: dict[Kind, Any] = {}
     if data is not None:
-        live[Kind.DATA] = LiveDataPlugin(data)
+        live[Kind.DATA] = InMemoryData(data)
     if model is not None:
-        live[Kind.MODEL] = LiveModel(model)
+        live[Kind.MODEL] = InMemoryModel(model)
     return live
 
 
@@ -279,8 +279,8 @@ def _with_precision(pipeline: PipelineConfig) -> PipelineConfig:
     from forge_kernel.training.device import resolve_device
     from forge_kernel.training.precision import resolve_precision
 
-    found = resolve_precision("auto", resolve_device(pipeline.run.device))
-    return replace(pipeline, run=replace(pipeline.run, precision=found))
+    result = resolve_precision("auto", resolve_device(pipeline.run.device))
+    return replace(pipeline, run=replace(pipeline.run, precision=result))
 
 
 def digest(pipeline: PipelineConfig) -> str:

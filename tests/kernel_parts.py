@@ -21,8 +21,8 @@ from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.pipeline_file import check_pipeline
 from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialLoss
-from forge_kernel.training.loaders.data_loaders import LiveData
-from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel, NoConfig
+from forge_kernel.training.loaders.data_loaders import LoaderData
+from forge_kernel.training.loaders.in_memory import InMemoryData, InMemoryModel, NoConfig
 from forge_kernel.training.session import Session
 
 
@@ -69,8 +69,8 @@ def make_session(
 ) -> Session:
     """A session of live parts, set up and started; `own_loss`: `uses` names the loss."""
     if isinstance(data, list):
-        data = LiveData(data, spec=DataSpec(classes=3))
-    parts = [LiveModel(model), LiveDataPlugin(data), optimizer or SgdPart(lr)]
+        data = LoaderData(data, spec=DataSpec(classes=3))
+    parts = [InMemoryModel(model), InMemoryData(data), optimizer or SgdPart(lr)]
     if not own_loss and not any(part.info.kind is Kind.LOSS for part in plugins):
         parts.append(TrialLoss())
     parts += plugins

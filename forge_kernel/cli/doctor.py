@@ -23,11 +23,11 @@ OPTIONAL: Final = (
 
 def doctor_command(as_json: AsJson = False) -> None:
     """Show what this machine has. Python, torch, devices, optional parts, broken plugins."""
-    found = _examine()
+    result = _examine()
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
         return
-    for name, value in found.items():
+    for name, value in result.items():
         if isinstance(value, dict):
             print(f"{name}:")
             for key, item in value.items():

@@ -31,7 +31,7 @@ def explain_command(
     try:
         value = look_up(filled, path or (key,))
     except KeyError as error:
-        known = [show_path(found) for found, _ in walk(filled) if found]
+        known = [show_path(result) for result, _ in walk(filled) if result]
         hints = did_you_mean(key, known)
         raise ConfigError([Fault(f"there is no setting '{key}'", hints=hints)]) from error
     assert path is not None, "a key that was found has been read"

@@ -31,7 +31,7 @@ def plugins_command(
         else:
             _show_list(rows, catalog)
         return
-    pages = [_page(catalog, kind, found) for kind, found in _find(catalog, name)]
+    pages = [_page(catalog, kind, result) for kind, result in _find(catalog, name)]
     if as_json:
         print(json.dumps(pages, indent=1))
         return
@@ -43,12 +43,12 @@ def _find(catalog: Catalog, name: str) -> list[tuple[Kind, str]]:
     from forge_kernel.config.spelling import did_you_mean
     from forge_kernel.errors import Fault, PluginError
 
-    found = catalog.find(name)
-    if not found:
+    result = catalog.find(name)
+    if not result:
         hints = did_you_mean(name, {offer.name for offer in catalog.offers()})
         hints += ("list them with: forge plugins",)
         raise PluginError([Fault(f"there is no plugin '{name}'", hints=hints)])
-    return found
+    return result
 
 
 def _row(catalog: Catalog, offer: Any) -> dict[str, Any]:

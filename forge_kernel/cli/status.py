@@ -20,16 +20,16 @@ def status_command(
     from forge_kernel.run_folder.log_text import metrics_text, place_text
     from forge_kernel.run_folder.status import read_status
 
-    found = read_status(run_dir)
+    result = read_status(run_dir)
     if as_json:
-        print(json.dumps(found.to_data(), indent=1))
+        print(json.dumps(result.to_data(), indent=1))
         return
-    print(f"{found.folder}: {found.said}")
-    if not found.data:
+    print(f"{result.folder}: {result.said}")
+    if not result.data:
         return
-    print(f"  {place_text(found.data)}")
-    metrics = metrics_text(found.data.get("metrics"))
+    print(f"  {place_text(result.data)}")
+    metrics = metrics_text(result.data.get("metrics"))
     if metrics:
-        print(f"  at step {found.data.get('metrics_step')}: {metrics}")
-    for event in found.data.get("events", ()):
+        print(f"  at step {result.data.get('metrics_step')}: {metrics}")
+    for event in result.data.get("events", ()):
         print(f"  step {event['step']}: {event['message']}")

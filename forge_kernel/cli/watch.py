@@ -36,14 +36,14 @@ def watch_command(
     read_status(run_dir)
     try:
         if serve:
-            found = _serve(run_dir, port)
+            result = _serve(run_dir, port)
         else:
             console = Console()
-            found = _view(run_dir, console) if console.is_terminal else _lines(run_dir)
+            result = _view(run_dir, console) if console.is_terminal else _lines(run_dir)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None  # the run itself goes on
-    print(f"{run_dir}: {found.said}")
-    if found.condition == "gone":
+    print(f"{run_dir}: {result.said}")
+    if result.condition == "gone":
         raise typer.Exit(3)
 
 
@@ -56,8 +56,8 @@ def _serve(folder: Path, port: int) -> RunStatus:
     pages = sorted(entry_points(group="forge_kernel.pages"), key=lambda entry: entry.name)
     if not pages:
         raise PluginError("no installed distribution brings a page (forge_kernel.pages)")
-    found: RunStatus = pages[0].load()(folder, port)
-    return found
+    result: RunStatus = pages[0].load()(folder, port)
+    return result
 
 
 def _lines(folder: Path) -> RunStatus:
@@ -70,21 +70,21 @@ def _lines(folder: Path) -> RunStatus:
     earlier = _EARLIER
     over = False
     while not over:
-        found = read_status(folder)  # first, so that what was written before its end is read
+        result = read_status(folder)  # first, so that what was written before its end is read
         notices = [notice_text(line) for line in follower.new()]
         for text in notices[-earlier:]:
             print(text, flush=True)
         earlier = 10**9
-        if found.data.get("metrics_step") != step:
-            step = found.data.get("metrics_step")
-            print(f"step {step}: {metrics_text(found.data.get('metrics'))}", flush=True)
-        over = found.over
-        if found.condition != condition and not over:
-            condition = found.condition
-            print(f"{condition}: {found.said}", flush=True)
+        if result.data.get("metrics_step") != step:
+            step = result.data.get("metrics_step")
+            print(f"step {step}: {metrics_text(result.data.get('metrics'))}", flush=True)
+        over = result.over
+        if result.condition != condition and not over:
+            condition = result.condition
+            print(f"{condition}: {result.said}", flush=True)
         if not over:
             time.sleep(POLL_SECONDS)
-    return found
+    return result
 
 
 def _view(folder: Path, console: Any) -> RunStatus:
@@ -101,15 +101,15 @@ def _view(folder: Path, console: Any) -> RunStatus:
     with Live(console=console, auto_refresh=False, redirect_stdout=False) as live:
         over = False
         while not over:
-            found = read_status(folder)
+            result = read_status(folder)
             notices += [notice_text(line) for line in follower.new()]
             del notices[:-_SHOWN]
-            pace.take(found.data)
-            live.update(_picture(found, notices, pace), refresh=True)
-            over = found.over
+            pace.take(result.data)
+            live.update(_picture(result, notices, pace), refresh=True)
+            over = result.over
             if not over:
                 time.sleep(POLL_SECONDS)
-    return found
+    return result
 
 
 class Pace:
@@ -144,8 +144,8 @@ def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType
     parts: list[RenderableType] = [Text(f"{found.folder}: {found.said}", style=colour)]
     if data:
         speed = pace.steps_per_second
-        told = place_text(data) + (f", {speed:.3g} steps/s" if speed is not None else "")
-        parts.append(Text(told))
+        message = place_text(data) + (f", {speed:.3g} steps/s" if speed is not None else "")
+        parts.append(Text(message))
         if data.get("total_steps"):
             parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
         table = Table("metric", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))

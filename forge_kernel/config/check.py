@@ -67,12 +67,12 @@ def show_value(value: Any) -> str:
 
 def _leaves(error: Error) -> list[Error]:
     """The faults that an alternative (`anyOf`) hides, from the branch that was meant."""
-    found: list[Error] = []
+    result: list[Error] = []
     stack = [error]
     while stack:
         current = stack.pop()
         if current.validator != "anyOf" or not current.context:
-            found.append(current)
+            result.append(current)
             continue
         branches: dict[Any, list[Error]] = {}
         for inner in current.context:
@@ -85,8 +85,8 @@ def _leaves(error: Error) -> list[Error]:
         if len(meant) == 1:
             stack.extend(meant[0])
         else:
-            found.append(current)
-    return found
+            result.append(current)
+    return result
 
 
 def _type_hints(wanted: set[str], value: Any) -> tuple[str, ...]:
@@ -114,10 +114,10 @@ def _number_meant(text: str) -> str | None:
     """How a number that was written as text is to be written, if it is one at all."""
     meant = text.replace("_", "").strip()
     try:
-        found = resolve(meant)
+        result = resolve(meant)
     except ValueError:
         return None
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    is_number = isinstance(result, int | float) and not isinstance(result, bool)
     return f"{meant} without quotes or underscores" if is_number else None
 
 
@@ -131,11 +131,11 @@ _BOUNDS: Final = {
 
 def _branch_types(error: Error) -> list[str]:
     branches = error.schema.get("anyOf", [error.schema])
-    found: list[str] = []
+    result: list[str] = []
     for branch in branches:
         types = branch.get("type", [])
-        found += types if isinstance(types, list) else [types]
-    return found
+        result += types if isinstance(types, list) else [types]
+    return result
 
 
 def _use_hints(error: Error) -> tuple[str, ...]:
@@ -274,8 +274,8 @@ class _Teller:
         )
 
     def _see(self, path: Path) -> tuple[str, ...]:
-        found = plugin_at(self.document.data, path)
-        return (f"see: forge plugins {found[1]}",) if found else ()
+        result = plugin_at(self.document.data, path)
+        return (f"see: forge plugins {result[1]}",) if result else ()
 
 
 def check(document: Document, schema: Mapping[str, Any], advice: Advice) -> list[Fault]:
@@ -296,27 +296,27 @@ def check(document: Document, schema: Mapping[str, Any], advice: Advice) -> list
 
 def _one_for_each_value(errors: Iterable[Error]) -> list[Error]:
     """One error for each value, that of its type before others; every error of its keys."""
-    found: list[Error] = []
+    result: list[Error] = []
     at: dict[Path, int] = {}
     for leaf in [leaf for error in errors for leaf in _leaves(error)]:
         path = tuple(leaf.absolute_path)
         if leaf.validator in ("additionalProperties", "required"):
-            found.append(leaf)
+            result.append(leaf)
         elif path not in at:
-            at[path] = len(found)
-            found.append(leaf)
-        elif leaf.validator == "type" and found[at[path]].validator != "type":
-            found[at[path]] = leaf
-    return found
+            at[path] = len(result)
+            result.append(leaf)
+        elif leaf.validator == "type" and result[at[path]].validator != "type":
+            result[at[path]] = leaf
+    return result
 
 
 def _advise(
     fault: Fault, error: Error, document: Document, advice: Advice, advised: set[Path]
 ) -> Fault:
-    found = plugin_at(document.data, tuple(error.absolute_path))
-    if found is None or found[0] in advised:
+    result = plugin_at(document.data, tuple(error.absolute_path))
+    if result is None or result[0] in advised:
         return fault
-    advised.add(found[0])
-    values = look_up(document.data, (*found[0], "with"))
-    hint = advice(found[0], values) if isinstance(values, Mapping) else None
+    advised.add(result[0])
+    values = look_up(document.data, (*result[0], "with"))
+    hint = advice(result[0], values) if isinstance(values, Mapping) else None
     return Fault(fault.message, fault.path, fault.mark, (hint, *fault.hints)) if hint else fault

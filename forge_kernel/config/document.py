@@ -67,9 +67,9 @@ class Document:
     def mark(self, path: Path) -> Mark:
         """Where the value at `path` stands, or its nearest parent that has a place."""
         for end in range(len(path), -1, -1):
-            found = self.values.get(path[:end])
-            if found is not None:
-                return found
+            result = self.values.get(path[:end])
+            if result is not None:
+                return result
         return Mark(self.source)
 
     def key_mark(self, path: Path) -> Mark:

@@ -90,11 +90,11 @@ def parse_key(text: str) -> Path | None:
             position += 1
         elif path and text[position] != "[":
             return None
-        found = _STEP.match(text, position)
-        if found is None:
+        result = _STEP.match(text, position)
+        if result is None:
             return None
-        path.append(found[1] if found[1] is not None else int(found[2]))
-        position = found.end()
+        path.append(result[1] if result[1] is not None else int(result[2]))
+        position = result.end()
     return tuple(path) or None
 
 

@@ -23,8 +23,8 @@ Schema = dict[str, Any]
 
 
 def _use_type(annotation: Any) -> type[Use[Any]] | None:
-    found = get_origin(annotation) or annotation
-    return found if isinstance(found, type) and issubclass(found, Use) else None
+    result = get_origin(annotation) or annotation
+    return result if isinstance(result, type) and issubclass(result, Use) else None
 
 
 def _schema_hook(annotation: Any) -> Schema:
@@ -128,7 +128,7 @@ def use_schema(kind: Kind, names: Iterable[str], known: Mapping[str, Schema]) ->
             then["required"] = ["with"]
         named = {"properties": {"use": {"const": name}}, "required": ["use"]}
         rules.append({"if": named, "then": then})
-    found: Schema = {
+    result: Schema = {
         "type": "object",
         "description": RULES[kind].about,
         "properties": {
@@ -143,8 +143,8 @@ def use_schema(kind: Kind, names: Iterable[str], known: Mapping[str, Schema]) ->
         "additionalProperties": False,
     }
     if rules:
-        found["allOf"] = rules
-    return found
+        result["allOf"] = rules
+    return result
 
 
 def pipeline_schema(

@@ -27,17 +27,17 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The known names within reach of a typing mistake, nearest first."""
     wanted = name.lower()
     reach = max(2, len(wanted) // 3)
-    found = []
+    result = []
     for candidate in known:
         if abs(len(candidate) - len(wanted)) > reach:
             continue
         distance = edit_distance(wanted, candidate.lower())
         if distance <= reach and distance < max(len(wanted), 2):
-            found.append((distance, candidate))
-    return [candidate for _, candidate in sorted(found)][:limit]
+            result.append((distance, candidate))
+    return [candidate for _, candidate in sorted(result)][:limit]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> tuple[str, ...]:
     """A hint with the nearest names, or none."""
     names = nearest(name, known)
-    return (f"did you mean {' or '.join(repr(found) for found in names)}?",) if names else ()
+    return (f"did you mean {' or '.join(repr(result) for result in names)}?",) if names else ()

@@ -194,10 +194,11 @@ class _Reader:
         return None
 
     def _check_text(self, text: str, mark: Mark) -> None:
-        found = _SURROGATE.search(text)
-        if found is not None:
+        result = _SURROGATE.search(text)
+        if result is not None:
             self.fault(
-                mark, f"U+{ord(found[0]):04X} is half of a character", "write the character itself",
+                mark, f"U+{ord(result[0]):04X} is half of a character",
+                "write the character itself",
                 path=self._path(),
             )  # fmt: skip
 

@@ -178,18 +178,18 @@ def _weighed(rows: int, samples: int, counts: Tensor | None, weights: Tensor | N
 
 def _samples(inputs: Any) -> int:
     """How many samples inputs hold: the length of the first thing in them that has one."""
-    found = inputs
+    result = inputs
     for _ in range(8):  # a mapping of lists of tensors is not deeper
-        if isinstance(found, Mapping) and found:
-            found = next(iter(found.values()))
-        elif isinstance(found, list | tuple) and found and not _is_number(found[0]):
-            found = found[0]
+        if isinstance(result, Mapping) and result:
+            result = next(iter(result.values()))
+        elif isinstance(result, list | tuple) and result and not _is_number(result[0]):
+            result = result[0]
         else:
             break
-    shape = getattr(found, "shape", None)
+    shape = getattr(result, "shape", None)
     if shape is not None:
         return int(shape[0]) if len(shape) else 1
-    return len(found) if hasattr(found, "__len__") else 1
+    return len(result) if hasattr(result, "__len__") else 1
 
 
 def _is_number(value: Any) -> bool:

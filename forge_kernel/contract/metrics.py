@@ -52,7 +52,7 @@ class MetricStore:
         """
         import torch
 
-        found: dict[str, float | None] = {}
+        result: dict[str, float | None] = {}
         tensors = {
             name: value for name, value in self._pending.items() if isinstance(value, torch.Tensor)
         }
@@ -63,10 +63,10 @@ class MetricStore:
             self._pending.update(zip(names, stacked.tolist(), strict=True))
         for name, value in self._pending.items():
             number = None if value is None else float(value)
-            found[name] = number if number is not None and math.isfinite(number) else None
+            result[name] = number if number is not None and math.isfinite(number) else None
         self._pending.clear()
-        self.latest.update(found)
-        return found
+        self.latest.update(result)
+        return result
 
     def record_validation(self, metrics: Mapping[str, float], *, best: bool = True) -> None:
         """Take in a validation's metrics and keep the best of each.

@@ -32,13 +32,15 @@ class ModelCall:
         self._tensor = torch.Tensor
         self._name = type(model).__name__
         try:
-            found = list(inspect.signature(_innermost(model).forward).parameters.values())
+            result = list(inspect.signature(_innermost(model).forward).parameters.values())
         except (TypeError, ValueError):
-            found = []
-        self._names = {one.name for one in found if one.kind in (*_BY_PLACE[1:], one.KEYWORD_ONLY)}
-        self._any_name = any(one.kind is one.VAR_KEYWORD for one in found)
-        places = [one for one in found if one.kind in _BY_PLACE]
-        self._needed = sum(one.default is one.empty for one in places)
+            result = []
+        self._names = {
+            item.name for item in result if item.kind in (*_BY_PLACE[1:], item.KEYWORD_ONLY)
+        }
+        self._any_name = any(item.kind is item.VAR_KEYWORD for item in result)
+        places = [item for item in result if item.kind in _BY_PLACE]
+        self._needed = sum(item.default is item.empty for item in places)
         self._places = len(places)
         self.takes_positions = "positions" in self._names
 

@@ -94,12 +94,12 @@ class RunConfig:
 
     def notices(self) -> list[str]:
         """What the user may not have meant: intervals that never come round."""
-        found = []
+        result = []
         for name in ("validate_every", "save_every"):
             every = getattr(self, name)
             if every is not None and self.max_steps is not None and every > self.max_steps:
-                found.append(
+                result.append(
                     f"run.{name} ({every}) is longer than the run ({self.max_steps} steps): "
                     "it happens at the end only"
                 )
-        return found
+        return result

@@ -54,9 +54,9 @@ class Batch:
             or known[1] is not self.weights
             or known[2:4] != (self.ignore_index, getattr(targets, "_version", 0))
         ):
-            found = count(targets, self.weights, self.inputs, self.ignore_index)
-            self._count = (*self._count_key(), found)
-            return found
+            result = count(targets, self.weights, self.inputs, self.ignore_index)
+            self._count = (*self._count_key(), result)
+            return result
         answer: Counted = known[4]
         return answer
 

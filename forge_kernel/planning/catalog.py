@@ -123,7 +123,7 @@ class Catalog:
 
     def names(self, kind: Kind) -> list[str]:
         """All names of a kind."""
-        return sorted(name for found, name in self._offers if found is kind)
+        return sorted(name for result, name in self._offers if result is kind)
 
     def find(self, name: str) -> list[tuple[Kind, str]]:
         """Plugins by name or by `<kind>.<name>`, for a user who asks about one."""
@@ -135,17 +135,17 @@ class Catalog:
         Raises:
             PluginError: nobody offers it, or more than one distribution does.
         """
-        found = self._offers.get((kind, name), [])
-        if not found:
+        result = self._offers.get((kind, name), [])
+        if not result:
             known = self.names(kind)
             hints = (*did_you_mean(name, known), f"allowed: {', '.join(known) or 'none'}")
             raise PluginError([Fault(f"no plugin '{name}' of the kind {kind}", hints=hints)])
-        if len(found) > 1:
-            who = " and ".join(f"{offer.origin} ({offer.target})" for offer in found)
+        if len(result) > 1:
+            who = " and ".join(f"{offer.origin} ({offer.target})" for offer in result)
             hint = "uninstall one of them, or ask its author for another name"
             message = f"'{kind}.{name}' is offered twice: by {who}"
             raise PluginError([Fault(message, hints=(hint,))])
-        return found[0]
+        return result[0]
 
     def load(self, kind: Kind, name: str) -> type[Any]:
         """Import a plugin class and check its card.

@@ -38,7 +38,7 @@ def migrated(document: Document, catalog: Catalog) -> Document:
                 value["use"] = names.get(value["use"], value["use"])
             assert path
     classes, _ = load_named(document, catalog)
-    configs = {name: found.info.config for (_, name), found in classes.items()}
+    configs = {name: result.info.config for (_, name), result in classes.items()}
     moved: dict[str, Any] = {}
     run = document.data.get("run")
     chosen = run if isinstance(run, dict) else {}

@@ -32,15 +32,15 @@ MAX_NESTING: Final = 8
 
 def shipped_pipelines() -> dict[str, FilePath]:
     """The pipelines that installed distributions ship, by name; in folders, as `folder/name`."""
-    found: dict[str, FilePath] = {}
+    result: dict[str, FilePath] = {}
     for entry in entry_points(group=PIPELINES):
         package, _, folder = entry.value.partition(":")[0].rpartition(".")
         spec = find_spec(package) if package else None
         for place in (spec.submodule_search_locations or ()) if spec is not None else ():
             top = FilePath(place) / folder
             for file in sorted(top.rglob("*.yaml")):
-                found.setdefault(file.relative_to(top).with_suffix("").as_posix(), file)
-    return found
+                result.setdefault(file.relative_to(top).with_suffix("").as_posix(), file)
+    return result
 
 
 def find_pipeline(name: str) -> FilePath:
@@ -80,17 +80,17 @@ def _refers(part: Any) -> bool:
 
 def _named(document: Document, kinds_inside: Mapping[Kind, bool]) -> list[tuple[Path, Kind, str]]:
     """Every plugin that a document names, with the kinds that it may be of."""
-    found: list[tuple[Path, Kind, str]] = []
+    result: list[tuple[Path, Kind, str]] = []
     for path, value in walk(document.data):
         if not path or path[-1] != "use" or not isinstance(value, str):
             continue
         top = str(path[0])
         if len(path) == (3 if top in set(Kind) and takes_many(Kind(top)) else 2):
             if top in set(Kind):
-                found.append((path, Kind(top), value))
+                result.append((path, Kind(top), value))
         else:
-            found += [(path, kind, value) for kind in kinds_inside if kinds_inside[kind]]
-    return found
+            result += [(path, kind, value) for kind in kinds_inside if kinds_inside[kind]]
+    return result
 
 
 def _load_fault(document: Document, path: Path, error: PluginError) -> Fault:
@@ -116,13 +116,13 @@ def load_named(
             if (kind, name) in classes or path in faults or name not in catalog.names(kind):
                 continue  # an unknown name is the schema's to tell, with the nearest one
             try:
-                found = catalog.load(kind, name)
-                config_schema(found.info.config, found.info.key)  # that it has one
+                result = catalog.load(kind, name)
+                config_schema(result.info.config, result.info.key)  # that it has one
             except PluginError as error:
                 faults[path] = _load_fault(document, path, error)
                 continue
-            classes[kind, name] = found
-            for nested in _nested_kinds(found.info):
+            classes[kind, name] = result
+            for nested in _nested_kinds(result.info):
                 inside[nested] = True
         if (len(classes), len(inside)) == before:
             break
@@ -136,7 +136,7 @@ def compose_schema(
 ) -> dict[str, Any]:
     """The pipeline's schema with the settings of these plugins spelled out."""
     names = {kind: catalog.names(kind) for kind in Kind}
-    configs = {key: found.info.config for key, found in classes.items()}
+    configs = {key: result.info.config for key, result in classes.items()}
     return pipeline_schema(names, configs, live=live)
 
 
@@ -149,8 +149,8 @@ def _bind_fault(document: Document, path: Path, error: msgspec.ValidationError) 
         steps = re.findall(r"\.([A-Za-z_]\w*)|\[(\d+)\]", inside[1])
         inner = [int(index) if index else name for name, index in steps]
     full = (*path, *inner)
-    found = plugin_at(document.data, (*path, "")) if path[-1:] == ("with",) else None
-    hints = (f"see: forge plugins {found[1]}",) if found else ()
+    result = plugin_at(document.data, (*path, "")) if path[-1:] == ("with",) else None
+    hints = (f"see: forge plugins {result[1]}",) if result else ()
     return Fault(message, show_path(full), document.mark(full), hints)
 
 
@@ -207,16 +207,16 @@ def _bind_use(
 
 def nested_uses(config: Any) -> list[tuple[Path, Use[Any]]]:
     """The plugins that a configuration object nests, with their paths inside it."""
-    found: list[tuple[Path, Use[Any]]] = []
+    result: list[tuple[Path, Use[Any]]] = []
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, Use):
-            found.append(((field.name,), value))
+            result.append(((field.name,), value))
         else:
-            found += [
+            result += [
                 ((field.name, key), item) for key, item in _items(value) if isinstance(item, Use)
             ]
-    return found
+    return result
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -267,16 +267,16 @@ def check_document(
     classes, faults = load_named(document, catalog)
     schema = compose_schema(catalog, classes, live)
     faults += check(document, schema, _advice_of(document, classes))
-    run, found = _bind_run(document, faults)
+    run, result = _bind_run(document, faults)
     named: dict[str, Any] = {}
     for path, kind, use in uses_in(document.data):
         if not _is_clean(path, faults):
             continue
         bound, contradictions = _bind_use(document, path, use, catalog)
-        found += contradictions
+        result += contradictions
         named[kind.value] = (*named.get(kind.value, ()), bound) if takes_many(kind) else bound
-    if faults or found:
-        raise ConfigError([*faults, *found])
+    if faults or result:
+        raise ConfigError([*faults, *result])
     assert run is not None, "a run without a fault is bound"
     return PipelineConfig(run=run, notes=notes_in(document.data), **named)
 
@@ -309,8 +309,8 @@ def _advice_of(
     def advice(path: Path, values: Mapping[str, Any]) -> str | None:
         name = str(look_up(document.data, (*path, "use")))
         top = str(path[0]) if "with" not in path else None  # a nested part may be of any kind
-        for (kind, known), found in classes.items():
-            ask = getattr(found.info.config, "advice", None)
+        for (kind, known), result in classes.items():
+            ask = getattr(result.info.config, "advice", None)
             if known == name and top in (None, kind) and ask is not None:
                 try:
                     hint = ask(values)

@@ -84,15 +84,15 @@ class Plan:
 @functools.lru_cache(maxsize=1024)
 def _implementations(cls: type[Any]) -> list[tuple[str, Any, dict[str, Any]]]:
     """The hooks that a class implements: name, function and pluggy's options."""
-    found: list[tuple[str, Any, dict[str, Any]]] = []
+    result: list[tuple[str, Any, dict[str, Any]]] = []
     members: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         members |= vars(base)
     for name, function in sorted(members.items()):
         options = getattr(function, f"{hookspecs.PROJECT}_impl", None)
         if isinstance(options, dict):
-            found.append((options.get("specname") or name, function, options))
-    return found
+            result.append((options.get("specname") or name, function, options))
+    return result
 
 
 def implemented_hooks(plugin: Any) -> dict[str, dict[str, Any]]:
@@ -110,21 +110,21 @@ def _specified() -> pluggy.PluginManager:
 
 def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a hook asks for that the bus does not do: messages, each with a hint or none."""
-    found: list[tuple[str, str]] = []
+    result: list[tuple[str, str]] = []
     asked = [key for key in ("tryfirst", "trylast", "hookwrapper", "wrapper") if options[key]]
     if asked:
         hint = "order is set by Order(before=..., after=...) in the plugin's info"
-        found.append((f"{', '.join(asked)} is not supported", hint))
+        result.append((f"{', '.join(asked)} is not supported", hint))
     plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
     if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
-        found.append(("a hook cannot be async: nobody would await it", ""))
+        result.append(("a hook cannot be async: nobody would await it", ""))
     for parameter in inspect.signature(plain).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
-            found.append((f"'{parameter.name}' has a default, which is never used", ""))
+            result.append((f"'{parameter.name}' has a default, which is never used", ""))
         elif parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
             shown = parameter.replace(annotation=inspect.Parameter.empty)
-            found.append((f"'{shown}' cannot be passed: name the arguments one by one", ""))
-    return found
+            result.append((f"'{shown}' cannot be passed: name the arguments one by one", ""))
+    return result
 
 
 def _check_signatures(
@@ -257,11 +257,13 @@ class _Planner:
     def check_single_answers(self) -> None:
         """At most one plugin answers a `compute_*` or `make_*` hook."""
         for hook in sorted(SINGLE_ANSWERS):
-            found = [entry for entry in self.entries if hook in entry.hooks]
-            kinds = {entry.info.kind for entry in found}
-            if len(found) > 1 and not (len(kinds) == 1 and RULES[found[0].info.kind].at_most == 1):
-                names = " and ".join(f"{entry.label} ({entry.origin})" for entry in found)
-                self.fault(f"{hook} has two answers: {names}", found[1].path, "keep one of them")
+            result = [entry for entry in self.entries if hook in entry.hooks]
+            kinds = {entry.info.kind for entry in result}
+            if len(result) > 1 and not (
+                len(kinds) == 1 and RULES[result[0].info.kind].at_most == 1
+            ):
+                names = " and ".join(f"{entry.label} ({entry.origin})" for entry in result)
+                self.fault(f"{hook} has two answers: {names}", result[1].path, "keep one of them")
 
     def check_facts(self) -> None:
         """What plugins require, provide and cannot stand beside."""

@@ -154,7 +154,7 @@ for _name in ("checkpoint", "export"):
 
 def all_schemas(catalog: Catalog) -> dict[str, Schema]:
     """Every schema by its path below `schemas/`; broken plugins are left out."""
-    found: dict[str, Schema] = {f"run/{name}.json": schema for name, schema in RECORDS.items()}
+    result: dict[str, Schema] = {f"run/{name}.json": schema for name, schema in RECORDS.items()}
     configs: dict[Any, type[Any]] = {}
     for offer in catalog.offers():
         try:
@@ -165,15 +165,15 @@ def all_schemas(catalog: Catalog) -> dict[str, Schema]:
             continue
         configs[offer.kind, offer.name] = config
         title = {"$schema": DIALECT, "title": offer.key}
-        found[f"{offer.kind}/{offer.name}.json"] = {**title, **own, "$defs": inner}
+        result[f"{offer.kind}/{offer.name}.json"] = {**title, **own, "$defs": inner}
         for name, record in info.records.items():
-            found[f"{offer.kind}/{offer.name}.{name}.json"] = dict(record)
+            result[f"{offer.kind}/{offer.name}.{name}.json"] = dict(record)
     names = {kind: catalog.names(kind) for kind, _ in configs}
-    found["pipeline.schema.json"] = file_schema(pipeline_schema(names, configs))
+    result["pipeline.schema.json"] = file_schema(pipeline_schema(names, configs))
     for entry in entry_points(group=GROUP):
         for name, record in entry.load().items():
-            found[f"{entry.name}/{name}.json"] = dict(record)
-    return found
+            result[f"{entry.name}/{name}.json"] = dict(record)
+    return result
 
 
 def file_schema(pipeline: Schema) -> Schema:

@@ -109,13 +109,13 @@ def write_config(folder: Path, data: Mapping[str, Any], live: tuple[str, ...]) -
 
 def _git_revision() -> str | None:
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607  the user's git is meant
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:
@@ -219,9 +219,9 @@ class RunRecord:
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told."""
         self.event(event.name, step=event.step, message=event.message, facts=dict(event.facts))
-        told = {"step": event.step, "time": time.time(), "event": event.name}
+        message = {"step": event.step, "time": time.time(), "event": event.name}
         events = self._status["events"]
-        events.append({**told, "message": event.message})
+        events.append({**message, "message": event.message})
         del events[:-EVENTS_KEPT]
         self.state("training", run)
 

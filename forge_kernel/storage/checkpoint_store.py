@@ -102,8 +102,8 @@ class CheckpointStore:
         """Steps with a committed checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
-        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
-        return sorted(int(match[1]) for match in found if match)
+        result = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match[1]) for match in result if match)
 
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -115,8 +115,8 @@ class CheckpointStore:
         if not pointer.is_file():
             return None
         name = pointer.read_text(encoding="utf-8").strip()
-        found = self.folder / name
-        return found if _NAME.fullmatch(name) and found.is_dir() else None
+        result = self.folder / name
+        return result if _NAME.fullmatch(name) and result.is_dir() else None
 
     def save(self, snapshot: Snapshot, tags: tuple[str, ...] = ()) -> Path:
         """Commit a snapshot, move the pointers, prune.
@@ -146,8 +146,8 @@ class CheckpointStore:
         state: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         for name, tree in snapshot.trees.items():
-            state[name], found = split_tree(tree, name)
-            tensors.update(found)
+            state[name], result = split_tree(tree, name)
+            tensors.update(result)
         aliases = {
             "model.safetensors": _save_tensors(folder / "model.safetensors", snapshot.model),
             "state.safetensors": _save_tensors(folder / "state.safetensors", tensors),
@@ -180,11 +180,11 @@ class CheckpointStore:
         if not self.folder.is_dir():
             return
         for path in list(self.folder.iterdir()):
-            found = re.fullmatch(r"\.(step-\d+)\.(partial|replaced)-[0-9a-f]{8}", path.name)
-            if found is None:
+            result = re.fullmatch(r"\.(step-\d+)\.(partial|replaced)-[0-9a-f]{8}", path.name)
+            if result is None:
                 continue
-            if found[2] == "replaced" and not (self.folder / found[1]).exists():
-                path.rename(self.folder / found[1])
+            if result[2] == "replaced" and not (self.folder / result[1]).exists():
+                path.rename(self.folder / result[1])
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -231,12 +231,12 @@ class CheckpointStore:
 
         Also one that a cut save has moved aside and nothing yet stands in the place of.
         """
-        found = {step: self.path(step) for step in self.steps()}
+        result = {step: self.path(step) for step in self.steps()}
         for path in self.folder.glob(".step-*.replaced-*") if self.folder.is_dir() else ():
             match = _NAME.match(path.name[1:])
             if match and path.is_dir():
-                found.setdefault(int(match[1]), path)
-        return [found[step] for step in sorted(found)]
+                result.setdefault(int(match[1]), path)
+        return [result[step] for step in sorted(result)]
 
     def newest(self) -> tuple[Snapshot, Path, list[str]]:
         """The newest checkpoint that is intact.
@@ -253,5 +253,5 @@ class CheckpointStore:
                 return self.load(folder), folder, problems
             except CheckpointError as error:
                 problems.append(str(error))
-        found = "; ".join(problems) or "there is none"
-        raise CheckpointError(f"no intact checkpoint in {self.folder}: {found}")
+        result = "; ".join(problems) or "there is none"
+        raise CheckpointError(f"no intact checkpoint in {self.folder}: {result}")

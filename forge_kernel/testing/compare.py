@@ -29,20 +29,20 @@ def _plain_state(folder: Path) -> dict[str, Any]:
 
 def differences(left: Path, right: Path) -> list[str]:
     """What differs between two checkpoint folders, times apart; empty when nothing does."""
-    found: list[str] = []
+    result: list[str] = []
     for file in ("model.safetensors", "state.safetensors"):
         mine, theirs = _raw(left / file), _raw(right / file)
         if mine.keys() != theirs.keys():
-            found.append(f"{file}: other tensors: {sorted(mine.keys() ^ theirs.keys())}")
-        found += [
+            result.append(f"{file}: other tensors: {sorted(mine.keys() ^ theirs.keys())}")
+        result += [
             f"{file}: {name} differs"
             for name in sorted(mine.keys() & theirs.keys())
             if mine[name] != theirs[name]
         ]
     mine_state, their_state = _plain_state(left), _plain_state(right)
-    found += [
+    result += [
         f"state.json: {name} differs: {mine_state.get(name)} / {their_state.get(name)}"[:400]
         for name in sorted(mine_state.keys() | their_state.keys())
         if mine_state.get(name) != their_state.get(name)
     ]
-    return found
+    return result

@@ -85,17 +85,17 @@ def _cut(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
 def _cases(batch: Batch) -> list[tuple[str, Batch, Tensor]]:
     """Batches in which some rows count for nothing: what they are, and which rows."""
     weights = torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0, 2.0, 1.0, 0.0])
-    found = [
+    result = [
         ("sample weights", dataclasses.replace(batch, weights=weights), weights == 0),
     ]
     if not batch.targets.is_floating_point():
         rows = torch.tensor([False, True, False, False, True, True, False, False])
         targets = batch.targets.clone()
         targets[rows] = batch.ignore_index
-        found.append(("ignored targets", dataclasses.replace(batch, targets=targets), rows))
+        result.append(("ignored targets", dataclasses.replace(batch, targets=targets), rows))
         both = dataclasses.replace(batch, targets=targets, weights=weights)
-        found.append(("both", both, rows | (weights == 0)))
-    return found
+        result.append(("both", both, rows | (weights == 0)))
+    return result
 
 
 def faults_of_loss(trial: Trial, *, couples: bool) -> list[str]:
@@ -148,8 +148,8 @@ def faults_of_validator(trial: Trial) -> list[str]:
         splits = [(sizes, _metrics(trial, _cut(case, sizes))) for sizes in ((5, 3), (1, 6, 1))]
         faults += [
             f"{what}: batches of {sizes} samples change {worse}"
-            for sizes, found in splits
-            if (worse := _differ(whole, found))
+            for sizes, result in splits
+            if (worse := _differ(whole, result))
         ]
     return faults
 
@@ -209,9 +209,9 @@ Memory = tuple[Any, dict[str, Tensor]]
 
 def _memories(session: Session) -> dict[str, Memory]:
     """What each part remembers."""
-    found: dict[str, Any] = {"the model": session.run.strategy.model_state(session.run)}
-    found |= {entry.label: plugin.state_dict() for entry, plugin in session.bus.stateful()}
-    split = {label: split_tree(state, label) for label, state in found.items()}
+    result: dict[str, Any] = {"the model": session.run.strategy.model_state(session.run)}
+    result |= {entry.label: plugin.state_dict() for entry, plugin in session.bus.stateful()}
+    split = {label: split_tree(state, label) for label, state in result.items()}
     return {
         label: (plain, {name: tensor.clone() for name, tensor in tensors.items()})
         for label, (plain, tensors) in split.items()

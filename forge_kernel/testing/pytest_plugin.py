@@ -47,7 +47,7 @@ def forge_config(forge_plugin: str) -> dict[str, Any]:
     kind, _, name = forge_plugin.partition(".")
     info = Catalog.installed().load(Kind(kind), name).info
     schema, _ = config_schema(info.config, info.key)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for field in schema.get("required", ()):
         examples = schema["properties"][field].get("examples")
         if not examples:
@@ -55,5 +55,5 @@ def forge_config(forge_plugin: str) -> dict[str, Any]:
                 f"{forge_plugin}: the required setting '{field}' has no example; give it "
                 "Meta(examples=[...]) or override the fixture forge_config"
             )
-        found[field] = examples[0]
-    return found
+        result[field] = examples[0]
+    return result

@@ -268,7 +268,7 @@ class Trial:
         Of several, the one that brings most of what is needed.
         """
         given = {fact for part in self._small_parts() for fact in facts(part.info.provides, None)}
-        found: list[tuple[Kind, str]] = []
+        result: list[tuple[Kind, str]] = []
         for fact in self._needs:
             if fact in given or fact.startswith(("metric:", "data:")):
                 continue
@@ -286,8 +286,8 @@ class Trial:
                 settled = bind_config(info.config, {})
                 given |= set(facts(info.provides, settled))
                 self._needs = (*self._needs, *facts(info.requires, settled))
-                found.append(best[1:])
-        return found
+                result.append(best[1:])
+        return result
 
     def pipeline(self, **settings: Any) -> PipelineConfig:
         """The plugin and its companions with the loop's settings."""

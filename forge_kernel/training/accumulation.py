@@ -195,13 +195,13 @@ class GradientAccumulation:
 
     def _check(self, expected: tuple[float | Tensor, ...]) -> None:
         """What was expected has come; looked at where the host knows it."""
-        for number, (told, found) in enumerate(zip(expected, self._weights, strict=True)):
-            if isinstance(told, Tensor) or isinstance(found, Tensor):
+        for number, (message, result) in enumerate(zip(expected, self._weights, strict=True)):
+            if isinstance(message, Tensor) or isinstance(result, Tensor):
                 continue
-            if abs(told - found) > 1e-4 * max(told, found):
+            if abs(message - result) > 1e-4 * max(message, result):
                 raise RunError(
-                    f"compute_loss_weights told {told:g} for term {number} of this step, and "
-                    f"compute_loss counted {found:g}: both must come from the targets alone"
+                    f"compute_loss_weights told {message:g} for term {number} of this step, and "
+                    f"compute_loss counted {result:g}: both must come from the targets alone"
                 )
 
 

@@ -98,12 +98,12 @@ class Bus:
         }
 
     def _compile(self, manager: pluggy.PluginManager, hook: str, guard: Guard | None) -> list[Call]:
-        found = {
+        result = {
             impl.plugin_name: impl.function for impl in getattr(manager.hook, hook).get_hookimpls()
         }
         calls: list[Call] = []
         for entry in self.plan.answering(hook):
-            method = found[entry.label]
+            method = result[entry.label]
             self._codes[inspect.unwrap(method).__code__] = (entry.label, hook)
             call = _positional(method, hook)
             calls.append(call if guard is None else guard(hook, entry.label, call))
@@ -116,8 +116,8 @@ class Bus:
     def call(self, hook: str) -> Call | None:
         """The one who answers the hook, or None."""
         assert hook in SINGLE_ANSWERS, hook
-        found = self._calls[hook]
-        return found[0] if found else None
+        result = self._calls[hook]
+        return result[0] if result else None
 
     def transform(self, hook: str, value: Any, *before: Any) -> Any:
         """Pass a value through everyone who answers `hook(*before, value)`.
@@ -147,7 +147,7 @@ class Bus:
 
         The innermost hook frame counts. Costs nothing until something raises.
         """
-        found: tuple[str, str] | None = None
+        result: tuple[str, str] | None = None
         for _ in range(10_000):
             if traceback is None:
                 break
@@ -155,16 +155,16 @@ class Bus:
             known = self._codes.get(frame.f_code)
             if known is not None:
                 label = self.labels.get(id(frame.f_locals.get("self")), known[0])
-                found = (label, known[1])
+                result = (label, known[1])
             traceback = traceback.tb_next
-        return found
+        return result
 
 
 def hook_table(plugin: type[Any]) -> Mapping[str, Sequence[str]]:
     """The hooks of a plugin class with their arguments, in life-cycle order."""
-    found = implemented_hooks(plugin)
+    result = implemented_hooks(plugin)
     return {
         hook: list(inspect.signature(getattr(hookspecs, hook)).parameters)
         for hook in HOOKS
-        if hook in found
+        if hook in result
     }

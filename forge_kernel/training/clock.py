@@ -27,7 +27,7 @@ class Clock:
         passed = 0.0 if self._since is None else time.monotonic() - self._since
         return self._progress.seconds + passed
 
-    def bank(self) -> None:
+    def accumulate_elapsed(self) -> None:
         """Put the seconds into `progress`, which is saved."""
         self._progress.seconds = self.seconds()
         if self._since is not None:

@@ -66,10 +66,10 @@ class FiniteCheck:
 
     def _pass(self, gradients: Sequence[Tensor], factor: float, found: Tensor | None) -> None:
         device = gradients[0].device
-        one = self._ones.get(device)
-        if one is None:
-            one = self._ones[device] = torch.ones((), device=device)
-        scale = one if factor == 1.0 else one * factor
+        item = self._ones.get(device)
+        if item is None:
+            item = self._ones[device] = torch.ones((), device=device)
+        scale = item if factor == 1.0 else item * factor
         flag = torch.zeros((), device=device) if found is None else found
         torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), flag, scale)
         if found is None:
@@ -84,10 +84,10 @@ class FiniteCheck:
 
 def name_non_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     """The first three whose gradients are not finite, in words; the loss where there are none."""
-    found = [
+    result = [
         name
         for name, parameter in parameters
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
     ]
-    shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    return f"the gradient of {shown}" if found else "the loss"
+    shown = ", ".join(result[:3]) + (f" and {len(result) - 3} more" if len(result) > 3 else "")
+    return f"the gradient of {shown}" if result else "the loss"

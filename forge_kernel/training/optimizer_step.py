@@ -121,9 +121,9 @@ class OptimizerStep:
     def _weigh(self, batches: Sequence[Batch], weights_of: Callable[..., Any]) -> tuple[Batch, ...]:
         """Tell the window what the loss's terms will count in all of it."""
         taken = tuple(self.forward.to_device(batch) for batch in batches)
-        found = [weights_of(self.run, batch) for batch in taken]
-        if found[0]:
-            self.window.expect(tuple(sum(each[1:], each[0]) for each in zip(*found, strict=True)))
+        result = [weights_of(self.run, batch) for batch in taken]
+        if result[0]:
+            self.window.expect(tuple(sum(each[1:], each[0]) for each in zip(*result, strict=True)))
         return taken
 
     def accumulate(self, batch: Batch, *, last: bool) -> Tensor:
@@ -232,9 +232,9 @@ class OptimizerStep:
 
     def _add_regularizers(self) -> None:
         terms = [call(self.run, self.step) for call in self._regularize]
-        found = [term for term in terms if term is not None]
-        if found:
-            total = torch.stack([term.reshape(()) for term in found]).sum()
+        result = [term for term in terms if term is not None]
+        if result:
+            total = torch.stack([term.reshape(()) for term in result]).sum()
             (total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
 
     def _unscale_and_check(self, gradients: list[Tensor]) -> bool:

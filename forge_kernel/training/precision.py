@@ -33,10 +33,10 @@ _NOISE: Final = 1.2
 
 def instructions() -> dict[str, Any]:
     """The processor's instruction sets, by torch's names; without what `LIMITS` takes away."""
-    found: dict[str, Any] = dict(torch.cpu.get_capabilities())
+    result: dict[str, Any] = dict(torch.cpu.get_capabilities())
     if all(os.environ.get(name) not in ("avx2", "default") for name in LIMITS):
-        return found
-    return {name: value for name, value in found.items() if not name.startswith(_BEYOND_AVX2)}
+        return result
+    return {name: value for name, value in result.items() if not name.startswith(_BEYOND_AVX2)}
 
 
 def fast_precision(device: torch.device) -> Precision:
@@ -50,8 +50,8 @@ def fast_precision(device: torch.device) -> Precision:
         major, _ = torch.cuda.get_device_capability(device)
         return "bf16" if major >= 8 else "fp16"
     if device.type == "cpu":
-        found = instructions()
-        return "bf16" if any(found.get(name) for name in _BF16) else "fp32"
+        result = instructions()
+        return "bf16" if any(result.get(name) for name in _BF16) else "fp32"
     return "fp32"
 
 
@@ -72,13 +72,13 @@ def cost_on_cpu(precision: Precision) -> float:
 
 def _seconds(matrix: torch.Tensor) -> float:
     """The least of several times, the first call left out."""
-    found = []
+    result = []
     _ = matrix @ matrix
     for _ in range(3):
         begin = time.perf_counter()
         _ = matrix @ matrix
-        found.append(time.perf_counter() - begin)
-    return max(min(found), 1e-9)
+        result.append(time.perf_counter() - begin)
+    return max(min(result), 1e-9)
 
 
 def slow_precision_notice(precision: Precision, device: torch.device) -> str | None:
@@ -100,13 +100,13 @@ def slow_precision_notice(precision: Precision, device: torch.device) -> str | N
 
 def fast_arithmetic() -> dict[str, Any]:
     """What `forge doctor` says of this machine's arithmetic."""
-    found = instructions()
+    result = instructions()
     cuda = {
         f"cuda:{index}": fast_precision(torch.device("cuda", index))
         for index in range(torch.cuda.device_count())
     }
     return {
-        "instruction sets": ", ".join(name for name in _SHOWN if found.get(name)) or "none known",
+        "instruction sets": ", ".join(name for name in _SHOWN if result.get(name)) or "none known",
         "limited by": next(
             (f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)), None
         ),
@@ -114,5 +114,5 @@ def fast_arithmetic() -> dict[str, Any]:
             f"{name} {value}"
             for name, value in {"cpu": fast_precision(torch.device("cpu")), **cuda}.items()
         ),
-        "int8 products": any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")),
+        "int8 products": any(result.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")),
     }

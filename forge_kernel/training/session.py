@@ -155,7 +155,7 @@ class Session(SessionState):
         """Step until the end, a request to stop, or a cancel."""
         self._driver.train()
 
-    def attend(self) -> bool:
+    def run_due_actions(self) -> bool:
         """Do what is due after a step: validate, log, save, serve requests, in this order.
 
         Returns:
@@ -279,7 +279,7 @@ class Session(SessionState):
                 self.save(tags)
             if self.validation.at < 0:  # weights were restored meanwhile
                 self.validate()
-        self.clock.bank()
+        self.clock.accumulate_elapsed()
         reasons = self.validation.unfinished()
         if reasons:
             self.run.emit_event(

@@ -90,11 +90,11 @@ class SessionState:
         """The plan's strategy plugin, or one process."""
         for entry in self.plan.entries:
             if entry.info.kind is Kind.STRATEGY:
-                found = self.bus.instances[entry.path]
-                missing = [name for name in _STRATEGY if not hasattr(found, name)]
+                result = self.bus.instances[entry.path]
+                missing = [name for name in _STRATEGY if not hasattr(result, name)]
                 if missing:
                     raise PluginError(f"{entry.label} is no strategy: it lacks {missing}")
-                return found  # type: ignore[no-any-return]
+                return result  # type: ignore[no-any-return]
         return OneProcess()
 
     def need_set_up(self) -> None:

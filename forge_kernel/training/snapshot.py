@@ -25,7 +25,7 @@ def take_snapshot(session: SessionState) -> Snapshot:
     """Everything that the run needs to go on."""
     run = session.run
     data = run.data
-    session.clock.bank()
+    session.clock.accumulate_elapsed()
     with session.streams:
         random = read_random_state()
     trees: dict[str, Any] = {
@@ -116,10 +116,10 @@ def load_pinned_weights(session: SessionState, tag: str) -> None:
     Raises:
         RunError: nothing is pinned under the tag.
     """
-    found = session.store.pinned(tag) if session.store is not None else None
-    if session.store is None or found is None:
+    result = session.store.pinned(tag) if session.store is not None else None
+    if session.store is None or result is None:
         raise RunError(f"there is no checkpoint pinned as '{tag}' to restore")
-    run, snapshot = session.run, session.store.load(found)
+    run, snapshot = session.run, session.store.load(result)
     run.strategy.load_model_state(run, snapshot.model)
     namers = {entry.path for entry in session.plan.answering("compute_evaluation_model")}
     for entry, plugin in session.bus.stateful():
@@ -152,14 +152,14 @@ def differences(session: SessionState, about: Mapping[str, Any]) -> list[str]:
         session: set up.
         about: of the checkpoint.
     """
-    found = []
+    result = []
     if about.get("torch") not in (None, torch.__version__):
-        found.append(f"it was saved with torch {about['torch']}, this is {torch.__version__}")
+        result.append(f"it was saved with torch {about['torch']}, this is {torch.__version__}")
     origins = {entry.label: entry.origin for entry, _ in session.bus.stateful()}
     for label, origin in about.get("plugins", {}).items():
         if label in origins and origins[label] != origin:
-            found.append(f"{label} was {origin} when it was saved, and is {origins[label]}")
+            result.append(f"{label} was {origin} when it was saved, and is {origins[label]}")
     config = session.about.get("config")
     if config is not None and about.get("config") not in (None, config):
-        found.append("the configuration is another than when it was saved")
-    return found
+        result.append("the configuration is another than when it was saved")
+    return result

@@ -15,7 +15,7 @@ from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import NonFiniteError
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 GENERATOR = torch.Generator().manual_seed(1)
 X = torch.randn(40, 4, generator=GENERATOR)
@@ -155,7 +155,7 @@ def test_a_run_goes_on_as_if_the_bad_batch_had_not_been_there() -> None:
             }
         }
         session = make_session(
-            model, LiveData(batches, spec=DataSpec(classes=3)), non_finite="skip", own_loss=True,
+            model, LoaderData(batches, spec=DataSpec(classes=3)), non_finite="skip", own_loss=True,
             uses={"loss": UseLoss("multi_task", {**tasks, "weighting": "adaptive"})}, max_epochs=2,
         )  # fmt: skip
         session.train()
@@ -184,7 +184,7 @@ def test_no_metric_of_answers_that_are_no_numbers_is_one_and_nobody_acts_on_it()
         UseCallback("capabilities"),
     )
     session = make_session(
-        model, LiveData(GOOD, GOOD, DataSpec(classes=3)), plugins=[watcher],
+        model, LoaderData(GOOD, GOOD, DataSpec(classes=3)), plugins=[watcher],
         uses={"validators": (UseValidator("classification", {"top_k": [2], "by_class": ["f1"]}),), "callbacks": callbacks},
     )  # fmt: skip
     for _ in range(3):

@@ -26,7 +26,7 @@ from forge_kernel.errors import ConfigError
 from forge_kernel.runner import resume
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 
 def pipeline(**settings: Any) -> PipelineConfig:
@@ -156,7 +156,7 @@ def test_live_model_and_data_take_the_files_places(tmp_path: Path) -> None:
     data = [(torch.randn(5, 4), torch.randint(3, (5,))) for _ in range(4)]
     result = run(
         load_pipeline("smoke", ["run.max_steps=3"]), model=model,
-        data=LiveData(data, data[:1], DataSpec(features=4, classes=3)),
+        data=LoaderData(data, data[:1], DataSpec(features=4, classes=3)),
         output_dir=tmp_path / "run",
     )  # fmt: skip
     assert result.model is model
@@ -236,14 +236,14 @@ def test_a_session_of_plugin_objects_needs_no_folder_end_or_seed() -> None:
 
     from forge_kernel.contract.values import Batch
     from forge_kernel.testing.trial import TrialLoss
-    from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel
+    from forge_kernel.training.loaders.in_memory import InMemoryData, InMemoryModel
     from forge_kernel.training.session import Session
 
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     bare = copy.deepcopy(model)
     batches = [Batch(torch.randn(5, 4), torch.randint(3, (5,))) for _ in range(6)]
-    parts = [LiveModel(model), LiveDataPlugin(batches), SgdPart(0.1), TrialLoss()]
+    parts = [InMemoryModel(model), InMemoryData(batches), SgdPart(0.1), TrialLoss()]
     before = torch.get_rng_state()
     with Session.of(parts) as session:
         bare.to(device := session.run.device)
@@ -268,7 +268,7 @@ def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Mod
     from forge_kernel.contract.plugin import Kind, PluginInfo
     from forge_kernel.contract.values import Batch
     from forge_kernel.testing.trial import TrialLoss
-    from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel, NoConfig
+    from forge_kernel.training.loaders.in_memory import InMemoryData, InMemoryModel, NoConfig
     from forge_kernel.training.one_process import OneProcess
     from forge_kernel.training.session import Session
 
@@ -297,7 +297,7 @@ def test_a_strategy_plugin_is_the_one_that_the_session_uses(linear: torch.nn.Mod
 
     batch = Batch(torch.randn(5, 4), torch.randint(3, (5,)))
     strategy = Doubled()
-    parts = [LiveModel(linear), LiveDataPlugin([batch]), SgdPart(0.1), TrialLoss(), strategy]
+    parts = [InMemoryModel(linear), InMemoryData([batch]), SgdPart(0.1), TrialLoss(), strategy]
     with Session.of(parts) as session:
         assert session.run.strategy is strategy
         session.step(batch, batch)

@@ -21,8 +21,8 @@ from forge_kernel.config.use import UseLoss
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, ForgeError, RunError
-from forge_kernel.training.loaders.data_loaders import LiveData, batch_from
-from forge_kernel.training.loaders.in_memory import LiveDataPlugin, LiveModel
+from forge_kernel.training.loaders.data_loaders import LoaderData, batch_from
+from forge_kernel.training.loaders.in_memory import InMemoryData, InMemoryModel
 from forge_kernel.training.session import Session
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.optimizers.sgd import Sgd, SgdConfig
@@ -325,8 +325,8 @@ def test_a_wrapped_model_has_its_own_names_in_every_file(tmp_path: Path, wrap: s
 def by_hand() -> Session:
     return Session.of(
         [
-            LiveModel(network()),
-            LiveDataPlugin(B),
+            InMemoryModel(network()),
+            InMemoryData(B),
             Sgd(SgdConfig(lr=0.1)),
             CrossEntropy(CrossEntropyConfig()),
         ]
@@ -395,6 +395,6 @@ def test_a_pair_of_loaders_is_training_and_validation_and_a_run_says_what_was_ha
     assert json.loads((tmp_path / "out/result.json").read_text())["outcome"] == "completed"
     with pytest.raises(ConfigError, match="the key 'data' is missing"):
         resume(tmp_path / "out")
-    spec = LiveData(loader, loader, DataSpec(classes=3))
+    spec = LoaderData(loader, loader, DataSpec(classes=3))
     session = make_session(network(), spec, uses={"loss": UseLoss("cross_entropy")}, own_loss=True)
     assert session.run.data is spec

@@ -23,7 +23,7 @@ from forge_kernel.contract.values import Batch, ScheduleFactors
 from forge_kernel.errors import NonFiniteError, OwnershipError, PluginError, RunError
 from forge_kernel.planning.plan import HOOKS
 from forge_kernel.testing.trial import TrialLoss
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.training.one_process import OneProcess
 
@@ -153,7 +153,7 @@ def test_a_run_ends_by_the_clock(linear: nn.Module) -> None:
 
 
 def test_data_without_a_batch_is_an_error_not_an_endless_loop(linear: nn.Module) -> None:
-    session = make_session(linear, LiveData([]), max_epochs=2, max_steps=None)
+    session = make_session(linear, LoaderData([]), max_epochs=2, max_steps=None)
     with pytest.raises(RunError, match="no batch"):
         session.train()
 
@@ -323,7 +323,7 @@ def test_a_regularizer_joins_the_loss_once_in_a_window(linear: nn.Module) -> Non
 
 def test_validation_leaves_every_modules_mode_as_it_was() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
-    data = LiveData(batches(2), batches(2))
+    data = LoaderData(batches(2), batches(2))
     session = make_session(model, data)
     model[1].eval()  # the user froze one part
     session.validate()
@@ -334,7 +334,7 @@ def test_validation_leaves_every_modules_mode_as_it_was() -> None:
 
 def test_the_validation_loss_is_over_the_whole_set_not_a_mean_of_means(linear: nn.Module) -> None:
     uneven = [batches(1, 9, seed=1)[0], batches(1, 1, seed=2)[0]]
-    metrics = make_session(linear, LiveData(batches(1), uneven)).validate()
+    metrics = make_session(linear, LoaderData(batches(1), uneven)).validate()
     inputs = torch.cat([batch.inputs for batch in uneven])
     targets = torch.cat([batch.targets for batch in uneven])
     whole = nn.functional.cross_entropy(linear(inputs), targets)
@@ -393,7 +393,7 @@ def recorder(events: list[str]) -> list[Any]:
 @pytest.mark.spec("J9")
 def test_every_event_comes_in_its_documented_order(linear: nn.Module, tmp_path: Any) -> None:
     events: list[str] = []
-    data = LiveData(batches(3), batches(1))
+    data = LoaderData(batches(3), batches(1))
     session = make_session(
         linear, data, plugins=recorder(events), accumulate=2, max_epochs=1, max_steps=None,
         validate_every=1, log_every=1, save_every=2, folder=tmp_path,
@@ -646,13 +646,13 @@ def test_validation_metrics_are_over_all_ranks_also_where_a_share_is_empty(
             strategy = OneProcess()
             strategy.world_size = 2
             strategy.reduce = add  # type: ignore[method-assign]
-            data = LiveData(batches(1), share)
+            data = LoaderData(batches(1), share)
             session = make_session(model, data, optimizer=SgdPart(), strategy=strategy)
             return session.validate()
 
         return call
 
-    alone = make_session(linear, LiveData(batches(1), whole)).validate()
+    alone = make_session(linear, LoaderData(batches(1), whole)).validate()
     for shares in ([whole[:1], whole[1:]], [[], whole], [whole, []]):
         calls = [rank_with(model, share) for model, share in zip(models, shares, strict=True)]
         for found in Ranks(2).run(calls):

@@ -30,7 +30,7 @@ from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
 from forge_kernel.storage.random_state import StreamState
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_kernel.training.loaders.random_streams import RunStreams
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -320,7 +320,7 @@ def test_an_epoch_that_cannot_be_replayed_is_refused_by_name(
     with pytest.raises(RunError, match=named[change]):
         resume(tmp_path / "out", model=network(), data=loader(1), quiet=True)
     if change == "data":
-        told = LiveData(loader(1), exact=False)
+        told = LoaderData(loader(1), exact=False)
         assert resume(tmp_path / "out", model=network(), data=told, quiet=True).steps == 10
 
 

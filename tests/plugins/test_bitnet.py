@@ -210,8 +210,8 @@ def test_the_kept_weight_within_a_window_changes_no_bit() -> None:
     plain, kept = net(), net()
     first = make_session(plain, batches(1), uses=uses(), accumulate=1)
     second = make_session(kept, batches(1), uses=uses(), accumulate=2)
-    assert second.run.model[0].keeper.keeps
-    assert not first.run.model[0].keeper.keeps
+    assert second.run.model[0].weight_cache.enabled
+    assert not first.run.model[0].weight_cache.enabled
     for index in range(5):
         window = batches(12)[2 * index : 2 * index + 2]
         first.step(*window)

@@ -11,7 +11,7 @@ from torch import nn
 
 from forge_plugins.interchange.packed_ternary import pack_model, read_packed, write_packed
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.conversion import (
     convert_linears,
@@ -209,7 +209,9 @@ def test_a_quantized_weight_is_applied_bit_for_bit_and_trains_on(
     """Planted fault: the weight taken as latent (its step shrinks to density times the step)."""
     linear = quantized(scheme, dtype, seed)
     file, parameter = linear.weight.detach().clone(), linear.weight
-    layer, report = convert_model_to_bitnet(linear, scheme, control=Control(blend=0.0))
+    layer, report = convert_model_to_bitnet(
+        linear, scheme, quantization=QuantizationState(blend=0.0)
+    )
     assert isinstance(layer, BitLinear)
     assert layer.weight is parameter
     assert report.origins == {"": "grid"}
@@ -356,5 +358,5 @@ def test_a_packed_state_needs_to_say_what_its_scale_means() -> None:
 def test_the_layers_say_whether_they_were_trained_on_their_levels() -> None:
     layer: BitLayer = BitLinear(4, 4)
     assert not layer.trained_quantized
-    layer.control.steps = 1
+    layer.quantization.steps = 1
     assert layer.trained_quantized

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from forge_plugins.mathematics.quantization import bit_linear, quantized_linear, quantizers
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
 from forge_plugins.mathematics.quantization.scheme import Scheme
@@ -237,13 +237,13 @@ def test_evaluation_is_deterministic_and_training_draws() -> None:
 def test_a_kept_draw_holds_until_it_is_forgotten_and_not_in_evaluation() -> None:
     layer = linear(Scheme(rounding="stochastic"))
     nearest = linear(Scheme())
-    layer.keeper.keeps = True
+    layer.weight_cache.enabled = True
     first = layer.applied_weight().clone()
     assert torch.equal(layer.applied_weight(), first)
     layer.eval()
     assert torch.equal(layer.applied_weight(), nearest.applied_weight())
     layer.train()
-    layer.forget()
+    layer.invalidate()
     assert not torch.equal(layer.applied_weight(), first)
 
 
@@ -283,13 +283,13 @@ def test_the_thresholds_gradient_follows_the_smoothed_jump() -> None:
 @pytest.mark.parametrize("scheme", GRIDS, ids=name_of)
 def test_sparsity_is_counted_in_the_weight_that_is_applied(scheme: Scheme) -> None:
     """Planted fault: zeros written into the latent weight, where one bit turns them into +1."""
-    control = Control(sparsity=0.75)
-    layer = linear(scheme, 32, 16, control=control)
+    quantization = QuantizationState(sparsity=0.75)
+    layer = linear(scheme, 32, 16, quantization=quantization)
     zeros = int((layer.applied_weight() == 0).sum())
     assert zeros == 0.75 * layer.weight.numel()
     assert not bool((layer.weight == 0).any())
-    control.sparsity = 0.0
-    layer.forget()
+    quantization.sparsity = 0.0
+    layer.invalidate()
     assert int((layer.applied_weight() == 0).sum()) < zeros
 
 
@@ -532,8 +532,8 @@ def test_a_large_weight_is_quantized_like_a_small_one(bits: Any, source: torch.d
     scale = layer.scheme.top / measure.clamp(min=1e-5)
     levels = (weight * scale).round().clamp(-layer.scheme.top, layer.scheme.top)
     with torch.no_grad():
-        found = layer.quantized(torch.bfloat16, whole=False)
-        whole = layer.quantized(torch.bfloat16, whole=True)
+        found = layer.quantized(torch.bfloat16, as_int8=False)
+        whole = layer.quantized(torch.bfloat16, as_int8=True)
     assert found.applied is not None
     assert found.levels is not None
     assert whole.levels is not None
@@ -580,14 +580,14 @@ def test_sharing_respects_autocast_and_inference_mode() -> None:
 def test_copies_are_independent_and_begin_empty() -> None:
     model = attention()
     for layer in (model.q, model.k):
-        layer.keeper.keeps = True
+        layer.weight_cache.enabled = True
     x = normal(5, 16)
     wanted = model(x)
     for other in (copy.deepcopy(model), _through_a_file(model)):
-        assert not other.q.keeper.keeps
+        assert not other.q.weight_cache.enabled
         assert other.q.shared is other.k.shared
         assert other.q.shared is not model.q.shared
-        assert other.q.control is other.o.control
+        assert other.q.quantization is other.o.quantization
         assert torch.equal(other(x), wanted)
         with torch.no_grad():
             other.q.weight.neg_()
@@ -612,7 +612,7 @@ def test_compiled_layers_give_the_same_bits(arithmetic: str, kept: bool, autocas
     quantized_linear._ASKED.clear()
     model, plain = attention(arithmetic), attention(arithmetic)
     for layer in (model.q, model.o):
-        layer.keeper.keeps = kept
+        layer.weight_cache.enabled = kept
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     x = normal(5, 16)
     for _ in range(2):

@@ -166,7 +166,7 @@ def test_a_short_run_ends_quantized_and_says_that_it_shortened_the_warmup(
     assert result.model is not None
     layers = [layer for layer in result.model.modules() if isinstance(layer, BitLayer)]
     assert all(len(layer.applied_weight().unique()) == 3 for layer in layers)
-    assert layers[0].control.steps == 5
+    assert layers[0].quantization.steps == 5
     account = json.loads((tmp_path / "run/quantization.json").read_text())
     assert account["warmup_steps"] == 5
     assert "shortened to 5" in account["notices"][0]

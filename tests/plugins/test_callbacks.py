@@ -16,7 +16,7 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PlanError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 
 def batch() -> Batch:
@@ -51,7 +51,7 @@ def session(values: list[float], policy: UseCallback[Any], folder: Path | None =
     type(validator).info = _provides(type(validator).info)
     torch.manual_seed(0)
     return make_session(
-        nn.Linear(4, 3), LiveData([batch() for _ in range(50)], [batch()]), plugins=[validator],
+        nn.Linear(4, 3), LoaderData([batch() for _ in range(50)], [batch()]), plugins=[validator],
         uses={"callbacks": (policy,)}, validate_every=1, max_steps=len(values), folder=folder,
     )  # fmt: skip
 

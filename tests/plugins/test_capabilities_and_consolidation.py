@@ -24,7 +24,7 @@ from forge_kernel.runner import run
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import Trial
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 
 class Script:
@@ -58,14 +58,14 @@ def listener(told: list[Any]) -> Any:
     return make_plugin("listener", Kind.OBSERVERS, on_event=on_event)
 
 
-def keeper() -> Any:
+def weight_cache() -> Any:
     """A plugin that keeps the weight matrix as each step left it."""
     left: dict[int, Any] = {}
 
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         left[step.number] = run.model.weight.detach().clone()
 
-    plugin = make_plugin("keeper", Kind.OBSERVERS, on_step_end=on_step_end)
+    plugin = make_plugin("weight_cache", Kind.OBSERVERS, on_step_end=on_step_end)
     plugin.left = left
     return plugin
 
@@ -76,8 +76,8 @@ def session(
     torch.manual_seed(0)
     batches = [Batch(torch.randn(4, 4), torch.randint(3, (4,))) for _ in range(40)]
     return make_session(
-        nn.Linear(4, 3), LiveData(batches, batches[:1]), folder=folder,
-        plugins=[scripted(values), listener(told), keeper()], uses={"callbacks": (use,)},
+        nn.Linear(4, 3), LoaderData(batches, batches[:1]), folder=folder,
+        plugins=[scripted(values), listener(told), weight_cache()], uses={"callbacks": (use,)},
         **{"validate_every": 1, "max_steps": len(values), **options},
     )  # fmt: skip
 
@@ -262,7 +262,7 @@ def learning(folder: Path, callbacks: tuple[Any, ...], told: list[Any]) -> tuple
 
     bad = make_plugin("bad", Kind.CALLBACKS, on_weights=on_weights)
     running = make_session(
-        nn.Linear(4, 3), LiveData(batches, batches[:1]), plugins=[bad, listener(told)],
+        nn.Linear(4, 3), LoaderData(batches, batches[:1]), plugins=[bad, listener(told)],
         uses={"callbacks": callbacks}, folder=folder, max_steps=60, validate_every=5, lr=0.02,
     )  # fmt: skip
     running.train()

@@ -188,9 +188,9 @@ ELSEWHERE: dict[str, str] = {
         for name in ("step", "depth")
     },
     "observers.progress_bar.refresh_seconds": "tests/plugins/observers/test_progress_bar.py",
-    "observers.prometheus.port": "tests/plugins/test_sinks.py",
-    "observers.prometheus.host": "tests/plugins/test_sinks.py",
-    "observers.tensorboard.flush_seconds": "tests/plugins/test_sinks.py",
+    "observers.prometheus.port": "tests/plugins/test_loggers.py",
+    "observers.prometheus.host": "tests/plugins/test_loggers.py",
+    "observers.tensorboard.flush_seconds": "tests/plugins/test_loggers.py",
     "callbacks.early_stopping.metric": "tests/plugins/test_callbacks.py",
     **{
         f"callbacks.{name}.not_before": "tests/kernel/test_endings.py"

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from forge_kernel import load_pipeline, run
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
-from forge_plugins.data.text_batches import WindowData, Windows
+from forge_plugins.data.text_batches import Sequences, TokenSequences
 from forge_plugins.data.text_config import TextConfig
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
-from forge_plugins.mathematics.text.chunks import cut, window_count
+from forge_plugins.mathematics.text.chunks import cut, sequence_count
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 from forge_plugins.validators.language_model import PerplexityMetric
 
@@ -38,10 +38,10 @@ def test_an_unknown_character_is_shown_as_such() -> None:
         CharacterTokenizer("aa")
 
 
-def data(length: int = 4, batch_size: int = 3, count: int = 50) -> WindowData:
+def data(length: int = 4, batch_size: int = 3, count: int = 50) -> TokenSequences:
     row, place = np.arange(count, dtype=np.int32), cut(count, 0.2)
     config = TextConfig(sequence_length=length, batch_size=batch_size)
-    return WindowData(row[:place], row[place:], config, 7, ByteTokenizer())
+    return TokenSequences(row[:place], row[place:], config, 7, ByteTokenizer())
 
 
 def windows(batches: Any) -> list[list[int]]:
@@ -80,8 +80,8 @@ def test_epochs_differ_in_offset_and_order() -> None:
 
 
 def test_every_token_but_the_first_is_a_target_once() -> None:
-    row = Windows(np.arange(21, dtype=np.uint16), 5)
-    batch = row.batch(np.arange(window_count(21, 5)) * 5)
+    row = Sequences(np.arange(21, dtype=np.uint16), 5)
+    batch = row.batch(np.arange(sequence_count(21, 5)) * 5)
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     assert batch.targets.reshape(-1).tolist() == list(range(1, 21))
     assert batch.inputs.untyped_storage().data_ptr() == batch.targets.untyped_storage().data_ptr()

@@ -38,30 +38,30 @@ def batch_from(value: Any) -> Batch:
 
 
 def _from_mapping(value: Mapping[Any, Any]) -> Batch:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     left = {str(key): item for key, item in value.items()}
     for what, names in (("input", INPUTS), ("target", TARGETS), ("weight", WEIGHTS)):
         present = [name for name in names if name in left]
         if len(present) > 1:
             raise RunError(f"a batch names its {what}s twice: {' and '.join(present)}")
         if present:
-            found[what] = left.pop(present[0])
-    if "input" in found:
+            result[what] = left.pop(present[0])
+    if "input" in result:
         if left:
             raise RunError(
                 f"a batch has the keys {sorted(left)} beside its inputs: hand several inputs over "
                 "as (mapping of the model's arguments, targets)"
             )
-        return Batch(found["input"], found.get("target"), found.get("weight"))
+        return Batch(result["input"], result.get("target"), result.get("weight"))
     if not left:
         raise RunError(
             f"a batch has no inputs, its keys are {sorted(map(str, value))}: name them 'inputs' "
             "and 'targets', or give pairs (inputs, targets)"
         )
-    return Batch(left, found.get("target"), found.get("weight"))
+    return Batch(left, result.get("target"), result.get("weight"))
 
 
-class LiveData:
+class LoaderData:
     """Any iterable of batches (a DataLoader, a list) as `Data`.
 
     Its order is its own, so a resume replays: the epoch is begun with the random states that it
@@ -113,8 +113,8 @@ class LiveData:
     @property
     def has_validation(self) -> bool:
         """Whether there is validation data at all."""
-        found = self._validation
-        return found is not None and (not isinstance(found, Sized) or len(found) > 0)
+        result = self._validation
+        return result is not None and (not isinstance(result, Sized) or len(result) > 0)
 
     def join(self, run: Run) -> None:
         """Belong to a run: its seed starts the loader's streams, and it is told what is found.

@@ -11,7 +11,7 @@ from forge_kernel.contract.data import Data
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ class NoConfig:
     """No settings: the object itself was handed in."""
 
 
-class LiveModel:
+class InMemoryModel:
     """A module of the embedding program."""
 
     info = PluginInfo(name="live_model", kind=Kind.MODEL, config=NoConfig)
@@ -84,7 +84,7 @@ def _compiled(compiler: Any, module: nn.Module) -> Any:
     return compiler(call)
 
 
-class LiveDataPlugin:
+class InMemoryData:
     """Data of the embedding program: `Data`, an iterable of batches, or (training, validation)."""
 
     info = PluginInfo(name="live_data", kind=Kind.DATA, config=NoConfig)
@@ -99,14 +99,14 @@ class LiveDataPlugin:
         """The data, brought into the protocol."""
         data = self._data
         if hasattr(data, "batches") and hasattr(data, "validation"):
-            found: Data = data
+            result: Data = data
         elif isinstance(data, tuple) and len(data) == 2:
-            found = LiveData(*data)
+            result = LoaderData(*data)
         else:
-            found = LiveData(data)
-        if isinstance(found, LiveData):
-            found.join(run)
-        return found
+            result = LoaderData(data)
+        if isinstance(result, LoaderData):
+            result.join(run)
+        return result
 
 
 def _check_form(data: Any) -> None:

@@ -94,7 +94,7 @@ class LoaderStream:
                 f"the training data ({type(self._loader).__name__}) begins the epoch with another "
                 "batch than it did: its order or its draws are not repeatable, or the data has "
                 "changed. Seed its generators and keep them as attributes of the loader, sampler "
-                "or dataset, or hand in LiveData(..., exact=False) to go on all the same"
+                "or dataset, or hand in LoaderData(..., exact=False) to go on all the same"
             )
         self._digest = digest
 
@@ -127,18 +127,18 @@ class LoaderStream:
 
 def _digest(value: Any) -> str:
     """A short digest of the tensors in what a loader yields."""
-    found = hashlib.blake2b(digest_size=8)
+    result = hashlib.blake2b(digest_size=8)
     todo = [value]
     while todo:
         item = todo.pop()
         if isinstance(item, torch.Tensor):
             plain = item.detach().cpu().contiguous()
-            found.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-            found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+            result.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+            result.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(item, Mapping):
             todo.extend(item.values())
         elif isinstance(item, list | tuple):
             todo.extend(item)
         elif hasattr(item, "inputs") and hasattr(item, "targets"):
             todo.extend((item.inputs, item.targets))
-    return found.hexdigest()
+    return result.hexdigest()

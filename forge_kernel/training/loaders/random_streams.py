@@ -168,7 +168,7 @@ class RunStreams:
         owner = _AMBIENT.own()
         with STREAMS_LOCK:
             _AMBIENT.give(owner)
-            found = StreamState.read()
+            result = StreamState.read()
             owner.depth += 1
         try:
             with torch_settings_kept():
@@ -176,7 +176,7 @@ class RunStreams:
         finally:
             with STREAMS_LOCK:
                 _AMBIENT.give(owner)
-                found.write()
+                result.write()
                 owner.depth -= 1
                 if not owner.depth:
                     _AMBIENT.give(_AMBIENT.program)

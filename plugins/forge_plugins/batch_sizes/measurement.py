@@ -43,12 +43,12 @@ def search(
     assert smallest >= 1, "a batch has samples"
     best, idle, size = 0.0, 0, smallest
     while largest is None or size <= largest:
-        found = measure(size)
-        yield found
-        if found.samples_per_second is None:
+        result = measure(size)
+        yield result
+        if result.samples_per_second is None:
             return
-        idle = 0 if found.samples_per_second > best * GAIN else idle + 1
-        best = max(best, found.samples_per_second)
+        idle = 0 if result.samples_per_second > best * GAIN else idle + 1
+        best = max(best, result.samples_per_second)
         if idle == 2:
             return
         size *= 2

@@ -77,14 +77,14 @@ def main() -> None:
     asked = json.load(sys.stdin)
     try:
         with opened(asked["file"], asked["settings"]) as session:
-            found = measured(session, asked["batch_size"], asked["seconds"])
+            result = measured(session, asked["batch_size"], asked["seconds"])
     except (MemoryError, torch.OutOfMemoryError):
-        found = {"outcome": "memory"}
+        result = {"outcome": "memory"}
     except RuntimeError as error:
         if "memory" not in str(error):  # torch's CPU allocator raises a RuntimeError that says so
             raise
-        found = {"outcome": "memory"}
-    print(json.dumps(found))
+        result = {"outcome": "memory"}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

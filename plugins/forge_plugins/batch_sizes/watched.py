@@ -44,9 +44,9 @@ def watched_trial(
     """
     asked = {"file": file, "settings": [*settings, f"{key}={size}"], "batch_size": size,
              "seconds": seconds}  # fmt: skip
-    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as message, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(  # noqa: S603  this interpreter, a module of ours
-            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=told, stderr=errors,
+            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=message, stderr=errors,
             text=True,
         )  # fmt: skip
         assert child.stdin is not None
@@ -54,15 +54,15 @@ def watched_trial(
             pipe.write(json.dumps(asked))
         if not _ended_by_itself(child, memory_limit, timeout):
             return Measurement(size, "memory")
-        told.seek(0)
+        message.seek(0)
         errors.seek(0)
         if child.returncode in (-9, 137):  # the system ended it: there was no memory
             return Measurement(size, "memory")
         if child.returncode:
             lines = errors.read().strip().splitlines() or ["no message"]
             raise RunError(f"the pipeline does not train with {key}={size}: {lines[-1]}")
-        found: dict[str, Any] = json.loads(told.read().splitlines()[-1])
-    return Measurement(size, **found)
+        result: dict[str, Any] = json.loads(message.read().splitlines()[-1])
+    return Measurement(size, **result)
 
 
 def _ended_by_itself(child: subprocess.Popen[str], memory_limit: int, timeout: float) -> bool:

@@ -37,12 +37,12 @@ class ShortValidation:
     def transform_data(self, run: Run, data: Data) -> Data:
         """The same data, with a shorter validation."""
         del run
-        found: Any = copy.copy(data)  # of its own class: plugins ask for that
+        result: Any = copy.copy(data)  # of its own class: plugins ask for that
         count = self.config.batches
 
         def validation() -> Iterator[Any]:
             return islice(data.validation(), count)
 
-        found.validation = validation
-        shorter: Data = found
+        result.validation = validation
+        shorter: Data = result
         return shorter

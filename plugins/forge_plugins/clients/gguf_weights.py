@@ -13,11 +13,11 @@ def main(file: str, request: str, answer: str) -> None:
     from safetensors.torch import save_file
 
     del request
-    found = {}
+    result = {}
     for tensor in gguf.GGUFReader(file).tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        found[tensor.name] = torch.from_numpy(np.array(values, dtype=np.float32))
-    save_file(found, answer)
+        result[tensor.name] = torch.from_numpy(np.array(values, dtype=np.float32))
+    save_file(result, answer)
 
 
 if __name__ == "__main__":

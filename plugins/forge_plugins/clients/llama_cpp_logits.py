@@ -35,13 +35,13 @@ def _next(server: Any, prompt: list[int], classes: int) -> list[float]:
             "prompt": prompt, "n_predict": 1, "n_probs": classes, "cache_prompt": True,
             "temperature": 0.0, "logit_bias": [[forced % classes, 1e4]],
         }  # fmt: skip
-        told = server.handle_completions(asked)
-        if "choices" not in told:
-            sys.exit(f"llama.cpp refused the prompt: {told}")
-        found = told["choices"][0]["logprobs"]
-        if found is not None:
+        message = server.handle_completions(asked)
+        if "choices" not in message:
+            sys.exit(f"llama.cpp refused the prompt: {message}")
+        result = message["choices"][0]["logprobs"]
+        if result is not None:
             row = [float("nan")] * classes
-            for item in found["content"][0]["top_logprobs"]:
+            for item in result["content"][0]["top_logprobs"]:
                 row[item["id"]] = item["logprob"]
             return row
     sys.exit("llama.cpp reports no probabilities")

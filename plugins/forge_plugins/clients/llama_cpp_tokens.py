@@ -17,7 +17,7 @@ def main(file: str, request: str, answer: str) -> None:
     asked = load_file(request)
     server = server_of(file, 64)
     here = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
-    found = []
+    result = []
     for text in as_data(asked["texts"]):
         wanted = {"content": text, "add_special": False, "parse_special": bool(asked["specials"])}
         post = urllib.request.Request(  # noqa: S310  the address of the server in this process
@@ -25,9 +25,9 @@ def main(file: str, request: str, answer: str) -> None:
             json.dumps(wanted).encode(),
             {"Content-Type": "application/json"},
         )
-        with here.open(post, timeout=60) as told:
-            found.append(json.loads(told.read())["tokens"])
-    save_file({"tokens": as_tensor(found)}, answer)
+        with here.open(post, timeout=60) as message:
+            result.append(json.loads(message.read())["tokens"])
+    save_file({"tokens": as_tensor(result)}, answer)
 
 
 if __name__ == "__main__":

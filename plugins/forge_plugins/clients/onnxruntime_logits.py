@@ -15,8 +15,8 @@ def main(file: str, request: str, answer: str) -> None:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     inputs = load_file(request)["inputs"].numpy()
-    (found,) = session.run(None, {session.get_inputs()[0].name: inputs})
-    save_file({"logits": torch.from_numpy(found).contiguous()}, answer)
+    (result,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    save_file({"logits": torch.from_numpy(result).contiguous()}, answer)
 
 
 if __name__ == "__main__":

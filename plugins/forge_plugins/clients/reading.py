@@ -65,9 +65,9 @@ def compared_weights(
     if lacking := missing(client):
         why = f"{' and '.join(lacking)} is not installed ({INSTALL})"
         return {"weights_compared": None, "weights_note": f"not compared: {why}"}
-    found = answer_of(client, export, {"nothing": torch.empty(1)})
+    result = answer_of(client, export, {"nothing": torch.empty(1)})
     for name, tensor in meant.items():
-        read = found.get(name)
+        read = result.get(name)
         if read is None or read.numel() != tensor.numel():
             raise PluginError(f"{client.packages[0]} finds no {name} in {export.name}")
         wrong = read.float().reshape(tensor.shape) != tensor.float()
@@ -103,10 +103,10 @@ def compared_texts(client: Client, export: Path, texts: Texts | None) -> dict[st
         )
         return {"texts_compared": None, "texts_note": f"not compared: {why}"}
     asked = {"texts": as_tensor(list(texts.texts)), "specials": torch.tensor([texts.specials])}
-    found = as_data(answer_of(client, export, asked)["tokens"])
+    result = as_data(answer_of(client, export, asked)["tokens"])
     wrong = [
         (text, list(meant), read)
-        for text, meant, read in zip(texts.texts, texts.tokens, found, strict=True)
+        for text, meant, read in zip(texts.texts, texts.tokens, result, strict=True)
         if list(meant) != read
     ]
     if wrong:

@@ -49,8 +49,8 @@ def reference_logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """What the model gives in evaluation, on the CPU in fp32; the model itself is not touched."""
     copy = deepcopy(model).to("cpu", torch.float32).eval()
     with torch.no_grad():
-        found: Tensor = copy(inputs)
-    return found
+        result: Tensor = copy(inputs)
+    return result
 
 
 def sample_inputs(validation: Iterable[Batch], samples: int, length: int | None) -> Tensor | None:
@@ -58,18 +58,18 @@ def sample_inputs(validation: Iterable[Batch], samples: int, length: int | None)
 
     Batches are read until there are enough samples, while they are of one shape.
     """
-    found: list[Tensor] = []
+    result: list[Tensor] = []
     for batch in validation:
-        missing = samples - sum(len(part) for part in found)
+        missing = samples - sum(len(part) for part in result)
         inputs: Tensor = batch.inputs[:missing].cpu()
-        if found and inputs.shape[1:] != found[0].shape[1:]:
+        if result and inputs.shape[1:] != result[0].shape[1:]:
             break
-        found.append(inputs)
+        result.append(inputs)
         if len(inputs) == missing:
             break
-    if not found:
+    if not result:
         return None
-    whole = torch.cat(found)
+    whole = torch.cat(result)
     return whole if length is None else whole[:, :length]
 
 
@@ -127,9 +127,10 @@ def answer_of(client: Client, export: Path, request: dict[str, Tensor]) -> dict[
             check=False, env=surroundings,
         )  # fmt: skip
         if done.returncode or not answer.is_file():
-            told = "\n".join(done.stderr.strip().splitlines()[-15:])
+            message = "\n".join(done.stderr.strip().splitlines()[-15:])
             raise PluginError(
-                f"{client.packages[0]} cannot run {export.name} (status {done.returncode}):\n{told}"
+                f"{client.packages[0]} cannot run {export.name} "
+                f"(status {done.returncode}):\n{message}"
             )
         return load_file(answer)
 
@@ -179,10 +180,10 @@ def verify(
         )
         return not_verified(why)
     inputs = inputs.float() if inputs.is_floating_point() else inputs  # exports compute in fp32
-    found = _ask(client, export, inputs)
+    result = _ask(client, export, inputs)
     try:
         metrics = agreement(
-            found, reference_logits(model, inputs), up_to_constant=client.up_to_constant
+            result, reference_logits(model, inputs), up_to_constant=client.up_to_constant
         )
     except ValueError as error:
         raise PluginError(f"{client.packages[0]} does not agree: {error}") from error

@@ -59,12 +59,12 @@ def batch_size(
     def measure(size: int) -> Measurement:
         return watched_trial(file, named, key, size, seconds=seconds, memory_limit=limit)
 
-    found = list(_shown(search(measure, smallest, largest), quiet=as_json))
-    best = recommended(found)
+    result = list(_shown(search(measure, smallest, largest), quiet=as_json))
+    best = recommended(result)
     if as_json:
         print(json.dumps({
             "key": key,
-            "sizes": [dataclasses.asdict(each) for each in found],
+            "sizes": [dataclasses.asdict(each) for each in result],
             "recommended": None if best is None else best.batch_size,
         }))  # fmt: skip
     elif best is None:

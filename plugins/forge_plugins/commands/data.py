@@ -94,8 +94,8 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
         threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
     )  # fmt: skip
-    found = _answer(meant, file, reading)
-    _show(found, page, as_json=as_json)
+    result = _answer(meant, file, reading)
+    _show(result, page, as_json=as_json)
 
 
 def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
@@ -128,11 +128,11 @@ def _answer(meant: _Question, file: str, reading: Reading) -> Profile:
     """
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.data.file import data_file
-    from forge_plugins.formats.errors import DataFault
+    from forge_plugins.formats.errors import DataError
 
     try:
         return meant.asked_of(data_file(file), reading)
-    except DataFault as fault:
+    except DataError as fault:
         hints = (fault.hint,) if fault.hint else ()
         message = str(fault).removesuffix(f"; {fault.hint}")
         raise ConfigError([Fault(message, hints=hints)]) from fault
@@ -156,7 +156,7 @@ class _Question:
         """Look at every record.
 
         Raises:
-            DataFault: the file cannot be read as asked.
+            DataError: the file cannot be read as asked.
         """
         from forge_plugins.formats.columns.source_file import Source
         from forge_plugins.formats.inspection.profile import profile_of, profile_of_texts
@@ -196,10 +196,12 @@ def _formats() -> list[str]:
 
     known, wrong = registry.known()
     lines = []
-    for one in known:
-        how = "in place" if one.read is None else "converted" if one.layouts is None else "in part"
-        names = ", ".join(one.suffixes) or "must be named"
-        lines.append(f"{one.name:<12} {names:<24} {how:<10} {registry.origin(one.name)}")
+    for item in known:
+        how = (
+            "in place" if item.read is None else "converted" if item.layouts is None else "in part"
+        )
+        names = ", ".join(item.suffixes) or "must be named"
+        lines.append(f"{item.name:<12} {names:<24} {how:<10} {registry.origin(item.name)}")
     return [*lines, *wrong]
 
 

@@ -88,7 +88,7 @@ def _data(
     return {
         "files": len(modules),
         "functions": sum(len(module.functions) for module in modules),
-        "findings": [dataclasses.asdict(found) for found in left],
+        "findings": [dataclasses.asdict(result) for result in left],
         "waivers_used": [dataclasses.asdict(each) for each in used],
         "waivers_of_nothing": [dataclasses.asdict(each) for each in idle],
         "rules": {str(rule): text for rule, text in RULES.items()},
@@ -101,11 +101,11 @@ def _show(
 ) -> None:
     from forge_plugins.power_of_ten.finding import NOT_CARRIED_OVER, RULES
 
-    for found in left:
-        typer.echo(found.text())
+    for result in left:
+        typer.echo(result.text())
     for each in idle:
         typer.echo(f"waiver of nothing: rule {each.rule} in {each.path} {each.function}: remove it")
-    counts = Counter(found.rule for found in left)
+    counts = Counter(result.rule for result in left)
     functions = sum(len(module.functions) for module in modules)
     typer.echo(f"{len(modules)} files, {functions} functions, {len(used)} waivers used")
     for rule, text in RULES.items():
@@ -134,19 +134,19 @@ def sarif_of(findings: list[Finding]) -> dict[str, Any]:
                 },
                 "results": [
                     {
-                        "ruleId": f"POT{found.rule}",
+                        "ruleId": f"POT{result.rule}",
                         "level": "error",
-                        "message": {"text": found.message},
+                        "message": {"text": result.message},
                         "locations": [
                             {
                                 "physicalLocation": {
-                                    "artifactLocation": {"uri": Path(found.file).as_posix()},
-                                    "region": {"startLine": found.line},
+                                    "artifactLocation": {"uri": Path(result.file).as_posix()},
+                                    "region": {"startLine": result.line},
                                 }
                             }
                         ],
                     }
-                    for found in findings
+                    for result in findings
                 ],
             }
         ],

@@ -33,8 +33,8 @@ class CachedRows:
     def __call__(self, index: Any) -> tuple[Any, Any]:
         """The inputs and targets of samples."""
         cache, numbers = self._cache, index.tolist()
-        found = [cache.find(number) for number in numbers]
-        absent = np.array([value is None for value in found], np.bool_)
+        result = [cache.find(number) for number in numbers]
+        absent = np.array([value is None for value in result], np.bool_)
         begin = time.perf_counter()
         rows, answers = self._read(index[absent])
         cache.seconds += time.perf_counter() - begin
@@ -45,7 +45,7 @@ class CachedRows:
             targets = np.empty((len(index), *answers.shape[1:]), answers.dtype)
             targets[absent] = answers
         for at in np.flatnonzero(~absent).tolist():
-            kept = found[at]
+            kept = result[at]
             assert kept is not None
             whole[at] = kept[0]
             if targets is not None:

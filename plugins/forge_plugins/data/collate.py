@@ -57,5 +57,5 @@ def _tokens(rows: Any, answers: Any) -> Batch:
     if answers is None:
         return Batch(inputs[:, :-1], inputs[:, 1:])
     targets = _integers(answers).reshape(len(rows), -1)
-    one = targets.shape[1] == 1 and inputs.shape[1] > 1  # the answer to a whole sequence
-    return Batch(inputs, targets, None, slice(-1, None) if one else None)
+    item = targets.shape[1] == 1 and inputs.shape[1] > 1  # the answer to a whole sequence
+    return Batch(inputs, targets, None, slice(-1, None) if item else None)

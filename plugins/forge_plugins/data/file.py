@@ -74,12 +74,12 @@ def open_file(config: FileConfig) -> tables.Table:
         )
         if config.target_column != _TARGET and _TARGET not in table.columns:
             raise table.without(_TARGET)
-    except errors.DataFault as error:
+    except errors.DataError as error:
         raise PluginError(f"file: {error}") from error
     return table
 
 
-def deal(
+def to_batches(
     table: tables.Table,
     config: FileConfig,
     seed: int,
@@ -101,14 +101,14 @@ def deal(
     """
     floats = options.get("form") is None  # another form may keep integers
     try:
-        found = _looked_at(table, config, ignore_index, floats=floats)
-        _check(table, found, config, ignore_index)
-    except errors.DataFault as error:
+        result = _looked_at(table, config, ignore_index, floats=floats)
+        _check(table, result, config, ignore_index)
+    except errors.DataError as error:
         raise PluginError(f"file: {error}") from error
-    data = FileData(table, found, config, seed, **options)
+    data = FileData(table, result, config, seed, **options)
     if not data.batches_per_epoch:
         raise PluginError(
-            f"file: {table.file}: {data.deck.training} samples are left to train on and a batch "
+            f"file: {table.file}: {data.sampler.training} samples are left to train on and a batch "
             f"has {data.global_batch} of them, so that drop_last leaves out the only one: lower "
             f"{_smaller(config)}, or set drop_last: false"
         )
@@ -125,38 +125,38 @@ def _smaller(config: FileConfig) -> str:
 
 def _looked_at(
     table: tables.Table, config: FileConfig, ignore_index: int, *, floats: bool
-) -> quality_scan.Survey:
-    asked = quality_scan.Question(
+) -> quality_scan.ScanResult:
+    asked = quality_scan.ScanOptions(
         inputs=config.input, target=config.target, classes=config.classes,
         vocabulary=config.vocabulary, threshold=config.quality_threshold, parts=config.streaming,
         ignore=ignore_index, floats=floats,
     )  # fmt: skip
     given = config.cache_dir
     folder = cache.default_folder(table.file) if given is None else Path(given)
-    return quality_scan.survey(table, asked, folder)
+    return quality_scan.scan(table, asked, folder)
 
 
 def _check(
-    table: tables.Table, found: quality_scan.Survey, config: FileConfig, ignore_index: int
+    table: tables.Table, found: quality_scan.ScanResult, config: FileConfig, ignore_index: int
 ) -> None:
     if found.unusable is not None:
         record, reason = found.unusable
         role = {"label out of range": _TARGET, "token out of range": "input"}.get(reason)
         field = None if role is None else table.name_of(role)
         hint = "mend the record, or raise quality_threshold to leave such samples out"
-        raise errors.DataFault(
+        raise errors.DataError(
             table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
         )
     if found.kept_count < (2 if config.validation_split else 1):
-        told = f"{found.kept_count} of {len(table)} samples are left: {found.left_out}"
+        message = f"{found.kept_count} of {len(table)} samples are left: {found.left_out}"
         hint = "lower quality_threshold or validation_split"
-        raise errors.DataFault(table.file, told, hint=hint)
+        raise errors.DataError(table.file, message, hint=hint)
     if found.largest_label is not None and found.largest_label < 0:
-        told = f"every label is {ignore_index}, which counts for nothing (run.ignore_index)"
+        message = f"every label is {ignore_index}, which counts for nothing (run.ignore_index)"
         hint = "write labels, or ignore another number"
-        raise errors.DataFault(table.file, told, field=table.name_of(_TARGET), hint=hint)
+        raise errors.DataError(table.file, message, field=table.name_of(_TARGET), hint=hint)
     if config.target == "next" and table.columns["input"].shape[1] < 2:
-        raise errors.DataFault(
+        raise errors.DataError(
             table.file, "one token has no next one", field=table.name_of("input"),
             hint="write longer rows",
         )  # fmt: skip
@@ -210,7 +210,7 @@ class File:
         table = open_file(self.config)
         self._identity.set(str(table.file), table.content, len(table))
         rank, world = run.strategy.rank, run.strategy.world_size
-        data = deal(
+        data = to_batches(
             table, self.config, run.seed,
             ignore_index=run.settings.ignore_index, rank=rank, world=world,
         )  # fmt: skip
@@ -221,13 +221,13 @@ class File:
         """What whoever reads the log should know of the file."""
         table = data.table
         if self.config.trust_pickle and table.format in ("pickle", "torch"):
-            told = f"data.file: {table.file} is a pickle and was run as it is, on trust"
-            run.emit_event("pickle_trusted", told, sha256=table.content)
+            message = f"data.file: {table.file} is a pickle and was run as it is, on trust"
+            run.emit_event("pickle_trusted", message, sha256=table.content)
         if data.left_out:
             count = sum(data.left_out.values())
             words = ", ".join(f"{reason} {number}" for reason, number in data.left_out.items())
-            told = f"data.file: {count} of {len(table)} samples are left out: {words}"
-            run.emit_event("samples_left_out", told, left_out=count, kept=len(table) - count)
+            message = f"data.file: {count} of {len(table)} samples are left out: {words}"
+            run.emit_event("samples_left_out", message, left_out=count, kept=len(table) - count)
         advice = data.shuffle_advice()
         if advice is not None:
             run.emit_event("shuffle_narrow", f"data.file: {advice}")

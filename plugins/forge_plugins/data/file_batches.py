@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forge_kernel.api import Batch, DataSpec, LazyModule, RunError
 from forge_plugins.data.cached_rows import CachedRows, Read
 from forge_plugins.data.collate import BatchForm, batch_form
-from forge_plugins.data.sampler import Blocks, ComputedDeck, Deck, StoredDeck
+from forge_plugins.data.sampler import Blocks, IndexSampler, PermutationSampler, Sampler
 from forge_plugins.data.workers import Key, Workers
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class FileData:
     def __init__(
         self,
         table: tables.Table,
-        found: quality_scan.Survey,
+        found: quality_scan.ScanResult,
         config: FileConfig,
         seed: int,
         *,
@@ -69,7 +69,7 @@ class FileData:
         self.table, self.config, self.seed = table, config, seed
         self._rank, self._world = rank, world
         self.left_out = found.left_out
-        self.deck = _deck(table, found, config, seed)
+        self.sampler = _sampler(table, found, config, seed)
         self.spec = self._spec(found)
         self._form = form or batch_form(config)
         self.cache: BlockCache[Any] = sample_cache.BlockCache(
@@ -82,7 +82,7 @@ class FileData:
         self.global_batch = config.batch_size * world
         self.batches_per_epoch: int | None = self.batches_from_place(0)
 
-    def _spec(self, found: quality_scan.Survey) -> DataSpec:
+    def _spec(self, found: quality_scan.ScanResult) -> DataSpec:
         config, shape = self.config, self.table.columns["input"].shape
         shifted = self._shifted()
         classes = config.classes
@@ -101,7 +101,7 @@ class FileData:
             spec = DataSpec(vocabulary=vocabulary, sequence=sequence, classes=classes)
         else:
             spec = DataSpec(features=int(np.prod(shape[1:])), classes=classes)
-        return dataclasses.replace(spec, samples=self.deck.training)
+        return dataclasses.replace(spec, samples=self.sampler.training)
 
     def _shifted(self) -> bool:
         return self.config.target == "next" and "target" not in self.table.columns
@@ -117,13 +117,13 @@ class FileData:
             RunError: the file cannot be read any more.
         """
         self._unchanged()
-        size, end = self.global_batch, self.deck.training
+        size, end = self.global_batch, self.sampler.training
         begins = range(place, place + self.batches_from_place(place) * size, size)
         yield from self._fetched([(epoch, begin, min(begin + size, end)) for begin in begins])
 
     def batches_from_place(self, place: int) -> int:
         """The batches of an epoch from a sample on."""
-        left = self.deck.training - place
+        left = self.sampler.training - place
         return left // self.global_batch if self.config.drop_last else -(-left // self.global_batch)
 
     def validation(self) -> Iterator[Any]:
@@ -134,8 +134,8 @@ class FileData:
         """
         self._unchanged()
         size = self.config.validation_batch_size * self._world
-        for begin in range(0, self.deck.held_out, size):
-            index = self.deck.held_out_samples(begin, begin + size)[self._rank :: self._world]
+        for begin in range(0, self.sampler.held_out, size):
+            index = self.sampler.held_out_samples(begin, begin + size)[self._rank :: self._world]
             if len(index):
                 yield self.samples(index)
 
@@ -147,7 +147,7 @@ class FileData:
         """
         try:
             rows, answers = self.rows(index)
-        except errors.DataFault as error:
+        except errors.DataError as error:
             raise RunError(f"file: {error}") from error
         return self._form(rows, answers)
 
@@ -159,7 +159,7 @@ class FileData:
         Raises:
             RunError: the file cannot be read any more.
         """
-        index = self.deck.training_samples(*key)
+        index = self.sampler.training_samples(*key)
         if self._world == 1:
             return self.samples(index)
         mine = index[self._rank :: self._world]
@@ -175,7 +175,7 @@ class FileData:
             return
         try:
             self.table.source.check()
-        except errors.DataFault as error:
+        except errors.DataError as error:
             raise RunError(f"file: {error}") from error
 
     def _fetched(self, keys: list[Key]) -> Iterator[Any]:
@@ -228,13 +228,15 @@ class FileData:
         return sample_cache.advice(self.config.cache_size, metrics)
 
 
-def _deck(table: tables.Table, found: quality_scan.Survey, config: FileConfig, seed: int) -> Deck:
+def _sampler(
+    table: tables.Table, found: quality_scan.ScanResult, config: FileConfig, seed: int
+) -> Sampler:
     if config.streaming:
         blocks = _blocks(table)
-        return ComputedDeck(found.kept_count, found.index, config, seed, blocks)
+        return PermutationSampler(found.kept_count, found.index, config, seed, blocks)
     every = found.index is None
     kept = np.arange(found.kept_count, dtype=np.int64) if every else np.asarray(found.index)
-    return StoredDeck(kept, config, seed)
+    return IndexSampler(kept, config, seed)
 
 
 def _blocks(table: tables.Table) -> Blocks | None:

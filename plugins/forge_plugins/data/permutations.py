@@ -43,19 +43,19 @@ def permuted(places: Numbers, count: int, key: int) -> Numbers:
     half = max(1, -(-(count - 1).bit_length() // 2))
     low = np.uint64(2**half - 1)
     shift = np.uint64(half)
-    found = places.astype(np.uint64)
-    outside = np.ones(len(found), np.bool_)
+    result = places.astype(np.uint64)
+    outside = np.ones(len(result), np.bool_)
     for _ in range(_STEPS):
-        some = found[outside]
+        some = result[outside]
         left, right = some >> shift, some & low
         for number in range(_ROUNDS):
             left, right = right, left ^ (mixed(right, key + number) & low)
-        found[outside] = (left << shift) | right
-        outside = found >= np.uint64(count)
+        result[outside] = (left << shift) | right
+        outside = result >= np.uint64(count)
         if not outside.any():
             break
     assert not outside.any(), "2**62 numbers are walked in far fewer steps"
-    return found.astype(np.int64)
+    return result.astype(np.int64)
 
 
 class BlockOrder:
@@ -152,8 +152,8 @@ def runs(begins: Numbers, ends: Numbers) -> Numbers:
     lengths = ends - begins
     offsets = np.cumsum(lengths) - lengths
     inside = np.arange(int(lengths.sum()), dtype=np.int64)
-    found: Numbers = inside + np.repeat(begins - offsets, lengths)
-    return found
+    result: Numbers = inside + np.repeat(begins - offsets, lengths)
+    return result
 
 
 class HashSplit:
@@ -219,8 +219,8 @@ class HashSplit:
         mine = inside < number[:, None] if held_out else inside >= number[:, None]
         ranked = np.sort(np.where(mine, ranked, np.int64(2**62)), axis=1)
         start = before if held_out else known * STRATUM - before
-        found: Numbers = ranked[back, places - start[back]]
-        return found
+        result: Numbers = ranked[back, places - start[back]]
+        return result
 
     def _strata(self, places: Numbers, *, held_out: bool) -> Numbers:
         """Which stratum a place falls into: a guess, moved by at most a few."""
@@ -240,6 +240,6 @@ class HashSplit:
         return strata
 
 
-def share_of(begin: int, end: int, rank: int, world: int) -> Numbers:
+def fraction_of(begin: int, end: int, rank: int, world: int) -> Numbers:
     """The places of a global batch that one of `world` processes reads: a stride."""
     return np.arange(begin + rank, end, world, dtype=np.int64)

@@ -54,7 +54,7 @@ class Epochs:
             "seed": self._data.seed,
             "epoch": self.epoch,
             "place": self._place,
-            "samples": self._data.deck.training,
+            "samples": self._data.sampler.training,
             "content": self._data.table.content[:16],
         }
 

@@ -44,13 +44,13 @@ class BlockCache(Generic[Value]):
 
     def find(self, key: Hashable) -> Value | None:
         """The value of a key, counted as a hit; None when it is not here."""
-        found = self._values.get(key)
-        if found is None:
+        result = self._values.get(key)
+        if result is None:
             return None
         self.hits += 1
         if self._evict:
             self._values.move_to_end(key)
-        return found[0]
+        return result[0]
 
     @property
     def closed(self) -> bool:

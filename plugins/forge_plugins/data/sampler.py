@@ -22,7 +22,7 @@ else:
 _BOUNDS: Final = 2**14
 
 
-class Deck(Protocol):
+class Sampler(Protocol):
     """Sample numbers by place: a function of (seed, epoch, place)."""
 
     training: int
@@ -52,7 +52,7 @@ class Blocks:
     window: int
 
 
-class StoredDeck:
+class IndexSampler:
     """The sample numbers in memory, 8 bytes each: full permutations, a split at random.
 
     Args:
@@ -83,7 +83,7 @@ class StoredDeck:
         return self._held_out[begin:end]
 
 
-class ComputedDeck:
+class PermutationSampler:
     """The sample numbers as functions of the place: blocks are shuffled, a hash splits.
 
     The numbers of one window at a time are in memory.

@@ -92,8 +92,8 @@ def _library(config: TextConfig) -> tokenizers.Tokenizer | None:
         content = Path(config.tokenizer_file).read_text(encoding="utf-8")
         return tokenizer_library.LibraryTokenizer(content, config.end_token)
     except ImportError as error:
-        told = "tokenizer.json is read by tokenizers, which is not installed"
-        raise PluginError(f"text: {told}; pip install 'forge-kernel[tokenizers]'") from error
+        message = "tokenizer.json is read by tokenizers, which is not installed"
+        raise PluginError(f"text: {message}; pip install 'forge-kernel[tokenizers]'") from error
     except (OSError, ValueError) as error:
         raise PluginError(f"text: {config.tokenizer_file}: {error}") from error
 
@@ -117,7 +117,7 @@ class _Encoding:
         """Mapped from the cache, written now if it is not there.
 
         Raises:
-            DataFault: the file is broken, or no document is left.
+            DataError: the file is broken, or no document is left.
         """
         config, library = self._config, self._library
         named = hashlib.sha256(getattr(library, "content", config.tokenizer).encode()).hexdigest()
@@ -126,10 +126,10 @@ class _Encoding:
             str(config.min_chars), str(config.deduplicate), config.unreadable,
         )  # fmt: skip
         key = cache.content_key(self._content, *settings)
-        found = cache.cached(self._folder, key)
-        if found is None:
-            found = cache.keep(self._path, self._folder, key, self._fill, lambda kept: kept)
-        columns = found.columns
+        result = cache.cached(self._folder, key)
+        if result is None:
+            result = cache.keep(self._path, self._folder, key, self._fill, lambda kept: kept)
+        columns = result.columns
         counts = dict(zip(documents.REASONS, columns["left_out"].tolist(), strict=True))
         left_out = {reason: count for reason, count in counts.items() if count}
         tokenizer = self._tokenizer(columns.get("alphabet"))
@@ -140,7 +140,7 @@ class _Encoding:
             return self._library
         if alphabet is None:
             return tokenizers.ByteTokenizer()
-        return tokenizers.CharacterTokenizer([chr(one) for one in alphabet.tolist()])
+        return tokenizers.CharacterTokenizer([chr(item) for item in alphabet.tolist()])
 
     def _fill(self, folder: Path) -> dict[str, Any]:
         from forge_plugins.formats.columns.column_writer import ColumnFolder
@@ -164,9 +164,9 @@ class _Encoding:
                 if ended:
                     columns.append("tokens", np.array([tokenizer.end], kind))
         if not account.documents:
-            told = f"no document is left: {account.left_out or 'there is none'}"
-            raise errors.DataFault(
-                self._path, told, hint="look at it: forge data FILE --input text"
+            message = f"no document is left: {account.left_out or 'there is none'}"
+            raise errors.DataError(
+                self._path, message, hint="look at it: forge data FILE --input text"
             )
         left_out = [account.left_out.get(reason, 0) for reason in documents.REASONS]
         columns.append("left_out", np.array(left_out, np.int64))
@@ -178,10 +178,10 @@ class _Encoding:
         seen: set[str] = set()
         for text, _ in self._texts.parts(documents.Account()):
             seen.update(text)
-        found = np.array([ord(one) for one in sorted(seen)], np.int64)
-        if len(found):
-            columns.append("alphabet", found)
-        return found
+        result = np.array([ord(item) for item in sorted(seen)], np.int64)
+        if len(result):
+            columns.append("alphabet", result)
+        return result
 
 
 def _encoded(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> Iterator[Any]:
@@ -218,7 +218,7 @@ def read_row(config: TextConfig) -> Row:
         return _shipped(config)
     try:
         return _Encoding(config, Path(config.path)).row()
-    except (errors.DataFault, OSError) as error:
+    except (errors.DataError, OSError) as error:
         raise PluginError(f"text: {error}") from error
 
 
@@ -268,7 +268,7 @@ class Text:
         if row.left_out:
             run.emit_event("documents_left_out", f"data.text: {json.dumps(row.left_out)}")
         self._identity.set(config.path or _SHIPPED, row.content, len(row.tokens))
-        return text_batches.WindowData(
+        return text_batches.TokenSequences(
             training, held_out, config, run.seed, row.tokenizer,
             rank=run.strategy.rank, world=run.strategy.world_size,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Windows over one row of tokens, dealt out in batches."""
+"""Sequences over one row of tokens, dealt out in batches."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from forge_kernel.api import Batch, DataSpec, stream_seed
 from forge_plugins.data.permutations import permuted
 from forge_plugins.formats.columns.gather import Column, overlapping
-from forge_plugins.mathematics.text.chunks import window_count
+from forge_plugins.mathematics.text.chunks import sequence_count
 
 if TYPE_CHECKING:
     from forge_plugins.data.text_config import TextConfig
     from forge_plugins.mathematics.text.tokenizers import Tokenizer
 
 FEW: Final = 2**20
-"""Windows up to which an epoch's order is drawn and held; of more, any place is computed."""
+"""Sequences up to which an epoch's order is drawn and held; of more, any place is computed."""
 
 
-class Windows:
-    """Windows of one length that begin anywhere in a row of tokens.
+class Sequences:
+    """Sequences of one length that begin anywhere in a row of tokens.
 
     Args:
         tokens: shape (n,), integers; mapped or in memory.
@@ -42,8 +42,8 @@ class Windows:
         Args:
             starts: of the windows, shape (windows,).
         """
-        found = self._elements[starts].view(self._kind)
-        return found.reshape(len(starts), self._length + 1)
+        result = self._elements[starts].view(self._kind)
+        return result.reshape(len(starts), self._length + 1)
 
     def batch(self, starts: Column) -> Batch:
         """Inputs and targets as int64, two views of one block of memory."""
@@ -51,8 +51,8 @@ class Windows:
         return Batch(block[:, :-1], block[:, 1:])
 
 
-class WindowData:
-    """Windows over one row of tokens; `tokenizer` tells what the tokens mean.
+class TokenSequences:
+    """Sequences over one row of tokens; `tokenizer` tells what the tokens mean.
 
     Each epoch cuts the row at another offset and takes the windows in another order, both
     functions of (seed, epoch), so that any position can be taken up without drawing the earlier
@@ -82,9 +82,9 @@ class WindowData:
         assert 0 <= rank < world
         vocabulary = tokenizer.vocabulary
         self.tokenizer = tokenizer
-        self._training = Windows(training, config.sequence_length)
-        self._held_out = Windows(held_out, config.sequence_length)
-        self._held_out_windows = window_count(len(held_out), config.sequence_length)
+        self._training = Sequences(training, config.sequence_length)
+        self._held_out = Sequences(held_out, config.sequence_length)
+        self._held_out_windows = sequence_count(len(held_out), config.sequence_length)
         self._config, self._seed = config, seed
         self._rank, self._world = rank, world
         # whatever the offset is, an epoch has as many windows

@@ -69,10 +69,10 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
         PluginError: the samples differ in form.
     """
     for name in ("features", "sequence"):
-        one, two = getattr(training, name), getattr(validation, name)
-        if one != two:
+        item, two = getattr(training, name), getattr(validation, name)
+        if item != two:
             raise PluginError(
-                f"train_validation: {name} of the training samples is {one}, of the others {two}"
+                f"train_validation: {name} of the training samples is {item}, of the others {two}"
             )
     largest = {}
     for name in ("classes", "vocabulary"):

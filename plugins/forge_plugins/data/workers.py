@@ -109,8 +109,8 @@ class Workers:
                 ) from error
             if not _is_of_a_lost_process(error):
                 raise
-            told = f"a process that fetches batches is gone: {str(error)[:200]}"
-            raise RunError(f"{told}; was it killed, or is the memory full?") from error
+            message = f"a process that fetches batches is gone: {str(error)[:200]}"
+            raise RunError(f"{message}; was it killed, or is the memory full?") from error
         finally:
             self.busy = False
 
@@ -130,8 +130,8 @@ class Workers:
                 if child.pid not in before:
                     child.terminate()
                     child.join()
-            told = f"{self._count} workers cannot be begun: {str(error)[:200]}"
-            raise RunError(f"{told}; {_MEND}") from error
+            message = f"{self._count} workers cannot be begun: {str(error)[:200]}"
+            raise RunError(f"{message}; {_MEND}") from error
 
 
 class _Keys:
@@ -172,11 +172,11 @@ def _is_of_a_lost_process(error: Exception) -> bool:
 def _is_of_open_files(error: Exception) -> bool:
     """Whether a batch could not be handed over for want of files, in any library's words."""
     limits = (errno.EMFILE, errno.ENFILE)
-    told = str(error)
+    message = str(error)
     return (
         getattr(error, "errno", None) in limits
-        or "ancillary data" in told
-        or "Too many open files" in told
+        or "ancillary data" in message
+        or "Too many open files" in message
     )
 
 

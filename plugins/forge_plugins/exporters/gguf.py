@@ -59,8 +59,8 @@ class GgufConfig:
 
 def _tokenizer(run: Run) -> Tokenizer | None:
     """That of the run's data, if it has one."""
-    found: Tokenizer | None = getattr(run.data, "tokenizer", None)
-    return found
+    result: Tokenizer | None = getattr(run.data, "tokenizer", None)
+    return result
 
 
 class Gguf:
@@ -126,15 +126,15 @@ class Gguf:
         meant = gguf_llama.gguf_numbers(
             model, config.type, scale_tensors=config.scale == "tensor", other=config.other
         )
-        found = reading.compared_weights(reading.GGUF_WEIGHTS, file, meant)
+        result = reading.compared_weights(reading.GGUF_WEIGHTS, file, meant)
         texts = _texts(_tokenizer(run))
-        found |= reading.compared_texts(reading.LLAMA_CPP_TOKENS, file, texts)
+        result |= reading.compared_texts(reading.LLAMA_CPP_TOKENS, file, texts)
         room = model.shape.context - 1  # one place is for the token that is generated
         if room < 1:
             why = "a context of one token leaves llama.cpp no room"
-            return verification.not_verified(why) | found
+            return verification.not_verified(why) | result
         inputs = verification.sample_inputs(run.data.validation(), 2, min(32, room))
-        return found | verification.verify(
+        return result | verification.verify(
             verification.LLAMA_CPP, file, inputs, run.active_model, worst=WORST
         )
 
@@ -149,9 +149,9 @@ def _texts(tokenizer: Tokenizer | None) -> reading.Texts | None:
     unknown = getattr(tokenizer, "unknown", None)
     texts, tokens = [], []
     for text in tokenizer_texts.probe_texts(specials or ()):
-        found = tokenizer.encode(text).tolist()
-        if unknown not in found:
+        result = tokenizer.encode(text).tolist()
+        if unknown not in result:
             texts.append(text)
-            tokens.append(found)
+            tokens.append(result)
     note = None if unknown is None else UNKNOWN_CHARACTERS
     return reading.Texts(texts, tokens, specials=specials is not None, note=note)

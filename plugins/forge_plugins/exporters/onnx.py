@@ -93,9 +93,9 @@ class Onnx:
             return verification.NOT_ASKED
         model = run.active_model
         meant = onnx_graph.onnx_numbers(model, self.config.weights)
-        found = reading.compared_weights(reading.ONNX_WEIGHTS, file, meant)
+        result = reading.compared_weights(reading.ONNX_WEIGHTS, file, meant)
         samples = 4 if isinstance(model, llama.Llama) else 64  # a sequence has a row for each token
         inputs = verification.sample_inputs(run.data.validation(), samples, None)
-        return found | verification.verify(
+        return result | verification.verify(
             verification.ONNXRUNTIME, file, inputs, run.active_model, worst=WORST
         )

@@ -90,7 +90,7 @@ class PackedTernary:
         weights = contents.weights
         return {
             "format": packed_ternary.layout_name(contents, layout),
-            "packings": sorted({one.packing for one in weights.values()}),
+            "packings": sorted({item.packing for item in weights.values()}),
             "step": run.progress.step,
             # of all that is packed; the names are those of the first such manifests
             "ternary_weights": sum(applied[name].numel() for name in weights),

@@ -205,19 +205,19 @@ def _same(left: Any, right: Any) -> bool:
     """Whether two values are equal; tensors to the bit, also within lists and dictionaries."""
     pairs = [(left, right)]
     while pairs:
-        one, other = pairs.pop()
-        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-            if not tied_tensors.same_bits(one, other):
+        item, other = pairs.pop()
+        if isinstance(item, torch.Tensor) and isinstance(other, torch.Tensor):
+            if not tied_tensors.same_bits(item, other):
                 return False
-        elif isinstance(one, Mapping) and isinstance(other, Mapping):
-            if one.keys() != other.keys():
+        elif isinstance(item, Mapping) and isinstance(other, Mapping):
+            if item.keys() != other.keys():
                 return False
-            pairs += [(one[key], other[key]) for key in one]
-        elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
-            if len(one) != len(other):
+            pairs += [(item[key], other[key]) for key in item]
+        elif isinstance(item, list | tuple) and isinstance(other, list | tuple):
+            if len(item) != len(other):
                 return False
-            pairs += list(zip(one, other, strict=True))
-        elif one != other:
+            pairs += list(zip(item, other, strict=True))
+        elif item != other:
             return False
     return True
 
@@ -259,24 +259,24 @@ def architecture(model: nn.Module) -> dict[str, Any]:
 
 def quantization_info(model: nn.Module) -> dict[str, Any] | None:
     """Bits, and metrics measured on the weights; None without a quantized layer."""
-    found = {
+    result = {
         name: module for name, module in model.named_modules()
         if isinstance(module, bit_layer.BitLayer) and module.scheme.quantizes_weight
     }  # fmt: skip
-    if not found:
+    if not result:
         return None
-    schemes = {layer.scheme for layer in found.values()}
-    first = next(iter(found.values())).scheme
-    weights = sum(layer.weight.numel() for layer in found.values())
+    schemes = {layer.scheme for layer in result.values()}
+    first = next(iter(result.values())).scheme
+    weights = sum(layer.weight.numel() for layer in result.values())
     info: dict[str, Any] = {
-        "layers": sorted(found),
+        "layers": sorted(result),
         "weights": weights,
         "weight_bits": first.weight_bits if len(schemes) == 1 else None,
         "activation_bits": first.activation_bits if len(schemes) == 1 else None,
-        "blend": min(layer.blend for layer in found.values()),
+        "blend": min(layer.blend for layer in result.values()),
     }
     if len(schemes) == 1:
-        sums = [weight_statistics.weight_sums(layer, None).cpu() for layer in found.values()]
+        sums = [weight_statistics.weight_sums(layer, None).cpu() for layer in result.values()]
         metrics = weight_statistics.weight_metrics(torch.stack(sums).sum(0), first.top)
         del metrics["weight_flips"]  # of an update: there is none here
         info |= {name: float(value) for name, value in metrics.items()}

@@ -62,16 +62,16 @@ class ValidationsConfig:
 
 def best_of(history: list[dict[str, Any]], goals: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The best value of each metric and its step; a metric that never was a number has none."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in history:
-        for name, value in one["metrics"].items():
+    result: dict[str, dict[str, Any]] = {}
+    for item in history:
+        for name, value in item["metrics"].items():
             goal = goals.get(name, "min")
-            known = found.get(name)
+            known = result.get(name)
             sign = 1.0 if goal == "max" else -1.0
             if value is None or (known is not None and sign * (value - known["value"]) <= 0):
                 continue
-            found[name] = {"value": value, "step": one["step"], "goal": goal}
-    return found
+            result[name] = {"value": value, "step": item["step"], "goal": goal}
+    return result
 
 
 def validations_in(lines: Iterable[str]) -> list[dict[str, Any]]:
@@ -80,20 +80,20 @@ def validations_in(lines: Iterable[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no JSON.
     """
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     for line in lines:
         data = json.loads(line)
-        while found and data["step"] < found[-1]["step"]:
-            found.pop()
+        while result and data["step"] < result[-1]["step"]:
+            result.pop()
         if data["kind"] != "validation":
             continue
-        if found and found[-1]["step"] == data["step"]:  # once more, of restored weights
-            found.pop()
+        if result and result[-1]["step"] == data["step"]:  # once more, of restored weights
+            result.pop()
         metrics = {name: value for name, value in data.items() if name not in _ABOUT}
-        found.append(
+        result.append(
             {name: data[name] for name in ("step", "epoch", "time")} | {"metrics": metrics}
         )
-    return found
+    return result
 
 
 class Validations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class DataFault(Exception):  # noqa: N818  it is a fault of the file, not an error of the program
+class DataError(Exception):
     """A data file that cannot be read as asked.
 
     Args:

@@ -48,7 +48,7 @@ Read = Callable[[Path, "ColumnFolder", Reading, "Collection[str]"], None]
 class Format:
     """A format, offered by an entry point of the group `forge_kernel.formats`.
 
-    Both functions raise `DataFault` for what is wrong with a file, and leave files alone that they
+    Both functions raise `DataError` for what is wrong with a file, and leave files alone that they
     do not name.
 
     Args:
@@ -63,7 +63,7 @@ class Format:
             cache; the names of the others go to `ColumnFolder.pass_over`.
         shaped_by: settings of `Reading` that change the columns.
         version: of the reader: a change of what it makes of a file needs another one.
-        apart: in a process of its own, since its library crashes of files made for it.
+        sandboxed: in a process of its own, since its library crashes of files made for it.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Format:
     read: Read | None = None
     shaped_by: tuple[str, ...] = field(default=())
     version: int = 1
-    apart: bool = False
+    sandboxed: bool = False
 
     def __post_init__(self) -> None:
         assert self.layouts is not None or self.read is not None, "a format is found or read"

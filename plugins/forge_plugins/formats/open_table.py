@@ -17,9 +17,9 @@ from forge_plugins.formats.columns.mapping import map_layout
 from forge_plugins.formats.columns.metadata_cache import Memos
 from forge_plugins.formats.columns.source_file import Source
 from forge_plugins.formats.columns.table import Table
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
-from forge_plugins.formats.readers.sandbox import apart
+from forge_plugins.formats.readers.sandbox import run_sandboxed
 
 _START: Final = 4096
 NARROW: Final = 64
@@ -31,21 +31,21 @@ def sniff(file: Path) -> Format:
     """The format of a file, by its first bytes and else by its suffix.
 
     Raises:
-        DataFault: neither tells.
+        DataError: neither tells.
     """
     with file.open("rb") as stream:
         start = stream.read(_START)
     formats, wrong = registry.known()
     suffixes = [suffix.lower() for suffix in reversed(file.suffixes) if suffix.lower() != ".gz"]
-    begun = [one for one in formats if one.begins is not None and one.begins(start)]
-    named = [one for one in formats if suffixes and suffixes[0] in one.suffixes]
-    marked = [one for one in formats if any(start.startswith(magic) for magic in one.magic)]
-    ranked = [one for one in marked if one in begun] + [one for one in marked if one in named]
-    for found in (ranked, marked, named, begun):
-        if found:
-            return found[0]
+    begun = [item for item in formats if item.begins is not None and item.begins(start)]
+    named = [item for item in formats if suffixes and suffixes[0] in item.suffixes]
+    marked = [item for item in formats if any(start.startswith(magic) for magic in item.magic)]
+    ranked = [item for item in marked if item in begun] + [item for item in marked if item in named]
+    for result in (ranked, marked, named, begun):
+        if result:
+            return result[0]
     names = ", ".join(registry.names())
-    raise DataFault(
+    raise DataError(
         file,
         "neither its first bytes nor its name tell the format",
         hint="; ".join([f"name it with format, one of {names}", *wrong]),
@@ -56,14 +56,14 @@ def format_of(file: Path, name: str) -> Format:
     """A format by its name, or that of a file (`auto`).
 
     Raises:
-        DataFault: it cannot be used, or the file does not tell its format.
+        DataError: it cannot be used, or the file does not tell its format.
     """
     if name == "auto":
         return sniff(file)
     try:
         return registry.load(name)
     except registry.FormatError as error:
-        raise DataFault(file, str(error), hint="see: forge data --formats") from error
+        raise DataError(file, str(error), hint="see: forge data --formats") from error
 
 
 def open_table(
@@ -87,17 +87,17 @@ def open_table(
         verify: hash the file and its cache again instead of trusting sizes and times.
 
     Raises:
-        DataFault: the file cannot be read as asked.
+        DataError: the file cannot be read as asked.
     """
     try:
         source = Source(file)
-        found = format_of(file, format)
+        result = format_of(file, format)
         folder = cache_dir or cache.default_folder(file)
-        opening = _Opening(source, found, reading, folder, verify=verify)
+        opening = _Opening(source, result, reading, folder, verify=verify)
         return opening.table()
     except (OSError, MemoryError) as error:
-        told = f"cannot be read: {error}"
-        raise DataFault(file, told, hint="look at its rights and size") from error
+        message = f"cannot be read: {error}"
+        raise DataError(file, message, hint="look at its rights and size") from error
 
 
 class _Opening:
@@ -119,11 +119,11 @@ class _Opening:
 
     def table(self) -> Table:
         """The columns that are asked for, mapped or converted."""
-        found, names = self._layouts(), self._reading.names
+        result, names = self._layouts(), self._reading.names
         placed: dict[str, Column | Rows] = {
             name: map_layout(self._file, name, layout)
             for name in names
-            if (layout := found.get(name)) is not None
+            if (layout := result.get(name)) is not None
         }
         packed = {
             name: column
@@ -131,10 +131,12 @@ class _Opening:
             if isinstance(column, PackedChunks) and not self._as_it_is(column)
         }
         mapped = {name: column for name, column in placed.items() if name not in packed}
-        there = names if self._format.layouts is None else [name for name in names if name in found]
+        there = (
+            names if self._format.layouts is None else [name for name in names if name in result]
+        )
         rest = [name for name in there if name not in mapped]
-        kept = self._converted(mapped, packed, found, rest) if rest else _NOTHING
-        table = self._as_table(mapped, found, kept, self._source if mapped else None)
+        kept = self._converted(mapped, packed, result, rest) if rest else _NOTHING
+        table = self._as_table(mapped, result, kept, self._source if mapped else None)
         if self._fresh is not None:  # nothing is kept of a file that is refused
             self._memos.keep(*self._layouts_key, value=self._fresh)
         return table
@@ -153,11 +155,11 @@ class _Opening:
         find = self._format.layouts
         if find is None:
             return {}
-        if not self._format.apart:
+        if not self._format.sandboxed:
             return find(self._file, self._reading)
         known = None if self._verify else self._memos.find(*self._layouts_key)
         if known is None:
-            known = self._fresh = apart(
+            known = self._fresh = run_sandboxed(
                 self._file,
                 lambda _: {
                     name: None if layout is None else layout.told()
@@ -165,7 +167,9 @@ class _Opening:
                 },
             )
             self._source.check_whole()
-        return {name: None if told is None else Layout.of(told) for name, told in known.items()}
+        return {
+            name: None if message is None else Layout.of(message) for name, message in known.items()
+        }
 
     def _converted(
         self,
@@ -217,8 +221,10 @@ class _Opening:
             finally:
                 columns.abandon()
 
-        found: dict[str, Any] = apart(self._file, write) if self._format.apart and rest else write()
-        return found
+        result: dict[str, Any] = (
+            run_sandboxed(self._file, write) if self._format.sandboxed and rest else write()
+        )
+        return result
 
     def _as_table(
         self,

@@ -18,10 +18,10 @@ class FormatError(Exception):
 
 @functools.cache
 def _offers() -> dict[str, tuple[EntryPoint, ...]]:
-    found: dict[str, tuple[EntryPoint, ...]] = {}
+    result: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in entry_points(group=GROUP):
-        found[entry.name] = (*found.get(entry.name, ()), entry)
-    return found
+        result[entry.name] = (*result.get(entry.name, ()), entry)
+    return result
 
 
 def names() -> tuple[str, ...]:
@@ -49,16 +49,16 @@ def load(name: str) -> Format:
         who = " and ".join(sorted(offer.value for offer in (entry, *others)))
         raise FormatError(f"the format {name} is offered twice, by {who}: uninstall one of them")
     try:
-        found: Any = entry.load()
+        result: Any = entry.load()
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         raise FormatError(
-            f"the format {name} of {origin(name)} cannot be loaded: {told}"
+            f"the format {name} of {origin(name)} cannot be loaded: {message}"
         ) from error
-    if not isinstance(found, Format) or found.name != name:
-        told = f"{entry.value} is no Format of the name {name}"
-        raise FormatError(f"the format {name} of {origin(name)} cannot be used: {told}")
-    return found
+    if not isinstance(result, Format) or result.name != name:
+        message = f"{entry.value} is no Format of the name {name}"
+        raise FormatError(f"the format {name} of {origin(name)} cannot be used: {message}")
+    return result
 
 
 def known() -> tuple[list[Format], list[str]]:

@@ -63,8 +63,8 @@ class Egalitarian:
             if gradient.ndim < 2:
                 continue
             flat = gradient.flatten(1)
-            found = newton_schulz.polar_factor(flat, config.solver, config.iterations)
+            result = newton_schulz.polar_factor(flat, config.solver, config.iterations)
             if config.keep_norm:
-                length = torch.linalg.vector_norm(found).clamp_min(1e-30)
-                found = found * (torch.linalg.vector_norm(flat) / length)
-            gradient.copy_(found.view_as(gradient))
+                length = torch.linalg.vector_norm(result).clamp_min(1e-30)
+                result = result * (torch.linalg.vector_norm(flat) / length)
+            gradient.copy_(result.view_as(gradient))

@@ -161,10 +161,10 @@ class GrokfastConfig:
 
 def _needs(config: GrokfastConfig) -> tuple[str, ...]:
     """The facts that the run must bring."""
-    found = [f"phase:{name}" for name in config.phase_lambda]
+    result = [f"phase:{name}" for name in config.phase_lambda]
     if config.adapt is not None and config.adapt.source == "validation":
-        found.append(f"metric:{config.adapt.metric}")
-    return tuple(found)
+        result.append(f"metric:{config.adapt.metric}")
+    return tuple(result)
 
 
 def _factor(schedule: object, run: Run, step: Step) -> float:

@@ -89,7 +89,7 @@ def _parts(model: Llama, kind: BlockType, *, scale_tensors: bool, other: Other) 
     """The tensors by llama.cpp's names, before they are packed."""
     shape = check_gguf(model).shape
     layers = read_layers(model)
-    found: dict[str, _Part] = {}
+    result: dict[str, _Part] = {}
     for name, value in model.state_dict().items():
         module, _, part = name.rpartition(".")
         if (module == "head" and shape.tied) or part in ("threshold", "anchor"):
@@ -105,15 +105,15 @@ def _parts(model: Llama, kind: BlockType, *, scale_tensors: bool, other: Other) 
                 # the perceptron there adds the bias before it multiplies by `.scale`
                 tensor = tensor.float() * layers[module].scale
             matrix = part == "weight" and tensor.ndim == 2
-            found[f"{theirs}.{part}"] = _Part(tensor, other if matrix else "f32")
+            result[f"{theirs}.{part}"] = _Part(tensor, other if matrix else "f32")
             continue
         levels = interleave(layer.levels, heads) if turned and heads else layer.levels
         level = 1.0 / layer.scale
-        one = torch.ones(()) if scale_tensors else level
-        found[f"{theirs}.weight"] = _Part(levels, kind, one)
+        item = torch.ones(()) if scale_tensors else level
+        result[f"{theirs}.weight"] = _Part(levels, kind, item)
         if scale_tensors:
-            found[f"{theirs}.scale"] = _Part(level.reshape(1), "f32")
-    return found
+            result[f"{theirs}.scale"] = _Part(level.reshape(1), "f32")
+    return result
 
 
 def gguf_tensors(
@@ -131,26 +131,26 @@ def gguf_tensors(
     Raises:
         ValueError: there is no ternary layer, or llama.cpp cannot compute this network.
     """
-    found: dict[str, GgufTensor] = {}
+    result: dict[str, GgufTensor] = {}
     for name, part in _parts(model, kind, scale_tensors=scale_tensors, other=other).items():
         if part.level is None:
-            found[name] = GgufTensor.plain(part.values, part.kind)
+            result[name] = GgufTensor.plain(part.values, part.kind)
             continue
         blocks = pack_blocks(part.values, part.level, kind)
-        found[name] = GgufTensor(tuple(part.values.shape), kind, blocks)
-    return found
+        result[name] = GgufTensor(tuple(part.values.shape), kind, blocks)
+    return result
 
 
 def gguf_numbers(
     model: Llama, kind: BlockType, *, scale_tensors: bool = False, other: Other = "f32"
 ) -> dict[str, Tensor]:
     """The numbers that the file's tensors stand for, fp32; arguments as of `gguf_tensors`."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, part in _parts(model, kind, scale_tensors=scale_tensors, other=other).items():
         half = part.values.half() if part.kind == "f16" else part.values
         level = 1.0 if part.level is None else part.level.half().float()  # as blocks hold it
-        found[name] = half.float() * level
-    return found
+        result[name] = half.float() * level
+    return result
 
 
 def gguf_entries(

@@ -50,8 +50,8 @@ def scaled(levels: Tensor, factor: Tensor, dtype: torch.dtype, *, multiplied: bo
         multiplied: level * factor, else level / factor.
     """
     parts = levels.reshape(len(factor), -1).float()
-    found = parts.mul_(factor[:, None]) if multiplied else parts.div_(factor[:, None])
-    return found.view(levels.shape).to(dtype)
+    result = parts.mul_(factor[:, None]) if multiplied else parts.div_(factor[:, None])
+    return result.view(levels.shape).to(dtype)
 
 
 def grid_layers(model: nn.Module) -> dict[str, BitLayer]:
@@ -69,14 +69,14 @@ def need_grid_layers(model: nn.Module) -> dict[str, BitLayer]:
     Raises:
         ValueError: the weights were never trained to be on levels.
     """
-    found = grid_layers(model)
-    if not found:
+    result = grid_layers(model)
+    if not result:
         raise ValueError(
             "the model has no quantized layer: its weights were never trained to be ternary (or on "
             "other levels) and would not survive it; add a quantizer and train, or export with "
             "state_dict"
         )
-    return found
+    return result
 
 
 def check_finished(layer: BitLayer) -> None:
@@ -137,11 +137,11 @@ def applied_state(model: nn.Module) -> dict[str, Any]:
         if layer.scheme.quantizes_weight:
             mine = applied_weight(layer)
             alike = known.setdefault(id(layer.weight), [])
-            found = next((one for one in alike if torch.equal(one, mine)), None)
-            if found is None:
-                found = mine
+            result = next((item for item in alike if torch.equal(item, mine)), None)
+            if result is None:
+                result = mine
                 alike.append(mine)
-            state[f"{prefix}weight"] = found
+            state[f"{prefix}weight"] = result
         for own in ("threshold", "anchor"):
             state.pop(f"{prefix}{own}", None)
     return state

@@ -112,15 +112,15 @@ def library_vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 def _flat(part: Mapping[str, Any] | None, inner: str = "pretokenizers") -> list[Mapping[str, Any]]:
     """The steps of a part, sequences within sequences opened."""
-    found: list[Mapping[str, Any]] = []
+    result: list[Mapping[str, Any]] = []
     waiting = [part] if part else []
     while waiting:
         step = waiting.pop(0)
         if step.get("type") == "Sequence":
             waiting = [*step.get(inner, []), *waiting]
         else:
-            found.append(step)
-    return found
+            result.append(step)
+    return result
 
 
 def _step(step: Mapping[str, Any]) -> Step | None:
@@ -145,8 +145,8 @@ def _step(step: Mapping[str, Any]) -> Step | None:
     how = (str(step.get("behavior")).lower(), bool(step.get("invert")))
     if kind != "Split" or pattern is None or how not in (("isolated", False), ("removed", True)):
         return (str(kind), str(step))
-    for one, other in _SAME.items():
-        pattern = pattern.replace(one, other)
+    for item, other in _SAME.items():
+        pattern = pattern.replace(item, other)
     if pattern in (_GPT2, rf"{_GPT2}|\s+"):
         return _WORDS
     return _DIGITS if pattern == r"\p{N}" else ("split", pattern)
@@ -158,13 +158,13 @@ def _rule(before: Mapping[str, Any] | None) -> str:
     Raises:
         ValueError: it has none.
     """
-    steps = tuple(found for step in _flat(before) if (found := _step(step)) is not None)
+    steps = tuple(result for step in _flat(before) if (result := _step(step)) is not None)
     name = _RULES.get(steps)
     if name is None:
-        told = "; ".join(" ".join(step) for step in steps) or "nothing"
+        message = "; ".join(" ".join(step) for step in steps) or "nothing"
         raise ValueError(
-            f"the tokenizer.json cuts texts by a rule that llama.cpp is not known to have ({told}"
-            f"), so that it would give other tokens; {ELSEWHERE}"
+            f"the tokenizer.json cuts texts by a rule that llama.cpp is not known to have "
+            f"({message}), so that it would give other tokens; {ELSEWHERE}"
         )
     return name
 
@@ -172,10 +172,10 @@ def _rule(before: Mapping[str, Any] | None) -> str:
 def _check_normalizer(part: Mapping[str, Any] | None) -> None:
     steps = _flat(part, "normalizers")
     if steps:
-        told = ", ".join(str(step.get("type")) for step in steps)
+        message = ", ".join(str(step.get("type")) for step in steps)
         raise ValueError(
-            f"the tokenizer.json changes texts first (normalizer {told}), which llama.cpp does not "
-            "for such a vocabulary: normalize the data and remove the normalizer from a copy of "
+            f"the tokenizer.json changes texts first (normalizer {message}), which llama.cpp does "
+            "not for such a vocabulary: normalize the data and remove the normalizer from a copy of "
             f"the file; {ELSEWHERE}"
         )
 

@@ -49,7 +49,7 @@ def translate(module: str, names: Mapping[str, str], block: str) -> str:
         names: one of the tables above.
         block: what the other program calls a block, `"blk.{}"`.
     """
-    found = _BLOCK.fullmatch(module)
-    if found is None:
+    result = _BLOCK.fullmatch(module)
+    if result is None:
         return names[module]
-    return f"{block.format(found[1])}.{names[found[2]]}"
+    return f"{block.format(result[1])}.{names[result[2]]}"

@@ -121,4 +121,4 @@ class OnnxGraph:
         graph.append(_bytes(12, _value("logits", 1, sizes)))
         sets = [_bytes(1, "") + _number(2, opset), _bytes(1, MICROSOFT) + _number(2, 1)]
         model = _number(1, IR_VERSION) + _bytes(2, "forge-kernel") + _bytes(7, b"".join(graph))
-        file.write_bytes(model + b"".join(_bytes(8, found) for found in sets))
+        file.write_bytes(model + b"".join(_bytes(8, result) for result in sets))

@@ -75,13 +75,13 @@ class _Writer:
         graph, ternary = self.graph, self.layers.get(name)
         if ternary is None:
             weight = graph.constant(f"{name}.weight", layer.weight.detach().float().t())
-            found = graph.node("MatMul", [inputs, weight])
+            result = graph.node("MatMul", [inputs, weight])
         else:
-            found = self._ternary(name, ternary, inputs)
+            result = self._ternary(name, ternary, inputs)
         if layer.bias is not None:
             bias = graph.constant(f"{name}.bias", layer.bias.detach().float())
-            found = graph.node("Add", [found, bias])
-        return found
+            result = graph.node("Add", [result, bias])
+        return result
 
     def _rounded(self, inputs: str) -> tuple[str, str]:
         """Activations as whole numbers in fp32, and their scale per token."""
@@ -107,11 +107,11 @@ class _Writer:
             # such numbers stand one after the other: a row may begin within a byte
             flat = pack_rows(layer.levels.reshape(1, -1), 0, 4)
             weight = graph.int2(f"{name}.levels", flat, (rows, columns))
-            one = self._number(f"{name}.level", 1.0 / layer.scale)
+            item = self._number(f"{name}.level", 1.0 / layer.scale)
             # the transposition keeps onnxruntime from fusing both into a kernel that rounds
             # activations once more
-            found = graph.node("DequantizeLinear", [weight, one])
-            return graph.node("MatMul", [inputs, graph.node("Transpose", [found])])
+            result = graph.node("DequantizeLinear", [weight, item])
+            return graph.node("MatMul", [inputs, graph.node("Transpose", [result])])
         packed = pack_rows(layer.levels, 2, BLOCK).view(rows, -1, BLOCK // 4)
         weight = graph.constant(f"{name}.levels", packed)
         count = rows * packed.shape[1]
@@ -201,23 +201,23 @@ def _activation(graph: OnnxGraph, layer: nn.Module, inputs: str) -> str:
 
 
 def _write_mlp(model: Mlp, writer: _Writer, file: Path) -> None:
-    graph, found = writer.graph, "inputs"
+    graph, result = writer.graph, "inputs"
     first = model.layers[0]
     assert isinstance(first, nn.Linear)
     dtype, width = torch.float32, first.in_features
     if model.embedding is not None:
         dtype, width = torch.int64, first.in_features // model.embedding.embedding_dim
         table = graph.constant("embedding.weight", model.embedding.weight.detach().float())
-        found = graph.node("Flatten", [graph.node("Gather", [table, found])], axis=1)
+        result = graph.node("Flatten", [graph.node("Gather", [table, result])], axis=1)
     outputs = 0
     for index, layer in enumerate(model.layers):
         if isinstance(layer, nn.Linear):
-            found = writer.linear(f"layers.{index}", layer, found)
+            result = writer.linear(f"layers.{index}", layer, result)
             outputs = layer.out_features
         elif not isinstance(layer, nn.Dropout):
-            found = _activation(graph, layer, found)
+            result = _activation(graph, layer, result)
     graph.write(
-        file, {"inputs": (dtype, ("batch", width))}, found, ("batch", outputs),
+        file, {"inputs": (dtype, ("batch", width))}, result, ("batch", outputs),
         OPSET[writer.encoding],
     )  # fmt: skip
 
@@ -282,10 +282,10 @@ def onnx_numbers(model: nn.Module, encoding: Encoding) -> dict[str, Tensor]:
     Raises:
         ValueError: see `write_onnx`.
     """
-    found = {name: value.detach().float().cpu() for name, value in applied_state(model).items()}
+    result = {name: value.detach().float().cpu() for name, value in applied_state(model).items()}
     for name, layer in read_layers(model).items():
         if encoding == "matmul_integer":
-            found[f"{name}.weight"], found[f"{name}.scale"] = layer.applied, layer.scale
+            result[f"{name}.weight"], result[f"{name}.scale"] = layer.applied, layer.scale
         else:
-            found[f"{name}.weight"] = layer.levels.float() * (1.0 / layer.scale)
-    return found
+            result[f"{name}.weight"] = layer.levels.float() * (1.0 / layer.scale)
+    return result

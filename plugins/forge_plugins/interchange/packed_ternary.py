@@ -140,8 +140,8 @@ def pack_model(model: nn.Module, layout: Layout = "two_bits") -> tuple[dict[str,
 def layout_name(contents: Contents, layout: Layout) -> str:
     """What a file with these contents says that it is."""
     plain = all(
-        one.packing == layout and one.dtype is torch.float32 and one.plain
-        for one in contents.weights.values()
+        item.packing == layout and item.dtype is torch.float32 and item.plain
+        for item in contents.weights.values()
     )
     return LAYOUTS[layout] if plain and not contents.ties else LEVELS
 
@@ -151,10 +151,13 @@ def write_packed(
 ) -> None:
     """Write a packed file."""
     weights, name = contents.weights, layout_name(contents, layout)
-    about = {"layout": name, "shapes": json.dumps({key: one.shape for key, one in weights.items()})}
+    about = {
+        "layout": name,
+        "shapes": json.dumps({key: item.shape for key, item in weights.items()}),
+    }
     if name == LEVELS:
-        dtypes = {key: str(one.dtype).removeprefix("torch.") for key, one in weights.items()}
-        packings = {key: one.packing for key, one in weights.items()}
+        dtypes = {key: str(item.dtype).removeprefix("torch.") for key, item in weights.items()}
+        packings = {key: item.packing for key, item in weights.items()}
         about |= {
             "packings": json.dumps(packings),
             "dtypes": json.dumps(dtypes),
@@ -166,13 +169,13 @@ def write_packed(
 def _table(file: Path, about: Mapping[str, str], entry: str, kind: type) -> dict[str, Any]:
     """An entry of the metadata: names and values of one kind."""
     try:
-        found: Any = json.loads(about[entry])
-        values = found.values()
+        result: Any = json.loads(about[entry])
+        values = result.values()
     except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: its metadata tell no {entry}: {error}") from error
     if not all(isinstance(value, kind) for value in values):
         raise ValueError(f"{file}: its metadata tell no {entry}")
-    return dict(found)
+    return dict(result)
 
 
 def _shape(sizes: list[Any]) -> tuple[int, ...]:
@@ -189,15 +192,15 @@ def _contents(file: Path, about: Mapping[str, str]) -> Contents:
         ValueError: it is no known layout, or they tell something else than it needs.
     """
     known = {name: layout for layout, name in LAYOUTS.items()}
-    told = about.get("layout", "")
-    if told != LEVELS and told not in known:
+    message = about.get("layout", "")
+    if message != LEVELS and message not in known:
         raise ValueError(
             f"{file} has the layout {about.get('layout')!r}, which is none of "
             f"{', '.join((*known, LEVELS))}"
         )
     shapes = _table(file, about, "shapes", list)
-    packings, dtypes, ties = dict.fromkeys(shapes, known.get(told)), {}, {}
-    if told == LEVELS:
+    packings, dtypes, ties = dict.fromkeys(shapes, known.get(message)), {}, {}
+    if message == LEVELS:
         packings, dtypes, ties = (
             _table(file, about, entry, str) for entry in ("packings", "dtypes", "ties")
         )
@@ -207,7 +210,7 @@ def _contents(file: Path, about: Mapping[str, str]) -> Contents:
         if kind not in _UNPACK or dtype not in _DTYPES:
             raise ValueError(f"{file}: {name} is packed as {kind} for {dtype}, which is not known")
         try:
-            weights[name] = PackedWeight(_shape(sizes), kind, _DTYPES[dtype], told != LEVELS)
+            weights[name] = PackedWeight(_shape(sizes), kind, _DTYPES[dtype], message != LEVELS)
         except ValueError as error:
             raise ValueError(f"{file}: {name}: {error}") from error
     return Contents(weights, ties)

@@ -12,10 +12,10 @@ from forge_plugins.mathematics.text.tokenizers import END, UNKNOWN, CharacterTok
 
 
 def _specials(tokenizer: Tokenizer) -> dict[int, str]:
-    found = {tokenizer.end: END}
+    result = {tokenizer.end: END}
     if isinstance(tokenizer, CharacterTokenizer):
-        found[tokenizer.unknown] = UNKNOWN
-    return found
+        result[tokenizer.unknown] = UNKNOWN
+    return result
 
 
 def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
         tokens.append(shown)
         kinds.append(1)
         merges += [f"{shown[:place]} {shown[place]}" for place in range(1, len(shown))]
-    found = {
+    result = {
         "model": "gpt2",
         "pre": "gpt-2",
         "tokens": tokens,
@@ -68,7 +68,7 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
         "eos_token_id": tokenizer.end,
         "add_bos_token": False,
     }
-    return _filled(found, count)
+    return _filled(result, count)
 
 
 def _filled(vocabulary: dict[str, Any], count: int) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _own_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         for index, text in sorted(specials.items())
     ]  # fmt: skip
     if isinstance(tokenizer, CharacterTokenizer):
-        vocabulary = {one: index for index, one in enumerate(tokenizer.alphabet)}
+        vocabulary = {item: index for index, item in enumerate(tokenizer.alphabet)}
         pattern = {"Regex": r"[\s\S]"}
         split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
         model = {"type": "WordLevel", "unk_token": UNKNOWN}

@@ -57,8 +57,8 @@ def probe_texts(specials: Iterable[str] = ()) -> list[str]:
     texts += [f" {piece}" for piece in pieces]
     texts += [f"a{space}b" for space in _SPACE] + [f"1{space}2{space}" for space in _SPACE]
     texts += [
-        f"{one} {two}, {three}\n{four}"
-        for one, two, three, four in zip(
+        f"{item} {two}, {three}\n{four}"
+        for item, two, three, four in zip(
             _WORDS, (*_NUMBERS, *_EMOJI), (*_SCRIPTS, "end", "end"), reversed(_WORDS), strict=False
         )
     ]

@@ -80,7 +80,7 @@ def _is_quantized_alike(layer: BitLayer) -> bool:
     """Whether the levels are those that the client takes from the latent weight."""
     scheme = layer.scheme
     plain = scheme.is_reference and scheme.parity == "hf" and layer.threshold is None
-    return plain and layer.anchor is None and not layer.control.sparsity
+    return plain and layer.anchor is None and not layer.quantization.sparsity
 
 
 def _ternary_tensors(
@@ -88,16 +88,16 @@ def _ternary_tensors(
 ) -> dict[str, Tensor]:
     rows, columns = layer.levels.shape
     scale = layer.scale.reshape(1)
-    found = {f"{name}.weight": pack_two_bits(layer.levels).view(rows // 4, columns)}
+    result = {f"{name}.weight": pack_two_bits(layer.levels).view(rows // 4, columns)}
     if layout == "bitlinear":
-        found[f"{name}.weight_scale"] = scale.to(dtype)
+        result[f"{name}.weight_scale"] = scale.to(dtype)
         if bias is not None:
-            found[f"{name}.bias"] = bias.to(dtype)
+            result[f"{name}.bias"] = bias.to(dtype)
     else:
-        found[f"{name}.weight_scale"] = (1.0 / scale).to(dtype)
+        result[f"{name}.weight_scale"] = (1.0 / scale).to(dtype)
         if bias is not None:
-            found[f"{name}.bias"] = (bias.float() * scale).to(dtype)
-    return found
+            result[f"{name}.bias"] = (bias.float() * scale).to(dtype)
+    return result
 
 
 def folder_tensors(

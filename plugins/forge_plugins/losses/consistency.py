@@ -80,18 +80,18 @@ class Consistency:
         answer = cast(Loss, config.loss).compute_loss(run, step, batch, outputs)
         if not torch.is_grad_enabled():
             return answer
-        terms = [replace(one, name=one.name or "target_loss") for one in loss_terms(answer)]
+        terms = [replace(item, name=item.name or "target_loss") for item in loss_terms(answer)]
 
         def compared(answers: Any) -> Any:
-            found = label_positions.main_output(answers)
-            return label_positions.at_targets(found, batch.targets, batch.positions)
+            result = label_positions.main_output(answers)
+            return label_positions.at_targets(result, batch.targets, batch.positions)
 
         own = compared(outputs)
         latent = latent_answer.latent_answer(
             run.active_model, lambda: compared(call_model(run.active_model, batch))
         )
-        told = mathematics.divergences(own, latent, 1.0)
-        return [*terms, LossTerm(told, scale=config.weight, name="consistency")]
+        message = mathematics.divergences(own, latent, 1.0)
+        return [*terms, LossTerm(message, scale=config.weight, name="consistency")]
 
     @hookimpl
     def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:

@@ -139,7 +139,7 @@ class CrossEntropy:
             raise PluginError(
                 f"cross_entropy: {len(wanted)} class_weights for {outputs.shape[-1]} classes"
             )
-        found = self._class_weights
-        if found is None or found.device != outputs.device or found.dtype != outputs.dtype:
-            found = self._class_weights = torch.tensor(wanted).to(outputs)
-        return found
+        result = self._class_weights
+        if result is None or result.device != outputs.device or result.dtype != outputs.dtype:
+            result = self._class_weights = torch.tensor(wanted).to(outputs)
+        return result

@@ -160,8 +160,8 @@ class Distillation:
         outputs = label_positions.main_output(outputs)
         outputs = label_positions.at_targets(outputs, batch.targets, batch.positions)
         answers = _like(self._answers(batch), outputs, batch)
-        told = mathematics.divergences(outputs, answers, config.temperature)
-        terms.append(LossTerm(told, scale=config.weight, name="distillation"))
+        message = mathematics.divergences(outputs, answers, config.temperature)
+        terms.append(LossTerm(message, scale=config.weight, name="distillation"))
         if config.hidden:
             distances = self._distances(batch)
             terms.append(LossTerm(distances, scale=config.hidden_weight, name="hidden_distance"))
@@ -183,8 +183,8 @@ class Distillation:
     def _answers(self, batch: Batch) -> Tensor:
         assert self._teacher is not None
         with torch.no_grad():
-            found = call_model(self._teacher, batch)
-        return cast("Tensor", label_positions.main_output(found))
+            result = call_model(self._teacher, batch)
+        return cast("Tensor", label_positions.main_output(result))
 
     def _distances(self, batch: Batch) -> Tensor:
         """Mean over layers of `|s - t|^2 / |t|^2` of each target's row, or of each sample."""
@@ -243,8 +243,10 @@ def _like(answers: Tensor, outputs: Tensor, batch: Batch) -> Tensor:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of all weights, in hex."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        result.update(name.encode())
+        result.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return result.hexdigest()

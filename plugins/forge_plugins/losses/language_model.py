@@ -82,11 +82,11 @@ class LanguageModelLoss:
                 f"language_model: {type(model).__name__} has no layer '{config.head}' "
                 f"(loss.with.head); it has {', '.join(name for name, _ in model.named_children())}"
             ) from error
-        found = deferred_logits.DeferredLogits(hidden, head, config.piece)
+        result = deferred_logits.DeferredLogits(hidden, head, config.piece)
         wanted = batch.targets.shape[1] if batch.targets.ndim > 1 else hidden.shape[1]
         if batch.positions is not None and hidden.ndim == 3 and hidden.shape[1] != wanted:
-            return found.at(batch.positions)  # a model that answers everywhere
-        return found
+            return result.at(batch.positions)  # a model that answers everywhere
+        return result
 
     @hookimpl
     def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:

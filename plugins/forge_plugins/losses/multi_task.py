@@ -108,24 +108,24 @@ class MultiTask:
     def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> list[LossTerm]:
         """The terms of all tasks."""
         factors = self._factors()
-        found: list[LossTerm] = []
+        result: list[LossTerm] = []
         for task, factor in zip(self._names, factors, strict=True):
             loss = cast(Loss, self.config.tasks[task])
             part = _task(batch, task)
             answer = loss.compute_loss(run, step, part, _part(outputs, task, "output"))
-            found += self._terms(task, loss_terms(answer), factor, part)
+            result += self._terms(task, loss_terms(answer), factor, part)
         if self._module is not None:
-            found.append(LossTerm(self._module.regularizer()))
-        return found
+            result.append(LossTerm(self._module.regularizer()))
+        return result
 
     def _terms(
         self, task: str, terms: Sequence[LossTerm], factor: float | Tensor, part: Batch
     ) -> list[LossTerm]:
         """A task's terms, under its name, times its factor."""
         fixed = self.config.weights.get(task, 1.0)
-        one = len(terms) == 1
+        item = len(terms) == 1
         names = [
-            f"loss/{task}" if one else f"loss/{task}/{term.name or number}"
+            f"loss/{task}" if item else f"loss/{task}/{term.name or number}"
             for number, term in enumerate(terms)
         ]
         self._shown[task] = [
@@ -155,10 +155,10 @@ class MultiTask:
     @hookimpl
     def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:
         """What each task's terms count."""
-        found: list[float | Tensor] = []
+        result: list[float | Tensor] = []
         for task, loss in self.config.tasks.items():
-            found += loss_weights(loss, run, _task(batch, task))
-        return [*found, batch.counted.total] if self._module is not None else found
+            result += loss_weights(loss, run, _task(batch, task))
+        return [*result, batch.counted.total] if self._module is not None else result
 
     @hookimpl
     def on_step_end(self, run: Run, step: Step) -> None:
@@ -178,10 +178,10 @@ class MultiTask:
     def log_metrics(self, run: Run, step: Step) -> Mapping[str, Tensor | None]:
         """The tasks' losses over the whole optimizer step, and their adaptive weights."""
         del run
-        found: dict[str, Tensor | None] = dict(step.losses)
+        result: dict[str, Tensor | None] = dict(step.losses)
         if self._weights is not None:
-            found |= {f"weight/{n}": w for n, w in zip(self._names, self._weights, strict=True)}
-        return found
+            result |= {f"weight/{n}": w for n, w in zip(self._names, self._weights, strict=True)}
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of the adaptive weighting."""

@@ -59,14 +59,14 @@ class LlamaDecoderConfig:
 
 def form(config: LlamaDecoderConfig) -> tuple[str, ...]:
     """What exporters need to know before anything is built."""
-    found = ["model:llama", "model:onnx", f"model:{config.activation}"]
+    result = ["model:llama", "model:onnx", f"model:{config.activation}"]
     narrow = (config.groups or config.heads) * (config.width // config.heads)
     rows = (config.width, config.hidden)
     if not any(size % 256 for size in rows):
-        found.append("model:rows_of_256")  # of the weights: their second dimension
+        result.append("model:rows_of_256")  # of the weights: their second dimension
     if not any(size % 4 for size in (*rows, narrow)):
-        found.append("model:columns_of_4")  # their first
-    return tuple(found)
+        result.append("model:columns_of_4")  # their first
+    return tuple(result)
 
 
 class LlamaDecoderModel:

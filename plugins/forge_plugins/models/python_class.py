@@ -55,17 +55,17 @@ def load_factory(name: str) -> Callable[..., Any]:
     """
     module, _, inner = name.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        result: Any = importlib.import_module(module)
         for part in inner.split("."):
-            found = getattr(found, part)
+            result = getattr(result, part)
     except (ImportError, AttributeError) as error:
         raise PluginError(
             f"python_class: {name} cannot be imported ({error}); the module must lie where Python "
             "looks for modules (PYTHONPATH)"
         ) from error
-    if not callable(found):
-        raise PluginError(f"python_class: {name} is a {type(found).__name__}, not a class")
-    return found  # type: ignore[no-any-return]
+    if not callable(result):
+        raise PluginError(f"python_class: {name} is a {type(result).__name__}, not a class")
+    return result  # type: ignore[no-any-return]
 
 
 class PythonClass:

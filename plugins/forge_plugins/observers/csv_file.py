@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from forge_kernel.api import Kind, LogRecord, PluginInfo, Run, hookimpl
-from forge_plugins.observers.line_sink import LineSink
-from forge_plugins.observers.sink_names import SinkNames
+from forge_plugins.observers.jsonl_writer import JsonlWriter
+from forge_plugins.observers.logger_names import LoggerNames
 
 COLUMNS: Final = ("step", "time", "epoch", "kind", "metric", "value")
 
@@ -22,7 +22,7 @@ class CsvFileConfig:
     """No settings: the file is `metrics.csv` in the run folder."""
 
 
-class CsvFile(LineSink):
+class CsvFile(JsonlWriter):
     """Every metric of the run as a table for spreadsheets and data frames.
 
     A row for each metric of each log interval and validation; not measured is an empty cell.
@@ -35,7 +35,7 @@ class CsvFile(LineSink):
     def __init__(self, config: CsvFileConfig) -> None:
         super().__init__()
         self.config = config
-        self._names = SinkNames("metrics.csv")
+        self._names = LoggerNames("metrics.csv")
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:

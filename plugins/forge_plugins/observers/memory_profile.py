@@ -112,7 +112,7 @@ class MemoryProfile:
             for value in memory.values()
             if isinstance(value, torch.Tensor)
         ]
-        found = {
+        result = {
             "weights": saved_for_backward.bytes_of(run.parameters.values()),
             "buffers": saved_for_backward.bytes_of(run.model.buffers()),
             "gradients": self._gradients,
@@ -120,11 +120,11 @@ class MemoryProfile:
             "saved_for_backward": sum(self._layers.values()),
         }
         if run.folder is not None:
-            record = {"step": step.number, "samples": self._samples, "bytes": found,
+            record = {"step": step.number, "samples": self._samples, "bytes": result,
                       "layers": self._layers}  # fmt: skip
             (run.folder / FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        words = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in found.items())
-        run.emit_event("memory_profile", f"Memory of step {step.number}: {words}.", **found)
+        words = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in result.items())
+        run.emit_event("memory_profile", f"Memory of step {step.number}: {words}.", **result)
 
     @hookimpl
     def on_error(self, run: Run, error: BaseException) -> None:

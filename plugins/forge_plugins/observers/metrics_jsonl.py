@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, hookimpl
-from forge_plugins.observers.line_sink import LineSink
+from forge_plugins.observers.jsonl_writer import JsonlWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ def _plain(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-class MetricsJsonl(LineSink):
+class MetricsJsonl(JsonlWriter):
     """Every metric of the run, one JSON line at a time.
 
     A line for each log interval, each validation, and each event: phases, what plugins told.
@@ -79,5 +79,5 @@ class MetricsJsonl(LineSink):
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told."""
-        told = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
-        self._write(run, "event", time.time(), told)
+        message = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
+        self._write(run, "event", time.time(), message)

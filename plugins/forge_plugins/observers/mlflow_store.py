@@ -32,7 +32,7 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
-from forge_plugins.observers.sink_names import SinkNames, encodable
+from forge_plugins.observers.logger_names import LoggerNames, encodable
 
 RECORD: Final = "mlflow.json"
 """File of the run folder that says which MLflow run it is."""
@@ -102,7 +102,7 @@ class Mlflow:
         self.config = config
         self._client: Any = None
         self._run_id = ""
-        self._names = SinkNames("MLflow", plain_name)
+        self._names = LoggerNames("MLflow", plain_name)
         self._metrics: list[Any] = []
         self._tags: dict[str, str] = {}
         self._pause = 0.0  # seconds until a store that failed is asked again; 0: it answers
@@ -146,12 +146,12 @@ class Mlflow:
     def _open(self, run: Run) -> None:
         if self._goes_on(run):
             return
-        found = self._client.get_experiment_by_name(self.config.experiment)
-        if found is None:
+        result = self._client.get_experiment_by_name(self.config.experiment)
+        if result is None:
             files = None if run.folder is None else (run.folder / "mlflow").resolve().as_uri()
             experiment = self._client.create_experiment(self.config.experiment, files)
         else:
-            experiment = found.experiment_id
+            experiment = result.experiment_id
         tags = {"forge.folder": "" if run.folder is None else run.folder.name}
         made = self._client.create_run(experiment, tags=tags, run_name=run.settings.name)
         self._run_id = made.info.run_id
@@ -183,8 +183,8 @@ class Mlflow:
         """The filled configuration, as the run folder has it; of the loop alone without one."""
         from mlflow.entities import Param
 
-        found = settings_of(run)
-        params = [Param(name, value) for name, value in found.items()]
+        result = settings_of(run)
+        params = [Param(name, value) for name, value in result.items()]
         for begin in range(0, len(params), _MOST["params"]):
             chosen = params[begin : begin + _MOST["params"]]
             self._client.log_batch(self._run_id, params=chosen, synchronous=True)
@@ -253,8 +253,8 @@ class Mlflow:
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told: the latest of each name, as a tag."""
         if self._client is not None:
-            told = encodable(f"step {event.step}: {event.message}")[:_LONGEST_VALUE]
-            self._tags[self._names.of(run, f"event.{event.name}")] = told
+            message = encodable(f"step {event.step}: {event.message}")[:_LONGEST_VALUE]
+            self._tags[self._names.of(run, f"event.{event.name}")] = message
 
     @hookimpl
     def on_checkpoint(self, run: Run, folder: Path) -> None:
@@ -339,7 +339,7 @@ def settings_of(run: Run) -> dict[str, str]:
     if run.folder is not None:
         data = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     open_: list[tuple[str, Any]] = [("", data)]
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for _ in range(_MOST_NODES):
         if not open_:
             break
@@ -354,8 +354,8 @@ def settings_of(run: Run) -> dict[str, str]:
             open_ += [(f"{start}{key}", inner) for key, inner in reversed(parts)]
         else:
             text = json.dumps(value, ensure_ascii=False, default=str)
-            found[plain_name(path)] = text[:_LONGEST_VALUE]
-    return found
+            result[plain_name(path)] = text[:_LONGEST_VALUE]
+    return result
 
 
 @contextmanager

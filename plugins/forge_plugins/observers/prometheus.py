@@ -19,7 +19,7 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
-from forge_plugins.observers.sink_names import SinkNames
+from forge_plugins.observers.logger_names import LoggerNames
 
 INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
@@ -61,7 +61,7 @@ class Prometheus:
 
     def __init__(self, config: PrometheusConfig) -> None:
         self.config = config
-        self._names = SinkNames("Prometheus")
+        self._names = LoggerNames("Prometheus")
         self._server: Any = None
         self._thread: Any = None
 

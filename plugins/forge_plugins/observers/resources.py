@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.mathematics.metrics import batch_size, flops
-    from forge_plugins.observers import machine
+    from forge_plugins.observers import system_stats
 else:
     torch = LazyModule("torch")
     flops = LazyModule("forge_plugins.mathematics.metrics.flops")
     batch_size = LazyModule("forge_plugins.mathematics.metrics.batch_size")
-    machine = LazyModule("forge_plugins.observers.machine")
+    system_stats = LazyModule("forge_plugins.observers.system_stats")
 
 FILE: Final = "resources.json"
 _TYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -87,8 +87,8 @@ class Resources:
     `samples_per_second`, `tokens_per_second` (where samples are rows of tokens),
     `steps_per_second`; `mfu`, the model's operations (three times those of the forward pass) as a
     share of what the device can do (Chowdhery et al. 2022, arXiv 2204.02311); then processor,
-    memory and device as `Machine` reads them. What is not there or not known is null. What `mfu`
-    was taken from stands in `resources.json`.
+    memory and device as `SystemStats` reads them. What is not there or not known is null. What
+    `mfu` was taken from stands in `resources.json`.
     """
 
     info = PluginInfo(
@@ -102,7 +102,7 @@ class Resources:
         self.config = config
         self._samples = self._tokens = self._step = 0
         self._since = 0.0
-        self._machine: machine.Machine | None = None
+        self._machine: system_stats.SystemStats | None = None
         self._count: flops.FlopCount | None = None
         self._counted = False
         self._flops: float | None = None
@@ -112,7 +112,7 @@ class Resources:
     def on_run_start(self, run: Run) -> None:
         """Measure the device where its peak is not given, then start the clock."""
         config, dtype = self.config, getattr(torch, _TYPES[run.settings.precision])
-        self._machine = machine.Machine(run.device)
+        self._machine = system_stats.SystemStats(run.device)
         self._flops = config.flops_per_sample
         self._counted = self._flops is not None or _is_compiled(run.model)
         self._peak = config.peak_flops
@@ -201,9 +201,9 @@ class Resources:
         self._samples = self._tokens = 0
         self._step, self._since = done, now
         assert self._machine is not None
-        found = rates if self.config.throughput else {}
+        result = rates if self.config.throughput else {}
         read = {**self._machine.load(), **self._machine.memory()}
-        return found | {name: value for name, value in read.items() if self._told(name)}
+        return result | {name: value for name, value in read.items() if self._told(name)}
 
     def _told(self, metric: str) -> bool:
         if metric.startswith("device"):

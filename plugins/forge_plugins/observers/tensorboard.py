@@ -18,7 +18,7 @@ from forge_kernel.api import (
     RunResult,
     hookimpl,
 )
-from forge_plugins.observers.sink_names import SinkNames, encodable
+from forge_plugins.observers.logger_names import LoggerNames, encodable
 
 INSTALL: Final = "pip install 'forge-kernel[sinks]'"
 
@@ -50,7 +50,7 @@ class TensorBoard:
 
     def __init__(self, config: TensorBoardConfig) -> None:
         self.config = config
-        self._names = SinkNames("TensorBoard")
+        self._names = LoggerNames("TensorBoard")
         self._writer: Any = None
 
     @hookimpl

@@ -31,8 +31,8 @@ class CallGraph:
 
     def _called(self, module: Module, name: str, function: Function) -> set[Node]:
         calls = [node for node in own_nodes(function) if isinstance(node, ast.Call)]
-        found = {self.resolve(module, name, call.func) for call in calls}
-        return {node for node in found if node is not None}
+        result = {self.resolve(module, name, call.func) for call in calls}
+        return {node for node in result if node is not None}
 
     def resolve(self, module: Module, caller: str, called: ast.expr) -> Node | None:
         """The function that a call means, or None when it is not one of these."""
@@ -54,8 +54,8 @@ class CallGraph:
 
     def _elsewhere(self, dotted: str) -> Node | None:
         head, _, last = dotted.rpartition(".")
-        found = self._by_name.get(head)
-        return (head, last) if found is not None and last in found.functions else None
+        result = self._by_name.get(head)
+        return (head, last) if result is not None and last in result.functions else None
 
     def rings(self) -> list[list[Node]]:
         """Functions that reach themselves: strongly connected parts (Tarjan 1972), no recursion."""

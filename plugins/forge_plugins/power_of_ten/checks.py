@@ -202,9 +202,9 @@ def dynamic(module: Module) -> Iterator[Finding]:
             called = node.func if isinstance(node, ast.Call) else None
             if isinstance(called, ast.Name) and called.id in _DYNAMIC:
                 yield _at(module, node, 8, name, f"{called.id}() runs text as code")
-    for name, found in module.classes.items():
-        if any(keyword.arg == "metaclass" for keyword in found.keywords):
-            yield _at(module, found, 8, name, "a metaclass")
+    for name, result in module.classes.items():
+        if any(keyword.arg == "metaclass" for keyword in result.keywords):
+            yield _at(module, result, 8, name, "a metaclass")
 
 
 def _patches(module: Module, name: str, node: ast.Assign) -> Iterator[Finding]:
@@ -268,9 +268,9 @@ IN_ONE_MODULE: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
 def check_all(modules: Sequence[Module]) -> list[Finding]:
     """All findings, by file and line."""
     graph = CallGraph(modules)
-    found = list(recursion(modules, graph))
+    result = list(recursion(modules, graph))
     for module in modules:
-        found += results(module, graph)
+        result += results(module, graph)
         for check in IN_ONE_MODULE:
-            found += check(module)
-    return sorted(set(found))
+            result += check(module)
+    return sorted(set(result))

@@ -37,7 +37,7 @@ def python_files(paths: Iterable[Path]) -> list[Path]:
     Raises:
         FileNotFoundError: a path that is not there.
     """
-    found: dict[Path, None] = {}
+    result: dict[Path, None] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(path)
@@ -45,8 +45,8 @@ def python_files(paths: Iterable[Path]) -> list[Path]:
             inside = file.relative_to(path).parts if path.is_dir() else ()
             hidden = any(part.startswith(".") or part == "__pycache__" for part in inside)
             if not hidden and file.suffix == ".py":
-                found.setdefault(file, None)
-    return list(found)
+                result.setdefault(file, None)
+    return list(result)
 
 
 def module_name(file: Path) -> str:

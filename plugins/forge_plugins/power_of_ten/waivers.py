@@ -83,8 +83,8 @@ def apply_waivers(
     Returns:
         The findings that are left, the waivers that were used, and those that cover nothing.
     """
-    used = [each for each in waivers if any(each.covers(found) for found in findings)]
-    left = [found for found in findings if not any(each.covers(found) for each in used)]
+    used = [each for each in waivers if any(each.covers(result) for result in findings)]
+    left = [result for result in findings if not any(each.covers(result) for each in used)]
     unused = [each for each in waivers if each not in used]
     idle = [each for each in unused if any(each.is_of(file) for file in looked_at)]
     apart = [each for each in unused if each not in idle]

@@ -206,7 +206,7 @@ class BitNet:
     def __init__(self, config: BitNetConfig) -> None:
         self.config = config
         self._layers: dict[str, BitLayer] = {}
-        self._control: Any = None
+        self._quantization: Any = None
         self._account: dict[str, Any] = {}
         self._summary = ""
         self._notices: list[str] = []
@@ -223,7 +223,7 @@ class BitNet:
         """
         config, scheme = self.config, self.config.scheme()
         self._notices = []
-        self._control = bit_layer.Control()
+        self._quantization = bit_layer.QuantizationState()
         if not (scheme.quantizes_weight or scheme.quantizes_activation):
             self._notices.append("weights and activations stay as they are: nothing is quantized")
             return model
@@ -231,7 +231,7 @@ class BitNet:
             model, report = conversion.convert_model_to_bitnet(
                 model,
                 scheme,
-                control=self._control,
+                quantization=self._quantization,
                 skip=config.skip,
                 convolutions=config.convolutions,
                 sub_norm=config.sub_norm,
@@ -250,7 +250,7 @@ class BitNet:
         # a draw holds for a whole step; else keeping pays when a weight is used more than once
         keeps = run.settings.accumulate > 1 or config.rounding == "stochastic"
         for place, layer in enumerate(self._layers.values()):
-            layer.keeper.keeps, layer.place = keeps, place
+            layer.weight_cache.enabled, layer.layer_index = keeps, place
         self._plan_warmup(run)
         self._take_notice(run)
         return model
@@ -259,20 +259,20 @@ class BitNet:
         config, total = self.config, run.total_steps
         asked = {"warmup_steps": config.warmup_steps, "sparsity_warmup_steps":
                  config.sparsity_warmup_steps}  # fmt: skip
-        found = {}
+        result = {}
         for name, steps in asked.items():
-            found[name] = warmup.fitting(steps, total, config.warmup_fraction)
-            if found[name] < steps:
+            result[name] = warmup.fitting(steps, total, config.warmup_fraction)
+            if result[name] < steps:
                 self._notices.append(
                     f"{name} {steps} is longer than {config.warmup_fraction:g} of the run's "
-                    f"{total} steps: shortened to {found[name]}"
+                    f"{total} steps: shortened to {result[name]}"
                 )
             if steps and total is None:
                 self._notices.append(
                     f"the run's length in steps is not known: if it ends before {name} ({steps}) "
                     "is over, the model is not fully quantized"
                 )
-        self._warmup, self._ramp = found["warmup_steps"], found["sparsity_warmup_steps"]
+        self._warmup, self._ramp = result["warmup_steps"], result["sparsity_warmup_steps"]
 
     def _take_notice(self, run: Run) -> None:
         """What the user should know of how the settings are met here."""
@@ -325,34 +325,33 @@ class BitNet:
 
     def _settle(self, run: Run) -> None:
         """Bring blend and sparsity to the number of steps done."""
-        control, done = self._control, run.progress.step
+        quantization, done = self._quantization, run.progress.step
         if self.config.rounding == "stochastic":
-            control.seed = stream_seed(run.seed, "rounding", done)
-        control.blend = warmup.blend(done, self._warmup, self.config.warmup_curve)
-        control.steps = max(0, done - self._warmup)
+            quantization.seed = stream_seed(run.seed, "rounding", done)
+        quantization.blend = warmup.blend(done, self._warmup, self.config.warmup_curve)
+        quantization.steps = max(0, done - self._warmup)
         ramp = warmup.blend(done, self._ramp, "linear")
-        control.sparsity = self.config.target_sparsity * ramp
+        quantization.sparsity = self.config.target_sparsity * ramp
 
     @hookimpl
     def unfinished(self, run: Run) -> str | None:
         """Levels or zeros that are still on their way."""
         del run
-        control = self._control
-        if control is None or not self._layers:
+        quantization = self._quantization
+        if quantization is None or not self._layers:
             return None
-        if control.blend < 1.0:
-            return f"bitnet: the levels are blended in at {control.blend:.3g}"
-        if control.sparsity < self.config.target_sparsity:
-            return (
-                f"bitnet: the sparsity is {control.sparsity:.3g} of {self.config.target_sparsity:g}"
-            )
+        if quantization.blend < 1.0:
+            return f"bitnet: the levels are blended in at {quantization.blend:.3g}"
+        if quantization.sparsity < self.config.target_sparsity:
+            wanted = self.config.target_sparsity
+            return f"bitnet: the sparsity is {quantization.sparsity:.3g} of {wanted:g}"
         return None
 
     @hookimpl
     def on_weights_changed(self, run: Run) -> None:
         """The kept quantized weights are of the old ones."""
         for layer in self._layers.values():
-            layer.forget()
+            layer.invalidate()
         self._settle(run)  # after a restore the step is another
 
     @hookimpl
@@ -375,7 +374,7 @@ class BitNet:
         """Error, sparsity, flips, levels and latent distribution, over all layers and of each."""
         metrics: dict[str, Any] = {}
         if self._warmup:
-            metrics["quantization_blend"] = self._control.blend
+            metrics["quantization_blend"] = self._quantization.blend
         layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
         if not layers or self.config.weight_bits >= 16:
             return metrics
@@ -387,7 +386,7 @@ class BitNet:
             sums = weight_statistics.weight_sums(layer, before.get(name))
             total = sums if total is None else total + sums
             if self.config.metrics == "layers":
-                found = weight_statistics.weight_metrics(sums, top)
-                metrics |= {f"{metric}/{name}": value for metric, value in found.items()}
+                result = weight_statistics.weight_metrics(sums, top)
+                metrics |= {f"{metric}/{name}": value for metric, value in result.items()}
         assert total is not None
         return metrics | weight_statistics.weight_metrics(total, top)

@@ -53,14 +53,14 @@ class QuantizationDistance:
     @hookimpl
     def on_run_start(self, run: Run) -> None:
         """Find the quantized layers; tied weights count once."""
-        found = {
+        result = {
             id(module.weight): module
             for module in run.model.modules()
             if isinstance(module, bit_layer.BitLayer)
             and module.scheme.quantizes_weight
             and module.weight.requires_grad
         }
-        self._layers = list(found.values())
+        self._layers = list(result.values())
         self._count = sum(layer.weight.numel() for layer in self._layers)
 
     @hookimpl

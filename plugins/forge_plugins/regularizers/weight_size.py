@@ -63,11 +63,11 @@ class WeightSize:
         Raises:
             PluginError: there are none.
         """
-        found = [value for _, value in run.named_parameters()]
+        result = [value for _, value in run.named_parameters()]
         if self.config.weights == "quantized":
-            layers = [one for one in run.model.modules() if isinstance(one, bit_layer.BitLayer)]
-            found = [one.weight for one in layers if one.scheme.quantizes_weight]  # type: ignore[misc]
-        self._weights = [value for value in found if value.requires_grad]
+            layers = [item for item in run.model.modules() if isinstance(item, bit_layer.BitLayer)]
+            result = [item.weight for item in layers if item.scheme.quantizes_weight]  # type: ignore[misc]
+        self._weights = [value for value in result if value.requires_grad]
         if not self._weights:
             raise PluginError(
                 f"weight_size: the model has no {self.config.weights} weights to train"

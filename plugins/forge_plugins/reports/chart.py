@@ -110,17 +110,17 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
     """
     assert most_points >= 2, f"{most_points} points make no line"
     if log_y:
-        series = [_above_zero(one) for one in series]
+        series = [_above_zero(item) for item in series]
     width, height = size
     legend, rows = _legend(series, width)
     height += rows * _LEGEND
-    values = [value for one in series for _, value in one.known]
-    ends = [end for one in series for _, *both in one.spread for end in both]
+    values = [value for item in series for _, value in item.known]
+    ends = [end for item in series for _, *both in item.spread for end in both]
     values += [end for end in ends if end > 0 or not log_y]
     top, bottom = _TITLE + rows * _LEGEND + 14, height - _BELOW
     vertical = _vertical(values, bottom, top, log=log_y)
     left = 34 + _CHARACTER * max(_ALIGNED, *map(len, vertical.labels))
-    held = steps or [step for one in series for step, _ in one.points]
+    held = steps or [step for item in series for step, _ in item.points]
     horizontal = step_axis(held, left, width - _RIGHT, count=max(2, int(width - left) // 90))
     parts = [
         element("title", escaped(title)),
@@ -130,8 +130,8 @@ def line_chart(  # noqa: PLR0913  keyword-only, each a wish of its own
         _grid(horizontal, vertical),
         _axis_names(horizontal, vertical, x_label, f"{y_label} (log)" if log_y else y_label),
         _event_marks(background, horizontal, vertical) if background else "",
-        *(_spread(one, horizontal, vertical, most_points) for one in series),
-        *(_drawn(one, horizontal, vertical, most_points) for one in series),
+        *(_spread(item, horizontal, vertical, most_points) for item in series),
+        *(_drawn(item, horizontal, vertical, most_points) for item in series),
     ]
     if not values:
         parts.append(_text((left + width) / 2, (top + bottom) / 2, "not measured", "empty"))
@@ -200,24 +200,24 @@ def _above_zero(series: Series) -> Series:
 
 def _summary(title: str, series: Sequence[Series], background: Background | None) -> str:
     """The chart in words: first and last value of each line."""
-    told = [title]
-    for one in series:
-        known = one.known
+    message = [title]
+    for item in series:
+        known = item.known
         if known:
             (first, start), (last, end) = known[0], known[-1]
             words = (
-                f"{one.name}: from {number_text(start)} at step {first:,} to {number_text(end)} "
+                f"{item.name}: from {number_text(start)} at step {first:,} to {number_text(end)} "
                 f"at step {last:,}"
             )
-            if one.spread:
-                _, low, high = one.spread[-1]
+            if item.spread:
+                _, low, high = item.spread[-1]
                 words += f" (there from {number_text(low)} to {number_text(high)})"
-            told.append(words)
+            message.append(words)
         else:
-            told.append(f"{one.name}: not measured")
+            message.append(f"{item.name}: not measured")
     for name, begun, over in background.bands if background else ():
-        told.append(f"phase {name} from step {begun:,}" + (f" to {over:,}" if over else ""))
-    return "; ".join(told)
+        message.append(f"phase {name} from step {begun:,}" + (f" to {over:,}" if over else ""))
+    return "; ".join(message)
 
 
 def _text(x: float, y: float, text: str, class_: str, **attributes: object) -> str:
@@ -292,11 +292,11 @@ def _bands(background: Background, horizontal: Axis, vertical: Axis) -> str:
 def _event_marks(background: Background, horizontal: Axis, vertical: Axis) -> str:
     """A dashed line at each step where something was told; the pointer reads what."""
     parts = []
-    for step, told in background.marks:
+    for step, message in background.marks:
         x = horizontal.place(step)
         if horizontal.start <= x <= horizontal.end:
             path = f"M{x:.1f} {vertical.start:.1f}V{vertical.end:.1f}"
-            title = element("title", escaped(f"step {step:,}: {told}"))
+            title = element("title", escaped(f"step {step:,}: {message}"))
             parts.append(element("path", title, d=path, class_="event"))
     return "".join(parts)
 
@@ -311,9 +311,9 @@ def _within(axis: Axis, step: int) -> float:
 
 def _legend(series: Sequence[Series], width: int) -> tuple[str, int]:
     """The legend below the title, and how many rows it takes."""
-    entries = {one.label: _line_class(one.colour, "solid" if one.variant else one.line)
-               for one in series}  # fmt: skip
-    variants = {one.variant: f"line {one.line} neutral" for one in series if one.variant}
+    entries = {item.label: _line_class(item.colour, "solid" if item.variant else item.line)
+               for item in series}  # fmt: skip
+    variants = {item.variant: f"line {item.line} neutral" for item in series if item.variant}
     if len(variants) > 1:
         entries.update(variants)
     parts, x, row = [], 0.0, 0
@@ -352,11 +352,11 @@ def _line_class(colour: int, line: Line) -> str:
 
 def _spread(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:
     """The range of a series as a shade; below a logarithmic axis it ends at its edge."""
-    found = thinned(series.spread, most // 2)
-    if not found:
+    result = thinned(series.spread, most // 2)
+    if not result:
         return ""
-    upper = [f"{horizontal.place(step):.1f} {vertical.place(high):.1f}" for step, _, high in found]
-    lower = [f"{horizontal.place(step):.1f} {vertical.place(low):.1f}" for step, low, _ in found]
+    upper = [f"{horizontal.place(step):.1f} {vertical.place(high):.1f}" for step, _, high in result]
+    lower = [f"{horizontal.place(step):.1f} {vertical.place(low):.1f}" for step, low, _ in result]
     path = f"M{'L'.join([*upper, *reversed(lower)])}Z"
     return _stroke(path, f"spread {series.line} s{series.colour % COLOURS}")
 
@@ -369,10 +369,10 @@ def _drawn(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:
     path = "".join(_pieces(decimated(series.points, most), horizontal, vertical))
     class_ = _line_class(series.colour, series.line)
     step, value = known[-1]
-    told = element("title", escaped(f"{series.name}: {number_text(value)} at step {step:,}"))
+    message = element("title", escaped(f"{series.name}: {number_text(value)} at step {step:,}"))
     dot = element(
         "circle",
-        told,
+        message,
         cx=f"{horizontal.place(step):.1f}",
         cy=f"{vertical.place(value):.1f}",
         r="3" if series.line == "solid" else "2.2",

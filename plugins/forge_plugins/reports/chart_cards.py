@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from forge_plugins.reports.chart import Background, Line, Series, line_chart
-from forge_plugins.reports.levels import LEVEL, levels_card
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.metric_names import MAIN, in_order, metric_title, section_of
 from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData
 from forge_plugins.reports.seeds import Group, median_and_spread
+from forge_plugins.reports.weight_histogram import LEVEL, levels_card
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ class _Plot:
     @property
     def paths(self) -> int:
         """How many lines are drawn, ranges counted as one each."""
-        lines = sum(2 if one.spread else 1 for one in self.series)
+        lines = sum(2 if item.spread else 1 for item in self.series)
         return lines * (1 + self.both_scales)
 
 
@@ -89,8 +89,8 @@ def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
         small = element("div", body, class_="charts small") if body else ""
         parts.append(element("h2", escaped(heading)) + first + small)
     if left_out > 0:
-        told = f"{left_out:,} further metrics are not drawn: metrics.jsonl has them."
-        parts.append(element("p", told, class_="quiet missing"))
+        message = f"{left_out:,} further metrics are not drawn: metrics.jsonl has them."
+        parts.append(element("p", message, class_="quiet missing"))
     return "".join(parts)
 
 
@@ -102,9 +102,9 @@ def _ends(curve: Curve) -> tuple[int, ...]:
 def _background(run: RunData, marks: int) -> Background:
     """Phases as bands and the newest events as marks; several runs would cover each other."""
     most = max(3, min(_MOST_MARKS, marks))
-    told = [(event.step, event.message) for event in run.events if event.name != PHASE]
+    message = [(event.step, event.message) for event in run.events if event.name != PHASE]
     bands = [(phase.name, phase.start, phase.end) for phase in run.phases]
-    return Background(bands, told[-most:])
+    return Background(bands, message[-most:])
 
 
 def measured_metrics(runs: Sequence[RunData]) -> list[str]:
@@ -118,11 +118,11 @@ def measured_metrics(runs: Sequence[RunData]) -> list[str]:
 def _plots_of_run(run: RunData) -> list[_Plot]:
     """A chart for each metric; the parts of one (`retention/add`) stand together in one."""
     kinds = _kinds([run])
-    found: dict[str, list[Series]] = {}
+    result: dict[str, list[Series]] = {}
     curves = [one for one in run.curves if one.measured and not LEVEL.match(one.metric)]
     for curve in sorted(curves, key=lambda one: kinds.index(one.kind)):
         whole, slash, part = curve.metric.partition("/")
-        series = found.setdefault(whole + slash, [])
+        series = result.setdefault(whole + slash, [])
         if not slash:
             colour = kinds.index(curve.kind)
             series.append(Series(label=curve.kind, points=curve.points, colour=colour))
@@ -133,7 +133,7 @@ def _plots_of_run(run: RunData) -> list[_Plot]:
         series.append(
             Series(label=part, points=curve.points, colour=colour, line=line, variant=curve.kind)
         )
-    return [_plot(metric, found[metric]) for metric in in_order(found)]
+    return [_plot(metric, result[metric]) for metric in in_order(result)]
 
 
 def _kinds(runs: Sequence[RunData]) -> list[str]:
@@ -204,7 +204,7 @@ def _plot(metric: str, series: Sequence[Series]) -> _Plot:
     A schedule keeps its usual shape at first, which is linear.
     """
     shown = series[:_MOST_LINES]
-    above = [value for one in shown for _, value in one.known if value > 0]
+    above = [value for item in shown for _, value in item.known if value > 0]
     both = metric in _BOTH_SCALES and bool(above)
     wide = both and max(above) / _WIDE_RANGE >= min(above)
     log = wide and metric != "learning_rate"
@@ -258,8 +258,8 @@ def _choice(metric: str, scale: str, *, checked: bool) -> str:
 
 def _left_out(series: Sequence[Series]) -> str:
     """Says how many values a logarithmic axis cannot show."""
-    count = sum(value <= 0 for one in series for _, value in one.known)
+    count = sum(value <= 0 for item in series for _, value in item.known)
     if not count:
         return ""
-    told = f"{count:,} value{'' if count == 1 else 's'} not above 0: gaps on the log scale."
-    return element("p", escaped(told), class_="left-out")
+    message = f"{count:,} value{'' if count == 1 else 's'} not above 0: gaps on the log scale."
+    return element("p", escaped(message), class_="left-out")

@@ -63,16 +63,16 @@ def comparison_table(groups: Sequence[Group]) -> str:
 
 def differing_settings(groups: Sequence[Group]) -> str:
     """The settings that are not the same in all runs; those of several seeds in one column."""
-    found = [[settings(run.config) for run in group.runs] for group in groups]
-    keys = dict.fromkeys(key for part in found for one in part for key in one)
+    result = [[settings(run.config) for run in group.runs] for group in groups]
+    keys = dict.fromkeys(key for part in result for item in part for key in item)
     rows: list[Row] = []
     for key in keys:
-        values = [list(dict.fromkeys(one.get(key, ABSENT) for one in part)) for part in found]
+        values = [list(dict.fromkeys(item.get(key, ABSENT) for item in part)) for part in result]
         if len({value for part in values for value in part}) > 1 and key != "run.name":
             rows.append((escaped(key), [escaped(", ".join(part)) for part in values]))
     if not rows:
-        told = element("p", "None: the configurations are the same.", class_="quiet")
-        return card("Settings that differ", told)
+        message = element("p", "None: the configurations are the same.", class_="quiet")
+        return card("Settings that differ", message)
     return card("Settings that differ", table(["Setting", *_heads(groups)], rows, "plain"))
 
 
@@ -136,26 +136,26 @@ def _spread(
     low, high = min(values), max(values)
     shown = cell(statistics.median(values))
     missing = len(group.runs) - len(values)
-    told = f"{text(low)} to {text(high)}" if low < high else ""
-    told += f"{', ' if told else ''}{missing} without" if missing else ""
-    return shown + (element("span", escaped(told), class_="range") if told else "")
+    message = f"{text(low)} to {text(high)}" if low < high else ""
+    message += f"{', ' if message else ''}{missing} without" if missing else ""
+    return shown + (element("span", escaped(message), class_="range") if message else "")
 
 
 def _metric_rows(groups: Sequence[Group]) -> list[tuple[str, Row]]:
     """The metrics that any of the runs has, by name."""
-    found = {id(run): run.metrics() for group in groups for run in group.runs}
-    names = {name: None for metrics in found.values() for name in metrics}
+    result = {id(run): run.metrics() for group in groups for run in group.runs}
+    names = {name: None for metrics in result.values() for name in metrics}
     rows: list[tuple[str, Row]] = []
     for name, _ in main_first(names):
-        for told, pick in _FIGURE_ROWS:
+        for message, pick in _FIGURE_ROWS:
 
             def of_run(
                 run: RunData, name: str = name, pick: Callable[[Metrics], float | None] = pick
             ) -> float | None:
-                return pick(found[id(run)].get(name, Metrics()))
+                return pick(result[id(run)].get(name, Metrics()))
 
             if any(of_run(run) is not None for group in groups for run in group.runs):
-                heading = escaped(f"{metric_title(name)}, {told}")
+                heading = escaped(f"{metric_title(name)}, {message}")
                 cell = partial(metric_cell, name)
                 text = _size_text if name.endswith("_bytes") else number_text
                 cells = [_spread(group, of_run, cell, text) for group in groups]

@@ -105,14 +105,14 @@ class LivePage(ThreadingHTTPServer):
 
     def mark(self) -> tuple[tuple[int, int], ...]:
         """Changes whenever the run has written."""
-        found = []
+        result = []
         for name in _WATCHED:
             try:
                 about = (self.folder / name).stat()
-                found.append((about.st_mtime_ns, about.st_size))
+                result.append((about.st_mtime_ns, about.st_size))
             except OSError:
-                found.append((0, 0))
-        return tuple(found)
+                result.append((0, 0))
+        return tuple(result)
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -143,9 +143,9 @@ class _Answer(BaseHTTPRequestHandler):
     def _drawn(self) -> tuple[str, str]:
         """The picture of the run as it stands, and how long it took."""
         begun = time.perf_counter()
-        found = _body(self.server.folder)
+        result = _body(self.server.folder)
         self.server.draw_seconds = time.perf_counter() - begun
-        return found
+        return result
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
         content = text.encode()
@@ -175,23 +175,23 @@ class _Answer(BaseHTTPRequestHandler):
     def _follow(self) -> None:
         """Tell each change at once; ask for a new picture no more often than it can be drawn."""
         seen: Any = None
-        told = drawn = 0.0
+        message = drawn = 0.0
         stale = False
         while not self.server.closing.is_set():
-            found = read_status(self.server.folder)
-            mark, now = (self.server.mark(), found.condition), time.monotonic()
+            result = read_status(self.server.folder)
+            mark, now = (self.server.mark(), result.condition), time.monotonic()
             stale = stale or mark != seen
             renew = stale and (
-                found.over or now - drawn >= _DRAWING_SHARE * self.server.draw_seconds
+                result.over or now - drawn >= _DRAWING_SHARE * self.server.draw_seconds
             )
             if mark != seen or renew:
-                seen, told = mark, now
+                seen, message = mark, now
                 drawn, stale = (now, False) if renew else (drawn, stale)
-                self._event(found, renew=renew)
-                if found.over:
+                self._event(result, renew=renew)
+                if result.over:
                     return
-            elif now - told >= _IDLE_SECONDS:
-                told = now
+            elif now - message >= _IDLE_SECONDS:
+                message = now
                 self.wfile.write(b": nothing new\n\n")
             time.sleep(POLL_SECONDS)
 
@@ -210,13 +210,13 @@ def _line(found: RunStatus) -> str:
 
 def _body(folder: Path) -> tuple[str, str]:
     """Title and body as the run stands now, with a line that says how it stands."""
-    found = read_status(folder)
+    result = read_status(folder)
     run = read_run(folder)
-    if not found.over:  # that it has not ended is no news
+    if not result.over:  # that it has not ended is no news
         open_ = tuple(note for note in run.notes if not note.startswith(RESULT))
         run = replace(run, notes=open_)
     title, body = one_run(run)
-    return title, element("p", escaped(_line(found)), class_="quiet", id="live") + body
+    return title, element("p", escaped(_line(result)), class_="quiet", id="live") + body
 
 
 def serve(folder: Path, port: int) -> RunStatus:
@@ -253,10 +253,10 @@ def serve(folder: Path, port: int) -> RunStatus:
 
 def _until_over(server: LivePage) -> RunStatus:
     """Wait for the end of the run, then for the browsers to have fetched the last picture."""
-    while not (found := read_status(server.folder)).over:
+    while not (result := read_status(server.folder)).over:
         time.sleep(POLL_SECONDS)
     deadline = time.monotonic() + _FAREWELL_SECONDS
     while server.streams and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     time.sleep(4 * POLL_SECONDS)  # the last event makes a browser ask once more
-    return found
+    return result

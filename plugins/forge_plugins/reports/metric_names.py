@@ -70,7 +70,7 @@ def main_first(metrics: Mapping[str, Value]) -> list[tuple[str, Value]]:
 
 def in_order(metrics: Iterable[str]) -> list[str]:
     """Names of charts: main ones, then by section, then by name."""
-    found = set(metrics)
+    result = set(metrics)
     headings = [name for name, _ in SECTIONS] + [FURTHER]
-    others = sorted(found.difference(MAIN), key=lambda one: (headings.index(section_of(one)), one))
-    return [name for name in MAIN if name in found] + others
+    others = sorted(result.difference(MAIN), key=lambda one: (headings.index(section_of(one)), one))
+    return [name for name in MAIN if name in result] + others

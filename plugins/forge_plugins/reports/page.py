@@ -136,11 +136,11 @@ def _about_seeds(groups: Sequence[Group]) -> str:
     """Says what is drawn for runs that differ in their seed alone."""
     if not any(group.several for group in groups):
         return ""
-    told = (
+    message = (
         "Runs that differ in nothing but the seed are drawn as their median, in a shade from the "
         "lowest to the highest, at each step that at least half of those still running have."
     )
-    return element("p", told, class_="quiet")
+    return element("p", message, class_="quiet")
 
 
 def _group_apart(group: Group, runs: Sequence[RunData], names: Sequence[str]) -> str:

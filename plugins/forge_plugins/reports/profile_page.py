@@ -44,7 +44,7 @@ def _tiles(told: Mapping[str, Any]) -> str:
         ("kept", number_text(told["kept"]), below),
         (unit, number_text(told["length"]), ""),
     ]
-    return element("dl", "".join(_tile(*one) for one in tiles), class_="tiles")
+    return element("dl", "".join(_tile(*item) for item in tiles), class_="tiles")
 
 
 def _tile(name: str, value: str, under: str) -> str:

@@ -53,7 +53,7 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EmittedEvent:
     """An event: finished steps, one word for programs, a sentence for people, plain facts."""
 
     step: int
@@ -122,7 +122,7 @@ class RunData:
     best: Mapping[str, float | None] = field(default_factory=dict)
     exports: tuple[Export, ...] = ()
     curves: tuple[Curve, ...] = ()
-    events: tuple[Told, ...] = ()
+    events: tuple[EmittedEvent, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -321,15 +321,17 @@ class _Record:
     step: int
     kind: str
     metrics: dict[str, float | None]
-    told: Told | None = None
+    told: EmittedEvent | None = None
 
 
-def _read_metrics(file: Path, notes: list[str]) -> tuple[tuple[Curve, ...], tuple[Told, ...]]:
+def _read_metrics(
+    file: Path, notes: list[str]
+) -> tuple[tuple[Curve, ...], tuple[EmittedEvent, ...]]:
     if not file.is_file():
         notes.append(f"{file.name} is absent: there is nothing to draw.")
         return (), ()
     records: list[_Record] = []
-    events: list[Told] = []
+    events: list[EmittedEvent] = []
     broken, replaced, torn = 0, 0, False
     for line, whole in _lines(file):
         record = _record(line)
@@ -378,7 +380,7 @@ def _record(line: str) -> _Record | None:
     if kind == "event":
         facts = data.get("facts")
         name, message = _text(data.get("event")) or "", _text(data.get("message")) or ""
-        told = Told(step, name, message, facts if isinstance(facts, dict) else {})
+        told = EmittedEvent(step, name, message, facts if isinstance(facts, dict) else {})
         return _Record(step, kind, {}, told)
     return _Record(
         step,
@@ -416,7 +418,7 @@ def _curves(records: Sequence[_Record]) -> tuple[Curve, ...]:
     for record in records:
         for metric, value in record.metrics.items():
             points.setdefault((metric, record.kind), []).append((record.step, value))
-    return tuple(Curve(metric, kind, tuple(found)) for (metric, kind), found in points.items())
+    return tuple(Curve(metric, kind, tuple(result)) for (metric, kind), result in points.items())
 
 
 # -- exports ------------------------------------------------------------------------------------

@@ -111,8 +111,8 @@ def folded_table(
     summary = element("summary", escaped(f"{heading} ({len(rows):,})"))
     shown = rows[: max(1, _MOST_CELLS // len(heads))]
     more = len(rows) - len(shown)
-    told = element("p", f"{more:,} more: result.json has them.", class_="quiet") if more else ""
-    return element("details", summary + table(heads, shown, class_) + told, data_key=heading)
+    message = element("p", f"{more:,} more: result.json has them.", class_="quiet") if more else ""
+    return element("details", summary + table(heads, shown, class_) + message, data_key=heading)
 
 
 def exports_table(run: RunData) -> str:
@@ -121,8 +121,8 @@ def exports_table(run: RunData) -> str:
         (escaped(export.name), [escaped(export.path), _size(export.size)]) for export in run.exports
     ]
     if not rows:
-        told = "Nothing was exported." if run.ended else "The run exports when it ends."
-        return card("Exports", element("p", told, class_="quiet"))
+        message = "Nothing was exported." if run.ended else "The run exports when it ends."
+        return card("Exports", element("p", message, class_="quiet"))
     return card("Exports", table(["Exporter", "In the run folder", "Size"], rows, "plain"))
 
 

@@ -41,10 +41,10 @@ def groups_of(runs: Sequence[RunData], names: Sequence[str]) -> list[Group]:
         runs: as they are to be shown.
         names: of each run alone, no two the same.
     """
-    found: dict[object, list[int]] = {}
+    result: dict[object, list[int]] = {}
     for number, run in enumerate(runs):
-        found.setdefault(_kind(run, number), []).append(number)
-    parts = [part for numbers in found.values() for part in _apart(runs, numbers)]
+        result.setdefault(_kind(run, number), []).append(number)
+    parts = [part for numbers in result.values() for part in _apart(runs, numbers)]
     parts.sort()
     own = [runs[part[0]].name for part in parts if len(part) > 1]
     groups = []

@@ -12,7 +12,7 @@ from forge_plugins.reports.run_sections import card
 from forge_plugins.reports.tables import number_cell, table
 
 if TYPE_CHECKING:
-    from forge_plugins.reports.run_data import RunData, Told
+    from forge_plugins.reports.run_data import EmittedEvent, RunData
 
 _MOST_ROWS: Final = 200
 _WIDTH: Final = 1180
@@ -31,39 +31,39 @@ def timeline(run: RunData) -> str:
     return element("h2", "Events") + _capability_card(run) + _events_card(run.events)
 
 
-def capability_spans(events: tuple[Told, ...]) -> dict[str, list[Span]]:
+def capability_spans(events: tuple[EmittedEvent, ...]) -> dict[str, list[Span]]:
     """From which step to which each capability was held; None: up to the end."""
-    found: dict[str, list[Span]] = {}
+    result: dict[str, list[Span]] = {}
     for event in events:
         name = event.facts.get("capability")
         if not isinstance(name, str):
             continue
-        spans = found.setdefault(name, [])
+        spans = result.setdefault(name, [])
         if event.name == "capability_acquired":
             spans.append((event.step, None))
         elif event.name == "capability_lost" and spans and spans[-1][1] is None:
             spans[-1] = (spans[-1][0], event.step)
-    return {name: spans for name, spans in found.items() if spans}
+    return {name: spans for name, spans in result.items() if spans}
 
 
 def _capability_card(run: RunData) -> str:
-    found = capability_spans(run.events)
-    if not found:
+    result = capability_spans(run.events)
+    if not result:
         return ""
     ends = [curve.points[-1][0] for curve in run.curves]
     last = max([1, run.steps or 0, *ends, *(event.step for event in run.events)])
-    longest = max(len(shortened(name)) for name in found)
+    longest = max(len(shortened(name)) for name in result)
     left = max(_LEFT, 24 + _CHARACTER * longest)
     axis = step_axis([0, last], left, _WIDTH - 40, count=8)
-    bottom = 8 + _ROW * len(found)
-    told, parts = [], []
-    for row, (name, spans) in enumerate(found.items()):
+    bottom = 8 + _ROW * len(result)
+    message, parts = [], []
+    for row, (name, spans) in enumerate(result.items()):
         y = 8 + _ROW * row
         parts.append(_text(left - 10, y + 16, shortened(name), "entry end"))
         for start, end in spans:
             until = f"step {end:,}" if end is not None else "the end"
             words = f"{name}: from step {start:,} to {until}"
-            told.append(words)
+            message.append(words)
             x = axis.place(start)
             width = max(2.0, axis.place(end if end is not None else last) - x)
             parts.append(
@@ -82,13 +82,13 @@ def _capability_card(run: RunData) -> str:
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {_WIDTH} {bottom + 26}",
         role="img",
-        aria_label=f"Capabilities held; {'; '.join(told)}",
+        aria_label=f"Capabilities held; {'; '.join(message)}",
     )
     heading = element("h3", "Capabilities held")
     return element("metric", heading + svg, class_="card over-steps")
 
 
-def _events_card(events: tuple[Told, ...]) -> str:
+def _events_card(events: tuple[EmittedEvent, ...]) -> str:
     rows = [
         (number_cell(event.step), [escaped(event.name), escaped(event.message)])
         for event in events[-_MOST_ROWS:]

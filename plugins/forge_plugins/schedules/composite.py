@@ -158,18 +158,18 @@ class Composite:
         asked = step
         if self.config.clock == "switch":
             asked = dataclasses.replace(step, number=step.number - self._began)
-        found = active.compute_schedule_factors(run, asked)
+        result = active.compute_schedule_factors(run, asked)
         if self._joining and self.config.join == "scale" and self._last:  # 0 has no scale
-            if _first(found) == 0.0:
+            if _first(result) == 0.0:
                 raise PluginError(
                     f"composite: schedules[{self._active}] begins at 0, which cannot be scaled to "
                     f"the rate before ({self._last:g}): set join: jump, or clock: switch"
                 )
-            self._scale = self._last / _first(found)
+            self._scale = self._last / _first(result)
         self._joining = False
-        found = scaled(found, self._scale) if self._scale != 1.0 else found
-        self._last = _first(found)
-        return found
+        result = scaled(result, self._scale) if self._scale != 1.0 else result
+        self._last = _first(result)
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Which schedule is active, since when and at what scale."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import Meta
 
@@ -37,14 +37,16 @@ ORDERS: Final = 4  # n-grams of 1 to 4 words, as BLEU is defined
 class BleuConfig:
     """How much is read, how much is written, and what a word is."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"windows": "sequences"}
+
     prompt: Annotated[int, Meta(ge=1, description="tokens of each window that the model reads")] = (
         64
     )
     tokens: Annotated[int, Meta(ge=1, description="tokens that it writes after them")] = 64
-    windows: Annotated[
+    sequences: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(
-            description="most windows in a pass, in each process; null: all (each token written "
+            description="most sequences in a pass, in each process; null: all (each token written "
             "costs a forward pass)"
         ),
     ] = 64
@@ -74,12 +76,12 @@ class BleuMetric:
         self._config, self._run = config, run
         self._tokenizer: Any = getattr(run.data, "tokenizer", None)
         self._score = BLEU(tokenize=config.words, smooth_method=config.smoothing)
-        self._windows = 0
+        self._sequences = 0
         self._counts: Tensor | None = None
 
     def reset(self) -> None:
         """Begin a pass."""
-        self._windows = 0
+        self._sequences = 0
         self._counts = None
 
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
@@ -91,23 +93,23 @@ class BleuMetric:
         counts = batch.counted.samplewise()
         if counts is not None:
             row = row[counts > 0]
-        if config.windows is not None:
-            row = row[: max(0, config.windows - self._windows)]
+        if config.sequences is not None:
+            row = row[: max(0, config.sequences - self._sequences)]
         prompts, follows = row[:, : config.prompt], row[:, config.prompt :][:, : config.tokens]
         if not follows.numel():
             return
-        self._windows += len(row)
+        self._sequences += len(row)
         model, context = self._run.active_model, self._run.data.spec.sequence
         written = generation.greedy_continuation(model, prompts, follows.shape[1], context)
         decode = self._tokenizer.decode
         texts = [
-            [token for token in one if token != batch.ignore_index] for one in follows.tolist()
+            [token for token in item if token != batch.ignore_index] for item in follows.tolist()
         ]
-        found = self._score.corpus_score(
-            [decode(one[: len(text)]) for one, text in zip(written.tolist(), texts, strict=True)],
+        result = self._score.corpus_score(
+            [decode(item[: len(text)]) for item, text in zip(written.tolist(), texts, strict=True)],
             [[decode(text) for text in texts]],
         )
-        counts = torch.tensor([*found.counts, *found.totals, found.sys_len, found.ref_len])
+        counts = torch.tensor([*result.counts, *result.totals, result.sys_len, result.ref_len])
         self._counts = counts if self._counts is None else self._counts + counts
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
@@ -119,10 +121,10 @@ class BleuMetric:
         if not sums[-1]:
             return {}
         hits, totals, (written, there) = sums[:ORDERS], sums[ORDERS : 2 * ORDERS], sums[-2:]
-        found = self._score.compute_bleu(
+        result = self._score.compute_bleu(
             hits, totals, written, there, smooth_method=self._config.smoothing
         )
-        return {"bleu": float(found.score)}
+        return {"bleu": float(result.score)}
 
 
 class Bleu:

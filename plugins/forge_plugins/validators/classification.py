@@ -88,8 +88,8 @@ class ClassMetric:
         pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = classification.class_counts(logits, targets, own)
-            self._counts = found if self._counts is None else self._counts + found
+            result = classification.class_counts(logits, targets, own)
+            self._counts = result if self._counts is None else self._counts + result
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """Shares in [0, 1]; nothing when no target was seen.
@@ -135,8 +135,8 @@ class AccuracyMetric:
         pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = classification.hit_counts(logits, targets, self._ranks, own)
-            self._counts = found if self._counts is None else self._counts + found
+            result = classification.hit_counts(logits, targets, self._ranks, own)
+            self._counts = result if self._counts is None else self._counts + result
 
     def counts(self) -> Tensor:
         """Targets found for each k, then all targets; zeros before the first batch."""

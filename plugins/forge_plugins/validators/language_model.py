@@ -50,10 +50,10 @@ class PerplexityMetric:
         pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
         for logits, targets, rows in pieces:
             own = None if weights is None else weights[rows]
-            found = language_model.cross_entropy_sums(
+            result = language_model.cross_entropy_sums(
                 logits, targets, own, ignored=batch.ignore_index
             )
-            self._sums = found if self._sums is None else self._sums + found
+            self._sums = result if self._sums is None else self._sums + result
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """`exp` of the mean cross-entropy, and the mean in bits; nothing without a target.

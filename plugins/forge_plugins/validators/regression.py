@@ -46,9 +46,9 @@ class RegressionMetric:
         weights = batch.as_numbers().counted.samplewise()
         if weights is not None:
             weights = weights.reshape(-1, *(1,) * (numbers.ndim - 1)).expand(numbers.shape)
-        found = regression.regression_sums(numbers, wanted, weights)
+        result = regression.regression_sums(numbers, wanted, weights)
         known = self._sums
-        self._sums = found if known is None else regression.merged(known, found)
+        self._sums = result if known is None else regression.merged(known, result)
 
     def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """The metrics; `r2` is left out when all targets are equal."""
@@ -58,7 +58,7 @@ class RegressionMetric:
         return regression.regression_metrics(own, add)
 
 
-class RegressionFigures:
+class Regression:
     """Mean distances and R2 over the whole validation set."""
 
     info = PluginInfo(

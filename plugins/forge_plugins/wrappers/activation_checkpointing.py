@@ -68,14 +68,14 @@ class ActivationCheckpointing:
             PluginError: no layer has such a name.
         """
         del run
-        found = self._chosen(model)
-        if not found:
+        result = self._chosen(model)
+        if not result:
             raise PluginError(
                 f"activation_checkpointing: no layer of {type(model).__name__} is named "
                 f"{list(self.config.layers or ())}; its children are "
                 f"{', '.join(name for name, _ in model.named_children()) or 'none'}"
             )
-        for layer in found[:: self.config.every]:
+        for layer in result[:: self.config.every]:
             layer.forward = _Recomputed(layer)
         return model
 
@@ -85,8 +85,8 @@ class ActivationCheckpointing:
                 module for name, module in model.named_modules()
                 if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.config.layers)
             ]  # fmt: skip
-        lists = [one for one in model.modules() if isinstance(one, nn.ModuleList)]
-        members = [member for one in lists for member in one]
+        lists = [item for item in model.modules() if isinstance(item, nn.ModuleList)]
+        members = [member for item in lists for member in item]
         return members or list(model.children()) or [model]
 
 

@@ -20,7 +20,7 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_kernel.training.one_process import OneProcess
 from forge_plugins.callbacks import real_time_validation
 from forge_plugins.mathematics.optimizers.time_budget import affordable
@@ -70,7 +70,7 @@ def validated(
         make_metrics=lambda self, run: [Slow()],
     )  # fmt: skip
     torch.manual_seed(0)
-    data = LiveData([batch() for _ in range(steps)], [batch()], DataSpec(classes=3))
+    data = LoaderData([batch() for _ in range(steps)], [batch()], DataSpec(classes=3))
     uses = {"callbacks": (UseCallback("real_time_validation", settings),)}
     session = make_session(
         nn.Linear(4, 3), data, plugins=[watch], uses=uses, max_steps=steps, **options

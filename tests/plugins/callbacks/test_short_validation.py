@@ -13,7 +13,7 @@ from forge_kernel.config.use import UseCallback
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.tensor_data import TensorData
 from forge_kernel.contract.values import Batch
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 
 def batches(count: int) -> list[Batch]:
@@ -35,9 +35,9 @@ def test_the_metrics_are_of_the_first_batches_each_time(count: int) -> None:
     """Planted: one iterator for all validations, so that the second has none left."""
     held_out = batches(5)
     spec = DataSpec(classes=3)
-    running = session(LiveData([], held_out, spec=spec), count)
+    running = session(LoaderData([], held_out, spec=spec), count)
     torch.manual_seed(0)
-    by_hand = make_session(nn.Linear(4, 3), LiveData([], held_out[:count], spec=spec))
+    by_hand = make_session(nn.Linear(4, 3), LoaderData([], held_out[:count], spec=spec))
     expected = by_hand.validate()
     assert running.validate() == expected
     assert running.validate() == expected

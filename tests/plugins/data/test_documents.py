@@ -23,9 +23,9 @@ from forge_kernel.training.one_process import OneProcess
 from forge_plugins.data import text_batches as windows_module
 from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.text import Text, read_row
-from forge_plugins.data.text_batches import WindowData, Windows
+from forge_plugins.data.text_batches import Sequences, TokenSequences
 from forge_plugins.data.text_config import TextConfig
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.documents import PART, Account, Documents
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
 
@@ -291,7 +291,9 @@ def test_the_windows_of_all_processes_are_those_of_one(
     config = TextConfig(sequence_length=length, batch_size=size)
     tokens = np.arange(count, dtype=np.int32)
     made = [
-        WindowData(tokens, tokens[: count // 2], config, 5, ByteTokenizer(), rank=rank, world=world)
+        TokenSequences(
+            tokens, tokens[: count // 2], config, 5, ByteTokenizer(), rank=rank, world=world
+        )
         for rank in range(world)
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -311,7 +313,7 @@ def test_the_windows_of_all_processes_are_those_of_one(
 
 def test_windows_keep_the_type_of_the_row_where_they_are_asked_for_as_rows() -> None:
     tokens = np.arange(500, dtype=np.uint16)
-    rows = Windows(tokens, 8).rows(np.array([3, 100]))
+    rows = Sequences(tokens, 8).rows(np.array([3, 100]))
     assert rows.dtype == np.uint16
     assert rows.tolist() == [list(range(3, 12)), list(range(100, 109))]
 
@@ -391,5 +393,5 @@ def test_a_text_larger_than_the_memory_is_encoded(
 
 def test_a_place_beyond_a_byte_order_mark_is_counted_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfab\xff")
-    with pytest.raises(DataFault, match="byte 5: is no UTF-8"):
+    with pytest.raises(DataError, match="byte 5: is no UTF-8"):
         list(Documents(file=tmp_path / "x.txt").parts(Account()))

@@ -26,7 +26,7 @@ from forge_plugins.data.file import File, FileData
 from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.inspection.quality import assess, outlier_limits
-from forge_plugins.formats.inspection.quality_scan import surveyed
+from forge_plugins.formats.inspection.quality_scan import scanned
 from forge_plugins.formats.open_table import open_table
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +55,7 @@ def numbered(count: int, seed: int = 0, **chosen: Any) -> FileData:
     column = np.arange(count, dtype=np.float32)[:, None]
     table = Table(Path("memory"), "npy", {"input": column, "target": np.arange(count) % 3})
     config = FileConfig(**chosen)
-    return FileData(table, surveyed(assess(table, target="class"), 0.0), config, seed)
+    return FileData(table, scanned(assess(table, target="class"), 0.0), config, seed)
 
 
 def ids(batches: Any) -> list[int]:

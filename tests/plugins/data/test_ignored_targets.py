@@ -14,7 +14,7 @@ from forge_kernel import load_pipeline, run
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import PluginError
 from forge_kernel.training.one_process import OneProcess
-from forge_plugins.data.file import File, deal, open_file
+from forge_plugins.data.file import File, open_file, to_batches
 from forge_plugins.data.file_config import FileConfig
 
 INPUTS = np.arange(12).reshape(4, 3)
@@ -24,7 +24,7 @@ TARGETS = np.array([[1, 2, -100], [-100, 5, 6], [7, 8, 9], [-100, -100, -100]])
 def dealt(file: Path, ignore: dict[str, int] | None = None, **chosen: Any) -> Any:
     plain = {"validation_split": 0.0, "shuffle": False, "cache_dir": str(file.parent / "c")}
     config = FileConfig(path=str(file), **{**plain, **chosen})
-    return deal(open_file(config), config, 0, **(ignore or {}))
+    return to_batches(open_file(config), config, 0, **(ignore or {}))
 
 
 @pytest.mark.parametrize("chosen", [{}, {"streaming": True}, {"quality_threshold": 0.5}])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from forge_kernel.errors import PluginError
-from forge_plugins.data.file import deal, open_file
+from forge_plugins.data.file import open_file, to_batches
 from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.workers import too_many
 
@@ -20,7 +20,7 @@ def dealt(folder: Path, count: int, **chosen: Any) -> Any:
     np.savez(folder / "x.npz", input=np.arange(float(count)), target=np.arange(count) % 2)
     config = FileConfig(path=str(folder / "x.npz"), cache_dir=str(folder / "c"), **chosen)
     world = {"world": 2} if chosen.get("split_seed") == 9 else {}
-    return deal(open_file(config), config, 0, **world)
+    return to_batches(open_file(config), config, 0, **world)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -49,11 +49,11 @@ def test_drop_last_that_leaves_no_batch_is_refused_with_both_settings(
 
 LIMITED = """
 import resource, sys
-from forge_plugins.data.file import FileConfig, deal, open_file
+from forge_plugins.data.file import FileConfig, to_batches, open_file
 limit, workers, prefetch, size = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 config = FileConfig(path="shipped:digits.frec", workers=workers, prefetch=prefetch, batch_size=size)
-data = deal(open_file(config), config, 0)
+data = to_batches(open_file(config), config, 0)
 print(sum(len(batch.inputs) for batch in data.batches(0, 0)))
 """
 
@@ -90,10 +90,10 @@ def test_an_epoch_of_few_batches_needs_few_files() -> None:
 BEGUN = """
 import sys
 from forge_plugins.data import workers
-from forge_plugins.data.file import FileConfig, deal, open_file
+from forge_plugins.data.file import FileConfig, to_batches, open_file
 import resource, multiprocessing
 config = FileConfig(path="shipped:digits.frec", workers=8)
-data = deal(open_file(config), config, 0)
+data = to_batches(open_file(config), config, 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
 try:
     next(iter(data.batches(0, 0)))

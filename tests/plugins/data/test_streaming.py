@@ -26,7 +26,7 @@ from forge_plugins.data.permutations import BlockOrder, HashSplit, UnevenOrder, 
 from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.inspection.quality import assess
-from forge_plugins.formats.inspection.quality_scan import Question, Survey, survey, surveyed
+from forge_plugins.formats.inspection.quality_scan import ScanOptions, ScanResult, scan, scanned
 
 
 def streamed(
@@ -42,9 +42,9 @@ def streamed(
     inputs = np.arange(count, dtype=np.float32)[:, None]
     table = Table(Path("memory"), "npy", {"input": inputs, "target": np.arange(count) % 3})
     config = FileConfig(streaming=streaming, **chosen)
-    found: Any = Survey(0.0, count, None, {}, None, 2, None)
+    found: Any = ScanResult(0.0, count, None, {}, None, 2, None)
     if not streaming:
-        found = surveyed(assess(table, target="class"), 0.0)
+        found = scanned(assess(table, target="class"), 0.0)
     return FileData(table, found, config, seed, rank=rank, world=world)
 
 
@@ -308,9 +308,9 @@ def test_a_position_in_ten_million_samples_is_taken_up_at_once() -> None:
     zeros = np.broadcast_to(np.float32(0), (10_000_000, 1))
     table = Table(Path("memory"), "npy", {"input": zeros})
     config = FileConfig(streaming=True, target="none")
-    data = FileData(table, Survey(0.0, 10_000_000, None, {}, None, None, None), config, 0)
+    data = FileData(table, ScanResult(0.0, 10_000_000, None, {}, None, None, None), config, 0)
     asked: list[int] = []
-    split = data.deck._split  # type: ignore[attr-defined]
+    split = data.sampler._split  # type: ignore[attr-defined]
     plain = split.training_samples
     split.training_samples = lambda places: asked.append(len(places)) or plain(places)
     begin = time.process_time()
@@ -330,9 +330,9 @@ def chi_squared(order: np.ndarray, count: int, size: int) -> float:
 def test_the_shuffle_mixes_a_file_in_order_of_its_labels() -> None:
     count = 200_000
     by_blocks = streamed(count, validation_split=0.0, batch_size=256)
-    assert chi_squared(by_blocks.deck.training_samples(0, 0, count), count, 256) <= 2.0
+    assert chi_squared(by_blocks.sampler.training_samples(0, 0, count), count, 256) <= 2.0
     full = streamed(count, validation_split=0.0, streaming=False)
-    assert chi_squared(full.deck.training_samples(0, 0, count), count, 256) <= 1.1
+    assert chi_squared(full.sampler.training_samples(0, 0, count), count, 256) <= 1.1
 
 
 @given(
@@ -354,11 +354,11 @@ def test_a_survey_in_parts_finds_what_a_look_at_the_whole_finds(
     whole = assess(table, target="class", classes=3, thorough=threshold > 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("forge_plugins.formats.inspection.quality_scan.PART_BYTES", part)
-        asked = Question(
+        asked = ScanOptions(
             inputs="features", target="class", classes=3, vocabulary=None, threshold=threshold,
             parts=True,
         )  # fmt: skip
-        found = survey(table, asked, tmp_path_factory.mktemp("survey"))
+        found = scan(table, asked, tmp_path_factory.mktemp("survey"))
     kept = whole.kept(threshold)
     assert found.kept_count == len(kept)
     index = np.arange(len(rows)) if found.index is None else found.index
@@ -413,7 +413,7 @@ print(seen, sum(len(batch.inputs) for batch in large.validation()), large.left_o
 @pytest.mark.spec("B7")
 @pytest.mark.parametrize("threshold", ["0", "0.5"])
 def test_a_file_larger_than_the_memory_is_streamed(threshold: str, tmp_path: Path) -> None:
-    """Planted fault: `StoredDeck` and `assess` ended with MemoryError."""
+    """Planted fault: `IndexSampler` and `assess` ended with MemoryError."""
     count = 3_000_000
     inputs = np.lib.format.open_memmap(
         tmp_path / "x.npy", "w+", np.dtype([("input", "<f4", (8,)), ("target", "<i8")]), (count,)

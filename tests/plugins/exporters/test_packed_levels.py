@@ -138,7 +138,7 @@ def test_every_grid_comes_back(scheme: dict[str, Any], layout: Any, tmp_path: Pa
     target = scheme.pop("target", 0.0)
     model, report = convert_model_to_bitnet(wide(), Scheme(**scheme))
     for layer in report.layers.values():
-        layer.control.sparsity = target
+        layer.quantization.sparsity = target
     write_packed(tmp_path / "m", *pack_model(model, layout), layout)
     back = read_packed(tmp_path / "m")
     for name, layer in report.layers.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from forge_plugins.mathematics.quantization.bit_layer import Control
+from forge_plugins.mathematics.quantization.bit_layer import QuantizationState
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.conversion import convert_linears
 from forge_plugins.mathematics.quantization.scheme import Scheme
@@ -43,7 +43,7 @@ def test_what_no_format_holds_is_refused_by_name(scheme: dict[str, Any], message
 
 def test_weights_that_are_not_ternary_yet_are_refused() -> None:
     layer = layer_of()
-    layer.control = Control(blend=0.4)
+    layer.quantization = QuantizationState(blend=0.4)
     with pytest.raises(ValueError, match="40% of the levels"):
         read_layer(layer)
 

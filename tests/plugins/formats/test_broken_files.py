@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.fixed_records import MAGIC, write_records
@@ -343,7 +343,7 @@ def test_a_broken_file_is_refused_by_name_and_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataFault, match=f"(?s){told}") as caught:
+    with pytest.raises(DataError, match=f"(?s){told}") as caught:
         open_table(tmp_path / name, cache_dir=tmp_path / "cache")
     assert str(tmp_path / name) in str(caught.value)
     assert caught.value.hint, "no word of how to mend it"
@@ -362,7 +362,7 @@ def test_the_same_pickle_runs_when_it_is_trusted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / P).write_bytes(pickle.dumps(touch))
-    with pytest.raises(DataFault, match="the whole is a int"):  # what the call returned
+    with pytest.raises(DataError, match="the whole is a int"):  # what the call returned
         trusting = Reading(trust_pickle=True)
         open_table(tmp_path / P, "auto", trusting, cache_dir=tmp_path / "cache")
     assert (tmp_path / MARK).exists()
@@ -370,22 +370,22 @@ def test_the_same_pickle_runs_when_it_is_trusted(
 
 def test_a_file_that_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "none.json"):
-        with pytest.raises(DataFault, match="no such file"):
+        with pytest.raises(DataError, match="no such file"):
             open_table(place)
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.bin").write_bytes(bytes(7))
-    with pytest.raises(DataFault, match="byte 6.*no whole number of uint16"):
+    with pytest.raises(DataError, match="byte 6.*no whole number of uint16"):
         open_table(tmp_path / "t.bin", "tokens", Reading(length=2))
-    with pytest.raises(DataFault, match="no window"):
+    with pytest.raises(DataError, match="no window"):
         open_table(tmp_path / "t.bin", "tokens", Reading(integers="uint8", length=7))
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(records(ONE))
     (tmp_path / "cache").write_text("a file stands here")
-    with pytest.raises(DataFault, match="cache_dir"):
+    with pytest.raises(DataError, match="cache_dir"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "cache")
 
 
@@ -405,12 +405,12 @@ def test_no_cut_of_a_good_file_raises_anything_else(name: str, tmp_path: Path) -
     open_table(tmp_path / name, cache_dir=tmp_path / "cache")
     for length in range(0, len(whole), max(1, len(whole) // 60)):
         (tmp_path / name).write_bytes(whole[:length])
-        with pytest.raises(DataFault):
+        with pytest.raises(DataError):
             open_table(tmp_path / name, cache_dir=tmp_path / "cache")
     generator = np.random.default_rng(1)
     for _ in range(60):  # a flipped byte may pass unnoticed; it may not raise anything else
         broken = bytearray(whole)
         broken[int(generator.integers(len(whole)))] ^= int(generator.integers(1, 256))
         (tmp_path / name).write_bytes(broken)
-        with contextlib.suppress(DataFault):
+        with contextlib.suppress(DataError):
             open_table(tmp_path / name, cache_dir=tmp_path / "cache")

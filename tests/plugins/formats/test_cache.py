@@ -14,7 +14,7 @@ import forked
 import numpy as np
 import pytest
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.open_table import open_table
 
 OPEN = """
@@ -84,11 +84,11 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from forge_plugins.formats.open_table import open_table
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)
 try:
     open_table(Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))
-except DataFault as fault:
+except DataError as fault:
     print(fault)
 """
 
@@ -129,14 +129,14 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(
             stream.write('\n{"input": [1, 2, 3], "target": 0}')
 
     monkeypatch.setattr(json_file.RecordColumns, "close", close)
-    with pytest.raises(DataFault, match="changed while it was read: it had"):
+    with pytest.raises(DataError, match="changed while it was read: it had"):
         open_table(file, cache_dir=tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
     replaced = lines(tmp_path / "y.jsonl", 3)
     monkeypatch.setattr(
         json_file.RecordColumns, "close", lambda self: (plain(self), replaced.replace(file))[0]
     )
-    with pytest.raises(DataFault, match="it was replaced"):
+    with pytest.raises(DataError, match="it was replaced"):
         open_table(file, cache_dir=tmp_path / "cache")
     monkeypatch.undo()
     assert len(open_table(file, cache_dir=tmp_path / "cache")) == 3

@@ -21,7 +21,7 @@ from forge_plugins.formats.columns.chunks import MappedChunks, PackedChunks, fle
 from forge_plugins.formats.columns.layout import Layout
 from forge_plugins.formats.columns.mapping import map_layout
 from forge_plugins.formats.columns.table import take
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.hdf5 import layouts
@@ -197,7 +197,7 @@ def test_chunks_that_lie_beyond_the_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.h5").write_bytes(bytes(100))
     starts = np.array([0, 90])
     layout = Layout(dtype="<f4", shape=(10, 2), chunk=5, starts=starts)
-    with pytest.raises(DataFault, match="ends at byte 130, the file at 100"):
+    with pytest.raises(DataError, match="ends at byte 130, the file at 100"):
         map_layout(tmp_path / "x.h5", "input", layout)
 
 

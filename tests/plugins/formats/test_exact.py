@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from table_files import write
 
 from forge_kernel.errors import PluginError
-from forge_plugins.data.file import deal, open_file
+from forge_plugins.data.file import open_file, to_batches
 from forge_plugins.data.file_config import FileConfig
 from forge_plugins.formats.columns.exact import inexact, is_exact
 
@@ -39,7 +39,7 @@ def test_an_integer_is_exact_when_a_float_gives_it_back(values: list[int], shift
 def first(file: Path, **chosen: Any) -> Any:
     plain = {"validation_split": 0.0, "shuffle": False, "cache_dir": str(file.parent / "c")}
     config = FileConfig(path=str(file), **{**plain, **chosen})
-    return next(iter(deal(open_file(config), config, 0).batches(0, 0)))
+    return next(iter(to_batches(open_file(config), config, 0).batches(0, 0)))
 
 
 SUFFIXES = ["json", "jsonl", "pkl", "pickle", "pt", "npz", "h5", "frec", "safetensors", "parquet"]

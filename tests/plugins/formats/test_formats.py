@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
 from forge_plugins.formats.columns.table import take
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table, sniff
 from forge_plugins.formats.readers.fixed_records import write_records
@@ -291,7 +291,7 @@ def test_what_was_read_with_trust_is_not_found_without_it(tmp_path: Path) -> Non
     file.write_bytes(pickle.dumps([{"input": torch.nn.Parameter(torch.ones(2))}] * 2))
     folder = tmp_path / "cache"
     assert len(open_table(file, "auto", Reading(trust_pickle=True), cache_dir=folder)) == 2
-    with pytest.raises(DataFault, match="_rebuild_parameter"):
+    with pytest.raises(DataError, match="_rebuild_parameter"):
         open_table(file, cache_dir=folder)
 
 
@@ -300,7 +300,7 @@ def test_a_lenient_reading_notes_what_a_strict_one_refuses(tmp_path: Path) -> No
     good = [{"input": [1.5, 2.0], "target": 0}] * 3
     bad = [{"input": [1.0, None], "target": 1}, {"input": [1.0], "target": 1}, {"target": 1}]
     file.write_text(json.dumps([*good, *bad, {"input": "ab", "target": 1}, 7]))
-    with pytest.raises(DataFault, match=r"record 3, field 'input': .*null"):
+    with pytest.raises(DataError, match=r"record 3, field 'input': .*null"):
         open_table(file, cache_dir=tmp_path / "c")
     table = open_table(file, "auto", Reading(lenient=True), cache_dir=tmp_path / "c")
     assert table.problems is not None
@@ -321,11 +321,11 @@ def test_what_pyarrow_can_hold_and_a_column_cannot_is_refused(tmp_path: Path) ->
     ):
         file = tmp_path / "x.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"input": values}), file)
-        with pytest.raises(DataFault, match=told):
+        with pytest.raises(DataError, match=told):
             open_table(file, cache_dir=tmp_path / "c")
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(DataFault, match="cannot be read"):
+        with pytest.raises(DataError, match="cannot be read"):
             open_table(file, cache_dir=tmp_path / "c")
 
 

@@ -16,14 +16,14 @@ from forge_plugins.formats.format import Format
 
 MODULE = """
 import numpy as np
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format
 from forge_plugins.formats.columns.layout import Layout
 
 def read_numbers(file, columns, reading, names=None):
     rows = [line.split() for line in file.read_text().splitlines()[1:]]
     if not all(rows):
-        raise DataFault(file, "a line is empty", record=rows.index([]), hint="fill it")
+        raise DataError(file, "a line is empty", record=rows.index([]), hint="fill it")
     numbers = np.array(rows, np.float32)
     columns.append("input", numbers[:, 1:])
     columns.append("target", numbers[:, 0].astype(np.int64))

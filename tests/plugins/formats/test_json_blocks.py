@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers import json_text
 from forge_plugins.formats.readers.json_text import cut
@@ -137,7 +137,7 @@ def test_dots_elsewhere_do_not_pass_for_floats(bad: str, key: str, tmp_path: Pat
         column = open_table(tmp_path / "x.json", cache_dir=tmp_path / "c").columns["input"]
         assert column.tolist() == [[0.5, 0.25], [0.5, 1.0]]
         return
-    with pytest.raises(DataFault, match="record 1, field 'input'"):
+    with pytest.raises(DataError, match="record 1, field 'input'"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "c")
 
 
@@ -167,7 +167,7 @@ def test_floats_after_integers_make_the_column_floats(tmp_path: Path, monkeypatc
 )  # fmt: skip
 def test_what_is_wrong_in_a_long_text_is_told(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataFault, match=f"(?s){told}"):
+    with pytest.raises(DataError, match=f"(?s){told}"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "c")
     assert not [path for path in (tmp_path / "c").iterdir() if path.name != "memos"]
 
@@ -203,7 +203,7 @@ def test_lines_that_are_no_objects_by_themselves_are_refused(
     except ValueError:
         fine = False
     if not fine:
-        with pytest.raises(DataFault):
+        with pytest.raises(DataError):
             open_table(tmp_path / "x.jsonl", cache_dir=tmp_path / "c")
         return
     found = open_table(tmp_path / "x.jsonl", cache_dir=tmp_path / "c").columns

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.json_values import exactly, parsed
@@ -77,7 +77,7 @@ def test_where_it_is_read_it_is_told_by_record_and_field(
 ) -> None:
     row = '{"a": NaN, "input": [%s, 1.0], "target": 0}'
     text = FORMS[form]([row % "2.0", row % odd])
-    with pytest.raises(DataFault, match=f"record 1, field 'input': {told}.*quality_threshold"):
+    with pytest.raises(DataError, match=f"record 1, field 'input': {told}.*quality_threshold"):
         opened(tmp_path, text)
     lenient = opened(tmp_path, text, lenient=True)
     assert np.isnan(lenient.columns["input"][1, 0])
@@ -87,7 +87,7 @@ def test_where_it_is_read_it_is_told_by_record_and_field(
 def test_integers_of_any_length_are_what_they_are(form: str, tmp_path: Path) -> None:
     """Planted fault: the fast parser makes floats of integers of 65 bits: two became one."""
     rows = [json.dumps({"a": 2**70, "input": [2**64 + at], "target": 0}) for at in (1, 2)]
-    with pytest.raises(DataFault, match="record 0, field 'input': an integer does not fit 64 bits"):
+    with pytest.raises(DataError, match="record 0, field 'input': an integer does not fit 64 bits"):
         opened(tmp_path, FORMS[form](rows))
     rows = [json.dumps({"a": 2**70, "input": [1e20], "target": 0})]
     assert opened(tmp_path, FORMS[form](rows)).columns["input"].tolist() == [[np.float32(1e20)]]
@@ -102,7 +102,7 @@ def test_integers_of_any_length_are_what_they_are(form: str, tmp_path: Path) -> 
     ],
 )  # fmt: skip
 def test_a_field_that_is_named_twice_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(DataFault, match="names the field twice"):
+    with pytest.raises(DataError, match="names the field twice"):
         opened(tmp_path, text)
 
 
@@ -116,7 +116,7 @@ def test_a_field_that_is_named_twice_is_refused(text: str, tmp_path: Path) -> No
     ],
 )  # fmt: skip
 def test_what_is_broken_is_refused_wherever_it_stands(text: str, tmp_path: Path) -> None:
-    with pytest.raises(DataFault, match="is not JSON|nested too deeply"):
+    with pytest.raises(DataError, match="is not JSON|nested too deeply"):
         opened(tmp_path, text)
 
 

@@ -139,7 +139,7 @@ spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
 cases = importlib.util.module_from_spec(spec)
 sys.modules["cases"] = cases
 spec.loader.exec_module(cases)
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.open_table import open_table
 for line in open("/proc/self/status"):
     if line.startswith("VmData"):
@@ -151,7 +151,7 @@ for _, name, content, _ in cases.CASES:
     (folder / name).write_bytes(content)
     try:
         open_table(folder / name, cache_dir=folder / "cache")
-    except DataFault as fault:
+    except DataError as fault:
         assert "memory" not in str(fault), fault
         refused += 1
 print(refused, len(cases.CASES))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.fixed_records import MAGIC
@@ -96,7 +96,7 @@ def test_a_link_is_the_file_and_is_watched_as_the_file(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to("other.json")
     assert len(open_table(tmp_path / "link.json", cache_dir=tmp_path / "c")) == 1
     (tmp_path / "loop.json").symlink_to("loop.json")
-    with pytest.raises(DataFault, match="cannot be opened.*symbolic links"):
+    with pytest.raises(DataError, match="cannot be opened.*symbolic links"):
         open_table(tmp_path / "loop.json", cache_dir=tmp_path / "c")
 
 
@@ -114,12 +114,12 @@ def test_what_is_no_file_is_refused_at_once(form: str, tmp_path: Path) -> None:
         "x" * 300: "cannot be opened", "empty.json/x": "cannot be opened",
     }  # fmt: skip
     for name, words in told.items():
-        with pytest.raises(DataFault, match=words) as caught:
+        with pytest.raises(DataError, match=words) as caught:
             open_table(tmp_path / name, form, Reading(), cache_dir=tmp_path / "c")
         assert caught.value.hint
     here.close()
     for device in ("/dev/null", "/dev/zero"):
-        with pytest.raises(DataFault, match="a pipe, socket or device"):
+        with pytest.raises(DataError, match="a pipe, socket or device"):
             open_table(Path(device), form, cache_dir=tmp_path / "c")
 
 
@@ -131,7 +131,7 @@ def test_a_file_that_may_not_be_read_is_refused(
 
     (tmp_path / "x.json").write_text(json.dumps(ROWS))
     monkeypatch.setattr("forge_plugins.formats.columns.source_file.os.open", refused)
-    with pytest.raises(DataFault, match="may not be read; look at its rights"):
+    with pytest.raises(DataError, match="may not be read; look at its rights"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "c")
 
 
@@ -156,5 +156,5 @@ def test_sizes_that_no_file_has_are_refused(name: str, raw: Any, told: str, tmp_
         header = header.ljust(-(-(len(header) + 11) // 64) * 64 - 11) + b"\n"
         content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataFault, match=told):
+    with pytest.raises(DataError, match=told):
         open_table(tmp_path / name, cache_dir=tmp_path / "c")

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.pickle_codes import BrokenError, fetched
@@ -147,7 +147,7 @@ def test_objects_may_follow_each_other_in_a_file(tmp_path: Path) -> None:
 def test_objects_that_do_not_go_together_are_refused(
     parts: list[Any], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataFault, match=told):
+    with pytest.raises(DataError, match=told):
         opened(tmp_path, b"".join(map(pickle.dumps, parts)))
 
 
@@ -161,7 +161,7 @@ def test_lenient_columns_note_the_first_defect_of_each_record(tmp_path: Path) ->
     labels: list[Any] = TARGETS[:9000].tolist()
     rows[7], labels[8000], rows[8500] = [1.0], "x", "y"
     raw = pickle.dumps({"input": rows, "target": labels})
-    with pytest.raises(DataFault, match="record 7, field 'input'"):
+    with pytest.raises(DataError, match="record 7, field 'input'"):
         opened(tmp_path, raw)
     problems = opened(tmp_path, raw, lenient=True).problems
     assert np.flatnonzero(problems).tolist() == [7, 8000, 8500]
@@ -181,12 +181,12 @@ def test_a_long_list_is_not_held(tmp_path: Path) -> None:
 
 def test_what_must_be_held_and_is_too_much_is_refused(tmp_path: Path) -> None:
     deep = [{"input": [[float(i)] for i in range(400_000)]}]
-    with pytest.raises(DataFault, match="bytes of objects at once"):
+    with pytest.raises(DataError, match="bytes of objects at once"):
         opened(tmp_path, pickle.dumps(deep))
 
 
 def test_a_trusted_pickle_beyond_its_budget_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "x.pkl").open("wb") as file:
         file.truncate(2**28 + 1)  # a hole: no bytes on the disk
-    with pytest.raises(DataFault, match="in memory as a whole"):
+    with pytest.raises(DataError, match="in memory as a whole"):
         open_table(tmp_path / "x.pkl", "auto", Reading(trust_pickle=True), cache_dir=tmp_path / "c")

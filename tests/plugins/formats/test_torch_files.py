@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table, sniff
 
@@ -76,7 +76,7 @@ def test_each_form_gives_the_same_table(form: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_no_table_is_refused_by_what_it_is(value: Any, told: str, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "x.pt")
-    with pytest.raises(DataFault, match=told) as caught:
+    with pytest.raises(DataError, match=told) as caught:
         opened(tmp_path / "x.pt")
     assert "numpy.save" not in str(caught.value)
     assert caught.value.hint
@@ -86,7 +86,7 @@ def test_what_is_trusted_is_run(tmp_path: Path) -> None:
     torch.save({"input": INPUT.numpy(), "target": TARGET.numpy()}, tmp_path / "x.pt")
     table = opened(tmp_path / "x.pt", trust_pickle=True)
     assert table.columns["input"].tolist() == INPUT.tolist()
-    with pytest.raises(DataFault, match="is refused"):
+    with pytest.raises(DataError, match="is refused"):
         opened(tmp_path / "x.pt")
 
 
@@ -97,12 +97,12 @@ def test_no_cut_or_flipped_byte_raises_anything_else(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for at in range(0, len(whole), max(1, len(whole) // 40)):
         file.write_bytes(whole[:at] or b"x")
-        with pytest.raises(DataFault):
+        with pytest.raises(DataError):
             opened(file)
         broken = bytearray(whole)
         broken[int(generator.integers(len(whole)))] ^= int(generator.integers(1, 256))
         file.write_bytes(broken)
         try:
             opened(file)
-        except DataFault:
+        except DataError:
             continue

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 
 from forge_kernel.config.schema import bind_config
 from forge_kernel.errors import PluginError
-from forge_plugins.data.file import FileData, deal, open_file
+from forge_plugins.data.file import FileData, open_file, to_batches
 from forge_plugins.data.file_config import FileConfig
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers.fixed_records import write_records
@@ -133,7 +133,7 @@ FORMS: dict[str, tuple[Write, str, Columns]] = {
 def dealt(file: Path, **chosen: Any) -> FileData:
     plain = {"validation_split": 0.0, "shuffle": False, "cache_dir": str(file.parent / "cache")}
     config = FileConfig(path=str(file), **{**plain, **chosen})
-    return deal(open_file(config), config, 0)
+    return to_batches(open_file(config), config, 0)
 
 
 def batch(file: Path, **chosen: Any) -> tuple[Any, Any]:
@@ -233,7 +233,7 @@ def test_of_two_columns_of_one_name_none_is_chosen(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(INPUT)] * 4, ["input", "a", "a", "target"])
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     assert len(open_table(tmp_path / "x.parquet", cache_dir=tmp_path / "c")) == 3
-    with pytest.raises(DataFault, match="'a': 2 columns have this name"):
+    with pytest.raises(DataError, match="'a': 2 columns have this name"):
         open_table(tmp_path / "x.parquet", "auto", Reading(input="a"), cache_dir=tmp_path / "c")
 
 

@@ -21,7 +21,7 @@ from forge_kernel.errors import ConfigError, PlanError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
 from forge_kernel.testing.trial import TrialValidator
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_plugins.mathematics.grokfast.adaptation import AdaptationRule, FilterAdaptation
 
 BATCHES = [
@@ -200,7 +200,7 @@ def test_the_run_adapts_tells_it_and_filters_with_the_new_numbers(
         seen.append(record.metrics["grokfast_lambda"])
 
     watcher = make_plugin("watcher", Kind.OBSERVERS, on_event=on_event, on_log=on_log)
-    data = LiveData(BATCHES, BATCHES[:1], DataSpec(classes=3))
+    data = LoaderData(BATCHES, BATCHES[:1], DataSpec(classes=3))
     session = make_session(
         linear, data, lr=0.1, log_every=1, plugins=[watcher, TrialValidator()],
         uses={"gradients": (UseGradients("grokfast", {"lambda_reg": 1.0, "adapt": adapt}),)},
@@ -209,7 +209,7 @@ def test_the_run_adapts_tells_it_and_filters_with_the_new_numbers(
         session.step(batch)
         if source == "validation":
             session.bus.calls("on_validation")[0](session.run, {"accuracy": 0.5})
-        session.attend()
+        session.run_due_actions()
     assert seen[0] == 1.0
     assert seen[-1] > 1.5
     assert told
@@ -241,4 +241,4 @@ def test_a_metric_of_the_log_that_is_not_there_is_named() -> None:
     )  # fmt: skip
     session.step(BATCHES[0])
     with pytest.raises(PluginError, match="no metric 'happiness'"):
-        session.attend()
+        session.run_due_actions()

@@ -14,7 +14,7 @@ from forge_kernel.config.use import UseLoss
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 LABELS = [0, 0, 1, 2, 1, 1, 3, 2]  # 3 stands alone
 RATE = 0.1
@@ -39,7 +39,7 @@ def session_of(
     if nested:
         use, config = "multi_task", {"tasks": {"alike": {"use": use, "with": config}}}
     return make_session(
-        model, LiveData([], [batch()], spec=DataSpec(classes=4)), optimizer=SgdPart(RATE),
+        model, LoaderData([], [batch()], spec=DataSpec(classes=4)), optimizer=SgdPart(RATE),
         own_loss=True, uses={"loss": UseLoss(use, config)}, accumulate=accumulate,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError, RunError
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 
 CLASSES, FEATURES, SAMPLES, LENGTH = 4, 5, 9, 3
 
@@ -142,7 +142,7 @@ def step(
         {"quantizer": UseQuantizer("bitnet", {"skip": ["kind"]})} if "teacher" in name else {}
     )
     session = make_session(
-        model, LiveData([], spec=DataSpec(classes=CLASSES)), optimizer=SgdPart(0.1), own_loss=True,
+        model, LoaderData([], spec=DataSpec(classes=CLASSES)), optimizer=SgdPart(0.1), own_loss=True,
         uses={"loss": UseLoss(use, config), **quantizer}, accumulate=len(batches), **options,
     )  # fmt: skip
     losses = [float(session.step(*copy.deepcopy(batches))) for _ in range(steps)]
@@ -254,7 +254,7 @@ def test_answers_and_targets_that_lie_otherwise_are_refused(
     )
     batch = Batch(torch.ones(len(wanted)), wanted)
     session = make_session(
-        Given(), LiveData([], spec=DataSpec(classes=CLASSES)), own_loss=True,
+        Given(), LoaderData([], spec=DataSpec(classes=CLASSES)), own_loss=True,
         uses={"loss": UseLoss(name)},
     )  # fmt: skip
     with pytest.raises(PluginError, match="targets"):
@@ -293,7 +293,7 @@ def test_a_run_of_targets_that_all_count_for_nothing_ends_with_a_word(tmp_path: 
     empty = Batch(torch.ones(3, FEATURES), torch.full((3,), -100))
     for batches in ([empty] * 3, [empty] * 400):
         session = make_session(
-            nn.Linear(FEATURES, CLASSES), LiveData(batches, spec=DataSpec(classes=CLASSES)),
+            nn.Linear(FEATURES, CLASSES), LoaderData(batches, spec=DataSpec(classes=CLASSES)),
             uses={"loss": UseLoss("cross_entropy")}, own_loss=True, max_steps=5,
         )  # fmt: skip
         with pytest.raises(RunError, match=r"cross_entropy has nothing to learn.*\(-100\)"):
@@ -315,7 +315,7 @@ def validated(name: str, batches: list[Batch], spoil: Any = None) -> dict[str, f
     model = Network(form)
     loss = "regression" if form == "numbers" else "cross_entropy"
     session = make_session(
-        model, LiveData([], batches, DataSpec(classes=CLASSES)), own_loss=True,
+        model, LoaderData([], batches, DataSpec(classes=CLASSES)), own_loss=True,
         uses={"loss": UseLoss(loss), "validators": (UseValidator(name, config),)},
     )  # fmt: skip
     if spoil is not None:

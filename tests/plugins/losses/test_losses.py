@@ -18,7 +18,7 @@ from forge_kernel.config.use import UseLoss
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, PluginError
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_plugins.losses.cross_entropy import CrossEntropy, CrossEntropyConfig
 from forge_plugins.losses.regression import Regression, RegressionConfig
 from forge_plugins.mathematics.losses.contrastive import supervised_contrastive
@@ -262,7 +262,7 @@ def task_session(batches: list[Batch], **config: Any) -> Any:
     tasks = {"kind": {"use": "cross_entropy"}, "size": {"use": "regression"}}
     torch.manual_seed(0)
     return make_session(
-        TwoHeads(), LiveData(batches, spec=DataSpec(classes=3)), optimizer=SgdPart(0.05), log_every=1,
+        TwoHeads(), LoaderData(batches, spec=DataSpec(classes=3)), optimizer=SgdPart(0.05), log_every=1,
         uses={"loss": UseLoss("multi_task", {"tasks": tasks, **config})}, own_loss=True,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from forge_kernel.config.use import UseLoss, UseQuantizer
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_plugins.mathematics.losses.latent_answer import latent_answer
 from forge_plugins.mathematics.metrics.lacking_margin import lacking_margin
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer
@@ -37,7 +37,7 @@ def session_of(
     uses: dict[str, Any] = {"loss": UseLoss(loss, config)}
     if quantized:
         uses["quantizer"] = UseQuantizer("bitnet", {})
-    data = LiveData([], [batch()], spec=DataSpec(classes=3))
+    data = LoaderData([], [batch()], spec=DataSpec(classes=3))
     return make_session(
         model, data, optimizer=SgdPart(0.1), log_every=1, uses=uses, own_loss=True
     )  # fmt: skip

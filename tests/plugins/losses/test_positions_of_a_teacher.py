@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forge_kernel.config.use import UseLoss, UseQuantizer
 from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.values import Batch
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_plugins.mathematics.losses.distillation import row_distances
 
 PLACES = [slice(1, 3), slice(-1, None), slice(0, 1), slice(0, 3, 2)]
@@ -59,7 +59,7 @@ def stepped(
     if hidden:
         config |= {"hidden": list(hidden), "hidden_weight": 0.5}
     session = make_session(
-        model, LiveData([], spec=DataSpec(vocabulary=11, sequence=LENGTH, classes=11)),
+        model, LoaderData([], spec=DataSpec(vocabulary=11, sequence=LENGTH, classes=11)),
         optimizer=SgdPart(0.5), own_loss=True,
         uses={"loss": UseLoss(loss, config),
               "quantizer": UseQuantizer("bitnet", {"skip": ["head"]})},

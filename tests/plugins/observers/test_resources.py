@@ -26,11 +26,11 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
 from forge_kernel.storage.random_state import process_state_kept
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_plugins.mathematics.metrics.batch_size import samples_in
 from forge_plugins.mathematics.metrics.flops import FlopCount, product_peak, training_flops
 from forge_plugins.observers import resources
-from forge_plugins.observers.machine import Driver, Machine
+from forge_plugins.observers.system_stats import Driver, SystemStats
 
 ROOT = Path(__file__).resolve().parents[3]
 PEAK = 1e12
@@ -42,7 +42,7 @@ def metrics(session: Any) -> dict[str, float | None]:
 
 def session_of(model: nn.Module, batches: list[Batch], **settings: Any) -> Any:
     uses = {"observers": (UseObserver("resources", {"peak_flops": PEAK, **settings}),)}
-    return make_session(model, LiveData(batches, spec=DataSpec(classes=3)), uses=uses)
+    return make_session(model, LoaderData(batches, spec=DataSpec(classes=3)), uses=uses)
 
 
 class Clock:
@@ -140,7 +140,7 @@ def test_watching_changes_no_bit_of_the_training() -> None:
     def trained(uses: dict[str, Any]) -> list[Tensor]:
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3))
-        session = make_session(model, LiveData([], spec=DataSpec(classes=3)), uses=uses)
+        session = make_session(model, LoaderData([], spec=DataSpec(classes=3)), uses=uses)
         generator = torch.Generator().manual_seed(2)
         for _ in range(4):
             inputs = torch.randn(6, 4, generator=generator)
@@ -266,7 +266,7 @@ def test_samples_are_counted_in_whichever_form_a_batch_comes(value: Any, count: 
 
 @pytest.mark.spec("H9", "H16")
 def test_processor_and_memory_are_what_the_operating_system_counts() -> None:
-    machine = Machine(torch.device("cpu"))
+    machine = SystemStats(torch.device("cpu"))
     process = psutil.Process()
     found = machine.memory()
     assert found["memory_bytes"] == pytest.approx(process.memory_info().rss, rel=0.05)
@@ -348,7 +348,7 @@ def test_memory_of_the_device_is_torchs_and_the_drivers(monkeypatch: Any) -> Non
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 11)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 17)
-    found = Machine(torch.device("cuda", 0)).memory()
+    found = SystemStats(torch.device("cuda", 0)).memory()
     assert found["device_memory_bytes"] == 11.0
     assert found["device_memory_peak_bytes"] == 17.0
     assert found["device_memory_share"] == 0.75
@@ -356,7 +356,7 @@ def test_memory_of_the_device_is_torchs_and_the_drivers(monkeypatch: Any) -> Non
 
 def test_the_first_reading_of_the_processor_is_of_the_time_since_it_began() -> None:
     """Red when psutil's first answer, always 0.0, is taken for a measurement."""
-    machine = Machine(torch.device("cpu"))
+    machine = SystemStats(torch.device("cpu"))
     begun = time.process_time()
     while time.process_time() - begun < 0.2:
         os.getpid()
@@ -365,11 +365,11 @@ def test_the_first_reading_of_the_processor_is_of_the_time_since_it_began() -> N
 
 def test_in_too_short_a_time_the_processor_is_not_read(monkeypatch: Any) -> None:
     """Red when psutil is asked each time: over a hundredth of a second it says 0 or 100."""
-    from forge_plugins.observers import machine as module
+    from forge_plugins.observers import system_stats as module
 
     now = [50.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    machine = Machine(torch.device("cpu"))
+    machine = SystemStats(torch.device("cpu"))
     now[0] += module.LEAST_SECONDS / 2
     assert machine.load()["cpu_percent"] is None
     assert machine.load()["system_cpu_percent"] is None
@@ -384,7 +384,7 @@ def test_events_and_metrics_of_others_are_left_alone(linear: nn.Module) -> None:
     other = make_plugin("other", Kind.OBSERVERS, measure=lambda self, run, step: {"own": 1.0})
     uses = {"observers": (UseObserver("resources", {"peak_flops": PEAK}),)}
     session = make_session(
-        linear, LiveData([], spec=DataSpec(classes=3)), uses=uses, plugins=[other]
+        linear, LoaderData([], spec=DataSpec(classes=3)), uses=uses, plugins=[other]
     )
     session.step(plain())
     assert metrics(session)["own"] == 1.0

@@ -29,7 +29,7 @@ def session(folder: Path | None = None, **config: Any) -> tuple[nn.Module, Any]:
 def steps(running: Any, count: int) -> None:
     for _ in range(count):
         running.step(BATCH)
-        running.attend()
+        running.run_due_actions()
 
 
 def test_the_gradient_is_that_of_the_squared_weights_from_the_log_line_on() -> None:

@@ -24,7 +24,7 @@ from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_kernel.training.loaders.data_loaders import LiveData
+from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_plugins.mathematics.metrics.classification import (
     BY_CLASS,
     class_counts,
@@ -243,7 +243,7 @@ def window(hits: list[bool]) -> Batch:
 
 def logged(batches: list[Batch], use: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    data = LiveData(batches, [batches[0]], DataSpec(classes=3))
+    data = LoaderData(batches, [batches[0]], DataSpec(classes=3))
     session = make_session(
         Fixed(), data, uses={"validators": (UseValidator("classification", use),)}, lr=1e-9,
         max_steps=len(batches) // options.get("accumulate", 1), **options,
@@ -277,12 +277,12 @@ def test_the_last_line_of_a_run_that_ends_between_intervals_has_no_metric_of_an_
     lines = logged([window([True, False])] * 3, {}, log_every=2)
     assert [line["step"] for line in lines] == [2, 3]
     assert {"accuracy", "grad_norm"} <= lines[1].keys()  # its end is known, so it is due
-    data = LiveData([window([True])] * 3, (), DataSpec(classes=3))
+    data = LoaderData([window([True])] * 3, (), DataSpec(classes=3))
     use = {"validators": (UseValidator("classification"),)}
     session = make_session(Fixed(), data, uses=use, lr=1e-9, max_steps=9, log_every=2)
     for batch in data.batches(0, 0):
         session.step(batch)
-        session.attend()
+        session.run_due_actions()
     record = session.log()
     assert record.step == 3
     assert record.metrics["accuracy"] is None
@@ -313,7 +313,7 @@ def test_a_step_that_ends_no_interval_reads_no_answers(monkeypatch: Any) -> None
 def test_the_accuracy_of_training_is_over_all_ranks() -> None:
     """Red without `reduce`."""
 
-    def share_of(batch: Batch) -> Any:
+    def fraction_of(batch: Batch) -> Any:
         def call(add: Any) -> float:
             strategy = type("S", (), {"reduce": staticmethod(add)})
             progress = type("P", (), {"step": 1})
@@ -326,7 +326,7 @@ def test_the_accuracy_of_training_is_over_all_ranks() -> None:
         return call
 
     parts = [window([True] * 5), window([False])]
-    assert Ranks(2).run([share_of(part) for part in parts]) == pytest.approx([5 / 6, 5 / 6])
+    assert Ranks(2).run([fraction_of(part) for part in parts]) == pytest.approx([5 / 6, 5 / 6])
 
 
 @pytest.mark.spec("H15")

@@ -281,10 +281,10 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _member(kind: type[enum.Enum], name: str) -> enum.Enum:
-    found = {member.name.lower(): member for member in kind}
-    if name.lower() not in found:
+    result = {member.name.lower(): member for member in kind}
+    if name.lower() not in result:
         raise ValueError(f"is none of {', '.join(member.name for member in kind)}")
-    return found[name.lower()]
+    return result[name.lower()]
 
 
 def _instance(kind: type, value: Any) -> Any:

@@ -18,8 +18,8 @@ def live_plugins(uses: Iterable[Use[Any]]) -> list[Any]:
         PluginError: a name is not known; msgspec.ValidationError: a setting is wrong.
     """
     catalog = Catalog.installed()
-    found = []
+    result = []
     for use in uses:
         plugin = catalog.load(use.kind, use.name)
-        found.append(plugin(msgspec.convert(use.config, plugin.info.config)))
-    return found
+        result.append(plugin(msgspec.convert(use.config, plugin.info.config)))
+    return result

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_modules import face_loss, further_of, modules_of
 from forge_kernel.api import Batch, Kind, PluginInfo, Run, RunError, Step, call_model, hookimpl
-from forge_kernel.embedding import IGNORE_INDEX, LiveData, NoConfig, batch_from, initial_rate
+from forge_kernel.embedding import IGNORE_INDEX, LoaderData, NoConfig, batch_from, initial_rate
 
 Form = Literal["predictions_targets", "batch", "model_batch"]
 """What a loss function is called with."""
@@ -49,7 +49,9 @@ def form_of(loss_fn: LossFunction, form: str | None = None) -> Form:
     except (TypeError, ValueError) as error:
         raise RunError(f"what {loss_fn!r} is called with cannot be read: {mend}") from error
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [one.name for one in parameters if one.kind in by_place and one.default is one.empty]
+    needed = [
+        item.name for item in parameters if item.kind in by_place and item.default is item.empty
+    ]
     if len(needed) == 1:
         return "batch"
     if len(needed) == 2:
@@ -71,8 +73,8 @@ def _each_moved(value: Any, move: Callable[[Any], Any]) -> Any:
         parts = {name: move(part) for name, part in value.items()}
         return parts if type(value) is dict else type(value)(parts)  # type: ignore[call-arg]
     if isinstance(value, list | tuple):
-        found = [move(part) for part in value]
-        return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
+        result = [move(part) for part in value]
+        return type(value)(*result) if hasattr(value, "_fields") else type(value)(result)
     return move(value)
 
 
@@ -114,7 +116,7 @@ class Before:
     epochs: int = 0
 
 
-class CallersData(LiveData):
+class CallersData(LoaderData):
     """The caller's loaders as data of a run; batches keep the form in which they came.
 
     Args:
@@ -181,17 +183,17 @@ class CallersLoss:
         """
         if loss_fn is self._function and form == self._asked:
             return
-        found = form_of(loss_fn, form)
+        result = form_of(loss_fn, form)
         loss = face_loss(loss_fn)
         needs = None if loss is None else loss.needs()
         if self._companions is not None and self._model is not None:
-            known = {id(one) for one in self._companions.values()}
-            if any(id(one) not in known for one in modules_of(loss_fn, self._model).values()):
+            known = {id(item) for item in self._companions.values()}
+            if any(id(item) not in known for item in modules_of(loss_fn, self._model).values()):
                 raise RunError(
                     "this loss has parameters or averages of its own, and the training began with "
                     "another one: give it from the first step on"
                 )
-        self._form, self._function, self._asked, self._needs = found, loss_fn, form, needs
+        self._form, self._function, self._asked, self._needs = result, loss_fn, form, needs
         ignored = getattr(loss_fn, "ignore_index", None)
         self._ignored = ignored if isinstance(ignored, int) else IGNORE_INDEX
 
@@ -252,14 +254,14 @@ class CallersLoss:
         """
         if self._needs is None or not torch.is_grad_enabled():
             return {}
-        found = {**further_of(given), "model": run.active_model, "inputs": batch.inputs}
+        result = {**further_of(given), "model": run.active_model, "inputs": batch.inputs}
         for name, setting in self._needs.items():
-            if name not in found:
+            if name not in result:
                 raise RunError(
                     f"LossConfig.{setting} needs {name}, which the batch does not hold: give "
                     f"batches as {{'input': ..., 'target': ..., '{name}': ...}}, or set it to 0"
                 )
-        return found
+        return result
 
 
 class CallersOptimizer:
@@ -317,8 +319,8 @@ class Callbacks:
     def __init__(self, listeners: Sequence[Any], before: Before | None = None) -> None:
         self.config = NoConfig()
         self.before = before or Before()
-        self._steps = [one.on_step_end for one in listeners if hasattr(one, "on_step_end")]
-        self._epochs = [one.on_epoch_end for one in listeners if hasattr(one, "on_epoch_end")]
+        self._steps = [item.on_step_end for item in listeners if hasattr(item, "on_step_end")]
+        self._epochs = [item.on_epoch_end for item in listeners if hasattr(item, "on_epoch_end")]
 
     @hookimpl
     def on_step_end(self, run: Run, step: Step) -> None:
@@ -350,12 +352,12 @@ def step_metrics(run: Run, step: Step) -> dict[str, Any]:
     The step's own loss comes under `loss`, that of the validation under `val_loss`.
     """
     known = run.metrics.validation
-    found: dict[str, Any] = {name: value for name, value in known.items() if name != "loss"}
+    result: dict[str, Any] = {name: value for name, value in known.items() if name != "loss"}
     if "loss" in known:
-        found["val_loss"] = known["loss"]
-    found["loss"] = None if step.loss is None else float(step.loss)
-    found["learning_rate"] = float(run.optimizer.param_groups[0]["lr"])
-    found["step"] = run.progress.step
+        result["val_loss"] = known["loss"]
+    result["loss"] = None if step.loss is None else float(step.loss)
+    result["learning_rate"] = float(run.optimizer.param_groups[0]["lr"])
+    result["step"] = run.progress.step
     if step.phase is not None:
-        found["grokfast_phase"] = step.phase
-    return found
+        result["grokfast_phase"] = step.phase
+    return result

@@ -48,14 +48,16 @@ def modules_of(loss_fn: Callable[..., Any], model: nn.Module) -> dict[str, nn.Mo
     Raises:
         RunError: a module holds the model and parameters of its own side by side.
     """
-    own = {id(one) for one in chain(model.parameters(), model.buffers())}
-    found: dict[int, nn.Module] = {}
+    own = {id(item) for item in chain(model.parameters(), model.buffers())}
+    result: dict[int, nn.Module] = {}
     for module in _named(loss_fn):
         for part in _apart(module, own):
-            found[id(part)] = part
-    within = {id(inner) for one in found.values() for inner in one.modules() if inner is not one}
-    kept = [one for one in found.values() if id(one) not in within]
-    return {f"loss_{place}" if place else "loss": one for place, one in enumerate(kept)}
+            result[id(part)] = part
+    within = {
+        id(inner) for item in result.values() for inner in item.modules() if inner is not item
+    }
+    kept = [item for item in result.values() if id(item) not in within]
+    return {f"loss_{place}" if place else "loss": item for place, item in enumerate(kept)}
 
 
 def _named(loss_fn: Any) -> Iterator[nn.Module]:
@@ -88,11 +90,11 @@ def _apart(module: nn.Module, own: set[int]) -> Iterator[nn.Module]:
         tensors = list(chain(part.parameters(), part.buffers()))
         if not tensors:
             continue
-        if all(id(one) not in own for one in tensors):
+        if all(id(item) not in own for item in tensors):
             yield part
             continue
         direct = chain(part.parameters(recurse=False), part.buffers(recurse=False))
-        if any(id(one) not in own for one in direct):
+        if any(id(item) not in own for item in direct):
             raise RunError(
                 f"the loss {type(part).__name__} holds the model, and beside it parameters or "
                 "buffers of its own: keep these in a module of their own within it"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_call import CallersData, CallersLoss, LossFunction
 from forge_kernel.api import Batch, Goal, Kind, Metric, PluginInfo, Run, Step, hookimpl
-from forge_kernel.embedding import LiveDataPlugin, LiveModel, NoConfig, RunConfig, Session
+from forge_kernel.embedding import InMemoryData, InMemoryModel, NoConfig, RunConfig, Session
 from forge_plugins.mathematics.metrics.classification import ByClass
 from forge_plugins.validators.classification import (
     AccuracyMetric,
@@ -147,8 +147,8 @@ class Measuring:
         if self._session is None:
             modes = [(module, module.training) for module in self._model.modules()]
             parts = [
-                LiveModel(self._model),
-                LiveDataPlugin(CallersData((), cast(Any, self))),
+                InMemoryModel(self._model),
+                InMemoryData(CallersData((), cast(Any, self))),
                 _NothingSteps(),
                 self._loss,
                 Metrics(self._top_k),
@@ -173,7 +173,7 @@ class Measuring:
         self._loss.use(loss_fn, loss_form)
         self._loader = loader
         try:
-            found = self._opened().validate()
+            result = self._opened().validate()
         finally:
             self._loader = ()
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return {name: value for name, value in result.items() if math.isfinite(value)}

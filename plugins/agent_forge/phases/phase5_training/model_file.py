@@ -24,15 +24,15 @@ def _is_state(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(one, Tensor) for one in value.values())
+        and all(isinstance(item, Tensor) for item in value.values())
     )
 
 
 def state_in(content: Any) -> Mapping[str, Tensor] | None:
     """The tensors of a Phase 4 file's content: a bare state, or one under a known key."""
     if _is_state(content):
-        found: Mapping[str, Tensor] = content
-        return found
+        result: Mapping[str, Tensor] = content
+        return result
     if isinstance(content, Mapping):
         for key in STATES:
             if _is_state(content.get(key)):
@@ -47,8 +47,8 @@ def module_in(content: Any) -> nn.Module | None:
         return content
     if not isinstance(content, Mapping):
         return None
-    found = [content[key] for key in STATES if isinstance(content.get(key), nn.Module)]
-    return found[0] if found else None
+    result = [content[key] for key in STATES if isinstance(content.get(key), nn.Module)]
+    return result[0] if result else None
 
 
 def needs_model(content: Any) -> nn.Module:
@@ -154,7 +154,7 @@ def written_model(
     if not isinstance(again, nn.Module) or _named_modules(again) != _named_modules(model):
         message = f"{named} with {dict(arguments)} makes another network than this one"
         raise ConfigError([Fault(message, hints=(mend,))])
-    shapes = [{n: v.shape for n, v in one.state_dict().items()} for one in (again, model)]
+    shapes = [{n: v.shape for n, v in item.state_dict().items()} for item in (again, model)]
     if shapes[0] != shapes[1]:
         message = f"{named} with {dict(arguments)} makes a network of other sizes"
         raise ConfigError([Fault(message, hints=(mend,))])

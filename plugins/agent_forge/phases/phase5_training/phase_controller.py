@@ -208,13 +208,13 @@ def _only_one(input_models: Any) -> Any:
     Raises:
         ConfigError: there is none, or more than one.
     """
-    found: Sequence[Any] = [input_models]
+    result: Sequence[Any] = [input_models]
     if isinstance(input_models, list | tuple):
-        found = input_models
+        result = input_models
     elif isinstance(input_models, Mapping) and all(
-        isinstance(one, nn.Module) for one in input_models.values()
+        isinstance(item, nn.Module) for item in input_models.values()
     ):
-        found = list(input_models.values())
-    if len(found) != 1:
-        raise ConfigError(f"Phase 5 trains one model at a time; it was given {len(found)}")
-    return found[0]
+        result = list(input_models.values())
+    if len(result) != 1:
+        raise ConfigError(f"Phase 5 trains one model at a time; it was given {len(result)}")
+    return result[0]

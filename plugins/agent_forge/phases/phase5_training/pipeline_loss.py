@@ -34,34 +34,34 @@ def pipeline_loss(config: LossConfig, bitnet: BitNetConfig | None, notices: list
         SettingError: a setting that nothing would read here, with the reason.
     """
     _check(config, bitnet)
-    found = _weighted(config, _terms(config), notices)
+    result = _weighted(config, _terms(config), notices)
     if config.consistency_loss_weight:
-        inner = {"loss": found, "weight": config.consistency_loss_weight}
-        found = {"use": "consistency", "with": inner}
+        inner = {"loss": result, "weight": config.consistency_loss_weight}
+        result = {"use": "consistency", "with": inner}
     if config.knowledge_distillation_weight:
-        found = {"use": "distillation", "with": {
-            "loss": found, "target_weight": 1.0, "temperature": config.temperature,
+        result = {"use": "distillation", "with": {
+            "loss": result, "target_weight": 1.0, "temperature": config.temperature,
             "weight": config.knowledge_distillation_weight,
         }}  # fmt: skip
-    return UseLoss(found["use"], found["with"])
+    return UseLoss(result["use"], result["with"])
 
 
 def pipeline_regularizers(config: LossConfig, bitnet: BitNetConfig | None) -> tuple[Use[Any], ...]:
     """The terms of the weights."""
-    found: list[Use[Any]] = []
+    result: list[Use[Any]] = []
     if bitnet is not None and bitnet.bits < 16:
         if config.quantization_loss_weight:
             strength = {"strength": config.quantization_loss_weight}
-            found.append(UseRegularizer("quantization_distance", strength))
+            result.append(UseRegularizer("quantization_distance", strength))
         if config.sparsity_loss_weight:
-            found.append(UseRegularizer("weight_size", {
+            result.append(UseRegularizer("weight_size", {
                 "strength": config.sparsity_loss_weight, "measure": "magnitude",
                 "weights": "quantized",
             }))  # fmt: skip
     if config.regularization_weight:
         strength = {"strength": config.regularization_weight}
-        found.append(UseRegularizer("weight_size", strength))
-    return tuple(found)
+        result.append(UseRegularizer("weight_size", strength))
+    return tuple(result)
 
 
 def _check(config: LossConfig, bitnet: BitNetConfig | None) -> None:
@@ -96,10 +96,12 @@ def _terms(config: LossConfig) -> dict[str, _Nested]:
     }
     if config.class_weights is not None:
         settings["class_weights"] = list(config.class_weights)
-    found: dict[str, _Nested] = {config.loss_type.value: {"use": "cross_entropy", "with": settings}}
+    result: dict[str, _Nested] = {
+        config.loss_type.value: {"use": "cross_entropy", "with": settings}
+    }
     if config.capability_acquisition_weight:
-        found[MARGIN] = {"use": "margin", "with": {}}
-    return found
+        result[MARGIN] = {"use": "margin", "with": {}}
+    return result
 
 
 def _weighted(config: LossConfig, terms: dict[str, _Nested], notices: list[str]) -> _Nested:

@@ -116,18 +116,18 @@ def agreed(*named: tuple[Configuration | None, str], otherwise: Any) -> Any:
     Raises:
         SettingError: two were set to different values.
     """
-    found = [
+    result = [
         (f"{type(group).__name__}.{name}", getattr(group, name))
         for group, name in named
         if group is not None and group.given(name)
     ]
-    for place, value in found[1:]:
-        if value != found[0][1]:
+    for place, value in result[1:]:
+        if value != result[0][1]:
             raise SettingError(
-                f"{found[0][0]} is {found[0][1]} and {place} is {value}: they mean the same, so "
+                f"{result[0][0]} is {result[0][1]} and {place} is {value}: they mean the same, so "
                 "set one of them, or both alike"
             )
-    return found[0][1] if found else otherwise
+    return result[0][1] if result else otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Declaration:
         data = config.data_config
         numbers = config.loss_config.loss_type is LossType.REGRESSION
         alone = trained_on and self.validation is None
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "path": str(path),
             "target": "number" if numbers else "class",
             "input_column": data.input_column,
@@ -185,14 +185,14 @@ class Declaration:
             "split_seed": data.seed if data.given("seed") else None,
         }
         if data.data_format is not None:
-            found["format"] = self._format(data.data_format)
+            result["format"] = self._format(data.data_format)
         asked = ("num_workers", "prefetch_factor", "persistent_workers")
         if data.num_workers and any(data.given(name) for name in asked):  # none is fastest
-            found["workers"] = data.num_workers
-            found["prefetch"] = data.prefetch_factor
-            found["keep_workers"] = data.persistent_workers
+            result["workers"] = data.num_workers
+            result["prefetch"] = data.prefetch_factor
+            result["keep_workers"] = data.persistent_workers
         if data.given("cache_size"):
-            found["cache_size"] = data.cache_size
+            result["cache_size"] = data.cache_size
         classes = config.model_config.get("num_classes", data.num_classes)
         if data.num_classes not in (None, classes):
             raise SettingError(
@@ -200,8 +200,8 @@ class Declaration:
                 f"{data.num_classes}: they mean the same"
             )
         if classes is not None and not numbers:
-            found["classes"] = classes
-        return found
+            result["classes"] = classes
+        return result
 
     def _validation_batch(self) -> int:
         """Samples in a validation batch; `validation_steps` counts batches of `batch_size`."""
@@ -245,7 +245,8 @@ class Declaration:
         held_out = self.file_settings(self.validation, trained_on=False)
         parts = {"training": training, "validation": held_out}
         return UseData(
-            "train_validation", {name: {"use": "file", "with": one} for name, one in parts.items()}
+            "train_validation",
+            {name: {"use": "file", "with": item} for name, item in parts.items()},
         )
 
     # -- rates ----------------------------------------------------------------------------------
@@ -333,10 +334,10 @@ class Declaration:
                 f"TrainingConfig.scheduler_type is {own.name} and SchedulerConfig.scheduler_type "
                 f"is {chosen.name}: they mean the same, so set one of them, or both alike"
             )
-        found = chosen or SchedulerType.GROKFAST
-        if found is SchedulerType.GROKFAST and config.grokfast_config is None:
+        result = chosen or SchedulerType.GROKFAST
+        if result is SchedulerType.GROKFAST and config.grokfast_config is None:
             raise SettingError("SchedulerType.GROKFAST reads phases: say use_grokfast=True")
-        return found
+        return result
 
     @staticmethod
     def _check_read(chosen: SchedulerConfig, kind: SchedulerType) -> None:
@@ -362,10 +363,10 @@ class Declaration:
         if group is schedule and schedule.scheduler_type is not None:
             default = schedule.values().warmup_steps
         steps = agreed((schedule, "warmup_steps"), (training, "warmup_steps"), otherwise=default)
-        found = fitted_warmup(steps, total)
-        if found < steps:
-            self.notices.append(f"the warm-up of {steps} steps is shortened to {found} of {total}")
-        return found
+        result = fitted_warmup(steps, total)
+        if result < steps:
+            self.notices.append(f"the warm-up of {steps} steps is shortened to {result} of {total}")
+        return result
 
     def phase_lengths(self) -> dict[str, int]:
         """Optimizer steps of Grokfast's phases."""
@@ -412,7 +413,7 @@ class Declaration:
             total: optimizer steps of the run.
         """
         config = self.config
-        found: list[Use[Any]] = []
+        result: list[Use[Any]] = []
         grokfast, bitnet = config.grokfast_config, config.bitnet_config
         if grokfast is not None and grokfast.enable_grokfast:
             own = copy.copy(grokfast)
@@ -422,13 +423,13 @@ class Declaration:
                                     (config.training_config, "grokfast_lambda"),
                                     otherwise=grokfast.lambda_reg)  # fmt: skip
             every = self.log_every(total)
-            found.append(UseGradients("grokfast", own.filter_settings(every)))
+            result.append(UseGradients("grokfast", own.filter_settings(every)))
         if bitnet is not None and bitnet.gradient_limit is not None:
-            found.append(UseGradients("adaptive_scale", {"limit": bitnet.gradient_limit}))
+            result.append(UseGradients("adaptive_scale", {"limit": bitnet.gradient_limit}))
         if config.training_config.gradient_clipping:
             largest = {"max_norm": config.training_config.max_grad_norm}
-            found.append(UseGradients("clip_norm", largest))
-        return tuple(found)
+            result.append(UseGradients("clip_norm", largest))
+        return tuple(result)
 
     def metric(self) -> tuple[str, str]:
         """The metric that decides, by the kernel's name, and whether it is to rise or to fall."""
@@ -455,18 +456,18 @@ class Declaration:
     def callbacks(self, lengths: Lengths) -> tuple[Use[Any], ...]:
         """What decides by the validations."""
         config = self.config
-        found: list[Use[Any]] = []
+        result: list[Use[Any]] = []
         asked, training = config.validation_config, config.training_config
         if not lengths.validates:
             asked.refuse("validation_steps", "there is nothing to validate with")
             return ()
         if asked.validation_steps is not None:
-            found.append(UseCallback("short_validation", {"batches": asked.validation_steps}))
+            result.append(UseCallback("short_validation", {"batches": asked.validation_steps}))
         metric, mode = self.metric()
         if asked.early_stopping_enabled:
             either = "validation_patience" if asked.given("validation_patience") else \
                 "early_stopping_patience"  # fmt: skip
-            found.append(UseCallback("early_stopping", {
+            result.append(UseCallback("early_stopping", {
                 "metric": metric,
                 "mode": mode,
                 "patience": agreed((asked, either), (training, "validation_patience"),
@@ -476,22 +477,22 @@ class Declaration:
                                     otherwise=asked.early_stopping_min_delta),
             }))  # fmt: skip
         if asked.save_best_model:
-            found.append(UseCallback("best_checkpoint", {"metric": metric, "mode": mode}))
+            result.append(UseCallback("best_checkpoint", {"metric": metric, "mode": mode}))
         if config.grokfast_config is not None:
-            found += self._consolidation(config.grokfast_config, lengths.total)
-        return tuple(found)
+            result += self._consolidation(config.grokfast_config, lengths.total)
+        return tuple(result)
 
     def _settled(self, total: int) -> int:
         """The step from which on the weights are quantized as they will be, at the full rate."""
         bitnet, grokfast = self.config.bitnet_config, self.config.grokfast_config
-        found = [0]
+        result = [0]
         if bitnet is not None:
             ramps = [bitnet.warmup_steps]
             ramps += [bitnet.sparsity_warmup_steps] if bitnet.target_sparsity else []
-            found += [fitting(steps, total, LONGEST_WARMUP) for steps in ramps]
+            result += [fitting(steps, total, LONGEST_WARMUP) for steps in ramps]
         if grokfast is not None:
-            found.append(fitted(self.phase_lengths(), total)["warmup_steps"])
-        return max(found)
+            result.append(fitted(self.phase_lengths(), total)["warmup_steps"])
+        return max(result)
 
     def _consolidation(self, grokfast: GrokfastConfig, total: int) -> list[Use[Any]]:
         steps = fitted(self.phase_lengths(), total)["consolidation_steps"]
@@ -546,7 +547,7 @@ class Declaration:
         )
         self._check_data()
         schedule, rate = self.schedule(lengths)
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "run": self.run(lengths),
             "data": self.data(),
             "optimizer": self.optimizer(rate),
@@ -560,28 +561,28 @@ class Declaration:
         }
         if bitnet is not None:
             curve = {"warmup_curve": training.quantization_schedule}
-            found["quantizer"] = UseQuantizer("bitnet", {**bitnet.plugin_settings(), **curve})
+            result["quantizer"] = UseQuantizer("bitnet", {**bitnet.plugin_settings(), **curve})
         if grokfast is not None:
-            found["phases"] = UsePhases("grokfast", self.phase_lengths())
+            result["phases"] = UsePhases("grokfast", self.phase_lengths())
         wrappers: list[Use[Any]] = []
         if grokfast is not None and grokfast.gradient_checkpointing:
             wrappers.append(UseWrapper("activation_checkpointing", {}))
         if training.compile_model:
             wrappers.append(UseWrapper("compile", {}))
-        found["wrappers"] = tuple(wrappers)
-        return KernelPipeline(**found)
+        result["wrappers"] = tuple(wrappers)
+        return KernelPipeline(**result)
 
     def _observers(self) -> tuple[Use[Any], ...]:
-        found: list[Use[Any]] = [UseObserver("metrics_jsonl", {})]
+        result: list[Use[Any]] = [UseObserver("metrics_jsonl", {})]
         asked = self.config.validation_config
-        told = {
+        message = {
             "memory": asked.memory_monitoring,
             "device": asked.gpu_monitoring,
             "throughput": asked.throughput_monitoring,
         }
         if self.config.performance_profiling:
-            found.append(UseObserver("resources", told))
-        return tuple(found)
+            result.append(UseObserver("resources", message))
+        return tuple(result)
 
 
 def face_names(metrics: Mapping[str, float]) -> dict[str, float]:

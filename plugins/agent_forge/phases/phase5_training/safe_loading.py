@@ -29,8 +29,8 @@ def safe_classes() -> list[Any]:
     own: list[Any] = [
         BitLinear,
         BitConv2d,
-        bit_layer.Control,
-        bit_layer.Keeper,
+        bit_layer.QuantizationState,
+        bit_layer.QuantizedWeightCache,
         scheme.Scheme,
         SharedInput,
         mlp.Mlp,

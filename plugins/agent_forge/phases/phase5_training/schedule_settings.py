@@ -114,8 +114,8 @@ class SchedulerConfig(Configuration):
     def set_fields(self) -> dict[str, Any]:
         """The values that are not null, by name."""
         names = [item.name for item in dataclasses.fields(ScheduleValues)]
-        found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        result = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in result.items() if value is not None}
 
     def values(self, **otherwise: Any) -> ScheduleValues:
         """The values, with defaults in the place of those that are null.

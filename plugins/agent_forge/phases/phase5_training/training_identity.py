@@ -55,34 +55,34 @@ def _tensors(state: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
 
 def network_digest(state: Mapping[str, Any]) -> str:
     """Of names, shapes and types."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for name, value in _tensors(state):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-    return found.hexdigest()
+        result.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+    return result.hexdigest()
 
 
 def weights_digest(state: Mapping[str, Any]) -> str:
     """Of names and values, all of them."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for name, value in _tensors(state):
-        found.update(name.encode())
-        found.update(_bytes(value))
-    return found.hexdigest()
+        result.update(name.encode())
+        result.update(_bytes(value))
+    return result.hexdigest()
 
 
 def data_digest(loader: Any) -> str:
     """Of a loader, a data set or a list of batches; nothing is drawn from it."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     todo = [loader]
     while todo:
         value = todo.pop()
         leaf = _leaf(value)
         if leaf is not None:
-            found.update(leaf)
+            result.update(leaf)
             continue
-        found.update(f"{type(value).__name__} {_length(value)}".encode())
+        result.update(f"{type(value).__name__} {_length(value)}".encode())
         todo += reversed(_parts(value))
-    return found.hexdigest()
+    return result.hexdigest()
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -108,7 +108,7 @@ class TrainingConfig(Configuration):
             SettingError: it set what the class does not take.
         """
         known = inspect.signature(cls).parameters
-        found: dict[str, Any] = {"lr": self.learning_rate}
+        result: dict[str, Any] = {"lr": self.learning_rate}
         wanted = {
             "weight_decay": (("weight_decay",), self.weight_decay),
             "betas": (("beta1", "beta2"), (self.beta1, self.beta2)),
@@ -116,11 +116,11 @@ class TrainingConfig(Configuration):
         }
         for option, (names, value) in wanted.items():
             if option in known and any(self.given(name) for name in names):
-                found[option] = value
+                result[option] = value
             elif option not in known:
                 for name in names:
                     self.refuse(name, f"{cls.__name__} takes no {option}")
-        return found
+        return result
 
 
 def goal_of(metric: str) -> Literal["max", "min"]:

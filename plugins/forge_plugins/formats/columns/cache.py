@@ -18,7 +18,7 @@ import numpy as np
 
 from forge_plugins.formats.columns.column_writer import DEFECTS
 from forge_plugins.formats.columns.gather import Column
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 if sys.platform != "win32":
     import fcntl
@@ -36,14 +36,14 @@ def default_folder(file: Path) -> Path:
         file: the data file, for messages.
 
     Raises:
-        DataFault: the user has no folder.
+        DataError: the user has no folder.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         home = Path(base) if base else Path.home() / ".cache"
     except RuntimeError as error:
         hint = "give cache_dir, or set XDG_CACHE_HOME"
-        raise DataFault(file, f"there is no folder for a cache: {error}", hint=hint) from error
+        raise DataError(file, f"there is no folder for a cache: {error}", hint=hint) from error
     return home / "forge-kernel" / "data"
 
 
@@ -55,11 +55,11 @@ def content_key(content: str, *settings: str) -> str:
 
 def _checksum(file: Path) -> int:
     """CRC-32: against bits that flip, not against people, who could write another manifest."""
-    found = 0
+    result = 0
     with file.open("rb", buffering=0) as stream:
         while block := stream.read(2**18):
-            found = zlib.crc32(block, found)
-    return found
+            result = zlib.crc32(block, result)
+    return result
 
 
 @dataclass(frozen=True)
@@ -153,30 +153,30 @@ def keep(
         verify: columns that are there are kept only if their checksums are what they were.
 
     Raises:
-        DataFault: the folder cannot be written, or what `fill` and `check` raise.
+        DataError: the folder cannot be written, or what `fill` and `check` raise.
     """
     building = folder / f".building-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, key):
-            found = _mapped(folder / key, verify=verify)
-            if found is None:
+            result = _mapped(folder / key, verify=verify)
+            if result is None:
                 try:
                     _build(file, building, fill, check)
                     _place(building, folder / key)
                 finally:
                     shutil.rmtree(building, ignore_errors=True)
-                found = _mapped(folder / key)
+                result = _mapped(folder / key)
     except OSError as error:
         hint = "give cache_dir a folder that can be written and has room"
-        raise DataFault(file, f"the cache {folder} cannot be written: {error}", hint=hint) from (
+        raise DataError(file, f"the cache {folder} cannot be written: {error}", hint=hint) from (
             error
         )
-    if found is None:
-        raise DataFault(
+    if result is None:
+        raise DataError(
             file, f"the cache {folder / key} is broken again", hint="remove that folder"
         )
-    return found
+    return result
 
 
 def _build(
@@ -189,19 +189,19 @@ def _build(
     building.mkdir()
     written = fill(building)
     files = [building / name for name in written["files"]]
-    for one in files:
-        _to_disk(one)
+    for item in files:
+        _to_disk(item)
     manifest = {
         **written,
-        "sizes": [one.stat().st_size for one in files],
-        "checksums": [_checksum(one) for one in files],
+        "sizes": [item.stat().st_size for item in files],
+        "checksums": [_checksum(item) for item in files],
         "source": file.name,
     }
     (building / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     _to_disk(building / _MANIFEST)
-    found = _mapped(building)
-    assert found is not None, "what was written just now is whole"
-    check(found)
+    result = _mapped(building)
+    assert result is not None, "what was written just now is whole"
+    check(result)
 
 
 def _to_disk(path: Path) -> None:

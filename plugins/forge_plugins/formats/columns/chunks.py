@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from forge_plugins.formats.columns.gather import Column, Numbers, opaque, overlapping
 from forge_plugins.formats.columns.layout import Layout
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 BUDGET: Final = 2**25 + 2**23
 """Bytes of unpacked chunks that one column holds."""
@@ -53,8 +53,8 @@ class MappedChunks:
         """Rows by number, as a fresh array in native byte order."""
         chunks = index // self._chunk
         places = self._starts[chunks] + (index - chunks * self._chunk) * self._step
-        found = self._elements[places].view(self.dtype).reshape((len(index), *self.shape[1:]))
-        return found.astype(self._native, copy=False)
+        result = self._elements[places].view(self.dtype).reshape((len(index), *self.shape[1:]))
+        return result.astype(self._native, copy=False)
 
 
 class PackedChunks:
@@ -115,7 +115,7 @@ class PackedChunks:
         """All rows, a few chunks at a time, each piece in the memory of the one before.
 
         Raises:
-            DataFault: a chunk is broken.
+            DataError: a chunk is broken.
         """
         self._ready()
         length, count = self._layout.chunk, len(self)
@@ -139,7 +139,7 @@ class PackedChunks:
         """Rows by number, as a fresh array in native byte order.
 
         Raises:
-            DataFault: a chunk is broken.
+            DataError: a chunk is broken.
         """
         self._ready()
         length = self._layout.chunk
@@ -156,8 +156,8 @@ class PackedChunks:
                 mine = (back >= begin) & (back < begin + self.slots)
                 places = slots[back[mine] - begin] * length + inside[mine]
                 whole[mine] = self._elements.take(places)
-        found = whole.view(self.dtype).reshape((len(index), *self.shape[1:]))
-        return found.astype(self._native, copy=False)
+        result = whole.view(self.dtype).reshape((len(index), *self.shape[1:]))
+        return result.astype(self._native, copy=False)
 
     def _open(self) -> None:
         self._process = os.getpid()
@@ -221,12 +221,12 @@ class PackedChunks:
     def _inflated(self, chunk: int, raw: bytes) -> bytes:
         packed = zlib.decompressobj()
         try:
-            found = packed.decompress(raw, self._bytes + 64)
+            result = packed.decompress(raw, self._bytes + 64)
         except zlib.error as error:
             raise self._fault(chunk, f"cannot be unpacked: {error}") from error
-        if not packed.eof and len(found) <= self._bytes:
+        if not packed.eof and len(result) <= self._bytes:
             raise self._fault(chunk, "is cut short")
-        return found
+        return result
 
     def _summed(self, chunk: int, raw: bytes) -> bytes:
         """What stands before the checksum, which must be that of it."""
@@ -235,9 +235,9 @@ class PackedChunks:
             raise self._fault(chunk, "is not what its checksum says")
         return body
 
-    def _fault(self, chunk: int, told: str) -> DataFault:
+    def _fault(self, chunk: int, told: str) -> DataError:
         record = chunk * self._layout.chunk
-        return DataFault(
+        return DataError(
             self._file, f"a chunk {told}", field=self._name, record=record, hint="copy it anew"
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from forge_plugins.formats.columns.exact import check_exact
 from forge_plugins.formats.columns.table import Column, check_numeric
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 DEFECTS: Final = "defects.npy"
 """Beside the columns, which are numbered: a user's column may have any name."""
@@ -18,8 +18,8 @@ _ROWS: Final = 2**20  # bytes that are brought to another type at a time
 
 
 def _header(stream: BinaryIO, rows: Column, count: int) -> None:
-    told = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(rows[:0]))
-    np.lib.format.write_array_header_1_0(stream, {**told, "shape": (count, *rows.shape[1:])})
+    message = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(rows[:0]))
+    np.lib.format.write_array_header_1_0(stream, {**message, "shape": (count, *rows.shape[1:])})
 
 
 class ColumnFile:
@@ -49,7 +49,7 @@ class ColumnFile:
         """Write rows of the shape of the earlier ones.
 
         Raises:
-            DataFault: they are no numbers, or integers among floats that are none of those floats.
+            DataError: they are no numbers, or integers among floats that are none of those floats.
         """
         if self._stream is None:
             check_numeric(self._file, self._name, rows.dtype)
@@ -91,11 +91,11 @@ class ColumnFile:
             Its rows.
 
         Raises:
-            DataFault: there are none.
+            DataError: there are none.
         """
         if self._stream is None:
             hint = "give at least one"
-            raise DataFault(self._file, "there are no records", field=self._name, hint=hint)
+            raise DataError(self._file, "there are no records", field=self._name, hint=hint)
         with self._stream as stream:
             stream.seek(0)
             _header(stream, self._first, self.count)

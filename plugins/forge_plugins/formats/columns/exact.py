@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge_plugins.formats.columns.gather import Column
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 HINT: Final = (
     "different ones would become the same number: write what is learned from as floats "
@@ -63,14 +63,14 @@ def check_exact(
         record: whether the numbers of a record count.
 
     Raises:
-        DataFault: one is no float of the type.
+        DataError: one is no float of the type.
     """
     width = max(1, rows.size // max(1, len(rows)))
     for place in inexact(rows, dtype).tolist():
         number = begin + place // width
         if record(number):
-            told = rounded(rows.reshape(-1)[place].item(), dtype.itemsize * 8)
-            raise DataFault(file, told, record=number, field=name, hint=HINT)
+            message = rounded(rows.reshape(-1)[place].item(), dtype.itemsize * 8)
+            raise DataError(file, message, record=number, field=name, hint=HINT)
 
 
 def is_exact(value: int) -> bool:

@@ -58,7 +58,7 @@ class Layout:
 
     def told(self) -> dict[str, Any]:
         """For JSON."""
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "dtype": self.dtype, "shape": list(self.shape), "offset": self.offset,
             "strides": None if self.strides is None else list(self.strides),
             "chunk": self.chunk, "filters": list(self.filters),
@@ -66,8 +66,8 @@ class Layout:
         for name in ("starts", "sizes", "skipped"):
             numbers = getattr(self, name)
             if numbers is not None:
-                found[name] = base64.b64encode(numbers.astype("<i8").tobytes()).decode()
-        return found
+                result[name] = base64.b64encode(numbers.astype("<i8").tobytes()).decode()
+        return result
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Layout:

@@ -9,7 +9,7 @@ import numpy as np
 
 from forge_plugins.formats.columns.gather import Column, Rows
 from forge_plugins.formats.columns.layout import Layout
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 
 def map_layout(file: Path, name: str, layout: Layout) -> Column | Rows:
@@ -21,14 +21,14 @@ def map_layout(file: Path, name: str, layout: Layout) -> Column | Rows:
         layout: of the column.
 
     Raises:
-        DataFault: it reaches beyond the file's end.
+        DataError: it reaches beyond the file's end.
     """
     from forge_plugins.formats.columns.chunks import MappedChunks, PackedChunks
 
     size = file.stat().st_size
     if layout.end() > size:
-        told = f"ends at byte {layout.end()}, the file at {size}"
-        raise DataFault(file, told, field=name, hint="it is cut short: copy it anew")
+        message = f"ends at byte {layout.end()}, the file at {size}"
+        raise DataError(file, message, field=name, hint="it is cut short: copy it anew")
     dtype = np.dtype(layout.dtype)
     if layout.sizes is not None:
         return PackedChunks(file, name, layout)
@@ -37,7 +37,7 @@ def map_layout(file: Path, name: str, layout: Layout) -> Column | Rows:
     whole = np.memmap(file, np.uint8, "r")
     if layout.starts is not None:
         return MappedChunks(np.asarray(whole), layout)
-    found: Column = np.ndarray(
+    result: Column = np.ndarray(
         layout.shape, dtype, whole, layout.offset, layout.strides or None
     )  # fmt: skip
-    return found
+    return result

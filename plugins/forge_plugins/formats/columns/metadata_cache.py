@@ -37,10 +37,10 @@ class Memos:
     def find(self, *key: str) -> dict[str, Any] | None:
         """What was kept under a key; None when nothing whole was."""
         try:
-            found = json.loads(self._path(key).read_text(encoding="utf-8"))
+            result = json.loads(self._path(key).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found["value"] if isinstance(found, dict) and found.get("key") == [*key] else None
+        return result["value"] if isinstance(result, dict) and result.get("key") == [*key] else None
 
     def keep(self, *key: str, value: Mapping[str, Any]) -> bool:
         """Keep an object; whether it could be written."""
@@ -50,10 +50,10 @@ class Memos:
     def numbers(self, *key: str) -> NDArray[np.int64] | None:
         """The numbers that were kept under a key, mapped; None when there are none."""
         try:
-            found = np.load(self._path(key, ".npy"), mmap_mode="r", allow_pickle=False)
+            result = np.load(self._path(key, ".npy"), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
             return None
-        return found if found.dtype == np.int64 and found.ndim == 1 else None
+        return result if result.dtype == np.int64 and result.ndim == 1 else None
 
     def keep_numbers(self, *key: str, numbers: NDArray[np.int64]) -> bool:
         """Keep numbers; whether they could be written."""

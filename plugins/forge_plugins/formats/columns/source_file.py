@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from forge_plugins.formats.columns.metadata_cache import Memos
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 SETTLED: Final = 2.0
 """Seconds after its last change from which a file's times tell whether it changes again."""
@@ -27,7 +27,7 @@ class Source:
         file: the file.
 
     Raises:
-        DataFault: there is none, it is no file, is empty or may not be read.
+        DataError: there is none, it is no file, is empty or may not be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -37,25 +37,25 @@ class Source:
             self._descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError as error:
             hint = "paths are relative to where you are"
-            raise DataFault(file, "there is no such file", hint=hint) from error
+            raise DataError(file, "there is no such file", hint=hint) from error
         except PermissionError as error:
-            raise DataFault(file, "may not be read", hint="look at its rights") from error
+            raise DataError(file, "may not be read", hint="look at its rights") from error
         except (OSError, ValueError) as error:
-            raise DataFault(file, f"cannot be opened: {error}", hint="look at the path") from error
+            raise DataError(file, f"cannot be opened: {error}", hint="look at the path") from error
         try:
             self._found = self._look()
-        except DataFault:
+        except DataError:
             self.close()
             raise
 
     def _look(self) -> os.stat_result:
-        found = os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
-            raise DataFault(self.file, f"is {kind}, no such file", hint="name a file")
-        if not found.st_size:
-            raise DataFault(self.file, "the file is empty", hint="write it anew")
-        return found
+        result = os.fstat(self._descriptor)
+        if not stat.S_ISREG(result.st_mode):
+            kind = "a folder" if stat.S_ISDIR(result.st_mode) else "a pipe, socket or device"
+            raise DataError(self.file, f"is {kind}, no such file", hint="name a file")
+        if not result.st_size:
+            raise DataError(self.file, "the file is empty", hint="write it anew")
+        return result
 
     def close(self) -> None:
         """Let go of the file."""
@@ -74,13 +74,13 @@ class Source:
             again: hash the content even if it is known.
 
         Raises:
-            DataFault: the file changes while it is read.
+            DataError: the file changes while it is read.
         """
         path = str(self.file.absolute())
         known = memos.find("content", path)
-        found = self._found
+        result = self._found
         stamp = [
-            found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns,
+            result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns, result.st_ctime_ns,
         ]  # fmt: skip
         if not again and known is not None and known.get("stamp") == stamp:
             return str(known["content"])
@@ -91,7 +91,7 @@ class Source:
                 digest.update(block)
         self.check_whole()
         content = digest.hexdigest()
-        settled = abs(now - max(found.st_mtime, found.st_ctime)) > SETTLED
+        settled = abs(now - max(result.st_mtime, result.st_ctime)) > SETTLED
         if settled:
             memos.keep("content", path, value={"stamp": stamp, "content": content})
         return content
@@ -100,7 +100,7 @@ class Source:
         """After a reading by name: it was this file that was read, and it did not change.
 
         Raises:
-            DataFault: it was another or it did.
+            DataError: it was another or it did.
         """
         try:
             here = self.file.stat()
@@ -114,7 +114,7 @@ class Source:
         """Whether the content is what it was.
 
         Raises:
-            DataFault: it is not.
+            DataError: it is not.
         """
         now, then = os.fstat(self._descriptor), self._found
         if now.st_size != then.st_size:
@@ -128,11 +128,11 @@ class Source:
         To read a mapped file beyond its end is the end of the process.
 
         Raises:
-            DataFault: it is not.
+            DataError: it is not.
         """
         if os.lseek(self._descriptor, 0, os.SEEK_END) != self._found.st_size:
             self.check()
 
-    def _changed(self, how: str) -> DataFault:
-        told = f"changed while it was read: it {how}"
-        return DataFault(self.file, told, hint="give a file that nobody writes to, or a copy")
+    def _changed(self, how: str) -> DataError:
+        message = f"changed while it was read: it {how}"
+        return DataError(self.file, message, hint="give a file that nobody writes to, or a copy")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from forge_plugins.formats.columns.gather import Column, Rows, take
 from forge_plugins.formats.columns.source_file import Source
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 __all__ = ["PROBLEMS", "Column", "Rows", "Table", "absent", "check_numeric", "take"]
 
@@ -56,14 +56,14 @@ class Table:
             name = self.name_of(role)
             check_numeric(self.file, name, column.dtype)
             if not column.ndim:
-                raise DataFault(
+                raise DataError(
                     self.file,
                     "is a single number, not one for each record",
                     field=name,
                     hint="give an array whose first dimension counts the records",
                 )
             if len(column) != len(self.columns["input"]):
-                raise DataFault(
+                raise DataError(
                     self.file,
                     f"has {len(column)} records and '{self.name_of('input')}' has "
                     f"{len(self.columns['input'])}",
@@ -71,11 +71,11 @@ class Table:
                     hint="give each field as many records",
                 )
             if not all(column.shape[1:]):
-                raise DataFault(
+                raise DataError(
                     self.file, "holds no number in a record", field=name, hint="leave it out"
                 )
         if not len(self):
-            raise DataFault(self.file, "there are no records", hint="give at least one")
+            raise DataError(self.file, "there are no records", hint="give at least one")
 
     def __len__(self) -> int:
         return len(self.columns["input"])
@@ -84,13 +84,13 @@ class Table:
         """What the file calls the column of a role."""
         return self.names.get(role, role)
 
-    def without(self, role: str) -> DataFault:
+    def without(self, role: str) -> DataError:
         """What to say when there is no column of a role."""
         there = {self.name_of(other) for other in self.columns} | {*self.others}
         return absent(self.file, self.name_of(role), there)
 
 
-def absent(file: Path, name: str, there: Collection[str], record: int | None = None) -> DataFault:
+def absent(file: Path, name: str, there: Collection[str], record: int | None = None) -> DataError:
     """What to say when a file does not have the column that is asked for.
 
     Args:
@@ -102,20 +102,20 @@ def absent(file: Path, name: str, there: Collection[str], record: int | None = N
     near = difflib.get_close_matches(name, there, 1)
     shown = sorted(there)
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    told = f"there is no field '{name}'; there are {shown[:_SHOWN]}{more}"
+    message = f"there is no field '{name}'; there are {shown[:_SHOWN]}{more}"
     meant = f"did you mean '{near[0]}'? " if near else ""
     hint = f"{meant}input_column and target_column say which columns are read"
-    return DataFault(file, told, field=name, record=record, hint=hint)
+    return DataError(file, message, field=name, record=record, hint=hint)
 
 
 def check_numeric(file: Path, name: str, dtype: np.dtype[Any]) -> None:
     """Refuse what is no array of numbers.
 
     Raises:
-        DataFault: objects, texts, records, complex numbers, times.
+        DataError: objects, texts, records, complex numbers, times.
     """
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
-        raise DataFault(
+        raise DataError(
             file,
             f"holds values of the type {dtype}, not numbers",
             field=name,

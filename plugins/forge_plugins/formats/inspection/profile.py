@@ -212,7 +212,7 @@ def profile_of_texts(file: Path, key: str) -> Profile:
         key: the text's field in an object.
 
     Raises:
-        DataFault: the file is broken.
+        DataError: the file is broken.
     """
     account = Account()
     lengths: list[int] = []

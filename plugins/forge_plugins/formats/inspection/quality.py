@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from forge_plugins.formats.columns.exact import check_exact
 from forge_plugins.formats.columns.table import PROBLEMS, Column, Rows, Table, take
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 Inputs = Literal["features", "tokens"]
 Target = Literal["class", "number", "next", "none"]
@@ -95,11 +95,11 @@ def check_form(table: Table, inputs: Inputs, target: Target) -> None:
     """Whether the columns are of the form that is asked for.
 
     Raises:
-        DataFault: there is no target, or its shape does not fit.
+        DataError: there is no target, or its shape does not fit.
     """
 
-    def refused(role: str, message: str, hint: str) -> DataFault:
-        return DataFault(table.file, message, field=table.name_of(role), hint=hint)
+    def refused(role: str, message: str, hint: str) -> DataError:
+        return DataError(table.file, message, field=table.name_of(role), hint=hint)
 
     shape = table.columns["input"].shape
     if inputs == "tokens":
@@ -114,14 +114,14 @@ def check_form(table: Table, inputs: Inputs, target: Target) -> None:
     if "target" not in table.columns:
         fault = table.without("target")
         raise refused("target", fault.message, f"{fault.hint}; without any, set target: none")
-    found = table.columns["target"].shape
+    result = table.columns["target"].shape
     fits = {
-        "class": found[1:] in ((), (1,)) or (inputs == "tokens" and found == shape),
-        "number": len(found) <= 2,
-        "next": found == shape,
+        "class": result[1:] in ((), (1,)) or (inputs == "tokens" and result == shape),
+        "number": len(result) <= 2,
+        "next": result == shape,
     }[target]
     if not fits:
-        told = f"the shape {list(found)} is not one of target: {target}"
+        told = f"the shape {list(result)} is not one of target: {target}"
         raise refused("target", told, "write one target for each sample, or change target")
 
 
@@ -134,7 +134,7 @@ def check_floats(table: Table, inputs: Inputs, target: Target) -> None:
         target: what targets are; numbers become floats.
 
     Raises:
-        DataFault: two different integers would be one number.
+        DataError: two different integers would be one number.
     """
     there = ["input"] if inputs == "features" else []
     if target == "number" and "target" in table.columns:
@@ -176,25 +176,25 @@ def assess(
         ignore: an integer target that counts for nothing (padding) and is no label; None: none.
 
     Raises:
-        DataFault: see `check_form`; or labels or tokens are too large to be counted from the data.
+        DataError: see `check_form`; or labels or tokens are too large to be counted from the data.
     """
     check_form(table, inputs, target)
     count = len(table)
-    found = {reason: np.zeros(count, np.bool_) for reason in REASONS}
+    result = {reason: np.zeros(count, np.bool_) for reason in REASONS}
     for number, problem in enumerate(PROBLEMS):
         if table.problems is not None:
-            found[problem] = np.asarray(table.problems) == number + 1
+            result[problem] = np.asarray(table.problems) == number + 1
     names = ["input"] if target == "none" or "target" not in table.columns else ["input", "target"]
     bad, all_values = np.zeros(count, np.int64), 0
-    broken = np.logical_or.reduce([found[problem] for problem in PROBLEMS])
+    broken = np.logical_or.reduce([result[problem] for problem in PROBLEMS])
     for name in names:
         column = table.columns[name]
         all_values += int(np.prod(column.shape[1:]))
         if name == "input" and inputs == "tokens":
-            found["token out of range"] |= _outside(column, vocabulary) & ~broken
+            result["token out of range"] |= _outside(column, vocabulary) & ~broken
         elif name == "target" and target in ("class", "next"):
             limit = vocabulary if target == "next" else classes
-            found["label out of range"] |= _outside(column, limit, ignore) & ~broken
+            result["label out of range"] |= _outside(column, limit, ignore) & ~broken
         else:
             own = _own_limits(column, broken, limits) if thorough and name == "input" else None
             for rows, block in _blocks(column):
@@ -202,18 +202,18 @@ def assess(
                 strange = np.zeros_like(infinite)
                 if own is not None:
                     strange = ~infinite & ((block < own[0]) | (block > own[1]))
-                found["not finite"][rows] |= infinite.any(1)
-                found["outlier"][rows] |= strange.any(1)
+                result["not finite"][rows] |= infinite.any(1)
+                result["outlier"][rows] |= strange.any(1)
                 bad[rows] += (infinite | strange).sum(1)
     if thorough:
-        found["duplicate"] = _duplicates([table.columns[name] for name in names]) & ~broken
-    hard = np.logical_or.reduce([found[reason] for reason in (*PROBLEMS, *_LABELS, "duplicate")])
+        result["duplicate"] = _duplicates([table.columns[name] for name in names]) & ~broken
+    hard = np.logical_or.reduce([result[reason] for reason in (*PROBLEMS, *_LABELS, "duplicate")])
     scores = np.where(hard, 0.0, 1.0 - bad / all_values).astype(np.float32)
-    usable = ~(broken | found["label out of range"] | found["token out of range"])
+    usable = ~(broken | result["label out of range"] | result["token out of range"])
     labels = "target" in names and target in ("class", "next")
     return Assessment(
         scores,
-        found,
+        result,
         _largest(table, "target", usable, "classes", classes, ignore) if labels else None,
         _largest(table, "input", usable, "vocabulary", vocabulary) if inputs == "tokens" else None,
     )
@@ -266,7 +266,7 @@ def _largest(
         good = good if ignore is None else good[good != ignore]
         largest = max(largest, int(good.max())) if good.size else largest
     if given is None and largest >= MAX_CLASSES:
-        raise DataFault(
+        raise DataError(
             table.file,
             f"has {largest}, too large to count {setting} from it",
             field=table.name_of(role),
@@ -328,12 +328,12 @@ def _duplicates(columns: list[Column | Rows]) -> NDArray[np.bool_]:
     _, first, back = np.unique(sums, return_index=True, return_inverse=True)
     earlier = first[back]
     repeats = np.flatnonzero(earlier != np.arange(len(sums)))
-    found = np.zeros(len(sums), np.bool_)
+    result = np.zeros(len(sums), np.bool_)
     for begin in range(0, len(repeats), 4096):
         some = repeats[begin : begin + 4096]
         same = np.ones(len(some), np.bool_)
         for column in columns:
             equal = take(column, some) == take(column, earlier[some])
             same &= equal.reshape(len(some), -1).all(1)
-        found[some] = same
-    return found
+        result[some] = same
+    return result

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forge_plugins.formats.columns.metadata_cache import Memos
 from forge_plugins.formats.columns.table import Table
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.inspection.quality import (
     REASONS,
     Assessment,
@@ -34,7 +34,7 @@ _VERSION: Final = "4"
 
 
 @dataclass(frozen=True)
-class Survey:
+class ScanResult:
     """What `Assessment` tells, at one threshold.
 
     Args:
@@ -56,18 +56,18 @@ class Survey:
     largest_token: int | None
 
 
-def surveyed(found: Assessment, threshold: float) -> Survey:
+def scanned(found: Assessment, threshold: float) -> ScanResult:
     """What an assessment of a whole table tells at a threshold."""
     kept = found.kept(threshold)
     index = None if len(kept) == len(found.scores) else kept
-    return Survey(
+    return ScanResult(
         threshold, len(kept), index, found.left_out(threshold), found.unusable(threshold),
         found.largest_label, found.largest_token,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ScanOptions:
     """What is asked of a table's samples; see `assess`.
 
     Args:
@@ -100,7 +100,7 @@ class Question:
         }  # fmt: skip
 
 
-def survey(table: Table, asked: Question, folder: Path) -> Survey:
+def scan(table: Table, asked: ScanOptions, folder: Path) -> ScanResult:
     """Look at every number of a table, unless the same was asked of the same content before.
 
     Args:
@@ -109,7 +109,7 @@ def survey(table: Table, asked: Question, folder: Path) -> Survey:
         folder: the cache; what is found is kept there.
 
     Raises:
-        DataFault: see `assess` and `check_floats`.
+        DataError: see `assess` and `check_floats`.
     """
     check_form(table, asked.inputs, asked.target)
     memos = Memos(folder)
@@ -119,37 +119,37 @@ def survey(table: Table, asked: Question, folder: Path) -> Survey:
         return known
     if asked.floats:
         check_floats(table, asked.inputs, asked.target)
-    found = _in_parts(table, asked, folder) if asked.parts else _whole(table, asked)
+    result = _in_parts(table, asked, folder) if asked.parts else _whole(table, asked)
     if table.content:
-        _keep(memos, key, found)
-    return found
+        _keep(memos, key, result)
+    return result
 
 
-def _known(memos: Memos, key: tuple[str, ...]) -> Survey | None:
-    told = memos.find(*key)
-    if told is None:
+def _known(memos: Memos, key: tuple[str, ...]) -> ScanResult | None:
+    message = memos.find(*key)
+    if message is None:
         return None
     index = None
-    if told.pop("indexed"):
+    if message.pop("indexed"):
         index = memos.numbers(*key)
-        if index is None or len(index) != told["kept_count"]:
+        if index is None or len(index) != message["kept_count"]:
             return None
-    unusable = told.pop("unusable")
-    return Survey(index=index, unusable=unusable and (unusable[0], unusable[1]), **told)
+    unusable = message.pop("unusable")
+    return ScanResult(index=index, unusable=unusable and (unusable[0], unusable[1]), **message)
 
 
-def _keep(memos: Memos, key: tuple[str, ...], found: Survey) -> None:
+def _keep(memos: Memos, key: tuple[str, ...], found: ScanResult) -> None:
     if found.index is not None and not memos.keep_numbers(*key, numbers=found.index):
         return
     value = {name: getattr(found, name) for name in found.__dataclass_fields__ if name != "index"}
     memos.keep(*key, value={**value, "indexed": found.index is not None})
 
 
-def _whole(table: Table, asked: Question) -> Survey:
-    return surveyed(assess(table, **asked.settings), asked.threshold)
+def _whole(table: Table, asked: ScanOptions) -> ScanResult:
+    return scanned(assess(table, **asked.settings), asked.threshold)
 
 
-def _in_parts(table: Table, asked: Question, folder: Path) -> Survey:
+def _in_parts(table: Table, asked: ScanOptions, folder: Path) -> ScanResult:
     thorough, threshold = asked.threshold > 0, asked.threshold
     limits = outlier_limits(table) if thorough and asked.inputs == "features" else None
     counts: Counter[str] = Counter()
@@ -162,21 +162,21 @@ def _in_parts(table: Table, asked: Question, folder: Path) -> Survey:
         numbers = stack.enter_context(_numbers_file(table, folder)) if thorough else None
         for begin in range(0, len(table), step):
             part = _part(table, begin, begin + step)
-            found = assess(part, **asked.settings, limits=limits)
-            counts.update(found.left_out(threshold))
-            here = found.unusable(threshold)
+            result = assess(part, **asked.settings, limits=limits)
+            counts.update(result.left_out(threshold))
+            here = result.unusable(threshold)
             if unusable is None and here is not None:
                 unusable = begin + here[0], here[1]
-            for name, value in (("label", found.largest_label), ("token", found.largest_token)):
+            for name, value in (("label", result.largest_label), ("token", result.largest_token)):
                 known = largest[name]
                 largest[name] = value if known is None or value is None else max(known, value)
-            chosen = found.kept(threshold)
+            chosen = result.kept(threshold)
             kept += len(chosen)
             if numbers is not None:
                 numbers.write((chosen + begin).tobytes())
         index = None if numbers is None or kept == len(table) else _mapped(numbers, kept)
-    told = {reason: counts[reason] for reason in REASONS if counts[reason]}
-    return Survey(threshold, kept, index, told, unusable, largest["label"], largest["token"])
+    message = {reason: counts[reason] for reason in REASONS if counts[reason]}
+    return ScanResult(threshold, kept, index, message, unusable, largest["label"], largest["token"])
 
 
 def _part(table: Table, begin: int, end: int) -> Table:
@@ -192,8 +192,8 @@ def _numbers_file(table: Table, folder: Path) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=folder)
     except OSError as error:
         hint = "give cache_dir a folder that can be written and has room"
-        told = f"the cache {folder} cannot be written: {error}"
-        raise DataFault(table.file, told, hint=hint) from error
+        message = f"the cache {folder} cannot be written: {error}"
+        raise DataError(table.file, message, hint=hint) from error
 
 
 def _mapped(numbers: IO[bytes], count: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.table import Column, absent
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
 PART: Final = 2**20
@@ -32,8 +32,8 @@ def _pyarrow(file: Path) -> Any:
         pyarrow.set_cpu_count(1)
         pyarrow.set_io_thread_count(1)
     except ImportError as error:
-        told = "Parquet and Arrow files are read by pyarrow, which is not installed"
-        raise DataFault(file, told, hint="pip install 'forge-kernel[parquet]'") from error
+        message = "Parquet and Arrow files are read by pyarrow, which is not installed"
+        raise DataError(file, message, hint="pip install 'forge-kernel[parquet]'") from error
     return pyarrow
 
 
@@ -47,7 +47,7 @@ def _read(file: Path, columns: ColumnFolder, names: Sequence[str], *, parquet: b
         parquet: Parquet; else Arrow, as a file or as a stream.
 
     Raises:
-        DataFault: pyarrow is missing, the file is broken, or a column is there twice or holds
+        DataError: pyarrow is missing, the file is broken, or a column is there twice or holds
             nulls, texts or lists of several lengths.
     """
     arrow = _pyarrow(file)
@@ -64,24 +64,24 @@ def _read(file: Path, columns: ColumnFolder, names: Sequence[str], *, parquet: b
                 columns.append(name, rows)
             count += len(batch)
     except (arrow.ArrowException, OSError, ValueError) as error:
-        told = f"cannot be read: {str(error)[:160]}"
-        raise DataFault(file, told, record=count, hint="write it anew") from error
+        message = f"cannot be read: {str(error)[:160]}"
+        raise DataError(file, message, record=count, hint="write it anew") from error
     if not count:
-        raise DataFault(file, "there are no records", hint="give at least one")
+        raise DataError(file, "there are no records", hint="give at least one")
 
 
 def _asked(file: Path, columns: ColumnFolder, names: Sequence[str], schema: Any) -> list[str]:
     """Those of the columns that are asked for that are there.
 
     Raises:
-        DataFault: the first is not there, or one is there twice.
+        DataError: the first is not there, or one is there twice.
     """
     if names[0] not in schema.names:
         raise absent(file, names[0], schema.names)
     for name in names:
         if schema.names.count(name) > 1:
-            told = f"{schema.names.count(name)} columns have this name"
-            raise DataFault(file, told, field=name, hint="rename all but one")
+            message = f"{schema.names.count(name)} columns have this name"
+            raise DataError(file, message, field=name, hint="rename all but one")
     columns.pass_over(name for name in schema.names if name not in names)
     return [name for name in names if name in schema.names]
 
@@ -129,7 +129,7 @@ def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Col
         record: number of its first row.
 
     Raises:
-        DataFault: it holds nulls, lists of several lengths, or something else than numbers.
+        DataError: it holds nulls, lists of several lengths, or something else than numbers.
     """
     shape: list[int] = [len(column)]
     for _ in range(_DEPTH):
@@ -137,7 +137,7 @@ def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Col
             # each list above has as many numbers, so that a place tells the row
             place = int(arrow.compute.index(column.is_null(), True).as_py())
             at = record + place * shape[0] // max(1, len(column))
-            raise DataFault(file, "holds null", field=name, record=at, hint="write a number or NaN")
+            raise DataError(file, "holds null", field=name, record=at, hint="write a number or NaN")
         unwrapped = _unwrapped(arrow, column)
         if unwrapped is not column:
             column = unwrapped
@@ -151,14 +151,14 @@ def _numbers(arrow: Any, file: Path, name: str, column: Any, record: int) -> Col
         flat = column.flatten()
         shape.append(len(flat) // max(1, len(column)))
         column = flat
-    told = f"holds values of the type {column.type}, not numbers"
+    message = f"holds values of the type {column.type}, not numbers"
     hint = "numbers are integers and floats of up to 64 bits"
     try:
         numbers: Column = column.to_numpy(zero_copy_only=False)
     except arrow.ArrowException as error:
-        raise DataFault(file, told, field=name, hint=hint) from error
+        raise DataError(file, message, field=name, hint=hint) from error
     if numbers.dtype.kind not in "iufb":
-        raise DataFault(file, told, field=name, hint=hint)
+        raise DataError(file, message, field=name, hint=hint)
     return numbers.reshape(shape)
 
 
@@ -180,9 +180,9 @@ def _lists(arrow: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _ragged(file: Path, name: str, record: int) -> DataFault:
-    told = "is ragged: its lists are not of one length"
-    return DataFault(file, told, field=name, record=record, hint="write lists of one length")
+def _ragged(file: Path, name: str, record: int) -> DataError:
+    message = "is ragged: its lists are not of one length"
+    return DataError(file, message, field=name, record=record, hint="write lists of one length")
 
 
 def read_parquet(
@@ -200,8 +200,16 @@ def read_arrow(file: Path, columns: ColumnFolder, reading: Reading, names: Colle
 
 
 PARQUET: Final = Format(
-    name="parquet", suffixes=(".parquet", ".pq"), magic=(b"PAR1",), read=read_parquet, apart=True
+    name="parquet",
+    suffixes=(".parquet", ".pq"),
+    magic=(b"PAR1",),
+    read=read_parquet,
+    sandboxed=True,
 )
 ARROW: Final = Format(
-    name="arrow", suffixes=(".arrow", ".feather"), magic=(b"ARROW1",), read=read_arrow, apart=True
+    name="arrow",
+    suffixes=(".arrow", ".feather"),
+    magic=(b"ARROW1",),
+    read=read_arrow,
+    sandboxed=True,
 )

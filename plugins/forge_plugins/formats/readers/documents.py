@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.json import elements, line_values
 from forge_plugins.formats.readers.json_text import JsonText
 from forge_plugins.formats.readers.records_to_columns import type_name
@@ -74,7 +74,7 @@ class Documents:
             account: what is found is noted here.
 
         Raises:
-            DataFault: the file is broken, or a text is none.
+            DataError: the file is broken, or a text is none.
         """
         with self.file.open("rb") as stream:
             text = JsonText(self.file, stream)
@@ -84,36 +84,40 @@ class Documents:
                 return
             seen: set[bytes] = set()
             for record, value, place in _objects(text):
-                found = self._text(record, value, place, account)
-                if found is None:
+                result = self._text(record, value, place, account)
+                if result is None:
                     continue
                 if self.once:
-                    digest = hashlib.blake2b(found.encode("utf-8", "surrogatepass"), digest_size=16)
+                    digest = hashlib.blake2b(
+                        result.encode("utf-8", "surrogatepass"), digest_size=16
+                    )
                     if digest.digest() in seen:
                         account.leave_out("duplicate", record)
                         continue
                     seen.add(digest.digest())
                 account.documents += 1
-                account.characters += len(found)
-                yield found, True
+                account.characters += len(result)
+                yield result, True
 
     def _text(self, record: int, value: Any, place: str | None, account: Account) -> str | None:
         """The text of an object; None when it is left out."""
         reason = None
         if not isinstance(value, dict):
-            reason, told = "wrong type", f"the record is a {type_name(value)}, not an object"
+            reason, message = "wrong type", f"the record is a {type_name(value)}, not an object"
         elif self.key not in value:
-            reason, told = "missing field", f"is missing; there are {sorted(value)[:8]}"
+            reason, message = "missing field", f"is missing; there are {sorted(value)[:8]}"
         elif not isinstance(value[self.key], str):
-            reason, told = "wrong type", f"holds a {type_name(value[self.key])}, not a text"
+            reason, message = "wrong type", f"holds a {type_name(value[self.key])}, not a text"
         if reason is None:
-            found: str = value[self.key]
-            if len(found) >= self.least:
-                return found
+            result: str = value[self.key]
+            if len(result) >= self.least:
+                return result
             reason = "length"
         elif not self.lenient:
             hint = "name the field of the texts, or leave such objects out"
-            raise DataFault(self.file, told, record=record, field=self.key, place=place, hint=hint)
+            raise DataError(
+                self.file, message, record=record, field=self.key, place=place, hint=hint
+            )
         account.leave_out(reason, record)
         return None
 
@@ -126,7 +130,7 @@ class Documents:
                 held += decoder.decode(raw)
             except UnicodeDecodeError as error:
                 at = place - len(error.object) + len(raw) + error.start
-                raise DataFault(
+                raise DataError(
                     self.file, f"is no UTF-8: {error.reason}", place=f"byte {at}",
                     hint="save it as UTF-8",
                 ) from error  # fmt: skip
@@ -140,7 +144,7 @@ class Documents:
         try:
             held += decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise DataFault(
+            raise DataError(
                 self.file, "ends within a character", place=f"byte {place}", hint="save it anew"
             ) from error
         if account.characters + len(held) < self.least:

@@ -17,7 +17,7 @@ import numpy as np
 
 from forge_plugins.formats.columns.layout import Layout, field_layout
 from forge_plugins.formats.columns.table import Column, check_numeric
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
 MAGIC: Final = b"FORGEREC"
@@ -34,10 +34,10 @@ def write_records(file: Path, columns: Mapping[str, Column]) -> None:
     rows = np.zeros(len(next(iter(columns.values()))), np.dtype(fields))
     for name, column in columns.items():
         rows[name] = column
-    told = [
+    message = [
         {"name": name, "dtype": dtype.str, "shape": list(shape)} for name, dtype, shape in fields
     ]
-    text = json.dumps({"version": VERSION, "records": len(rows), "fields": told}).encode()
+    text = json.dumps({"version": VERSION, "records": len(rows), "fields": message}).encode()
     text = text.ljust(-(-(len(text) + 16) // 64) * 64 - 16)
     file.write_bytes(MAGIC + len(text).to_bytes(8, "little") + text + rows.tobytes())
 
@@ -47,35 +47,35 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     with file.open("rb") as stream:
         start = stream.read(16)
         if start[:8] != MAGIC:
-            raise DataFault(file, f"begins with {start[:8]!r}, not {MAGIC!r}", hint=_HINT)
+            raise DataError(file, f"begins with {start[:8]!r}, not {MAGIC!r}", hint=_HINT)
         length = int.from_bytes(start[8:], "little")
         if len(start) < 16 or length > min(_MAX_HEADER, size - 16):
-            raise DataFault(file, f"the header's length is {length}", place="byte 8", hint=_HINT)
+            raise DataError(file, f"the header's length is {length}", place="byte 8", hint=_HINT)
         text = stream.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        told = f"the header is not JSON: {str(error)[:120]}"
-        raise DataFault(file, told, place="byte 16", hint=_HINT) from error
+        message = f"the header is not JSON: {str(error)[:120]}"
+        raise DataError(file, message, place="byte 16", hint=_HINT) from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise DataFault(file, f"the header is not of version {VERSION}", hint=_HINT)
+        raise DataError(file, f"the header is not of version {VERSION}", hint=_HINT)
     return header, 16 + length
 
 
 def _field(file: Path, field: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
     if not isinstance(field, dict) or not isinstance(field.get("name"), str):
-        raise DataFault(file, "the header has a field without a name", hint=_HINT)
+        raise DataError(file, "the header has a field without a name", hint=_HINT)
     name, shape = field["name"], field.get("shape")
     try:
         dtype = np.dtype(str(field.get("dtype")))
     except (TypeError, ValueError, SyntaxError) as error:
-        told = f"the type {str(field.get('dtype'))[:40]!r} is unknown"
-        raise DataFault(file, told, field=name, hint=_HINT) from error
+        message = f"the type {str(field.get('dtype'))[:40]!r} is unknown"
+        raise DataError(file, message, field=name, hint=_HINT) from error
     if not isinstance(shape, list) or any(type(n) is not int or n < 1 for n in shape):
-        raise DataFault(file, f"the shape {str(shape)[:40]} is none", field=name, hint=_HINT)
+        raise DataError(file, f"the shape {str(shape)[:40]} is none", field=name, hint=_HINT)
     if len(shape) > 8 or math.prod(shape) * dtype.itemsize > 2**31 - 1:
-        told = f"a record of the shape {str(shape)[:60]} is too large"
-        raise DataFault(file, told, field=name, hint=_HINT)
+        message = f"a record of the shape {str(shape)[:60]} is too large"
+        raise DataError(file, message, field=name, hint=_HINT)
     return name, dtype, tuple(shape)
 
 
@@ -83,31 +83,31 @@ def record_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     """The columns in place.
 
     Raises:
-        DataFault: the header is broken, or the file is not as long as it says.
+        DataError: the header is broken, or the file is not as long as it says.
     """
     header, offset = _header(file)
     fields, count = header.get("fields"), header.get("records")
     if not isinstance(fields, list) or not fields or type(count) is not int or count < 0:
-        raise DataFault(file, "the header lacks fields or records", hint=_HINT)
-    found = [_field(file, field) for field in fields]
-    if len({name for name, _, _ in found}) < len(found):
-        raise DataFault(file, "the header names a field twice", hint=_HINT)
-    types = {name: dtype for name, dtype, _ in found}
+        raise DataError(file, "the header lacks fields or records", hint=_HINT)
+    result = [_field(file, field) for field in fields]
+    if len({name for name, _, _ in result}) < len(result):
+        raise DataError(file, "the header names a field twice", hint=_HINT)
+    types = {name: dtype for name, dtype, _ in result}
     asked = [name for name in reading.names if name in types]
     for name in asked:
         check_numeric(file, name, types[name])
-    row = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in found)
+    row = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in result)
     here = file.stat().st_size - offset
     if here != count * row:
-        raise DataFault(
+        raise DataError(
             file,
             f"{count} records of {row} bytes need {count * row} bytes; there are {here}",
             record=here // row,
             hint=_HINT,
         )
     if not count:
-        raise DataFault(file, "there are no records", hint="give at least one")
-    record = np.dtype(found)
+        raise DataError(file, "there are no records", hint="give at least one")
+    record = np.dtype(result)
     return dict.fromkeys(types) | {
         name: field_layout(record, name, (count,), offset) for name in asked
     }

@@ -18,7 +18,7 @@ from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.gather import Column
 from forge_plugins.formats.columns.layout import Layout
 from forge_plugins.formats.columns.table import check_numeric
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
 MAX_EXPANSION: Final = 1000
@@ -38,31 +38,31 @@ def _checked(file: Path, opened: Any, name: str) -> Any:
     """A data set whose numbers may be read; None when there is none of this name or path.
 
     Raises:
-        DataFault: it is refused.
+        DataError: it is refused.
     """
     try:
-        found = _led_to(file, opened, name)
-        return None if found is None else _data_set(file, name, found)
+        result = _led_to(file, opened, name)
+        return None if result is None else _data_set(file, name, result)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        told = f"cannot be opened: {str(error)[:120]}"
-        raise DataFault(file, told, field=name, hint="write it anew") from error
+        message = f"cannot be opened: {str(error)[:120]}"
+        raise DataError(file, message, field=name, hint="write it anew") from error
 
 
 def _led_to(file: Path, opened: Any, name: str) -> Any:
     """What a name, or a path part by part, leads to inside the file; None when to nothing."""
     import h5py
 
-    found = opened
+    result = opened
     for part in name.split("/"):
-        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) and part else None
+        link = result.get(part, getlink=True) if isinstance(result, h5py.Group) and part else None
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
             kind = type(link).__name__
             hint = "copy the numbers into this file"
-            raise DataFault(file, f"is a {kind}, which may lead anywhere", field=name, hint=hint)
-        found = found[part]
-    return found
+            raise DataError(file, f"is a {kind}, which may lead anywhere", field=name, hint=hint)
+        result = result[part]
+    return result
 
 
 def _data_set(file: Path, name: str, found: Any) -> Any:
@@ -73,27 +73,27 @@ def _data_set(file: Path, name: str, found: Any) -> Any:
         hint = (
             "name a data set" if first is None else f"name what is in it, such as '{name}/{first}'"
         )
-        raise DataFault(file, "is a group, not a data set", field=name, hint=hint)
+        raise DataError(file, "is a group, not a data set", field=name, hint=hint)
     if found.is_virtual or found.external:
         hint = "copy the numbers into this file"
-        raise DataFault(file, "lies in other files", field=name, hint=hint)
+        raise DataError(file, "lies in other files", field=name, hint=hint)
     if found.shape is None:
-        raise DataFault(file, "is empty", field=name, hint="give it numbers")
+        raise DataError(file, "is empty", field=name, hint="give it numbers")
     if found.dtype.hasobject:
         hint = "write numbers of one length for each record"
-        raise DataFault(file, f"holds objects ({found.dtype})", field=name, hint=hint)
+        raise DataError(file, f"holds objects ({found.dtype})", field=name, hint=hint)
     check_numeric(file, name, found.dtype)
     if not found.ndim:
-        told = "is a single number, not one for each record"
+        message = "is a single number, not one for each record"
         hint = "give an array whose first dimension counts the records"
-        raise DataFault(file, told, field=name, hint=hint)
+        raise DataError(file, message, field=name, hint=hint)
     foreign = [number for number in _filters(found) if number not in _BUILT_IN]
     if foreign:
         hint = "compress with gzip or lzf"
-        raise DataFault(file, f"uses the filter {foreign[0]}", field=name, hint=hint)
+        raise DataError(file, f"uses the filter {foreign[0]}", field=name, hint=hint)
     stored, wanted = found.id.get_storage_size(), found.size * found.dtype.itemsize
     if wanted > MAX_EXPANSION * stored:
-        raise DataFault(
+        raise DataError(
             file,
             f"says that it has {wanted} bytes and stores {stored}",
             field=name,
@@ -111,16 +111,16 @@ def layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     """Where the columns lie; None for one that the library must copy or nobody asks for.
 
     Raises:
-        DataFault: the file is broken or a data set is refused.
+        DataError: the file is broken or a data set is refused.
     """
     with _opened(file) as opened:
-        found = dict.fromkeys(_names(file, opened))
+        result = dict.fromkeys(_names(file, opened))
         plain = not opened.userblock_size  # else places in it are not places in the file
         for name in reading.names:
             data_set = _checked(file, opened, name)
             if data_set is not None:
-                found[name] = _layout(data_set) if plain else None
-    return found
+                result[name] = _layout(data_set) if plain else None
+    return result
 
 
 def _layout(found: Any) -> Layout | None:
@@ -172,28 +172,28 @@ def read_hdf5(file: Path, columns: ColumnFolder, reading: Reading, names: Collec
         names: of the columns that are copied.
 
     Raises:
-        DataFault: the file is broken or a data set is refused.
+        DataError: the file is broken or a data set is refused.
     """
     del reading
     with _opened(file) as opened:
         for name in names:
-            found = _checked(file, opened, name)
-            step = _block_rows(file, name, found)
-            for begin in range(0, max(1, len(found)), step):
-                columns.append(name, _rows(file, name, found, begin, begin + step))
+            result = _checked(file, opened, name)
+            step = _block_rows(file, name, result)
+            for begin in range(0, max(1, len(result)), step):
+                columns.append(name, _rows(file, name, result, begin, begin + step))
 
 
 def _block_rows(file: Path, name: str, found: Any) -> int:
     """Rows that are read at a time: whole chunks, about `_BLOCK` bytes.
 
     Raises:
-        DataFault: a chunk is too large to be held.
+        DataError: a chunk is too large to be held.
     """
     row = max(1, found.size // max(1, len(found)) * found.dtype.itemsize)
     chunk = found.chunks[0] if found.chunks else 1
     if found.chunks and int(np.prod(found.chunks)) * found.dtype.itemsize > MAX_CHUNK:
-        told = f"a chunk of the shape {list(found.chunks)} has more than {MAX_CHUNK} bytes"
-        raise DataFault(file, told, field=name, hint="write it with smaller chunks")
+        message = f"a chunk of the shape {list(found.chunks)} has more than {MAX_CHUNK} bytes"
+        raise DataError(file, message, field=name, hint="write it with smaller chunks")
     return int(max(chunk, _BLOCK // row // chunk * chunk))
 
 
@@ -201,7 +201,7 @@ def _rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column:
     try:
         rows: Column = found[begin:end]
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataFault(
+        raise DataError(
             file,
             f"a chunk cannot be read: {str(error)[:120]}",
             field=name,
@@ -216,7 +216,7 @@ def _opened(file: Path) -> Iterator[Any]:
     """The file, opened by the library.
 
     Raises:
-        DataFault: it cannot be.
+        DataError: it cannot be.
     """
     import h5py
 
@@ -224,7 +224,7 @@ def _opened(file: Path) -> Iterator[Any]:
         opened = h5py.File(file, "r")
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         hint = "it is cut short or no HDF5 file: write it anew"
-        raise DataFault(file, f"cannot be opened: {str(error)[:120]}", hint=hint) from error
+        raise DataError(file, f"cannot be opened: {str(error)[:120]}", hint=hint) from error
     with opened:
         yield opened
 
@@ -233,8 +233,8 @@ def _names(file: Path, opened: Any) -> list[str]:
     try:
         return list(opened)
     except (RuntimeError, OSError, ValueError) as error:
-        told = f"cannot be listed: {str(error)[:120]}"
-        raise DataFault(file, told, hint="write it anew") from error
+        message = f"cannot be listed: {str(error)[:120]}"
+        raise DataError(file, message, hint="write it anew") from error
 
 
 FORMAT: Final = Format(
@@ -243,6 +243,6 @@ FORMAT: Final = Format(
     magic=(b"\x89HDF\r\n\x1a\n",),
     layouts=layouts,
     read=read_hdf5,
-    apart=True,
+    sandboxed=True,
 )
 """Read by h5py."""

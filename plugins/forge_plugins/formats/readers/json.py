@@ -18,7 +18,7 @@ import orjson
 
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.table import Column, absent
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.readers.json_text import BLOCK, MAX_RECORD, JsonText, cut, signs
 from forge_plugins.formats.readers.json_values import exactly, parsed
@@ -41,16 +41,16 @@ _TOO_LONG: Final = "write long records as HDF5, .npz or binary records"
 
 def _keys(value: Any) -> int:
     """Keys of all objects in a value."""
-    found = 0
+    result = 0
     todo = [value]
     while todo:
         part = todo.pop()
         if isinstance(part, Mapping):
-            found += len(part)
+            result += len(part)
             todo.extend(part.values())
         elif isinstance(part, list) and part and isinstance(part[0], dict | list):
             todo.extend(part)
-    return found
+    return result
 
 
 class _DoubledKeyError(ValueError):
@@ -84,7 +84,7 @@ def _check_keys(
     """A key that is there twice vanishes without a word, but its colon does not.
 
     Raises:
-        DataFault: an object names a key twice.
+        DataError: an object names a key twice.
     """
     flat = values if isinstance(values, list) else [values]
     plain = set(map(type, flat)) == {dict}
@@ -98,7 +98,7 @@ def _check_keys(
         _refuse_doubled_keys(raw)
     except _DoubledKeyError as error:
         number, name = error.args
-        raise DataFault(
+        raise DataError(
             text.file,
             "an object names the field twice",
             record=record + (number if counted else 0),
@@ -107,7 +107,7 @@ def _check_keys(
             hint="remove one of them",
         ) from error
     except RecursionError as error:
-        raise DataFault(
+        raise DataError(
             text.file, "is nested too deeply", record=record, place=place, hint="flatten it"
         ) from error
 
@@ -119,7 +119,7 @@ def elements(text: JsonText) -> Iterator[tuple[list[Any], bytes]]:
         Elements, and their text as an array.
 
     Raises:
-        DataFault: it is no JSON, or an element is too long.
+        DataError: it is no JSON, or an element is too long.
     """
     count, closed = 0, False
     while not closed:
@@ -130,8 +130,8 @@ def elements(text: JsonText) -> Iterator[tuple[list[Any], bytes]]:
             text.more()
             continue
         if place < 0 and not text.ended:
-            told = f"a record has more than {MAX_RECORD} bytes of text"
-            raise DataFault(text.file, told, record=count, hint=_TOO_LONG)
+            message = f"a record has more than {MAX_RECORD} bytes of text"
+            raise DataError(text.file, message, record=count, hint=_TOO_LONG)
         piece = text.held if place < 0 else text.held[:place]
         wrapped = b"[%b]" % piece if place >= 0 else b"[%b" % piece
         try:
@@ -164,8 +164,8 @@ def line_blocks(text: JsonText) -> Iterator[bytes]:
         end = text.held.rfind(b"\n", 0, BLOCK) + 1 or text.held.find(b"\n", BLOCK) + 1
         if not end and text.more():
             if len(text.held) > MAX_RECORD + BLOCK:
-                told = f"a line has more than {MAX_RECORD} bytes"
-                raise DataFault(text.file, told, place=f"line {text.line + 1}", hint=_TOO_LONG)
+                message = f"a line has more than {MAX_RECORD} bytes"
+                raise DataError(text.file, message, place=f"line {text.line + 1}", hint=_TOO_LONG)
             continue
         piece = text.held[: end or len(text.held)]
         yield piece
@@ -198,7 +198,7 @@ def line_values(
         The values of lines that are not blank, where each stands, and their text.
 
     Raises:
-        DataFault: a line is no JSON, is too long, or an object names a key twice.
+        DataError: a line is no JSON, is too long, or an object names a key twice.
     """
     count = 0
     for piece in line_blocks(text):
@@ -267,7 +267,7 @@ def _parsed_lines(
         parse: gives the value of a line.
 
     Raises:
-        DataFault: a line is no JSON.
+        DataError: a line is no JSON.
     """
     values: list[Any] = []
     for number, line in enumerate(lines):
@@ -276,11 +276,11 @@ def _parsed_lines(
         try:
             values.append(parse(stripped))
         except json.JSONDecodeError as error:
-            found = text.not_json(error, 0)
+            result = text.not_json(error, 0)
             place = f"line {text.line + number + 1} column {error.colno}"
             at = record + len(values)
-            raise DataFault(
-                text.file, found.message, record=at, place=place, hint=found.hint
+            raise DataError(
+                text.file, result.message, record=at, place=place, hint=result.hint
             ) from error
     return values
 
@@ -300,16 +300,16 @@ def _columnar(text: JsonText, columns: ColumnFolder, reading: Reading) -> None:
         raise absent(text.file, reading.input, [*columns.others(), *asked])
     check_lengths(text.file, {name: len(column) for name, column in asked.items()})
     if not len(asked[reading.input]):
-        raise DataFault(text.file, "there are no records", hint="give at least one")
+        raise DataError(text.file, "there are no records", hint="give at least one")
     if reading.lenient:
         columns.note(first_defects([*asked.values()]))
 
 
 def _column(text: JsonText, columns: ColumnFolder, name: str, reading: Reading) -> Column:
     """Write one column; the defect of each record, all 0 in a reading that is not lenient."""
-    found = text.next()
-    if found != b"[":
-        raise not_a_list(text.file, name, _TYPES.get(found, "number"))
+    result = text.next()
+    if result != b"[":
+        raise not_a_list(text.file, name, _TYPES.get(result, "number"))
     text.drop(1)
     noted: list[Column] = []
     alone = replace(reading, input=name, target=None)
@@ -327,7 +327,7 @@ def _names(text: JsonText) -> Iterator[str]:
     """The names in an object, each taken with its colon; whoever asks takes the values.
 
     Raises:
-        DataFault: it is no object, or names a field twice.
+        DataError: it is no object, or names a field twice.
     """
     text.expect(b"{", "an object")
     if text.next() == b"}":
@@ -338,7 +338,7 @@ def _names(text: JsonText) -> Iterator[str]:
     while not closed:
         name = _name(text)
         if name in seen:
-            raise DataFault(
+            raise DataError(
                 text.file, "an object names the field twice", field=name, hint="remove one of them"
             )
         seen.add(name)
@@ -350,7 +350,7 @@ def _skip(text: JsonText) -> None:
     """Take a value that nobody reads.
 
     Raises:
-        DataFault: it is no JSON, or is nested too deeply.
+        DataError: it is no JSON, or is nested too deeply.
     """
     opened: list[Iterator[str]] = [iter([""])]  # the value, and objects in it that are not ended
     while opened:
@@ -373,28 +373,28 @@ def _skip(text: JsonText) -> None:
 def _skip_single(text: JsonText) -> None:
     """Take a text, a number or a word."""
     text.fill(MAX_RECORD)
-    found = _SINGLE.match(text.held)
-    if found is None:
+    result = _SINGLE.match(text.held)
+    if result is None:
         raise text.fault("is not JSON: a value is expected")
     try:
-        parsed(found[0])
+        parsed(result[0])
     except orjson.JSONDecodeError as error:
         raise text.not_json(error, 0) from error
-    text.drop(found.end())
+    text.drop(result.end())
 
 
 def _name(text: JsonText) -> str:
     """Take a key and its colon."""
     text.next()
     text.fill(BLOCK)
-    found = _NAME.match(text.held)
-    if found is None:
+    result = _NAME.match(text.held)
+    if result is None:
         raise text.fault("is not JSON: a field's name is expected")
     try:
-        name: str = orjson.loads(found[0])
+        name: str = orjson.loads(result[0])
     except orjson.JSONDecodeError as error:
         raise text.not_json(error, 0) from error
-    text.drop(found.end())
+    text.drop(result.end())
     text.expect(b":", "a colon")
     return name
 
@@ -409,7 +409,7 @@ def read_json(file: Path, columns: ColumnFolder, reading: Reading, names: Collec
         names: those that `reading` tells.
 
     Raises:
-        DataFault: it is no JSON, an object names a key twice, a record has more than `MAX_RECORD`
+        DataError: it is no JSON, an object names a key twice, a record has more than `MAX_RECORD`
             bytes, or see `RecordColumns`.
     """
     del names
@@ -417,8 +417,8 @@ def read_json(file: Path, columns: ColumnFolder, reading: Reading, names: Collec
         text = JsonText(file, stream)
         start = text.next()
         if start not in (b"[", b"{"):
-            found = "is empty" if not start else f"begins with {start!r}"
-            raise DataFault(file, f"the text {found}", hint=_FORMS)
+            result = "is empty" if not start else f"begins with {start!r}"
+            raise DataError(file, f"the text {result}", hint=_FORMS)
         if start == b"[":
             _array(text, columns, reading)
             return

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 BLOCK: Final = 2**18
 """Bytes that are read at a time: what they become stays in the processor's cache for a while."""
@@ -91,22 +91,22 @@ class JsonText:
             Whether there was one.
 
         Raises:
-            DataFault: the gzip data are broken, or expand beyond bounds.
+            DataError: the gzip data are broken, or expand beyond bounds.
         """
         if self.ended:
             return False
         try:
-            found = self._stream.read(BLOCK)
+            result = self._stream.read(BLOCK)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            told = f"the gzip data are broken: {error}"
-            raise DataFault(self.file, told, hint="compress anew") from error
-        self._read += len(found)
+            message = f"the gzip data are broken: {error}"
+            raise DataError(self.file, message, hint="compress anew") from error
+        self._read += len(result)
         if self._limit is not None and self._read > self._limit:
-            told = f"expands to more than {MAX_EXPANSION} times its size"
-            raise DataFault(self.file, told, hint="decompress it yourself if you trust it")
-        self.held += found
-        self.ended = not found
-        return bool(found)
+            message = f"expands to more than {MAX_EXPANSION} times its size"
+            raise DataError(self.file, message, hint="decompress it yourself if you trust it")
+        self.held += result
+        self.ended = not result
+        return bool(result)
 
     def fill(self, size: int) -> None:
         """Hold at least so many bytes, if there are so many."""
@@ -134,31 +134,31 @@ class JsonText:
         """Take the next byte, which must be one of those wanted.
 
         Raises:
-            DataFault: it is another.
+            DataError: it is another.
         """
-        found = self.next()
-        if not found or found not in wanted:
-            shown = "the end" if not found else repr(self.held[:8].decode("utf-8", "replace"))
+        result = self.next()
+        if not result or result not in wanted:
+            shown = "the end" if not result else repr(self.held[:8].decode("utf-8", "replace"))
             raise self.fault(f"is not JSON: {what} is expected, not {shown}")
         self.drop(1)
-        return found
+        return result
 
     def end(self) -> None:
         """Nothing may follow.
 
         Raises:
-            DataFault: something does.
+            DataError: something does.
         """
         if self.next():
             raise self.fault("is not JSON: text follows the end")
 
-    def fault(self, message: str, record: int | None = None) -> DataFault:
+    def fault(self, message: str, record: int | None = None) -> DataError:
         """What is wrong at the first byte held."""
         place = f"line {self.line + 1} column {self._column + 1}"
         hint = "mend or remove the text there"
-        return DataFault(self.file, message, record=record, place=place, hint=hint)
+        return DataError(self.file, message, record=record, place=place, hint=hint)
 
-    def not_json(self, error: json.JSONDecodeError, record: int, before: int = 0) -> DataFault:
+    def not_json(self, error: json.JSONDecodeError, record: int, before: int = 0) -> DataError:
         """What a parser says of a text that began with the first byte held.
 
         Args:
@@ -171,4 +171,4 @@ class JsonText:
         text = error.doc or ""
         message, hint = f"is not JSON: {error.msg}", "mend or remove the text there"
         record += text[: error.pos].count("}")
-        return DataFault(self.file, message, record=record, place=place, hint=hint)
+        return DataError(self.file, message, record=record, place=place, hint=hint)

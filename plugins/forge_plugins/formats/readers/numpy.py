@@ -15,7 +15,7 @@ import numpy as np
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.layout import Layout, field_layout, strides_of
 from forge_plugins.formats.columns.table import check_numeric
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
 MAX_EXPANSION: Final = 1000
@@ -36,16 +36,16 @@ def _header(
         shape, fortran, dtype = _READERS[version](stream)
         offset = stream.tell()
     except Exception as error:
-        told = f"the header is broken: {str(error)[:120]}"
-        raise DataFault(file, told, field=name, place="header", hint=_HINT) from error
+        message = f"the header is broken: {str(error)[:120]}"
+        raise DataError(file, message, field=name, place="header", hint=_HINT) from error
     if dtype.hasobject:
-        raise DataFault(file, "holds objects", field=name, hint="save arrays of numbers")
+        raise DataError(file, "holds objects", field=name, hint="save arrays of numbers")
     if any(type(n) is not int or n < 0 for n in shape):
-        raise DataFault(file, f"the shape {shape} is none", field=name, hint=_HINT)
+        raise DataError(file, f"the shape {shape} is none", field=name, hint=_HINT)
     wanted = math.prod(shape) * dtype.itemsize
     if offset + wanted != size:
-        told = f"the shape {shape} needs {wanted} bytes; there are {size - offset}"
-        raise DataFault(file, told, field=name, hint=_HINT)
+        message = f"the shape {shape} needs {wanted} bytes; there are {size - offset}"
+        raise DataError(file, message, field=name, hint=_HINT)
     return shape, fortran, dtype, offset
 
 
@@ -53,7 +53,7 @@ def npy_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     """The column `input` in place, or the fields that are asked for of a structured array.
 
     Raises:
-        DataFault: the header is broken, or the file is not as long as it says.
+        DataError: the header is broken, or the file is not as long as it says.
     """
     with file.open("rb") as stream:
         shape, fortran, dtype, offset = _header(file, stream, file.stat().st_size, None)
@@ -64,10 +64,10 @@ def npy_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     if dtype.names is None:
         check_numeric(file, "input", dtype)
     if not shape:
-        told = "is a single number, not one for each record"
-        raise DataFault(file, told, field="input", hint=_HINT)
+        message = "is a single number, not one for each record"
+        raise DataError(file, message, field="input", hint=_HINT)
     if not math.prod(shape):
-        raise DataFault(file, "there are no records", hint="give at least one")
+        raise DataError(file, "there are no records", hint="give at least one")
     if dtype.names is None:
         strides = strides_of(shape, dtype.itemsize, fortran=True) if fortran else None
         return {"input": Layout(dtype=dtype.str, shape=shape, offset=offset, strides=strides)}
@@ -86,14 +86,14 @@ def read_npz(file: Path, columns: ColumnFolder, reading: Reading, names: Collect
         names: of the columns that are written.
 
     Raises:
-        DataFault: the archive is broken or expands beyond bounds, or a header is broken.
+        DataError: the archive is broken or expands beyond bounds, or a header is broken.
     """
     del reading
     try:
         with zipfile.ZipFile(file) as archive:
             members = {member.filename: member for member in archive.infolist()}
             if len(members) < len(archive.infolist()):
-                raise DataFault(file, "the archive names a member twice", hint=_HINT)
+                raise DataError(file, "the archive names a member twice", hint=_HINT)
             for member in members.values():
                 name = member.filename.removesuffix(".npy")
                 if name not in names:
@@ -103,8 +103,8 @@ def read_npz(file: Path, columns: ColumnFolder, reading: Reading, names: Collect
     except (
         zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError,
     ) as error:  # fmt: skip
-        told = f"the archive is broken: {str(error)[:120]}"
-        raise DataFault(file, told, hint=_HINT) from error
+        message = f"the archive is broken: {str(error)[:120]}"
+        raise DataError(file, message, hint=_HINT) from error
 
 
 def _copy(
@@ -113,10 +113,10 @@ def _copy(
     """One member, which must be an array of numbers as long as it says."""
     name = member.filename.removesuffix(".npy")
     if not member.filename.endswith(".npy"):
-        raise DataFault(file, "is no array", field=member.filename, hint=_HINT)
+        raise DataError(file, "is no array", field=member.filename, hint=_HINT)
     if member.file_size > MAX_EXPANSION * max(member.compress_size, 2**10):
-        told = f"{member.compress_size} bytes expand to {member.file_size}"
-        raise DataFault(file, told, field=name, hint="save it uncompressed if it is meant")
+        message = f"{member.compress_size} bytes expand to {member.file_size}"
+        raise DataError(file, message, field=name, hint="save it uncompressed if it is meant")
     with archive.open(member) as stream:
         _, _, dtype, _ = _header(file, stream, member.file_size, name)
     check_numeric(file, name, dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.gather import Column
 from forge_plugins.formats.columns.table import absent, check_numeric
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.readers.pickle_codes import BrokenError
 from forge_plugins.formats.readers.pickle_machine import PART, Growing, Machine, opened, plain
@@ -55,7 +55,7 @@ def read_pickle(
         names: those that `reading` tells.
 
     Raises:
-        DataFault: one is broken, holds what is not allowed, too much at once, or no records of
+        DataError: one is broken, holds what is not allowed, too much at once, or no records of
             numbers.
     """
     del names
@@ -79,10 +79,10 @@ def _pickles(file: Path, view: memoryview, content: Content) -> None:
             if place >= len(view):
                 break
     except RefusedError as error:
-        raise DataFault(file, f"is refused: {error}", hint=_HINT) from error
+        raise DataError(file, f"is refused: {error}", hint=_HINT) from error
     except BrokenError as error:
         hint = "it is no whole pickle: write it anew"
-        raise DataFault(
+        raise DataError(
             file, f"is broken: {error}", place=f"byte {error.place}", hint=hint
         ) from error
 
@@ -90,17 +90,21 @@ def _pickles(file: Path, view: memoryview, content: Content) -> None:
 def _trusted(file: Path, content: Content) -> None:
     size = file.stat().st_size
     if size > MAX_TRUSTED:
-        told = f"{size} bytes; a pickle that is run is in memory as a whole: {MAX_TRUSTED} may be"
-        raise DataFault(file, told, hint="pickle arrays or lists of numbers, which need no trust")
+        message = (
+            f"{size} bytes; a pickle that is run is in memory as a whole: {MAX_TRUSTED} may be"
+        )
+        raise DataError(
+            file, message, hint="pickle arrays or lists of numbers, which need no trust"
+        )
     try:
         value = pickle.loads(file.read_bytes())  # noqa: S301  asked for
     except Exception as error:
-        told = f"{type(error).__name__}: {str(error)[:200]}"
-        raise DataFault(file, f"cannot be unpickled: {told}", hint=_HINT) from error
+        message = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DataError(file, f"cannot be unpickled: {message}", hint=_HINT) from error
     try:
         content.add(None, value, 0)
     except RefusedError as error:
-        raise DataFault(file, f"is refused: {error}", hint=_HINT) from error
+        raise DataError(file, f"is refused: {error}", hint=_HINT) from error
 
 
 class Content:
@@ -148,15 +152,15 @@ class Content:
             assert machine is not None
             self._rest_of_columns(machine, value)
             return
-        found = self._columns_of(opened(value))
-        if isinstance(found, Mapping) and found and _are_arrays([*found.values()]):
-            self._add_arrays(found)
-        elif isinstance(found, Mapping) and is_record(found, self._reading):
-            self._records.take([self._record(found)])
+        result = self._columns_of(opened(value))
+        if isinstance(result, Mapping) and result and _are_arrays([*result.values()]):
+            self._add_arrays(result)
+        elif isinstance(result, Mapping) and is_record(result, self._reading):
+            self._records.take([self._record(result)])
         else:
-            if isinstance(found, Mapping):
-                found = {n: _listed(column) for n, column in found.items()}
-            records = records_of(self._file, found, self._reading.names)
+            if isinstance(result, Mapping):
+                result = {n: _listed(column) for n, column in result.items()}
+            records = records_of(self._file, result, self._reading.names)
             for begin in range(0, len(records), PART):
                 self._records.take([self._record(part) for part in records[begin : begin + PART]])
         if self._whole and self._records.count:
@@ -167,33 +171,33 @@ class Content:
 
         One array is the inputs, two are inputs and targets.
         """
-        found = value
-        if isinstance(found, list | tuple) and len(found) == len(_ROLES):
+        result = value
+        if isinstance(result, list | tuple) and len(result) == len(_ROLES):
             parts = [
-                part if isinstance(part, Mapping | Opaque) else plain(part, 1) for part in found
+                part if isinstance(part, Mapping | Opaque) else plain(part, 1) for part in result
             ]
-            found = dict(zip(_ROLES, parts, strict=True)) if _are_arrays(parts) else found
-        elif isinstance(found, np.ndarray) and found.ndim:
-            found = {"input": found}
-        if not isinstance(found, Mapping) or is_record(found, self._reading):
-            return found
+            result = dict(zip(_ROLES, parts, strict=True)) if _are_arrays(parts) else result
+        elif isinstance(result, np.ndarray) and result.ndim:
+            result = {"input": result}
+        if not isinstance(result, Mapping) or is_record(result, self._reading):
+            return result
         names = self._reading.names
-        self._columns.pass_over(n for n in found if isinstance(n, str) and n not in names)
-        if names[0] not in found:
-            raise absent(self._file, names[0], [n for n in found if isinstance(n, str)])
-        return {name: plain(found[name], 1) for name in names if name in found}
+        self._columns.pass_over(n for n in result if isinstance(n, str) and n not in names)
+        if names[0] not in result:
+            raise absent(self._file, names[0], [n for n in result if isinstance(n, str)])
+        return {name: plain(result[name], 1) for name in names if name in result}
 
     def _record(self, record: Any) -> Any:
         """A record with what is asked for as numbers, lists and arrays, and nothing of the rest."""
-        found = opened(record)
-        if not isinstance(found, Mapping):
-            return found
-        asked = {n: _number(plain(found[n], 2)) for n in self._reading.names if n in found}
-        return {**dict.fromkeys(found), **asked}
+        result = opened(record)
+        if not isinstance(result, Mapping):
+            return result
+        asked = {n: _number(plain(result[n], 2)) for n in self._reading.names if n in result}
+        return {**dict.fromkeys(result), **asked}
 
-    def _mixed(self) -> DataFault:
-        told = "holds records, columns of arrays and columns of lists in turns"
-        return DataFault(self._file, told, hint=_FORMS)
+    def _mixed(self) -> DataError:
+        message = "holds records, columns of arrays and columns of lists in turns"
+        return DataError(self._file, message, hint=_FORMS)
 
     def _rest_of_columns(self, machine: Machine, value: dict[Any, Any]) -> None:
         for name, column in value.items():
@@ -210,8 +214,8 @@ class Content:
 
     def _add_arrays(self, found: Mapping[str, Column]) -> None:
         if self._whole and set(found) != set(self._columns.names()):
-            told = f"has the columns {sorted(found)}, not {sorted(self._columns.names())}"
-            raise DataFault(self._file, told, record=self._whole, hint=_FORMS)
+            message = f"has the columns {sorted(found)}, not {sorted(self._columns.names())}"
+            raise DataError(self._file, message, record=self._whole, hint=_FORMS)
         lengths = {name: len(column) for name, column in found.items()}
         if self._whole:
             check_lengths(self._file, lengths)
@@ -226,19 +230,19 @@ class Content:
 
     def _check_alike(self, name: str, first: Column, column: Column) -> None:
         hint = "give every object columns of the same types and shapes"
-        told = None
+        message = None
         if first.shape[1:] != column.shape[1:]:
-            told = f"has the shape {list(column.shape[1:])}, not {list(first.shape[1:])}"
+            message = f"has the shape {list(column.shape[1:])}, not {list(first.shape[1:])}"
         elif first.dtype.newbyteorder("=") != column.dtype.newbyteorder("="):
-            told = f"has the type {column.dtype}, not {first.dtype}"
-        if told is not None:
-            raise DataFault(self._file, told, field=name, record=self._whole, hint=hint)
+            message = f"has the type {column.dtype}, not {first.dtype}"
+        if message is not None:
+            raise DataError(self._file, message, field=name, record=self._whole, hint=hint)
 
     def close(self) -> None:
         """After the last pickle.
 
         Raises:
-            DataFault: there are no records, or columns differ in length.
+            DataError: there are no records, or columns differ in length.
         """
         if not self._by_column:
             if not self._whole:

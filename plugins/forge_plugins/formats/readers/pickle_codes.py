@@ -53,9 +53,9 @@ def line(view: memoryview, place: int) -> tuple[bytes, int]:
         BrokenError: it has none.
     """
     for begin in range(place, min(len(view), place + _LINE), 4096):
-        found = bytes(view[begin : begin + 4096]).find(b"\n")
-        if found >= 0:
-            return bytes(view[place : begin + found]), begin + found + 1
+        result = bytes(view[begin : begin + 4096]).find(b"\n")
+        if result >= 0:
+            return bytes(view[place : begin + result]), begin + result + 1
     raise BrokenError("a line does not end", place)
 
 

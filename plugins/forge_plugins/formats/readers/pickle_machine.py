@@ -127,16 +127,16 @@ def plain(value: Any, depth: int = 0) -> Any:
     """
     if depth > 16:
         raise RefusedError("containers inside themselves or nested too deeply")
-    found = opened(value)
-    if isinstance(found, Mapping):
-        if _ODD in found:
-            raise RefusedError(found[_ODD])
-        return {name: plain(part, depth + 1) for name, part in found.items()}
-    if not isinstance(found, list | tuple):
-        return found
-    if set(map(type, found)) <= {int, float}:
-        return list(found)
-    items = [plain(part, depth + 1) for part in found]
+    result = opened(value)
+    if isinstance(result, Mapping):
+        if _ODD in result:
+            raise RefusedError(result[_ODD])
+        return {name: plain(part, depth + 1) for name, part in result.items()}
+    if not isinstance(result, list | tuple):
+        return result
+    if set(map(type, result)) <= {int, float}:
+        return list(result)
+    items = [plain(part, depth + 1) for part in result]
     return _stacked(items) if depth > 1 else items  # below: rows of one record's field
 
 
@@ -169,13 +169,13 @@ def _of_tensor(tensor: Any) -> Column:
     """The numbers of a torch tensor, of which numpy may not have the type."""
     plain = tensor.detach().cpu()
     try:
-        found: Column = plain.numpy()
+        result: Column = plain.numpy()
     except TypeError:
         try:
-            found = plain.float().numpy()
+            result = plain.float().numpy()
         except (TypeError, RuntimeError) as error:
             raise RefusedError(f"a tensor that is no array of numbers ({plain.dtype})") from error
-    return found
+    return result
 
 
 def _stacked(items: list[Any]) -> Any:
@@ -229,8 +229,8 @@ class Machine:
             except (IndexError, struct.error, UnicodeError) as error:
                 raise BrokenError("its opcodes do not fit each other", place) from error
             if self.held > HELD:
-                told = f"more than {HELD} bytes of objects at once, beside arrays"
-                raise RefusedError(f"{told}: give a list of records, columns or arrays")
+                message = f"more than {HELD} bytes of objects at once, beside arrays"
+                raise RefusedError(f"{message}: give a list of records, columns or arrays")
         if self._marks or len(self._stack) != 1:
             raise BrokenError("its opcodes do not fit each other", end - 1)
         return self._stack.pop(), end
@@ -242,8 +242,8 @@ class Machine:
         view = self._view
         run = _FLOATS.match(view, place, min(len(view), place + 9 * _RUN))
         if run is not None and run.end() < len(view) and view[run.end()] in _CLOSERS:
-            found = np.frombuffer(view[place : run.end()], _FLOAT)["number"].astype(np.float64)
-            self._push(_Run(found), 100 + found.nbytes)
+            result = np.frombuffer(view[place : run.end()], _FLOAT)["number"].astype(np.float64)
+            self._push(_Run(result), 100 + result.nbytes)
             return run.end()
         self._push(struct.unpack(">d", view[place + 1 : place + 9])[0], 32)
         return place + 9
@@ -252,8 +252,8 @@ class Machine:
         view = self._view
         run = _SMALL_INTEGERS.match(view, place, min(len(view), place + 2 * _RUN))
         if run is not None and run.end() < len(view) and view[run.end()] in _CLOSERS:
-            found = np.frombuffer(view[place + 1 : run.end() : 2].tobytes(), np.uint8)
-            self._push(_Run(found.astype(np.int64)), 100 + 8 * len(found))
+            result = np.frombuffer(view[place + 1 : run.end() : 2].tobytes(), np.uint8)
+            self._push(_Run(result.astype(np.int64)), 100 + 8 * len(result))
             return run.end()
         self._push(byte(view, place + 1), 32)
         return place + 2
@@ -435,18 +435,18 @@ class Machine:
         return place + 1
 
     def _set(self, items: list[Any]) -> None:
-        found = self._stack[-1]
-        if type(found) is Opaque:
+        result = self._stack[-1]
+        if type(result) is Opaque:
             return
-        if type(found) is not dict or len(items) % 2:
+        if type(result) is not dict or len(items) % 2:
             raise RefusedError("items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int | float):
-                found[_ODD] = f"a dict with a key of the type {type(key).__name__}"
+                result[_ODD] = f"a dict with a key of the type {type(key).__name__}"
                 continue
-            if key in found:
+            if key in result:
                 raise RefusedError(f"a dict with the key {key!r:.40} twice")
-            found[key] = value
+            result[key] = value
         self.held += 60 * len(items)
 
     # the stack and the memo
@@ -525,8 +525,8 @@ class Machine:
             make = _storage
         if make is None and self._torch and module == "torch" and name in STORAGES:
             make = stored
-        told = f"it names {module[:100]}.{name[:100]}"
-        self._push(Opaque(told) if make is None else Name(f"{module}.{name}", make), 60)
+        message = f"it names {module[:100]}.{name[:100]}"
+        self._push(Opaque(message) if make is None else Name(f"{module}.{name}", make), 60)
 
     def _reduce(self, place: int) -> int:
         values, name = self._stack.pop(), self._stack.pop()
@@ -541,17 +541,17 @@ class Machine:
         return place + 1
 
     def _build(self, place: int) -> int:
-        state, found = self._stack.pop(), self._stack[-1]
-        if type(found) is Opaque:
+        state, result = self._stack.pop(), self._stack[-1]
+        if type(result) is Opaque:
             return place + 1
-        if not isinstance(found, Name | Dtype | Array):
-            raise RefusedError(f"a state for a {type(found).__name__}")
+        if not isinstance(result, Name | Dtype | Array):
+            raise RefusedError(f"a state for a {type(result).__name__}")
         try:
-            found.build(state)
+            result.build(state)
         except RefusedError as error:
-            if isinstance(found, Array):  # which the memo may have
-                found.told = str(error)
-            self._stack[-1] = found if isinstance(found, Array) else Opaque(str(error))
+            if isinstance(result, Array):  # which the memo may have
+                result.told = str(error)
+            self._stack[-1] = result if isinstance(result, Array) else Opaque(str(error))
         return place + 1
 
     def _reference(self, place: int) -> int:
@@ -565,8 +565,8 @@ class Machine:
 
     def _outside_line(self, place: int) -> int:
         text, after = line(self._view, place + 1)
-        told = f"it refers to an object outside the file ({str(text[:40], 'latin1')})"
-        self._push(Opaque(told), 60)
+        message = f"it refers to an object outside the file ({str(text[:40], 'latin1')})"
+        self._push(Opaque(message), 60)
         return after
 
     def _outside_bytes(self, place: int) -> int:
@@ -601,8 +601,8 @@ class Machine:
 
     def _object(self, name: Any) -> Opaque:
         """An object of a class, of any way to ask for one."""
-        told = name.told if isinstance(name, Opaque) else "an object of a class"
-        return Opaque(told)
+        message = name.told if isinstance(name, Opaque) else "an object of a class"
+        return Opaque(message)
 
     def _set_of(self, place: int) -> int:
         code = self._view[place]

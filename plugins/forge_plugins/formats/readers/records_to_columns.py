@@ -15,7 +15,7 @@ import numpy as np
 from forge_plugins.formats.columns import exact
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.table import PROBLEMS, Column, absent
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 
 BLOCK: Final = 4096
@@ -141,12 +141,12 @@ def _no_number(leaves: Sequence[Any], kinds: set[type]) -> _DefectError:
     if NoNumber in kinds:
         text = next(leaf.text for leaf in leaves if type(leaf) is NoNumber)
         named = text.lstrip("-") in ("NaN", "Infinity")
-        told = "NaN and Infinity are not JSON" if named else f"{text[:40]} is beyond all floats"
+        message = "NaN and Infinity are not JSON" if named else f"{text[:40]} is beyond all floats"
         hint = "mend it, or set quality_threshold above 0 to leave such samples out"
-        return _wrong_type(told, hint)
+        return _wrong_type(message, hint)
     strange = min(kind.__name__ for kind in kinds - _NUMBERS)
-    told = "null" if strange == "NoneType" else strange
-    return _wrong_type(f"holds a value of the type {told}, not a number")
+    message = "null" if strange == "NoneType" else strange
+    return _wrong_type(f"holds a value of the type {message}, not a number")
 
 
 def rows_of(values: Sequence[Any], dots: int | None = None) -> Column | None:
@@ -270,7 +270,7 @@ class RecordColumns:
                 `records`.
 
         Raises:
-            DataFault: a field that is asked for is missing, of another type or of another shape.
+            DataError: a field that is asked for is missing, of another type or of another shape.
         """
         if not records:
             return
@@ -297,10 +297,10 @@ class RecordColumns:
         """After the last record.
 
         Raises:
-            DataFault: there was none.
+            DataError: there was none.
         """
         if not self.count:
-            raise DataFault(self._file, "there are no records", hint="give at least one")
+            raise DataError(self._file, "there are no records", hint="give at least one")
 
     def _alike(self, records: Sequence[Any], dots: int | None) -> dict[str, Column] | None:
         """The fields of records that are all alike; None when they must be looked at one by one."""
@@ -320,8 +320,8 @@ class RecordColumns:
         lists = [name for name in names if type(values[name][0]) is list]
         rest = {name: rows_of(values[name]) for name in names if name not in lists[:1]}
         whole = all(rows is not None and rows.dtype == np.int64 for rows in rest.values())
-        found = {name: rows_of(values[name], dots if whole else None) for name in lists[:1]} | rest
-        columns = {name: rows for name in names if (rows := found[name]) is not None}
+        result = {name: rows_of(values[name], dots if whole else None) for name in lists[:1]} | rest
+        columns = {name: rows for name in names if (rows := result[name]) is not None}
         shapes = {name: rows.shape[1:] for name, rows in columns.items()}
         return (
             columns if len(columns) == len(names) and shapes == (self._shapes or shapes) else None
@@ -338,13 +338,13 @@ class RecordColumns:
         """One block of (record number, place, record), looked at one by one."""
         rows: list[dict[str, Column] | None] = []
         defects = np.zeros(len(block), np.uint8)
-        first: DataFault | None = None
+        first: DataError | None = None
         for at, (number, place, record) in enumerate(block):
             try:
                 rows.append(self._rows(number, place, record))
                 if not self._shapes and not self._lenient:
                     self._settle(rows)
-            except DataFault as fault:
+            except DataError as fault:
                 defect = fault.__cause__
                 if not (self._lenient and isinstance(defect, _DefectError)):
                     self._check(block, rows, defects)  # an earlier record may have a wrong shape
@@ -357,8 +357,8 @@ class RecordColumns:
         self._check(block, rows, defects)
         columns = {}
         for name, shape in self._shapes.items():
-            found = [row[name] for row in rows if row is not None]
-            stacked = np.stack(found) if found else np.zeros((0, *shape), np.int64)
+            result = [row[name] for row in rows if row is not None]
+            stacked = np.stack(result) if result else np.zeros((0, *shape), np.int64)
             if stacked.dtype != np.int64:
                 self._check_integers(name, rows)
             kind = np.int64 if stacked.dtype == np.int64 else np.float32
@@ -367,17 +367,17 @@ class RecordColumns:
         self._write(columns, defects)
 
     def _rows(self, number: int, place: str | None, record: Any) -> dict[str, Column]:
-        def refused(defect: _DefectError, name: str | None) -> DataFault:
-            fault = DataFault(
+        def refused(defect: _DefectError, name: str | None) -> DataError:
+            fault = DataError(
                 self._file, str(defect), record=number, field=name, place=place, hint=defect.hint
             )
             fault.__cause__ = defect
             return fault
 
         if not isinstance(record, Mapping):
-            found = type_name(record)
+            result = type_name(record)
             hint = "each record is an object with the fields input and target"
-            raise refused(_wrong_type(f"the record is a {found}, not an object", hint), None)
+            raise refused(_wrong_type(f"the record is a {result}, not an object", hint), None)
         if self._input not in record and not self._shapes:
             if any(not isinstance(name, str) for name in record):
                 hint = "name fields by texts"
@@ -403,11 +403,11 @@ class RecordColumns:
         """Whether the integers among a block's floats are floats."""
         for at, row in enumerate(rows):
             if row is not None and row[name].dtype == np.int64:
-                one, kind = row[name][np.newaxis], np.dtype(np.float32)
-                exact.check_exact(self._file, name, one, kind, self.count + at)
+                item, kind = row[name][np.newaxis], np.dtype(np.float32)
+                exact.check_exact(self._file, name, item, kind, self.count + at)
 
     def _settle(
-        self, rows: Sequence[dict[str, Column] | None], first: DataFault | None = None
+        self, rows: Sequence[dict[str, Column] | None], first: DataError | None = None
     ) -> None:
         """What the first record is like, or most of the first block in a lenient reading.
 
@@ -419,9 +419,9 @@ class RecordColumns:
         kinds = Counter(tuple((name, row[name].shape) for name in sorted(row)) for row in good)
         if not kinds:
             assert first is not None, "a row that is not there has a defect"
-            told = f"{first.message}; none of the first {len(rows)} records can be used"
-            raise DataFault(
-                self._file, told, record=first.record, field=first.field, place=first.place,
+            message = f"{first.message}; none of the first {len(rows)} records can be used"
+            raise DataError(
+                self._file, message, record=first.record, field=first.field, place=first.place,
                 hint=first.hint,
             ) from first  # fmt: skip
         self._shapes = dict(kinds.most_common(1)[0][0])
@@ -443,9 +443,9 @@ class RecordColumns:
                 elif name not in self._shapes:
                     wrong = name, _missing("the first records do not have this field")
                 elif row[name].shape != self._shapes[name]:
-                    found, expected = list(row[name].shape), list(self._shapes[name])
-                    kind = _wrong_length if len(found) == len(expected) == 1 else _wrong_shape
-                    wrong = name, kind(f"has the shape {found}, not {expected}")
+                    result, expected = list(row[name].shape), list(self._shapes[name])
+                    kind = _wrong_length if len(result) == len(expected) == 1 else _wrong_shape
+                    wrong = name, kind(f"has the shape {result}, not {expected}")
                 if wrong:
                     break
             if wrong is None:
@@ -453,7 +453,7 @@ class RecordColumns:
             name, defect = wrong
             number, place, _ = block[at]
             if not self._lenient:
-                raise DataFault(
+                raise DataError(
                     self._file,
                     str(defect),
                     record=number,
@@ -497,13 +497,13 @@ def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
         names: of the columns that are read; the first must be there.
 
     Raises:
-        DataFault: it is neither, or the columns are not of one length.
+        DataError: it is neither, or the columns are not of one length.
     """
     if isinstance(value, list | tuple):
         return value
     forms = "give a list of records or one object of columns, with the fields input and target"
     if not isinstance(value, Mapping) or any(not isinstance(name, str) for name in value):
-        raise DataFault(file, f"the whole is a {type_name(value)}", hint=forms)
+        raise DataError(file, f"the whole is a {type_name(value)}", hint=forms)
     if names[0] not in value:
         raise absent(file, names[0], value)
     asked = {name: value[name] for name in names if name in value}
@@ -515,22 +515,22 @@ def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
     return [dict(zip(asked, row, strict=True)) for row in rows]
 
 
-def not_a_list(file: Path, name: str, found: str) -> DataFault:
+def not_a_list(file: Path, name: str, found: str) -> DataError:
     """What to say of a column that is no list."""
     forms = "give a list of records or one object of columns, with the fields input and target"
-    return DataFault(file, f"the column is a {found}, not a list", field=name, hint=forms)
+    return DataError(file, f"the column is a {found}, not a list", field=name, hint=forms)
 
 
 def check_lengths(file: Path, lengths: Mapping[str, int]) -> None:
     """Whether columns are of one length.
 
     Raises:
-        DataFault: they are not.
+        DataError: they are not.
     """
     count = next(iter(lengths.values()), 0)
     for name, length in lengths.items():
         if length != count:
-            raise DataFault(
+            raise DataError(
                 file,
                 f"has {length} records, other columns have {count}",
                 field=name,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from forge_plugins.formats.columns.layout import Layout
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
 TYPES: Final = {
@@ -25,23 +25,23 @@ def safetensors_layouts(file: Path, reading: Reading) -> dict[str, Layout | None
     """The columns in place.
 
     Raises:
-        DataFault: the header is broken, or a tensor does not lie in the file.
+        DataError: the header is broken, or a tensor does not lie in the file.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(_MAX_HEADER, size - 8):
-            told = f"the header's length is {length}, the file's {size}"
-            raise DataFault(file, told, place="byte 0", hint=_HINT)
+            message = f"the header's length is {length}, the file's {size}"
+            raise DataError(file, message, place="byte 0", hint=_HINT)
         text = stream.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        told = f"the header is not JSON: {str(error)[:120]}"
-        raise DataFault(file, told, place="byte 8", hint=_HINT) from error
+        message = f"the header is not JSON: {str(error)[:120]}"
+        raise DataError(file, message, place="byte 8", hint=_HINT) from error
     if not isinstance(header, dict):
-        raise DataFault(file, "the header is no object", place="byte 8", hint=_HINT)
+        raise DataError(file, "the header is no object", place="byte 8", hint=_HINT)
     header.pop("__metadata__", None)
     return dict.fromkeys(header) | {
         name: _layout(file, name, header[name], 8 + length, size)
@@ -51,8 +51,8 @@ def safetensors_layouts(file: Path, reading: Reading) -> dict[str, Layout | None
 
 
 def _layout(file: Path, name: str, entry: Any, base: int, size: int) -> Layout:
-    def refused(message: str) -> DataFault:
-        return DataFault(file, message, field=name, hint=_HINT)
+    def refused(message: str) -> DataError:
+        return DataError(file, message, field=name, hint=_HINT)
 
     if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
         raise refused("the header's entry has no shape")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 
 MEMORY: Final = 2**28
 """Bytes that the process may have beside what it was forked with."""
@@ -31,7 +31,7 @@ Work = Callable[[Callable[[], None]], Any]
 """Does it, calls its argument now and then as a sign of life, and gives something for JSON."""
 
 
-def apart(file: Path, work: Work, *, patience: float = PATIENCE) -> Any:
+def run_sandboxed(file: Path, work: Work, *, patience: float = PATIENCE) -> Any:
     """What `work` gives, done in a process of its own.
 
     Args:
@@ -40,7 +40,7 @@ def apart(file: Path, work: Work, *, patience: float = PATIENCE) -> Any:
         patience: seconds without a sign of life.
 
     Raises:
-        DataFault: what the work raised, or the process crashed, needed too much memory or hung.
+        DataError: what the work raised, or the process crashed, needed too much memory or hung.
     """
     if not sys.platform.startswith("linux"):
         return work(lambda: None)
@@ -76,27 +76,27 @@ def _heard(file: Path, stream: BinaryIO, patience: float) -> bytes:
 def _part(file: Path, stream: BinaryIO, patience: float) -> bytes:
     ready, _, _ = select.select([stream], [], [], patience)
     if not ready:
-        told = f"its library has done nothing for {patience:g} seconds"
-        raise DataFault(file, f"cannot be read: {told}", hint=_HINT)
+        message = f"its library has done nothing for {patience:g} seconds"
+        raise DataError(file, f"cannot be read: {message}", hint=_HINT)
     return stream.read(2**16)
 
 
 def _result(file: Path, text: bytes, status: int) -> Any:
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
-        raise DataFault(file, f"crashes the library that reads it ({name})", hint=_HINT)
+        raise DataError(file, f"crashes the library that reads it ({name})", hint=_HINT)
     try:
-        found = json.loads(text)
+        result = json.loads(text)
     except ValueError as error:
-        told = f"its reader ended with status {os.waitstatus_to_exitcode(status)}"
-        raise DataFault(file, f"cannot be read: {told}", hint=_HINT) from error
-    if "fault" in found:
-        raise DataFault(file, **found["fault"])
-    if "error" in found:
-        raise OSError(*found["error"])
-    if "bug" in found:
-        raise RuntimeError(f"the reader of {file} failed:\n{found['bug']}")
-    return found["value"]
+        message = f"its reader ended with status {os.waitstatus_to_exitcode(status)}"
+        raise DataError(file, f"cannot be read: {message}", hint=_HINT) from error
+    if "fault" in result:
+        raise DataError(file, **result["fault"])
+    if "error" in result:
+        raise OSError(*result["error"])
+    if "bug" in result:
+        raise RuntimeError(f"the reader of {file} failed:\n{result['bug']}")
+    return result["value"]
 
 
 def _in_child(work: Work, write: int) -> NoReturn:
@@ -124,11 +124,11 @@ def _tell(write: int, text: bytes) -> None:
 def _done(work: Work, alive: Callable[[], None]) -> dict[str, Any]:
     try:
         return {"value": work(alive)}
-    except DataFault as fault:
+    except DataError as fault:
         return {"fault": fault.told()}
     except MemoryError:
-        told = f"needs more than {MEMORY} bytes of memory"
-        return {"fault": {"message": told, "hint": _HINT}}
+        message = f"needs more than {MEMORY} bytes of memory"
+        return {"fault": {"message": message, "hint": _HINT}}
     except OSError as error:
         return {"error": [error.errno, error.strerror or str(error)]}
     except Exception:  # noqa: BLE001  raised again where it is read

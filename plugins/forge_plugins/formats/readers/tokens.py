@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from forge_plugins.formats.columns.layout import Layout
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
 TYPES: Final = ("uint8", "uint16", "uint32", "int32")
@@ -16,7 +16,7 @@ TYPES: Final = ("uint8", "uint16", "uint32", "int32")
 
 
 def token_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
-    """Windows of tokens, each with the token that follows it, in place.
+    """Sequences of tokens, each with the token that follows it, in place.
 
     A window is one row of `length` + 1 tokens: the inputs, and, one place on, their targets. It
     shares its last token with the next window; a rest at the end is left out.
@@ -26,16 +26,16 @@ def token_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
         reading: their type and the length of a window.
 
     Raises:
-        DataFault: the file's size is no whole number of tokens, or it has no whole window.
+        DataError: the file's size is no whole number of tokens, or it has no whole window.
     """
     if reading.integers not in TYPES:
         hint = f"there are: {', '.join(TYPES)}"
-        raise DataFault(file, f"tokens of the type {reading.integers} are unknown", hint=hint)
+        raise DataError(file, f"tokens of the type {reading.integers} are unknown", hint=hint)
     kind = np.dtype(reading.integers).newbyteorder("<")
     size, length = file.stat().st_size, reading.length
     if size % kind.itemsize:
         hint = "name the type that the tokens were written with, or write them anew"
-        raise DataFault(
+        raise DataError(
             file,
             f"{size} bytes are no whole number of {reading.integers} "
             f"({size % kind.itemsize} left over)",
@@ -46,7 +46,7 @@ def token_layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     if count < 1:
         hint = "shorten the windows or give a longer file"
         tokens = size // kind.itemsize
-        raise DataFault(file, f"{tokens} tokens hold no window of {length} + 1", hint=hint)
+        raise DataError(file, f"{tokens} tokens hold no window of {length} + 1", hint=hint)
     strides = (length * kind.itemsize, kind.itemsize)
     return {"input": Layout(dtype=kind.str, shape=(count, length + 1), strides=strides)}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from forge_plugins.formats.columns.column_writer import ColumnFolder
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 from forge_plugins.formats.readers.pickle import Content
 from forge_plugins.formats.readers.pickle_values import RefusedError
@@ -46,7 +46,7 @@ def read_torch(file: Path, columns: ColumnFolder, reading: Reading, names: Colle
         names: those that `reading` tells.
 
     Raises:
-        DataFault: it is no such archive, holds what the safe loader does not read, or no records
+        DataError: it is no such archive, holds what the safe loader does not read, or no records
             of numbers.
     """
     del names
@@ -55,7 +55,7 @@ def read_torch(file: Path, columns: ColumnFolder, reading: Reading, names: Colle
     try:
         content.add(None, _loaded(file, trusted=reading.trust_pickle), 0)
     except RefusedError as error:
-        raise DataFault(file, f"is refused: {error}", hint=_HINT) from error
+        raise DataError(file, f"is refused: {error}", hint=_HINT) from error
     content.close()
 
 
@@ -63,33 +63,35 @@ def _check_archive(file: Path) -> None:
     """Whether it is an archive of torch.save.
 
     Raises:
-        DataFault: it is of another form, a program, or packed: torch packs none.
+        DataError: it is of another form, a program, or packed: torch packs none.
     """
     with file.open("rb") as stream:
         if stream.read(len(_BEFORE_ARCHIVES)) == _BEFORE_ARCHIVES:
-            told = "torch.save wrote it in the form that it had before torch 1.6"
+            message = "torch.save wrote it in the form that it had before torch 1.6"
             hint = "load it with torch.load and save it anew with torch.save"
-            raise DataFault(file, told, hint=hint)
+            raise DataError(file, message, hint=hint)
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        told = f"is no archive of torch.save: {str(error)[:120]}"
-        raise DataFault(file, told, hint="write it anew with torch.save") from error
+        message = f"is no archive of torch.save: {str(error)[:120]}"
+        raise DataError(file, message, hint="write it anew with torch.save") from error
     parts = {member.filename.partition("/")[2] for member in members}
     if "constants.pkl" in parts:
-        told = "is a TorchScript program (torch.jit.save), not data"
-        raise DataFault(file, told, hint="save tensors with torch.save({'input': x, 'target': y})")
+        message = "is a TorchScript program (torch.jit.save), not data"
+        raise DataError(
+            file, message, hint="save tensors with torch.save({'input': x, 'target': y})"
+        )
     if "data.pkl" not in parts or any(member.compress_type for member in members):
         hint = "write it anew with torch.save"
-        raise DataFault(file, "is no archive of torch.save", hint=hint)
+        raise DataError(file, "is no archive of torch.save", hint=hint)
 
 
 def _loaded(file: Path, *, trusted: bool) -> Any:
     """What torch.save was given.
 
     Raises:
-        DataFault: torch cannot read it, or only by running what it names.
+        DataError: torch cannot read it, or only by running what it names.
     """
     import torch
 
@@ -100,11 +102,11 @@ def _loaded(file: Path, *, trusted: bool) -> Any:
     except Exception as error:
         named = _GLOBAL.search(str(error))
         if named is not None and not trusted:
-            told = f"is refused: it names {named[1]}"
-            raise DataFault(file, told, hint=_HINT) from error
+            message = f"is refused: it names {named[1]}"
+            raise DataError(file, message, hint=_HINT) from error
         first = str(error).strip().partition("\n")[0][:160]
-        told = f"cannot be read by torch: {type(error).__name__}: {first}"
-        raise DataFault(file, told, hint="write it anew with torch.save") from error
+        message = f"cannot be read by torch: {type(error).__name__}: {first}"
+        raise DataError(file, message, hint="write it anew with torch.save") from error
 
 
 FORMAT: Final = Format(

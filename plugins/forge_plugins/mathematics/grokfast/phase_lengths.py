@@ -22,14 +22,14 @@ def fitted(lengths: Mapping[str, int], total_steps: int | None) -> dict[str, int
     whole = sum(lengths.values())
     if total_steps is None or whole <= total_steps:
         return dict(lengths)
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     passed = given = 0
     for name, length in lengths.items():
         passed += length
         end = round(total_steps * passed / whole)
-        found[name] = end - given
+        result[name] = end - given
         given = end
-    return found
+    return result
 
 
 def phase_at(step: int, lengths: Mapping[str, int]) -> str:

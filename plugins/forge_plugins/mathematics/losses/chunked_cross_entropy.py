@@ -62,28 +62,28 @@ class _Sum(torch.autograd.Function):
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        found = _Gradients(hidden, parameters) if wanted else None
+        result = _Gradients(hidden, parameters) if wanted else None
         for begin in range(0, len(hidden), options[0]):
             rows = slice(begin, begin + options[0])
             own = None if weights is None else weights[rows]
             with torch.set_grad_enabled(wanted):
                 part = hidden[rows].detach().requires_grad_(wanted)
                 loss = _piece_loss(head(part), targets[rows], own, options)
-                if found is not None:
-                    found.take(rows, part, loss)
+                if result is not None:
+                    result.take(rows, part, loss)
             total += loss.detach()
-        ctx.found = found
+        ctx.found = result
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found, (factor,) = ctx.found, gradients
-        assert found is not None, "backward without a gradient to give"
+        result, (factor,) = ctx.found, gradients
+        assert result is not None, "backward without a gradient to give"
         ctx.found = None  # the buffers are handed on, not copied
         return (
-            found.hidden.mul_(factor.to(found.hidden.dtype)), None, None, None, None,
-            *(each.mul_(factor.to(each.dtype)) for each in found.parameters),
+            result.hidden.mul_(factor.to(result.hidden.dtype)), None, None, None, None,
+            *(each.mul_(factor.to(each.dtype)) for each in result.parameters),
         )  # fmt: skip
 
 

@@ -25,18 +25,18 @@ def latent_answer(model: nn.Module, call: Callable[[], Answer]) -> Answer:
         call: runs it.
     """
     modules = list(model.modules())
-    layers = [one for one in modules if isinstance(one, BitLayer)]
-    blends = [(control, control.blend) for control in {id(c): c for c in
-              (one.control for one in layers)}.values()]  # fmt: skip
-    modes = [(one, one.training) for one in modules if not isinstance(one, BitLayer)]
+    layers = [item for item in modules if isinstance(item, BitLayer)]
+    blends = [(quantization, quantization.blend) for quantization in {id(c): c for c in
+              (item.quantization for item in layers)}.values()]  # fmt: skip
+    modes = [(item, item.training) for item in modules if not isinstance(item, BitLayer)]
     try:
-        for control, _ in blends:
-            control.blend = 0.0
+        for quantization, _ in blends:
+            quantization.blend = 0.0
         for module, _ in modes:
             module.training = False
         return call()
     finally:
-        for control, blend in blends:
-            control.blend = blend
+        for quantization, blend in blends:
+            quantization.blend = blend
         for module, mode in modes:
             module.training = mode

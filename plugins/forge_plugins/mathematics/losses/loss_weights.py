@@ -84,5 +84,5 @@ class RateOfFall(nn.Module):
             for average, decay in zip(averages, self.decays, strict=True)
         )
         ratio = fast / slow.clamp_min(1e-12)
-        found = (self.count * torch.softmax(ratio / temperature, 0)).to(like)
-        return torch.where(steps > 0, found, torch.ones_like(like))
+        result = (self.count * torch.softmax(ratio / temperature, 0)).to(like)
+        return torch.where(steps > 0, result, torch.ones_like(like))

@@ -40,15 +40,15 @@ def hit_counts(
     """
     exact = _exact(logits.device)
     counts = _counts(targets, weights, exact)
-    found = []
+    result = []
     for k in ranks:
         if k == 1:
             hits = logits.argmax(-1) == targets
         else:
             likely = logits.topk(min(k, logits.shape[-1])).indices
             hits = (likely == targets.unsqueeze(1)).any(1)
-        found.append((hits * counts).sum())
-    return torch.stack([*found, counts.sum() + _no_number(logits, counts)])
+        result.append((hits * counts).sum())
+    return torch.stack([*result, counts.sum() + _no_number(logits, counts)])
 
 
 def no_counts(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
@@ -96,17 +96,19 @@ def class_counts(logits: Tensor, targets: Tensor, weights: Tensor | None = None)
     wanted = torch.where(targets < 0, -1, targets + 1) * counted
     hits = torch.where(answers == wanted, wanted, 0)
     try:
-        found = [
-            torch.bincount(one, counts, minlength=classes + 1) for one in (hits, answers, wanted)
+        result = [
+            torch.bincount(item, counts, minlength=classes + 1) for item in (hits, answers, wanted)
         ]
     except RuntimeError as error:
         raise ValueError(
             "a target is below 0, which is no class: the target that counts for nothing is named "
             "by run.ignore_index"
         ) from error
-    if len(found[2]) > classes + 1:
-        raise ValueError(f"a target is {len(found[2]) - 2}, and the classes are 0 to {classes - 1}")
-    return torch.stack(found)[:, 1:] + _no_number(logits, counts)
+    if len(result[2]) > classes + 1:
+        raise ValueError(
+            f"a target is {len(result[2]) - 2}, and the classes are 0 to {classes - 1}"
+        )
+    return torch.stack(result)[:, 1:] + _no_number(logits, counts)
 
 
 def class_metrics(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[str, float]:
@@ -130,7 +132,7 @@ def class_metrics(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[s
     occurs = (answers + targets) > 0
     tiny = torch.finfo(torch.float64).tiny  # a class that does not occur: 0 / tiny is 0
     f1 = 2 * hits / (answers + targets).clamp_min(tiny)
-    found = {
+    result = {
         "f1": f1[occurs].mean(),
         "precision": (hits / answers.clamp_min(tiny))[occurs].mean(),
         "recall": (hits / targets.clamp_min(tiny))[occurs].mean(),
@@ -139,4 +141,4 @@ def class_metrics(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[s
         "recall_micro": hits.sum() / targets.sum(),
         "f1_weighted": (f1 * targets).sum() / targets.sum(),
     }
-    return {name: float(found[name]) for name in names}
+    return {name: float(result[name]) for name in names}

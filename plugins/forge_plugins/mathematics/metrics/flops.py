@@ -68,13 +68,13 @@ class FlopCount(TorchDispatchMode):
         """Do it, and count."""
         del types
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in _OWN:
             self.total += _OWN[packet](*args, **kwargs)
         elif packet in flop_registry:
-            self.total += flop_registry[packet](*args, **kwargs, out_val=found)
-        return found
+            self.total += flop_registry[packet](*args, **kwargs, out_val=result)
+        return result
 
 
 def training_flops(forward: float) -> float:

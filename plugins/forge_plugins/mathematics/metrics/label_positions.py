@@ -20,9 +20,9 @@ def main_output(outputs: Any) -> Any:
         return outputs
     if isinstance(outputs, Mapping):
         return outputs.get("logits", outputs)
-    found = getattr(outputs, "logits", None)
-    if isinstance(found, Tensor):
-        return found
+    result = getattr(outputs, "logits", None)
+    if isinstance(result, Tensor):
+        return result
     if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     return outputs

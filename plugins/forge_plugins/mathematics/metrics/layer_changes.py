@@ -22,7 +22,7 @@ _HARMLESS: Final = frozenset(
 def own_behaviour(cls: type, base: type) -> list[str]:
     """The names that a subclass defines, beside those that change nothing, in order of the text."""
     lines = cls.__mro__[: cls.__mro__.index(base)]
-    return [name for one in lines for name in vars(one) if name not in _HARMLESS]
+    return [name for item in lines for name in vars(item) if name not in _HARMLESS]
 
 
 def replaced_calls(module: nn.Module) -> str:

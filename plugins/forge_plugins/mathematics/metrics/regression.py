@@ -79,8 +79,8 @@ def regression_metrics(sums: Tensor, add: Callable[[Tensor], Tensor]) -> dict[st
     numbers, _, squares, distances = plain.tolist()
     if not numbers:
         return {}
-    found = {"mse": squares / numbers, "mae": distances / numbers}
+    result = {"mse": squares / numbers, "mae": distances / numbers}
     rounding = 4 * torch.finfo(sums.dtype).eps * float(mean)  # of equal targets about their mean
     if spread > numbers * rounding**2:
-        found["r2"] = 1.0 - squares / spread
-    return found
+        result["r2"] = 1.0 - squares / spread
+    return result

@@ -58,6 +58,6 @@ class ShadowModel:
         for own, other in zip(self.model.buffers(), self._leader.buffers(), strict=True):
             own.copy_(other)
         for module in self.model.modules():
-            forget = getattr(module, "forget", None)
+            forget = getattr(module, "invalidate", None)
             if callable(forget):
                 forget()

@@ -72,11 +72,11 @@ class BitNetOptimizer(torch.optim.AdamW):
         """Bring warm-up and sparsity to the steps done; drop what the layers keep."""
         done = self.steps_done() if self.layers else 0
         for layer in self.layers:
-            control = layer.control
-            control.blend = blend(done, self.warmup_steps)
-            control.steps = max(0, done - self.warmup_steps)
-            control.sparsity = self.sparsity * blend(done, self.sparsity_steps)
-            layer.forget()
+            quantization = layer.quantization
+            quantization.blend = blend(done, self.warmup_steps)
+            quantization.steps = max(0, done - self.warmup_steps)
+            quantization.sparsity = self.sparsity * blend(done, self.sparsity_steps)
+            layer.invalidate()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the layers apply the new weights from here on."""
@@ -98,20 +98,20 @@ class BitNetOptimizer(torch.optim.AdamW):
 
     def _scaled(self, limit: float) -> dict[Tensor, Tensor]:
         """Scale the gradients; mean square and number of each one's gradients, shape (2,)."""
-        found: dict[Tensor, Tensor] = {}
+        result: dict[Tensor, Tensor] = {}
         parameters = [
-            one for group in self.param_groups for one in group["params"] if one.grad is not None
+            item for group in self.param_groups for item in group["params"] if item.grad is not None
         ]
-        for device in {one.device for one in parameters}:
-            here = [one for one in parameters if one.device == device]
-            known = [self.state[one].get("gradient_average") for one in here]
+        for device in {item.device for item in parameters}:
+            here = [item for item in parameters if item.device == device]
+            known = [self.state[item].get("gradient_average") for item in here]
             zero = torch.zeros(2, device=device)
-            before = torch.stack([zero if one is None else one.float() for one in known])
+            before = torch.stack([zero if item is None else item.float() for item in known])
             square, count = before.T.contiguous()
-            hold_spikes([one.grad for one in here], square, count, decay=SCALE_DECAY, limit=limit)
+            hold_spikes([item.grad for item in here], square, count, decay=SCALE_DECAY, limit=limit)
             after = torch.stack((square, count), 1)
-            found |= dict(zip(here, after, strict=True))
-        return found
+            result |= dict(zip(here, after, strict=True))
+        return result
 
     def get_quantization_info(self) -> dict[str, float | None]:
         """Metrics over all layers, read to the host.
@@ -125,7 +125,7 @@ class BitNetOptimizer(torch.optim.AdamW):
             "layers": len(self.layers),
             "weights": sum(layer.weight.numel() for layer in self.layers),
             "blend": self.layers[0].blend if self.layers else None,
-            "target_sparsity": self.layers[0].control.sparsity if self.layers else None,
+            "target_sparsity": self.layers[0].quantization.sparsity if self.layers else None,
         }
         with_levels = [layer for layer in self.layers if layer.scheme.quantizes_weight]
         if not with_levels:

@@ -49,12 +49,12 @@ def newton_schulz(matrix: Tensor, iterations: int, dtype: torch.dtype, floor: fl
         The same shape, of `dtype`.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.to(dtype)
-    found = found.T if tall else found
-    found = found / torch.linalg.vector_norm(found).clamp_min(floor)
+    result = matrix.to(dtype)
+    result = result.T if tall else result
+    result = result / torch.linalg.vector_norm(result).clamp_min(floor)
     first, second, third = QUINTIC
     for _ in range(iterations):
-        gram = found @ found.T
+        gram = result @ result.T
         step = torch.addmm(gram, gram, gram, beta=second, alpha=third)
-        found = torch.addmm(found, step, found, beta=first)
-    return found.T if tall else found
+        result = torch.addmm(result, step, result, beta=first)
+    return result.T if tall else result

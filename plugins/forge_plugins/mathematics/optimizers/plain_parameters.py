@@ -194,24 +194,24 @@ def _check_apart(parameters: Iterable[nn.Parameter]) -> None:
             memory = parameter.untyped_storage().data_ptr()
             together.setdefault(memory, []).append(parameter)
     for memory, sharing in together.items():
-        if memory and len(sharing) > 1 and not all(is_plain(one) for one in sharing):
+        if memory and len(sharing) > 1 and not all(is_plain(item) for item in sharing):
             _check_entries(sharing)
 
 
 def _check_entries(sharing: list[nn.Parameter]) -> None:
-    begin = min(one.storage_offset() for one in sharing)
+    begin = min(item.storage_offset() for item in sharing)
     reaches = [
-        one.storage_offset()
-        + sum((n - 1) * stride for n, stride in zip(one.shape, one.stride(), strict=True))
-        for one in sharing
+        item.storage_offset()
+        + sum((n - 1) * stride for n, stride in zip(item.shape, item.stride(), strict=True))
+        for item in sharing
     ]
     taken = torch.zeros(max(reaches) + 1 - begin, dtype=torch.bool)
-    for one in sharing:
-        entries = taken.as_strided(one.shape, one.stride(), one.storage_offset() - begin)
+    for item in sharing:
+        entries = taken.as_strided(item.shape, item.stride(), item.storage_offset() - begin)
         if bool(entries.any()):
             raise ValueError(
                 f"two parameters share entries of one tensor (the second has shape "
-                f"{tuple(one.shape)}, {one.dtype}) and are not contiguous fp32 tensors, so that "
+                f"{tuple(item.shape)}, {item.dtype}) and are not contiguous fp32 tensors, so that "
                 "their updates would undo each other: tie them as one and the same nn.Parameter"
             )
         entries.fill_(True)

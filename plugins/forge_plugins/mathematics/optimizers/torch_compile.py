@@ -22,8 +22,8 @@ def compiler_fault(device_type: str) -> str | None:
         None when it works; else what is missing, in one line (such as a C++ compiler).
     """
     try:
-        found = torch.compile(_probe)(torch.ones(16, device=device_type))
+        result = torch.compile(_probe)(torch.ones(16, device=device_type))
     except Exception as error:  # noqa: BLE001  any failure of a foreign compiler means "no"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__
-    return None if bool((found == 3.0).all()) else "compiled code gave wrong numbers"
+    return None if bool((result == 3.0).all()) else "compiled code gave wrong numbers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.scheme import Scheme
 
 _SETTINGS = (
@@ -22,7 +22,7 @@ class BitConv2d(BitLayer, nn.Conv2d):
 
     Args:
         scheme: what Q means; ternary weights per tensor and int8 activations otherwise.
-        control: warm-up and sparsity, shared with other layers.
+        quantization: warm-up and sparsity, shared with other layers.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  those of nn.Conv2d
@@ -38,7 +38,7 @@ class BitConv2d(BitLayer, nn.Conv2d):
         padding_mode: str = "zeros",
         *,
         scheme: Scheme | None = None,
-        control: Control | None = None,
+        quantization: QuantizationState | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -46,11 +46,14 @@ class BitConv2d(BitLayer, nn.Conv2d):
             self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
             bias, padding_mode, device=device, dtype=dtype,  # type: ignore[arg-type]
         )  # fmt: skip
-        self.adopt(scheme or Scheme(), control)
+        self.configure(scheme or Scheme(), quantization)
 
     @classmethod
     def from_conv2d(
-        cls, convolution: nn.Conv2d, scheme: Scheme | None = None, control: Control | None = None
+        cls,
+        convolution: nn.Conv2d,
+        scheme: Scheme | None = None,
+        quantization: QuantizationState | None = None,
     ) -> BitConv2d:
         """The same layer with the very same parameters.
 
@@ -62,7 +65,7 @@ class BitConv2d(BitLayer, nn.Conv2d):
         for name in _SETTINGS:
             setattr(layer, name, getattr(convolution, name))
         layer.weight, layer.bias = convolution.weight, convolution.bias
-        layer.adopt(scheme or Scheme(), control)
+        layer.configure(scheme or Scheme(), quantization)
         layer.train(convolution.training)
         return layer
 
@@ -73,5 +76,5 @@ class BitConv2d(BitLayer, nn.Conv2d):
         single = input.dim() == 3
         inputs = input.unsqueeze(0) if single else input
         quantized = self.estimated_input(inputs, channels=True)
-        found: Tensor = self._conv_forward(quantized, self.estimated_weight(), self.bias)
-        return found.squeeze(0) if single else found
+        result: Tensor = self._conv_forward(quantized, self.estimated_weight(), self.bias)
+        return result.squeeze(0) if single else result

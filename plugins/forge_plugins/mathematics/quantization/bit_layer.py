@@ -15,7 +15,7 @@ from forge_plugins.mathematics.quantization.shared_input import SharedInput
 
 
 @dataclass(slots=True)
-class Control:
+class QuantizationState:
     """What changes for all layers of a model while it trains; who converts a model holds it.
 
     Args:
@@ -33,24 +33,24 @@ class Control:
     seed: int | None = None
 
 
-class Keeper:
+class QuantizedWeightCache:
     """The quantized weight of a layer, kept while somebody promises to say when it changes.
 
     A copy of a layer begins with an empty one: nobody watches the copy's weight.
     """
 
-    __slots__ = ("found", "keeps")
+    __slots__ = ("enabled", "entries")
 
     def __init__(self) -> None:
-        self.keeps = False
-        self.found: dict[Any, Any] = {}
+        self.enabled = False
+        self.entries: dict[Any, Any] = {}
 
-    def __reduce__(self) -> tuple[type[Keeper], tuple[()]]:
-        return Keeper, ()
+    def __reduce__(self) -> tuple[type[QuantizedWeightCache], tuple[()]]:
+        return QuantizedWeightCache, ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Keeper:
-        found = memo[id(self)] = Keeper()
-        return found
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedWeightCache:
+        result = memo[id(self)] = QuantizedWeightCache()
+        return result
 
 
 class Quantized(NamedTuple):
@@ -65,14 +65,14 @@ class BitLayer(nn.Module):
     """Base of `BitLinear` and `BitConv2d`: a latent full-precision weight as a plain parameter.
 
     The layer keeps nothing by itself. Who knows when weights change (the quantizer plugin) may set
-    `keeper.keeps` to let it hold the quantized weight from one forward pass to the next, and must
-    then call `forget` whenever the weight has changed: torch's fused optimizers do not raise the
-    version counter that a guess could go by.
+    `weight_cache.enabled` to let it hold the quantized weight from one forward pass to the next,
+    and must then call `invalidate` whenever the weight has changed: torch's fused optimizers do not
+    raise the version counter that a guess could go by.
 
     Attributes:
         scheme: what the layer applies.
-        control: warm-up and sparsity, shared by the layers of a model.
-        place: among the layers of a model: each one rounds by a seed of its own.
+        quantization: warm-up and sparsity, shared by the layers of a model.
+        layer_index: among the layers of a model: each one rounds by a seed of its own.
         continued: the weight was found on its grid and goes on from there (no warm-up).
         threshold: the learned border between levels as a parameter (0-d, 0 is rounding), or None.
             The border lies `scheme.threshold_rate` times its value away from that of rounding, so
@@ -82,21 +82,21 @@ class BitLayer(nn.Module):
         sub_norm: a norm in front of the layer (SubLN), or None.
     """
 
-    follows: ClassVar[tuple[str, ...]] = ("control",)
+    follows: ClassVar[tuple[str, ...]] = ("quantization",)
     """What an averaged copy of the layer must share with it: warm-up and sparsity go on."""
 
     weight: Tensor
     scheme: Scheme
-    control: Control
-    place: int
+    quantization: QuantizationState
+    layer_index: int
     continued: bool
-    keeper: Keeper
+    weight_cache: QuantizedWeightCache
     shared: SharedInput | None
     threshold: nn.Parameter | None
     anchor: Tensor | None
     sub_norm: nn.Module | None
 
-    def adopt(self, scheme: Scheme, control: Control | None = None) -> None:
+    def configure(self, scheme: Scheme, quantization: QuantizationState | None = None) -> None:
         """Take up a scheme; the weight and bias are there already.
 
         Raises:
@@ -105,10 +105,10 @@ class BitLayer(nn.Module):
         if scheme.quantizes_weight:
             quantizers.arranged(self.weight.detach(), scheme)
         self.scheme = scheme
-        self.control = control or Control()
+        self.quantization = quantization or QuantizationState()
         self.continued = False
-        self.place = 0
-        self.keeper = Keeper()
+        self.layer_index = 0
+        self.weight_cache = QuantizedWeightCache()
         self.shared = None
         learned = scheme.rounding == "learned_threshold"
         border = self.weight.new_zeros((), dtype=torch.float32) if learned else None
@@ -149,11 +149,11 @@ class BitLayer(nn.Module):
         """Levels (fp32, arranged) and scale."""
         scheme, scale = self.scheme, self.scale()
         values = quantizers.in_levels(self.weight, scale, scheme)
-        sparsity = self.control.sparsity
+        sparsity = self.quantization.sparsity
         zeros = quantizers.smallest(values, sparsity) if sparsity else None
         if draw:
-            seed = self.control.seed
-            own = None if seed is None else seed + self.place
+            seed = self.quantization.seed
+            own = None if seed is None else seed + self.layer_index
             levels = quantizers.drawn_levels(values, scheme, own)
         else:
             levels = quantizers.nearest_levels(values, scheme, self._border())
@@ -188,19 +188,19 @@ class BitLayer(nn.Module):
         if not self.scheme.quantizes_weight:
             return self.weight.detach()
         with torch.no_grad():
-            applied = self.quantized(self.weight.dtype, whole=False).applied
+            applied = self.quantized(self.weight.dtype, as_int8=False).applied
             assert applied is not None
             return self._blended(self.weight.detach(), applied)
 
     @property
     def blend(self) -> float:
         """Share of the quantized values in what is applied."""
-        return 1.0 if self.continued else self.control.blend
+        return 1.0 if self.continued else self.quantization.blend
 
     @property
     def trained_quantized(self) -> bool:
         """Whether the weight was trained on its levels, here or before it came here."""
-        return self.continued or self.control.steps > 0
+        return self.continued or self.quantization.steps > 0
 
     def _blended(self, latent: Tensor, quantized: Tensor) -> Tensor:
         blend = self.blend
@@ -210,7 +210,7 @@ class BitLayer(nn.Module):
 
     # -- keeping ------------------------------------------------------------------------------
 
-    def quantized(self, dtype: torch.dtype, *, whole: bool, fresh: bool = True) -> Quantized:
+    def quantized(self, dtype: torch.dtype, *, as_int8: bool, fresh: bool = True) -> Quantized:
         """The weight on its grid, computed or kept; call it without gradient.
 
         Args:
@@ -218,33 +218,33 @@ class BitLayer(nn.Module):
             whole: as int8 only (`applied` is None).
             fresh: give int8 levels beside `applied` when nothing is kept.
         """
-        keeper = self.keeper
+        weight_cache = self.weight_cache
         draw = self.training and self.scheme.rounding == "stochastic"
-        kind = (draw, dtype, whole)
-        if keeper.keeps:
-            found: Quantized | None = keeper.found.get(kind)
-            if found is not None:
-                return found
-        small = whole or (fresh and not keeper.keeps)
+        kind = (draw, dtype, as_int8)
+        if weight_cache.enabled:
+            result: Quantized | None = weight_cache.entries.get(kind)
+            if result is not None:
+                return result
+        small = as_int8 or (fresh and not weight_cache.enabled)
         alone = self._levels_stand_alone() and not draw
         if alone and (fused := kernels(self.weight.device)) is not None:
-            answer = self._quantized_by(fused, None if whole else dtype, small=small)
-        elif alone and self._goes_in_parts() and (whole or dtype is not torch.float32):
-            answer = self._quantized_in_parts(None if whole else dtype, small=small)
+            answer = self._quantized_by(fused, None if as_int8 else dtype, small=small)
+        elif alone and self._goes_in_parts() and (as_int8 or dtype is not torch.float32):
+            answer = self._quantized_in_parts(None if as_int8 else dtype, small=small)
         else:
             levels, scale = self._rounded(draw=draw)
-            as_int8 = levels.to(torch.int8) if small else None
-            applied = None if whole else self.dequantized(levels, scale, dtype)
-            answer = Quantized(applied, as_int8, scale)
-        if keeper.keeps:
-            keeper.found[kind] = answer
+            whole_levels = levels.to(torch.int8) if small else None
+            applied = None if as_int8 else self.dequantized(levels, scale, dtype)
+            answer = Quantized(applied, whole_levels, scale)
+        if weight_cache.enabled:
+            weight_cache.entries[kind] = answer
         return answer
 
     def _levels_stand_alone(self) -> bool:
         """Whether each weight's level is its own affair, once there is a scale."""
         scheme = self.scheme
         plain = scheme.granularity == "tensor" and scheme.weight_bits != 1 and scheme.parity == "hf"
-        bare = self.threshold is None and self.anchor is None and not self.control.sparsity
+        bare = self.threshold is None and self.anchor is None and not self.quantization.sparsity
         return plain and bare and self.weight.is_contiguous()
 
     def _goes_in_parts(self) -> bool:
@@ -255,7 +255,7 @@ class BitLayer(nn.Module):
         """By the kernels of the device."""
         scale = None if self.scheme.step_from == "absmean" else self.scale()
         weight, top = self.weight.detach(), self.scheme.top
-        return Quantized(*fused.weight_on_grid(weight, scale, top, whole=small, dtype=dtype))
+        return Quantized(*fused.weight_on_grid(weight, scale, top, as_int8=small, dtype=dtype))
 
     def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
         weight, scheme, scale = self.weight.detach(), self.scheme, self.scale()
@@ -279,9 +279,9 @@ class BitLayer(nn.Module):
             applied = levels.mul_(self._anchored_step(self.anchor))
         return applied.view(self.weight.shape).to(self.weight.dtype).to(dtype)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Drop what is kept: the latent weight has changed."""
-        self.keeper.found.clear()
+        self.weight_cache.entries.clear()
 
     # -- the differentiable weight and input -----------------------------------------------------
 
@@ -302,10 +302,10 @@ class BitLayer(nn.Module):
         if not self.scheme.quantizes_weight:
             return self.weight
         with torch.no_grad():
-            found = self.quantized(self.weight.dtype, whole=False, fresh=False)
-            assert found.applied is not None
-            applied = self._blended(self.weight.detach(), found.applied)
-        return self._estimated(applied, found.scale)
+            result = self.quantized(self.weight.dtype, as_int8=False, fresh=False)
+            assert result.applied is not None
+            applied = self._blended(self.weight.detach(), result.applied)
+        return self._estimated(applied, result.scale)
 
     def estimated_input(self, inputs: Tensor, *, channels: bool = False) -> Tensor:
         """The quantized input, in the graph."""

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forge_plugins.mathematics.quantization import quantizers
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.device_kernels import lacks_kernels
 from forge_plugins.mathematics.quantization.quantized_linear import (
     Backward,
-    exact_product,
+    fake_quant_linear,
     fits_integer_product,
-    integer_product,
+    int8_linear,
     lacks_int8,
     multiplies_integers,
 )
@@ -41,7 +41,7 @@ class BitLinear(BitLayer, nn.Linear):
 
     Args:
         scheme: what Q means; ternary weights per tensor and int8 activations per token otherwise.
-        control: warm-up and sparsity, shared with other layers.
+        quantization: warm-up and sparsity, shared with other layers.
     """
 
     def __init__(
@@ -51,16 +51,19 @@ class BitLinear(BitLayer, nn.Linear):
         bias: bool = True,
         *,
         scheme: Scheme | None = None,
-        control: Control | None = None,
+        quantization: QuantizationState | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
-        self.adopt(scheme or Scheme(), control)
+        self.configure(scheme or Scheme(), quantization)
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, scheme: Scheme | None = None, control: Control | None = None
+        cls,
+        linear: nn.Linear,
+        scheme: Scheme | None = None,
+        quantization: QuantizationState | None = None,
     ) -> BitLinear:
         """The same layer with the very same parameters, so that ties and dtypes stay.
 
@@ -71,13 +74,13 @@ class BitLinear(BitLayer, nn.Linear):
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.adopt(scheme or Scheme(), control)
+        layer.configure(scheme or Scheme(), quantization)
         layer.train(linear.training)
         return layer
 
-    def adopt(self, scheme: Scheme, control: Control | None = None) -> None:
-        """See `BitLayer.adopt`."""
-        super().adopt(scheme, control)
+    def configure(self, scheme: Scheme, quantization: QuantizationState | None = None) -> None:
+        """See `BitLayer.configure`."""
+        super().configure(scheme, quantization)
         if scheme.arithmetic != "exact":  # the compiler cannot ask by itself
             for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
                 lacks_int8(kind)
@@ -106,12 +109,14 @@ class BitLinear(BitLayer, nn.Linear):
         # in half precision the weight itself is as cheap to save as its levels are to turn back
         needed = torch.is_grad_enabled() and input.requires_grad and dtype is torch.float32
         with torch.no_grad():
-            weight = self.quantized(dtype, whole=False, fresh=needed)
+            weight = self.quantized(dtype, as_int8=False, fresh=needed)
             values = self._values(input, dtype)
         assert weight.applied is not None
         handle = self._handle(weight.scale)
         levels = weight.levels if self.anchor is None else None
-        return exact_product(input, handle, self.bias, values, weight.applied, levels, weight.scale)
+        return fake_quant_linear(
+            input, handle, self.bias, values, weight.applied, levels, weight.scale
+        )
 
     def _values(self, input: Tensor, dtype: torch.dtype) -> Tensor:
         """The input to be multiplied, in the dtype of the product where autocast asks for one."""
@@ -125,8 +130,8 @@ class BitLinear(BitLayer, nn.Linear):
 
         if self.shared is None:
             return derive()
-        found: Tensor = self.shared.take(input, dtype, derive)
-        return found
+        result: Tensor = self.shared.take(input, dtype, derive)
+        return result
 
     def _integer(self, input: Tensor) -> Tensor:
         scheme = self.scheme
@@ -141,14 +146,14 @@ class BitLinear(BitLayer, nn.Linear):
             return quantizers.activation_levels_and_values(input, scheme, kept)
 
         with torch.no_grad():
-            weight = self.quantized(dtype, whole=True)
+            weight = self.quantized(dtype, as_int8=True)
             values: Any = (
                 derive()
                 if self.shared is None
                 else self.shared.take(input, (torch.int8, kept), derive)
             )
         assert weight.levels is not None
-        return integer_product(
+        return int8_linear(
             input,
             self._handle(weight.scale),
             self.bias,

@@ -16,7 +16,7 @@ from forge_plugins.mathematics.metrics.layer_changes import (
     replaced_calls,
 )
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.resume_from_quantized import (
     continue_from,
@@ -62,7 +62,7 @@ class ConversionReport:
     @property
     def converted_weights(self) -> int:
         """Weights that have levels, each once."""
-        return sum({id(one.weight): one.weight.numel() for one in self.layers.values()}.values())
+        return sum({id(item.weight): item.weight.numel() for item in self.layers.values()}.values())
 
     def share(self, weights: int) -> float:
         """A number of weights as a share of all."""
@@ -71,11 +71,11 @@ class ConversionReport:
     def summary(self) -> str:
         """One sentence: how many weights have levels, how many have not, and why."""
         done = self.converted_weights
-        told = f"{done:,} of {self.weights:,} weights ({self.share(done):.1%}) are quantized"
+        message = f"{done:,} of {self.weights:,} weights ({self.share(done):.1%}) are quantized"
         left = ", ".join(
             f"{count:,} ({self.share(count):.1%}) {kind}" for kind, count in self.left_kinds.items()
         )
-        return f"{told}; left as they are: {left}" if left else told
+        return f"{message}; left as they are: {left}" if left else message
 
     def to_data(self) -> dict[str, Any]:
         """Plain data."""
@@ -103,7 +103,7 @@ def convert_model_to_bitnet(
     model: nn.Module,
     scheme: Scheme | None = None,
     *,
-    control: Control | None = None,
+    quantization: QuantizationState | None = None,
     skip: Sequence[str] = SKIPPED,
     convolutions: bool = False,
     sub_norm: Sequence[str] = (),
@@ -118,7 +118,7 @@ def convert_model_to_bitnet(
     Args:
         model: changed in place; a bare layer is exchanged as a whole.
         scheme: of the new layers.
-        control: of the new layers.
+        quantization: of the new layers.
         skip: names of layers that stay; `*` and `?` stand for any letters, `output_embeddings`
             also for what the model's `get_output_embeddings()` gives.
         convolutions: exchange `nn.Conv2d` too.
@@ -132,25 +132,27 @@ def convert_model_to_bitnet(
         ValueError: the scheme does not fit a layer; the message names it.
     """
     scheme = scheme or Scheme()
-    control = control or Control()
+    quantization = quantization or QuantizationState()
     report = ConversionReport()
-    found: dict[int, BitLayer | None] = {}  # a module that stands in two places stays one
+    result: dict[int, BitLayer | None] = {}  # a module that stands in two places stays one
     place = _Place(model, tuple(skip), convolutions)
     reasons: dict[str, Reason] = {}
     continued: set[int] = set()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not _could_be(module):
             continue
-        if id(module) not in found:
+        if id(module) not in result:
             reason = _reason_to_leave(place, name, module)
             if reason:
                 reasons[name] = reason
                 continue
             try:
-                found[id(module)] = _exchanged(module, name, scheme, control, continued, report)
+                result[id(module)] = _exchanged(
+                    module, name, scheme, quantization, continued, report
+                )
             except ValueError as error:
                 raise ValueError(f"{name or type(module).__name__}: {error}") from error
-        layer = found[id(module)]
+        layer = result[id(module)]
         assert layer is not None
         report.layers[name] = layer
         report.origins.setdefault(name, "converted before")
@@ -182,8 +184,8 @@ def convert_linears(
         The model, and its quantized layers by name.
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if not wanted(name)]
-    found, report = convert_model_to_bitnet(model, scheme, skip=[_literal(name) for name in names])
-    return found, report.layers
+    result, report = convert_model_to_bitnet(model, scheme, skip=[_literal(name) for name in names])
+    return result, report.layers
 
 
 def _literal(name: str) -> str:
@@ -228,7 +230,7 @@ class _Place:
 
 def _output_layers(model: nn.Module) -> dict[int, str]:
     """What modules say makes their outputs (`get_output_embeddings`), with who says it."""
-    found: dict[int, str] = {}
+    result: dict[int, str] = {}
     for module in model.modules():
         give = getattr(module, "get_output_embeddings", None)
         try:
@@ -236,8 +238,8 @@ def _output_layers(model: nn.Module) -> dict[int, str]:
         except (AttributeError, NotImplementedError, TypeError):
             continue  # the transformers library has models that raise for "none"
         if isinstance(layer, nn.Module):
-            found[id(layer)] = type(module).__name__
-    return found
+            result[id(layer)] = type(module).__name__
+    return result
 
 
 def _reason_to_leave(place: _Place, name: str, module: nn.Module) -> Reason | None:
@@ -246,8 +248,8 @@ def _reason_to_leave(place: _Place, name: str, module: nn.Module) -> Reason | No
     if pattern is not None:
         return Reason("named by skip", f"named by skip ({pattern})")
     if id(module) in place.outputs:
-        told = f"what {place.outputs[id(module)]}.get_output_embeddings() gives"
-        return Reason("named by skip", f"named by skip ({OUTPUT_EMBEDDINGS}): {told}")
+        message = f"what {place.outputs[id(module)]}.get_output_embeddings() gives"
+        return Reason("named by skip", f"named by skip ({OUTPUT_EMBEDDINGS}): {message}")
     if isinstance(module, BitLayer):
         return None
     if _packed(module):
@@ -319,11 +321,11 @@ def _account(report: ConversionReport, model: nn.Module, reasons: dict[str, Reas
         for name, one in named
     }
     done = {id(layer.weight) for layer in report.layers.values()}
-    told = reasons.keys() | report.layers.keys()
+    message = reasons.keys() | report.layers.keys()
     loose: dict[str, list[str]] = {}  # matrices that no layer has, by module
     owners: dict[str, str | None] = {}
     for name, one in named:
-        owner = _owner(name, told)
+        owner = _owner(name, message)
         if owner is None and one.dim() > 1 and id(one) not in done:
             owner = name.rpartition(".")[0]
             loose.setdefault(owner, []).append(name.rpartition(".")[2])
@@ -370,7 +372,7 @@ def _exchanged(
     module: nn.Module,
     name: str,
     scheme: Scheme,
-    control: Control,
+    quantization: QuantizationState,
     continued: set[int],
     report: ConversionReport,
 ) -> BitLayer:
@@ -379,13 +381,13 @@ def _exchanged(
         return module
     origin: Origin = "latent"
     if isinstance(module, nn.Conv2d):
-        layer: BitLayer = BitConv2d.from_conv2d(module, scheme, control)
+        layer: BitLayer = BitConv2d.from_conv2d(module, scheme, quantization)
         carry_over(module, nn.Conv2d, layer)
     else:
         packed = _packed(module)
         linear = _unpacked(module, inverted=packed == "inverted") if packed else module
         assert isinstance(linear, nn.Linear)
-        layer = BitLinear.from_linear(linear, scheme, control)
+        layer = BitLinear.from_linear(linear, scheme, quantization)
         norm = getattr(module, "rms_norm", None)
         layer.sub_norm = norm if isinstance(norm, nn.Module) else None
         if not packed and not _is_online(module):
@@ -411,12 +413,12 @@ def _unpacked(module: nn.Module, *, inverted: bool) -> nn.Linear:
     assert isinstance(scale, Tensor)
     assert bias is None or isinstance(bias, Tensor)
     levels = unpack_rows(stored) if stored.dtype is torch.uint8 else stored.detach()
-    weight, told = plain_weight(levels, scale, bias, inverted=inverted)
-    linear = nn.Linear(1, 1, bias=told is not None, device="meta")
+    weight, message = plain_weight(levels, scale, bias, inverted=inverted)
+    linear = nn.Linear(1, 1, bias=message is not None, device="meta")
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight)
-    if told is not None:
-        linear.bias = nn.Parameter(told.detach().clone())
+    if message is not None:
+        linear.bias = nn.Parameter(message.detach().clone())
     linear.train(module.training)
     return linear
 

@@ -14,9 +14,9 @@ _FOUND: dict[str, bool] = {}  # kinds of device that were asked about, for trace
 
 @functools.cache
 def _of(kind: str) -> Any:
-    found = None if _why_not(kind) else importlib.import_module(_KERNELS)
-    _FOUND[kind] = found is not None
-    return found
+    result = None if _why_not(kind) else importlib.import_module(_KERNELS)
+    _FOUND[kind] = result is not None
+    return result
 
 
 _KERNELS = "forge_plugins.mathematics.quantization.triton_kernels"
@@ -87,10 +87,10 @@ def _traced_integer_linear(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    found: Tensor = _of(values.device.type).integer_linear(
+    result: Tensor = _of(values.device.type).integer_linear(
         values, value_scale, levels, scale, bias, dtype
     )
-    return found
+    return result
 
 
 def _shape_of_it(
@@ -134,12 +134,12 @@ def scaled_product(
         whole: Tensor = product(values, value_scale, levels, scale, bias, dtype)
         return whole
     sums = torch._int_mm(values, levels.t())
-    found = sums.view(torch.float32).copy_(sums)  # each number in its own place
+    result = sums.view(torch.float32).copy_(sums)  # each number in its own place
     rows = value_scale.reshape(-1, 1)
     if scale.dim():
-        found.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
+        result.mul_(1.0 / rows).mul_((1.0 / scale).reshape(1, -1))
     else:
-        found.mul_(1.0 / (rows * scale))
+        result.mul_(1.0 / (rows * scale))
     if bias is not None:
-        found.add_(bias)
-    return found.to(dtype)
+        result.add_(bias)
+    return result.to(dtype)

@@ -43,8 +43,8 @@ def gradient_rows(rows: Tensor, of_outputs: Tensor | None) -> tuple[Tensor, Tens
         with a number that is not finite has a scale of 0 or NaN, and so a gradient that is not.
     """
     if (fused := gradient_kernels(rows.device)) is not None:
-        found: tuple[Tensor, Tensor] = fused.gradient_rows(rows, of_outputs)
-        return found
+        result: tuple[Tensor, Tensor] = fused.gradient_rows(rows, of_outputs)
+        return result
     values = rows.float()
     if of_outputs is not None:
         values = values / of_outputs
@@ -84,8 +84,8 @@ def gradient_columns(rows: Tensor, value_scale: Tensor, order: Tensor) -> Column
         order: of the tokens, of `token_order`.
     """
     if (fused := gradient_kernels(rows.device)) is not None:
-        found: Columns = fused.gradient_columns(rows, value_scale, order)
-        return found
+        result: Columns = fused.gradient_columns(rows, value_scale, order)
+        return result
     values = rows.float() / (value_scale if value_scale.dim() else value_scale.reshape(1, 1))
     values = _taken(values, order)
     chunks = values.view(-1, TOKENS, rows.shape[1])
@@ -132,8 +132,8 @@ def transposed(levels: Tensor, order: Tensor | None = None) -> Tensor:
         Contiguous, shape (width, rows).
     """
     if (fused := gradient_kernels(levels.device)) is not None:
-        found: Tensor = fused.transposed(levels, order)
-        return found
+        result: Tensor = fused.transposed(levels, order)
+        return result
     return (levels if order is None else _taken(levels, order)).t().contiguous()
 
 
@@ -146,8 +146,8 @@ def sum_of_chunks(gradient: Columns, values: Tensor, dtype: torch.dtype) -> Tens
         dtype: of the answer, shape (out, width).
     """
     if (fused := gradient_kernels(values.device)) is not None:
-        found: Tensor = fused.sum_of_chunks(gradient, values, dtype)
-        return found
+        result: Tensor = fused.sum_of_chunks(gradient, values, dtype)
+        return result
     others = torch.split(values, TOKENS, 1)
     total = torch.zeros(len(gradient.levels), len(values), device=values.device)
     chunks = zip(torch.split(gradient.levels, TOKENS, 1), gradient.steps, others, strict=True)
@@ -169,8 +169,8 @@ def _whole_product(mine: Tensor, others: Tensor) -> Tensor:
 
 def _exact_on_cpu() -> bool:
     """With AVX2 alone pairs of products saturate at 16 bits."""
-    found = instructions()
-    return any(map(found.get, ("avx512_vnni", "avx_vnni", "amx_int8")))
+    result = instructions()
+    return any(map(result.get, ("avx512_vnni", "avx_vnni", "amx_int8")))
 
 
 def input_gradient(
@@ -229,5 +229,5 @@ def weight_gradient(
     traced = torch.ops.forge_plugins.integer_weight_gradient.default
     product: Any = traced if torch.compiler.is_compiling() else _weight_gradient
     order = token_order(magnitudes / value_scale)
-    found: Tensor = product(rows, order, values, value_scale, dtype)
-    return found
+    result: Tensor = product(rows, order, values, value_scale, dtype)
+    return result

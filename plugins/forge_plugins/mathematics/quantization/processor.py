@@ -14,7 +14,7 @@ _BEYOND_AVX2: Final = ("avx512", "avx10", "avx_vnni", "avx_ne", "amx", "bf16", "
 
 def instructions() -> dict[str, Any]:
     """What torch found, by its names; without what the environment takes away."""
-    found: dict[str, Any] = dict(torch.cpu.get_capabilities())
+    result: dict[str, Any] = dict(torch.cpu.get_capabilities())
     if all(os.environ.get(name) not in ("avx2", "default") for name in LIMITS):
-        return found
-    return {name: value for name, value in found.items() if not name.startswith(_BEYOND_AVX2)}
+        return result
+    return {name: value for name, value in result.items() if not name.startswith(_BEYOND_AVX2)}

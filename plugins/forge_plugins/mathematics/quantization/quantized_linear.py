@@ -30,7 +30,7 @@ from forge_plugins.mathematics.quantization.quantizers import dequantize
 Backward = Literal["own", "bf16", "int8"]
 
 
-class _ExactProduct(torch.autograd.Function):
+class _FakeQuantLinear(torch.autograd.Function):
     """Dequantized values multiplied, as a plain linear layer would."""
 
     @staticmethod
@@ -77,7 +77,7 @@ class _ExactProduct(torch.autograd.Function):
         return to_input, to_weight, to_bias, None, None, None, None
 
 
-def exact_product(
+def fake_quant_linear(
     inputs: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -97,11 +97,11 @@ def exact_product(
         levels: the same as int8, to be saved in its place; None saves `applied`.
         scale: of the levels.
     """
-    found: Tensor = _ExactProduct.apply(inputs, weight, bias, values, applied, levels, scale)  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = _FakeQuantLinear.apply(inputs, weight, bias, values, applied, levels, scale)  # type: ignore[no-untyped-call]
+    return result
 
 
-class _IntegerProduct(torch.autograd.Function):
+class _Int8Linear(torch.autograd.Function):
     """Whole numbers multiplied into int32 sums, which are exact, then scaled."""
 
     @staticmethod
@@ -198,7 +198,7 @@ def _by_integers(ctx: Any, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return to_input, to_weight
 
 
-def integer_product(
+def int8_linear(
     inputs: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -222,10 +222,10 @@ def integer_product(
             (the gradient is then off by about 3e-3 of its norm for each layer passed); or int8
             (about 1e-2, see `integer_gradients`).
     """
-    found: Tensor = _IntegerProduct.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _Int8Linear.apply(  # type: ignore[no-untyped-call]
         inputs, weight, bias, *values, *levels, (dtype, backward)
     )
-    return found
+    return result
 
 
 _ASKED: dict[str, bool] = {}  # kinds of device that were asked about, for traced code
@@ -264,9 +264,9 @@ def _lacking(device: str) -> str:
         return f"torch has no int8 product for {device}"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this build of torch has no oneDNN"
-    found = instructions()
+    result = instructions()
     names = ("avx512_vnni", "avx_vnni", "amx_int8")
-    if not any(found.get(name) for name in names):
+    if not any(result.get(name) for name in names):
         return f"the processor has none of {', '.join(names)}"
     return ""
 
@@ -276,9 +276,9 @@ def lacks_bf16(device: str) -> str:
     """Why bf16 is not multiplied faster on a kind of device; empty when it is."""
     if device != "cpu":
         return ""
-    found = instructions()
+    result = instructions()
     names = ("avx512_bf16", "amx_bf16")
-    return "" if any(map(found.get, names)) else f"the processor has none of {', '.join(names)}"
+    return "" if any(map(result.get, names)) else f"the processor has none of {', '.join(names)}"
 
 
 def fits_integer_product(rows: int, levels: Tensor) -> bool:

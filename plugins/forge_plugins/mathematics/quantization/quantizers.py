@@ -245,17 +245,17 @@ def activation_levels(inputs: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     rows = inputs.reshape(-1, inputs.shape[-1])
     fused = _row_kernels(rows, scheme)
     if fused is not None:
-        found: tuple[Tensor, Tensor, None] = fused.quantized_rows(
+        result: tuple[Tensor, Tensor, None] = fused.quantized_rows(
             rows, scheme.activation_top, whole=True, dtype=None
         )
-        return found[:2]
+        return result[:2]
     size = _rows_at_once(rows, scheme)
     if not size:
         levels, scale = activation_grid(rows, scheme)
         return levels.to(torch.int8), scale
     levels = torch.empty(rows.shape, dtype=torch.int8)
     scale = torch.empty(rows.shape[0], 1)
-    parts = zip(*(torch.split(one, size) for one in (rows, levels, scale)), strict=True)
+    parts = zip(*(torch.split(item, size) for item in (rows, levels, scale)), strict=True)
     for part, into, scale_into in parts:
         grid, factors = activation_grid(part, scheme)
         into.copy_(grid)
@@ -274,10 +274,10 @@ def activation_levels_and_values(
     fused = _row_kernels(rows, scheme)
     if fused is None:
         return *activation_levels(rows, scheme), None
-    found: tuple[Tensor, Tensor, Tensor] = fused.quantized_rows(
+    result: tuple[Tensor, Tensor, Tensor] = fused.quantized_rows(
         rows, scheme.activation_top, whole=True, dtype=dtype
     )
-    return found
+    return result
 
 
 def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
@@ -285,10 +285,10 @@ def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Ten
     rows = inputs.reshape(-1, inputs.shape[-1])
     fused = _row_kernels(rows, scheme)
     if fused is not None:
-        found: Tensor = fused.quantized_rows(
+        result: Tensor = fused.quantized_rows(
             inputs, scheme.activation_top, whole=False, dtype=dtype
         )[2]
-        return found
+        return result
     size = 0 if dtype is torch.float32 else _rows_at_once(rows, scheme)
     if not size:
         levels, scale = activation_grid(inputs, scheme)
@@ -361,8 +361,8 @@ def straight_through(latent: Tensor, applied: Tensor) -> Tensor:
         latent: the tensor that is trained.
         applied: what takes its place, the same shape and dtype, without gradient.
     """
-    found: Tensor = _Applied.apply(latent, applied)  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = _Applied.apply(latent, applied)  # type: ignore[no-untyped-call]
+    return result
 
 
 BAND = 0.5
@@ -398,12 +398,12 @@ class _Estimated(torch.autograd.Function):
             passed = gradient * (inside + ~inside * share)
         elif scheme.ste == "none":
             passed = gradient * share if share else None
-        told = None
+        message = None
         if threshold is not None and ctx.needs_input_grad[1]:
-            told = threshold_gradient(
+            message = threshold_gradient(
                 arranged(gradient, scheme).float(), values, threshold, scale, scheme
             ).mul_(blend)
-        return passed, told, None, None, None
+        return passed, message, None, None, None
 
 
 def threshold_gradient(
@@ -457,5 +457,5 @@ def estimated(
         return straight_through(latent, applied)
     if threshold is None and scheme.ste == "none" and blend == 1.0:
         return applied
-    found: Tensor = _Estimated.apply(latent, threshold, applied, scale, (scheme, blend))  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = _Estimated.apply(latent, threshold, applied, scale, (scheme, blend))  # type: ignore[no-untyped-call]
+    return result

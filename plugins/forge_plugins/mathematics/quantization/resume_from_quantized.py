@@ -82,9 +82,11 @@ def continue_from(layer: BitLayer, step: Tensor) -> bool:
                 break
         else:
             layer.weight.copy_(latent.view(before.shape))
-            found = quantizers.unclamped_measure(layer.weight, scheme)
-            one = torch.ones_like(step)
-            anchor = torch.stack([torch.where(filled, step, one), torch.where(filled, found, one)])
+            result = quantizers.unclamped_measure(layer.weight, scheme)
+            item = torch.ones_like(step)
+            anchor = torch.stack(
+                [torch.where(filled, step, item), torch.where(filled, result, item)]
+            )
             layer.anchor = anchor
             if bool(_wrong(layer, before).any()):
                 layer.anchor = None
@@ -97,8 +99,8 @@ def continue_from(layer: BitLayer, step: Tensor) -> bool:
 def _wrong(layer: BitLayer, wanted: Tensor) -> Tensor:
     """Which of what shares a step is applied otherwise than wanted: the scale's shape."""
     levels, _ = layer.levels()
-    found = layer.dequantized(levels.float(), layer.scale(), wanted.dtype)
-    different = quantizers.arranged(found != wanted, layer.scheme)
+    result = layer.dequantized(levels.float(), layer.scale(), wanted.dtype)
+    different = quantizers.arranged(result != wanted, layer.scheme)
     if layer.scheme.granularity == "tensor":
         return different.any()
     return different.any(-1, keepdim=True)
@@ -156,18 +158,18 @@ def dequantized_state(
             "quantization={'linear_class': 'bitlinear'} (level / scale) or 'autobitlinear' "
             "(level * scale), as the model's config.json says"
         )
-    found = {name: tensor for name, tensor in state.items() if not name.endswith(".weight_scale")}
+    result = {name: tensor for name, tensor in state.items() if not name.endswith(".weight_scale")}
     for name in packed:
         scale = state[f"{name}_scale"]
         stored = state[name]
         levels = unpack_rows(stored) if stored.dtype is torch.uint8 else stored
         bias = name.removesuffix("weight") + "bias"
-        found[name], told = plain_weight(
+        result[name], message = plain_weight(
             levels, scale, state.get(bias), inverted=kind == "bitlinear"
         )
-        if told is not None:
-            found[bias] = told
-    return found
+        if message is not None:
+            result[bias] = message
+    return result
 
 
 def plain_weight(
@@ -186,5 +188,5 @@ def plain_weight(
     values = levels.float()
     if inverted:
         return values.div_(factor).to(scale.dtype), bias
-    told = None if bias is None else (bias.float() * factor).to(bias.dtype)
-    return values.mul_(factor).to(scale.dtype), told
+    message = None if bias is None else (bias.float() * factor).to(bias.dtype)
+    return values.mul_(factor).to(scale.dtype), message

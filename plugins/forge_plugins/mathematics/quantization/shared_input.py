@@ -58,5 +58,5 @@ class SharedInput:
         return SharedInput, ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedInput:
-        found = memo[id(self)] = SharedInput()
-        return found
+        result = memo[id(self)] = SharedInput()
+        return result

@@ -77,14 +77,14 @@ def check_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: it has no ternary layer, or one that cannot be held; the message names it.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     for name, layer in need_grid_layers(model).items():
         try:
             check_layer(layer)
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if name else str(error)) from error
-        found[name] = tuple(layer.weight.shape)
-    return found
+        result[name] = tuple(layer.weight.shape)
+    return result
 
 
 def read_layer(layer: BitLayer) -> TernaryLayer:

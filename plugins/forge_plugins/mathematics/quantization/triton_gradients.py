@@ -136,9 +136,9 @@ def _transpose(
     taken = tl.load(order + row, mask=row < stride, other=0) if ORDER else row.to(tl.int64)
     inside = ((taken < rows) & (row < stride))[:, None] & (column < width)[None, :]
     place = source + taken[:, None] * width + column[None, :]
-    found = tl.load(place, mask=inside, other=0)
+    result = tl.load(place, mask=inside, other=0)
     target += column.to(tl.int64)[:, None] * stride + row[None, :]
-    tl.store(target, found.T, mask=(column < width)[:, None] & (row < stride)[None, :])
+    tl.store(target, result.T, mask=(column < width)[:, None] & (row < stride)[None, :])
 
 
 @triton.jit
@@ -218,16 +218,16 @@ def gradient_columns(rows: Tensor, value_scale: Tensor, order: Tensor) -> Column
     chunks, groups = len(order) // TOKENS, triton.cdiv(width, COLUMNS)
     new: Any = functools.partial(torch.empty, device=rows.device)
     levels, finer = (new(width, chunks * TOKENS, dtype=torch.int8) for _ in range(2))
-    found = Columns(
+    result = Columns(
         levels, new(chunks, width), finer, new(chunks, width), new(chunks, groups, dtype=torch.int8)
     )
     with on_device_of(rows):
         _quantize_gradient_columns[(chunks, groups)](
-            rows, value_scale, order, *found, count, width, chunks * TOKENS,
+            rows, value_scale, order, *result, count, width, chunks * TOKENS,
             int(value_scale.numel() > 1), WORST,
             TOKENS=TOKENS, BLOCK=COLUMNS, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
-    return found
+    return result
 
 
 def transposed(levels: Tensor, order: Tensor | None) -> Tensor:

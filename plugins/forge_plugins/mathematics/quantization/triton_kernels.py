@@ -54,8 +54,8 @@ def _quantize_rows(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    found = tl.load(inputs + row * stride + columns, mask=inside, other=0.0)
-    x = found.to(tl.float32)
+    result = tl.load(inputs + row * stride + columns, mask=inside, other=0.0)
+    x = result.to(tl.float32)
     largest = tl.max(tl.abs(x), 0)
     # a reduction here passes over NaN: it must reach the scale, or nobody would see it
     lost = tl.max((x != x).to(tl.int32), 0)  # noqa: PLR0124  so NaN is told
@@ -66,7 +66,7 @@ def _quantize_rows(
         tl.store(levels + row * width + columns, level.to(tl.int8), mask=inside)
         tl.store(scales + row, scale)
     if VALUES:
-        value = _quotient(level, scale, tl.div_rn(1.0, scale)).to(found.dtype)
+        value = _quotient(level, scale, tl.div_rn(1.0, scale)).to(result.dtype)
         tl.store(values + row * width + columns, value.to(values.dtype.element_ty), mask=inside)
 
 
@@ -150,15 +150,15 @@ def _scaled(
     BIAS: tl.constexpr,
 ):
     of_input = tl.load(input_scale + m * scale_step, mask=m < rows, other=1.0)
-    found = sums.to(tl.float32)
+    result = sums.to(tl.float32)
     if OF_OUTPUTS:
         of_weight = tl.load(weight_scale + n, mask=n < out, other=1.0)
-        found = found * tl.div_rn(1.0, of_input)[:, None] * tl.div_rn(1.0, of_weight)[None, :]
+        result = result * tl.div_rn(1.0, of_input)[:, None] * tl.div_rn(1.0, of_weight)[None, :]
     else:
-        found = found * tl.div_rn(1.0, of_input * tl.load(weight_scale))[:, None]
+        result = result * tl.div_rn(1.0, of_input * tl.load(weight_scale))[:, None]
     if BIAS:
-        found += tl.load(bias + n, mask=n < out, other=0.0).to(tl.float32)[None, :]
-    return found
+        result += tl.load(bias + n, mask=n < out, other=0.0).to(tl.float32)[None, :]
+    return result
 
 
 @triton.jit
@@ -198,12 +198,12 @@ def _integer_linear(
         sums = tl.dot(a, b, sums, out_dtype=tl.int32)
         x += BLOCK_K
         w += BLOCK_K
-    found = _scaled(
+    result = _scaled(
         sums, m, n, input_scale, weight_scale, bias, rows, out, scale_step, OF_OUTPUTS, BIAS
     )
     place = outputs + m.to(tl.int64)[:, None] * out + n[None, :]
     inside = (m < rows)[:, None] & (n < out)[None, :]
-    tl.store(place, found.to(outputs.dtype.element_ty), mask=inside)
+    tl.store(place, result.to(outputs.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -243,23 +243,23 @@ def _integer_linear_by_tiles(
             halves = tl.permute(tl.reshape(sums, (BLOCK_M, 2, HALF)), (0, 2, 1))
             first, second = tl.split(halves)
             n = left + tl.arange(0, HALF)
-            found = _scaled(
+            result = _scaled(
                 first, m, n, input_scale, weight_scale, bias, rows, out, scale_step,
                 OF_OUTPUTS, BIAS,
             )  # fmt: skip
-            outputs.store([top, left], found.to(outputs.dtype))
-            found = _scaled(
+            outputs.store([top, left], result.to(outputs.dtype))
+            result = _scaled(
                 second, m, n + HALF, input_scale, weight_scale, bias, rows, out, scale_step,
                 OF_OUTPUTS, BIAS,
             )  # fmt: skip
-            outputs.store([top, left + HALF], found.to(outputs.dtype))
+            outputs.store([top, left + HALF], result.to(outputs.dtype))
         else:
             n = left + tl.arange(0, BLOCK_N)
-            found = _scaled(
+            result = _scaled(
                 sums, m, n, input_scale, weight_scale, bias, rows, out, scale_step,
                 OF_OUTPUTS, BIAS,
             )  # fmt: skip
-            outputs.store([top, left], found.to(outputs.dtype))
+            outputs.store([top, left], result.to(outputs.dtype))
 
 
 # -- what calls them ---------------------------------------------------------------------------

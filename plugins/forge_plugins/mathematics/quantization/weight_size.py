@@ -15,8 +15,8 @@ def distinct(weights: Iterable[Tensor]) -> list[Tensor]:
 
 def mean_square(weights: Sequence[Tensor]) -> Tensor:
     """Mean over all entries of their squares, 0-d; tied weights count once."""
-    found = distinct(weights)
-    return torch.stack([one.square().sum() for one in found]).sum() / _entries(found)
+    result = distinct(weights)
+    return torch.stack([item.square().sum() for item in result]).sum() / _entries(result)
 
 
 def mean_magnitude(weights: Sequence[Tensor]) -> Tensor:
@@ -26,10 +26,10 @@ def mean_magnitude(weights: Sequence[Tensor]) -> Tensor:
     is spread over its entries, not how large it is. 1 where all are equally large, towards 0 for
     sparse ones.
     """
-    found = distinct(weights)
-    parts = [one.abs().sum() / one.detach().square().mean().sqrt().clamp_min(1e-12)
-             for one in found]  # fmt: skip
-    return torch.stack(parts).sum() / _entries(found)
+    result = distinct(weights)
+    parts = [item.abs().sum() / item.detach().square().mean().sqrt().clamp_min(1e-12)
+             for item in result]  # fmt: skip
+    return torch.stack(parts).sum() / _entries(result)
 
 
 def _entries(weights: Sequence[Tensor]) -> int:

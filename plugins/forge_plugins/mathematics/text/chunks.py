@@ -20,8 +20,8 @@ def cut(count: int, validation_split: float) -> int:
     return count - round(count * validation_split)
 
 
-def window_count(tokens: int, length: int) -> int:
-    """Windows of `length` inputs and their `length` targets in a row, without an offset.
+def sequence_count(tokens: int, length: int) -> int:
+    """Sequences of `length` inputs and their `length` targets in a row, without an offset.
 
     Neighbouring windows share one token: the last target of one is the first input of the next,
     so that each token but the first is a target once.

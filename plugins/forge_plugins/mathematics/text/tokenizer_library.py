@@ -47,8 +47,8 @@ class LibraryTokenizer:
         known = [name for name in (ENDS if end is None else (end,)) if name in names]
         if not known:
             usual = ", ".join(ENDS)
-            told = f"it has no token {end}" if end else f"it has none of {usual}"
-            raise ValueError(f"{told}: name the one that ends a document")
+            message = f"it has no token {end}" if end else f"it has none of {usual}"
+            raise ValueError(f"{message}: name the one that ends a document")
         self.end_name = known[0]
         self.end = int(names[self.end_name])
 
@@ -58,8 +58,8 @@ class LibraryTokenizer:
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Tokens of several texts, by all cores."""
-        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [one.ids for one in found]
+        result = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [item.ids for item in result]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens; special ones give nothing."""
@@ -73,8 +73,8 @@ class LibraryTokenizer:
     @property
     def about(self) -> dict[str, Any]:
         """What the file says, as data."""
-        found: dict[str, Any] = json.loads(self.content)
-        return found
+        result: dict[str, Any] = json.loads(self.content)
+        return result
 
     def names(self) -> dict[int, str]:
         """What the tokens are called, by number; there may be holes."""
@@ -96,7 +96,7 @@ class LibraryTokenizer:
         model.ignore_merges = False
         try:
             return all(
-                [one.id for one in model.tokenize(name)] == [number]
+                [item.id for item in model.tokenize(name)] == [number]
                 for number, name in self.names().items()
                 if number not in but
             )

@@ -16,7 +16,7 @@ from agent_forge.phases.phase5_training.configuration import Configuration, Sett
 from forge_plugins.mathematics.optimizers import bitnet_optimizer
 from forge_plugins.mathematics.quantization import conversion, quantizers
 from forge_plugins.mathematics.quantization import warmup as blending
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, Control
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.quantization_distance import quantization_distance
 from forge_plugins.mathematics.quantization.scheme import SKIPPED, Scheme
@@ -316,8 +316,8 @@ def mean_quantization_distance(model: nn.Module) -> Tensor:
     Raises:
         ValueError: the model has no quantized weight.
     """
-    found = [one for one in model.modules() if isinstance(one, BitLayer)]
-    layers = {id(one.weight): one for one in found if one.scheme.quantizes_weight}.values()
+    result = [item for item in model.modules() if isinstance(item, BitLayer)]
+    layers = {id(item.weight): item for item in result if item.scheme.quantizes_weight}.values()
     if not layers:
         raise ValueError(
             "the model has no quantized layer: call convert_model_to_bitnet(model, config) first"
@@ -348,10 +348,10 @@ def convert_model_to_bitnet(
     """
     config = config or BitNetConfig()
     config.check()
-    control = Control(sparsity=config.target_sparsity)
+    quantization = QuantizationState(sparsity=config.target_sparsity)
     try:
         converted, report = conversion.convert_model_to_bitnet(
-            model, config.scheme(), control=control, skip=skip
+            model, config.scheme(), quantization=quantization, skip=skip
         )
     except ValueError as error:
         raise SettingError(f"convert_model_to_bitnet: {error}") from error
@@ -367,11 +367,11 @@ def _know(layers: Iterable[BitLayer]) -> None:
 
 def _known(params: Iterable[Any]) -> list[BitLayer]:
     """The layers of the parameters, of named ones and of groups."""
-    found: list[BitLayer] = []
-    for one in params:
-        members = one["params"] if isinstance(one, Mapping) else [one]
+    result: list[BitLayer] = []
+    for item in params:
+        members = item["params"] if isinstance(item, Mapping) else [item]
         members = [members] if isinstance(members, Tensor) else list(members)
         tensors = [member[1] if isinstance(member, tuple) else member for member in members]
         layers = [_LAYERS[tensor]() for tensor in tensors if tensor in _LAYERS]
-        found += [layer for layer in layers if layer is not None]
-    return found
+        result += [layer for layer in layers if layer is not None]
+    return result

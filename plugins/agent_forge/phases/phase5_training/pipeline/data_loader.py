@@ -19,12 +19,12 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
 from agent_forge.phases.phase5_training.shared_epochs import SharedEpochs
-from forge_plugins.data.file import deal, open_file
+from forge_plugins.data.file import open_file, to_batches
 from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.inspection.quality import REASONS, assess
 from forge_plugins.formats.readers.records_to_columns import rows_of
 
@@ -165,7 +165,7 @@ def _data(path: str | Path, config: DataConfig, **chosen: Any) -> FileData:
     settings = _file_settings(path, config, **{**chosen, "input": inputs, "target": target})
     shifted = target == "next" and "target" not in table.columns
     form = partial(_shifted if shifted else _sample, length=config.max_sequence_length)
-    return deal(table, settings, config.seed, form=form)
+    return to_batches(table, settings, config.seed, form=form)
 
 
 def _shifted(rows: Any, answers: Any, length: int) -> Sample:
@@ -176,14 +176,14 @@ def _shifted(rows: Any, answers: Any, length: int) -> Sample:
 
 def _sample(rows: Any, answers: Any, length: int) -> Sample:
     """Floats as 32-bit floats, integers as 64-bit integers, of the file's shape."""
-    found = {"input": _tensor(rows)}
+    result = {"input": _tensor(rows)}
     if answers is not None:
-        found["target"] = _tensor(answers)
+        result["target"] = _tensor(answers)
     sequence = rows.shape
-    for name, value in found.items():
+    for name, value in result.items():
         if rows.dtype.kind != "f" and rows.ndim == 2 and value.shape == sequence:
-            found[name] = value[:, :length].contiguous()
-    return found
+            result[name] = value[:, :length].contiguous()
+    return result
 
 
 def _tensor(rows: Any) -> Tensor:
@@ -236,15 +236,15 @@ class DataLoadingProfiler:
 
 
 def _cache_stats(data: FileData) -> dict[str, float]:
-    found = data.get_cache_stats()
+    result = data.get_cache_stats()
     return {
-        "hit_rate": found["hit_rate"],
-        "cache_hits": found["hits"],
-        "cache_misses": found["loads"],
-        "cache_size": found["values"],
+        "hit_rate": result["hit_rate"],
+        "cache_hits": result["hits"],
+        "cache_misses": result["loads"],
+        "cache_size": result["values"],
         "max_cache_size": data.config.cache_size,
-        "evictions": found["evictions"],
-        "seconds": found["seconds"],
+        "evictions": result["evictions"],
+        "seconds": result["seconds"],
     }
 
 
@@ -277,13 +277,13 @@ class Loader:
 
     def __len__(self) -> int:
         if self._held_out:
-            return math.ceil(self.data.deck.held_out / self.data.config.validation_batch_size)
+            return math.ceil(self.data.sampler.held_out / self.data.config.validation_batch_size)
         return len(self._epochs)
 
     @property
     def samples(self) -> int:
         """Samples of an epoch."""
-        return self.data.deck.held_out if self._held_out else self.data.deck.training
+        return self.data.sampler.held_out if self._held_out else self.data.sampler.training
 
     def __iter__(self) -> Iterator[Sample]:
         if not self._held_out and not self._resumed:
@@ -392,7 +392,7 @@ class CachedDataset(Dataset[Sample]):
         self._data = _data(path, config, streaming=False, **chosen)
 
     def __len__(self) -> int:
-        return self._data.deck.training
+        return self._data.sampler.training
 
     def __getitem__(self, number: int) -> Sample:
         return self.__getitems__([number])[0]
@@ -405,7 +405,7 @@ class CachedDataset(Dataset[Sample]):
             raise IndexError(f"there is no sample {wrong}: the file has {count} that are kept")
         places = np.array([n % count for n in numbers], np.int64)
         known, back = np.unique(places, return_inverse=True)
-        index = self._data.deck.training_samples(0, 0, count)[known]
+        index = self._data.sampler.training_samples(0, 0, count)[known]
         whole: Sample = self._data.samples(index)
         return [{name: value[at] for name, value in whole.items()} for at in back.tolist()]
 
@@ -444,7 +444,7 @@ class StreamingDataset(IterableDataset[Sample]):
         self._epochs.epoch = epoch
 
     def __len__(self) -> int:
-        return self._data.deck.training
+        return self._data.sampler.training
 
     def __iter__(self) -> Iterator[Sample]:
         return self._pass(self._epochs.begin())  # counted now, not at the first sample
@@ -454,7 +454,7 @@ class StreamingDataset(IterableDataset[Sample]):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         size = self._data.config.batch_size * step
         for begin in range(0, len(self), size):
-            index = self._data.deck.training_samples(epoch, begin, begin + size)[first::step]
+            index = self._data.sampler.training_samples(epoch, begin, begin + size)[first::step]
             whole: Sample = self._data.samples(index)
             for at in range(len(index)):
                 yield {name: value[at] for name, value in whole.items()}
@@ -492,11 +492,11 @@ class QualityValidator:
             columns[name] = rows
         try:
             table = Table(Path("sample"), "memory", columns)
-        except DataFault:
+        except DataError:
             return 0.0, "wrong shape"
-        found = assess(table, thorough=False)
-        reason = next((name for name in REASONS if found.found[name].any()), None)
-        return float(found.scores[0]), reason
+        result = assess(table, thorough=False)
+        reason = next((name for name in REASONS if result.found[name].any()), None)
+        return float(result.scores[0]), reason
 
     def validate_sample(self, sample: Mapping[str, Any]) -> bool:
         """Whether a sample is good enough; counted."""

@@ -38,8 +38,8 @@ from forge_kernel.api import (
     hookimpl,
 )
 from forge_kernel.embedding import (
-    LiveDataPlugin,
-    LiveModel,
+    InMemoryData,
+    InMemoryModel,
     NoConfig,
     RunConfig,
     Session,
@@ -136,15 +136,15 @@ class GrokfastConfig(Configuration):
         Args:
             log_every: optimizer steps between readings of the loss.
         """
-        found: dict[str, Any] = {"alpha": self.alpha, "lambda_reg": self.lambda_reg}
+        result: dict[str, Any] = {"alpha": self.alpha, "lambda_reg": self.lambda_reg}
         if self.adaptive_alpha or self.adaptive_lambda:
-            found["adapt"] = {
+            result["adapt"] = {
                 "source": "log",
                 "window": max(1, self.performance_window // log_every),
                 "alpha_factor": ADAPTATION_FACTOR if self.adaptive_alpha else 1.0,
                 "lambda_factor": ADAPTATION_FACTOR if self.adaptive_lambda else 1.0,
             }
-        return found
+        return result
 
     def multipliers(self) -> dict[str, float]:
         """Factors of the rate, as the kernel's schedule names its settings."""
@@ -229,10 +229,10 @@ class CapabilityTracker:
 
     def status(self) -> dict[str, dict[str, Any]]:
         """Of each capability: acquired, at which step, score, best, retention, error."""
-        found: dict[str, dict[str, Any]] = {}
+        result: dict[str, dict[str, Any]] = {}
         for name in self._functions:
             track = self._track(name)
-            found[name] = {
+            result[name] = {
                 "acquired": track.acquired_step is not None,
                 "acquired_step": track.acquired_step,
                 "score": track.latest,
@@ -241,7 +241,7 @@ class CapabilityTracker:
                 "held": track.held,
                 "error": self._errors.get(name),
             }
-        return found
+        return result
 
     def _tell(self, run: Run, changes: Mapping[str, str]) -> None:
         for name, change in changes.items():
@@ -272,11 +272,11 @@ class CapabilityTracker:
     def log_metrics(self, run: Run, step: Step) -> Mapping[str, float | None]:
         """Score and retention of each, for the log."""
         del run, step
-        found: dict[str, float | None] = {}
+        result: dict[str, float | None] = {}
         for name, known in self.status().items():
-            found[f"capability/{name}"] = known["score"]
-            found[f"retention/{name}"] = known["retention"]
-        return found
+            result[f"capability/{name}"] = known["score"]
+            result[f"retention/{name}"] = known["retention"]
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of each capability."""
@@ -398,14 +398,14 @@ class GrokfastOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Filter the gradients in place, then step."""
-        found = [value for value in self._parameters() if value.grad is not None]
-        if self.config.enable_grokfast and found:
-            for value in found:
+        result = [value for value in self._parameters() if value.grad is not None]
+        if self.config.enable_grokfast and result:
+            for value in result:
                 if value not in self._memory:
                     self._memory[value] = SlowGradient.like(value)
             filter_ema(
-                [value.grad for value in found if value.grad is not None],
-                [self._memory[value] for value in found],
+                [value.grad for value in result if value.grad is not None],
+                [self._memory[value] for value in result],
                 alpha=self.config.alpha,
                 lambda_reg=self.config.lambda_reg,
             )
@@ -504,8 +504,8 @@ class GrokfastTrainer:
         if config.enable_grokfast:
             uses.append(UseGradients("grokfast", config.filter_settings()))
         parts = [
-            LiveModel(self.model),
-            LiveDataPlugin(CallersData(())),
+            InMemoryModel(self.model),
+            InMemoryData(CallersData(())),
             CallersOptimizer(self.optimizer),
             self._loss,
             self.capabilities,

@@ -253,11 +253,11 @@ class BitNetLoss(BaseLoss):
 
     def _quantized(self, model: nn.Module) -> bool:
         """Whether there are weights with levels; a weight that the program set asks for them."""
-        if any(isinstance(one, BitLayer) and one.scheme.quantizes_weight
-               for one in model.modules()):  # fmt: skip
+        if any(isinstance(item, BitLayer) and item.scheme.quantizes_weight
+               for item in model.modules()):  # fmt: skip
             return True
         names = ("quantization_loss_weight", "sparsity_loss_weight", "consistency_loss_weight")
-        asked = [one for one in names if self.config.given(one) and getattr(self.config, one)]
+        asked = [item for item in names if self.config.given(item) and getattr(self.config, item)]
         if asked:
             raise ValueError(
                 f"LossConfig.{asked[0]} is of quantized layers, and the model has none: call "
@@ -283,8 +283,8 @@ class GrokfastLoss(BaseLoss):
         loss: Tensor = _called(self.base, predictions, targets, further)
         teacher, model, config = further.get("teacher_logits"), further.get("model"), self.config
         if teacher is not None and config.knowledge_distillation_weight:
-            told = distillation(predictions, teacher.detach(), config.temperature)
-            loss = loss + config.knowledge_distillation_weight * told
+            message = distillation(predictions, teacher.detach(), config.temperature)
+            loss = loss + config.knowledge_distillation_weight * message
         if model is None:
             return loss
         if config.capability_acquisition_weight:
@@ -303,16 +303,16 @@ class GrokfastLoss(BaseLoss):
 
 def _mean_magnitude(model: nn.Module) -> Tensor:
     """Of the latent weights of all quantized layers."""
-    layers = [one for one in model.modules() if isinstance(one, BitLayer)]
-    return mean_magnitude([one.weight for one in layers if one.scheme.quantizes_weight])
+    layers = [item for item in model.modules() if isinstance(item, BitLayer)]
+    return mean_magnitude([item.weight for item in layers if item.scheme.quantizes_weight])
 
 
 def _latent_answer(model: nn.Module, inputs: Any) -> Tensor:
     """What the model answers when its layers apply their latent weights."""
 
     def call() -> Tensor:
-        found: Tensor = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-        return found
+        result: Tensor = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        return result
 
     return latent_answer(model, call)
 
@@ -335,7 +335,7 @@ def _lacking_margin(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mean_square(model: nn.Module) -> Tensor:
-    return mean_square([one for one in model.parameters() if one.requires_grad])
+    return mean_square([item for item in model.parameters() if item.requires_grad])
 
 
 class MultiTaskLoss(BaseLoss):
@@ -357,7 +357,7 @@ class MultiTaskLoss(BaseLoss):
         self.task_losses = dict(task_losses)
         _check_tasks(config, self.task_losses)
         self.modules_of_tasks = nn.ModuleList(
-            one for one in task_losses.values() if isinstance(one, nn.Module)
+            item for item in task_losses.values() if isinstance(item, nn.Module)
         )
         self.uncertainty = Uncertainty(tuple(task_losses)) if config.uncertainty_weighting else None
 
@@ -367,13 +367,13 @@ class MultiTaskLoss(BaseLoss):
         Raises:
             KeyError: a task without a prediction.
         """
-        found = []
+        result = []
         weights = self.config.task_weights or {}
         for name, loss in self.task_losses.items():
             aim = targets[name] if isinstance(targets, Mapping) else targets
             answer = predictions[name] if isinstance(predictions, Mapping) else predictions
-            found.append(weights.get(name, 1.0) * _called(loss, answer, aim, further))
-        stacked = torch.stack(found)
+            result.append(weights.get(name, 1.0) * _called(loss, answer, aim, further))
+        stacked = torch.stack(result)
         if self.uncertainty is None:
             return stacked.sum()
         learned: Tensor = self.uncertainty.to(stacked.device)(stacked)
@@ -406,14 +406,14 @@ class AdaptiveLoss(BaseLoss):
         super().__init__(config)
         self.losses = dict(base) if isinstance(base, Mapping) else {"base": base}
         self.modules_of_losses = nn.ModuleList(
-            one for one in self.losses.values() if isinstance(one, nn.Module)
+            item for item in self.losses.values() if isinstance(item, nn.Module)
         )
         self.progress = RateOfFall(len(self.losses), ADAPTIVE_DECAY)
 
     def forward(self, predictions: Any, targets: Any, **further: Any) -> Tensor:
         """0-d."""
-        found = [_called(loss, predictions, targets, further) for loss in self.losses.values()]
-        stacked = torch.stack(found)
+        result = [_called(loss, predictions, targets, further) for loss in self.losses.values()]
+        stacked = torch.stack(result)
         if self.config.adaptive_weighting is False:
             return stacked.sum()
         if torch.is_grad_enabled():
@@ -423,8 +423,8 @@ class AdaptiveLoss(BaseLoss):
 
     def weights(self) -> dict[str, float]:
         """The weights as they are now, read to the host."""
-        found = self.progress.weights(2.0, like=torch.ones(len(self.losses)))
-        return dict(zip(self.losses, found.tolist(), strict=True))
+        result = self.progress.weights(2.0, like=torch.ones(len(self.losses)))
+        return dict(zip(self.losses, result.tolist(), strict=True))
 
     def needs(self) -> Mapping[str, str]:
         """What the losses need."""
@@ -432,11 +432,11 @@ class AdaptiveLoss(BaseLoss):
 
 
 def _needs(losses: Iterable[Function]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for loss in losses:
         if isinstance(loss, BaseLoss | LossManager):
-            found |= loss.needs()
-    return found
+            result |= loss.needs()
+    return result
 
 
 def _called(loss: Function, predictions: Any, targets: Any, further: Mapping[str, Any]) -> Tensor:
@@ -447,7 +447,7 @@ def _called(loss: Function, predictions: Any, targets: Any, further: Mapping[str
         known = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     except (TypeError, ValueError):  # a builtin does not tell
         return loss(predictions, targets)
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+    if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in known.values()):
         return loss(predictions, targets, **further)
     return loss(predictions, targets, **{k: v for k, v in further.items() if k in known})
 
@@ -539,19 +539,19 @@ class LossManager(nn.Module):
             Exception: what a loss raises; none is left out.
         """
         self._complete()
-        found = {
+        result = {
             name: _called(loss, predictions, targets, further)
             for name, loss in self._losses.items()
         }
-        for name, value in found.items():
+        for name, value in result.items():
             if value.ndim:
                 raise ValueError(f"the loss '{name}' has shape {tuple(value.shape)}, not one value")
-        stacked = torch.stack(list(found.values()))
+        stacked = torch.stack(list(result.values()))
         factors = stacked.new_tensor(list(self._weights.values()))
         total = self._total(stacked, factors)
         if torch.is_grad_enabled():
             self._count(stacked)
-        return {**found, "total_loss": total}
+        return {**result, "total_loss": total}
 
     def _total(self, losses: Tensor, factors: Tensor) -> Tensor:
         if self._uncertainty is not None:
@@ -643,6 +643,6 @@ def create_loss_function(
         if plain in _PLAIN:
             return _AROUND[around](config, _PLAIN[plain](config, **options))
     if name not in _PLAIN:
-        known = [*_PLAIN, *_AROUND, *(f"{one}_{base}" for one in _AROUND for base in _PLAIN)]
+        known = [*_PLAIN, *_AROUND, *(f"{item}_{base}" for item in _AROUND for base in _PLAIN)]
         raise ValueError(f"no loss '{name}'; there are {', '.join(known)}")
     return _PLAIN[name](config, **options)

@@ -57,7 +57,7 @@ from forge_kernel.api import (
 from forge_kernel.embedding import (
     Catalog,
     ConfigError,
-    LiveModel,
+    InMemoryModel,
     NoConfig,
     OneProcess,
     RunConfig,
@@ -216,9 +216,9 @@ class _Follower:
         over = [] if self._memory is None else self._memory.over()
         if over:
             self._memory = None  # said once
-            told = f"memory: {', '.join(over)} of what there is is in use"
-            log.warning("%s", told)
-            self._pipeline.write_line(told, step=run.progress.step)
+            message = f"memory: {', '.join(over)} of what there is is in use"
+            log.warning("%s", message)
+            self._pipeline.write_line(message, step=run.progress.step)
 
     @hookimpl
     def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
@@ -315,7 +315,7 @@ class TrainingPipeline:
                 self._fit_capabilities(self.trainer, whole, lengths.total)
             catalog = Catalog.installed()
             pipeline = check_pipeline(pipeline, catalog, {Kind.MODEL})
-            plan(pipeline, catalog, plugins=[LiveModel(self.model), *self._plugins()])
+            plan(pipeline, catalog, plugins=[InMemoryModel(self.model), *self._plugins()])
         config.lock(LOCK)
         self._declaration, self._pipeline = declaration, pipeline
         for device in (self.trainer, self.validator):
@@ -338,7 +338,7 @@ class TrainingPipeline:
     def _lengths(self, declaration: Declaration) -> Lengths:
         """What the data are, seen once before the run."""
         looking = Run(RunConfig(seed=self.config.seed), None, OneProcess(), quiet=True)
-        found, specs = [], []
+        result, specs = [], []
         files = ((self.train_data_path, True), (self.val_data_path, False))
         for path, trained_on in files:
             if path is None:
@@ -346,13 +346,13 @@ class TrainingPipeline:
             settings = declaration.file_settings(path, trained_on=trained_on)
             source: Any = File(msgspec.convert(settings, FileConfig))
             data = source.make_data(looking)
-            found.append(data)
+            result.append(data)
             specs.append(data.spec)
         _ = merged(specs[0], specs[-1]) if len(specs) > 1 else DataSpec()
         self._samples = specs[0].samples
         training = self.config.training_config
-        windows = -(-found[0].batches_per_epoch // training.gradient_accumulation_steps)
-        validates = len(found) > 1 or next(iter(found[0].validation()), None) is not None
+        windows = -(-result[0].batches_per_epoch // training.gradient_accumulation_steps)
+        validates = len(result) > 1 or next(iter(result[0].validation()), None) is not None
         return Lengths(windows=windows, total=windows * training.epochs, validates=validates)
 
     @staticmethod
@@ -364,10 +364,10 @@ class TrainingPipeline:
 
     def _plugins(self) -> list[Any]:
         """What is handed in beside the declared plugins."""
-        found: list[Any] = [_Follower(self)]
+        result: list[Any] = [_Follower(self)]
         if isinstance(self.trainer, GrokfastTrainer):
-            found.append(self.trainer.capabilities)
-        return found
+            result.append(self.trainer.capabilities)
+        return result
 
     # -- training -------------------------------------------------------------------------------
 
@@ -560,8 +560,8 @@ class TrainingPipeline:
         """A line of `<name>.log`: the time, what, and facts as JSON."""
         if self._log is not None:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-            told = f" {json.dumps(facts, default=str)}" if facts else ""
-            self._log.write(f"{now} {what}{told}\n")
+            message = f" {json.dumps(facts, default=str)}" if facts else ""
+            self._log.write(f"{now} {what}{message}\n")
             self._log.flush()
 
     def _write_results(self) -> None:

@@ -131,13 +131,13 @@ class Scheduler(LRScheduler):
         if phase != self._phase and hasattr(self.plugin, "on_phase_change"):
             self.plugin.on_phase_change(self._run, self._phase, phase)
         self._phase = phase
-        found: ScheduleFactors = self.plugin.compute_schedule_factors(
+        result: ScheduleFactors = self.plugin.compute_schedule_factors(
             self._run, Step(number=number, phase=phase)
         )
-        factor = found.learning_rate
+        factor = result.learning_rate
         factors = factor if isinstance(factor, tuple) else (factor,) * len(self.base_lrs)
-        rates = [base * one for base, one in zip(self.base_lrs, factors, strict=True)]
-        momentum = found.momentum
+        rates = [base * item for base, item in zip(self.base_lrs, factors, strict=True)]
+        momentum = result.momentum
         assert not isinstance(momentum, tuple), "no strategy here has one for each group"
         return rates, None if momentum is None else self._momentum * momentum
 
@@ -334,7 +334,7 @@ class CompositeScheduler:
             "active": self.active,
             "scale": self._scale,
             "last_epoch": self.last_epoch,
-            "schedulers": {name: one.state_dict() for name, one in self.schedulers.items()},
+            "schedulers": {name: item.state_dict() for name, item in self.schedulers.items()},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -365,7 +365,8 @@ class SchedulerFactory:
     ) -> CompositeScheduler:
         """Schedules by name, one at a time; options: see `CompositeScheduler`."""
         made = {
-            name: SchedulerFactory.create_scheduler(optimizer, one) for name, one in configs.items()
+            name: SchedulerFactory.create_scheduler(optimizer, item)
+            for name, item in configs.items()
         }
         return CompositeScheduler(optimizer, made, strategy, **options)
 

@@ -35,8 +35,8 @@ from agent_forge.phases.phase5_training.training_settings import (
 from forge_kernel.api import RunError, RunResult, Use, UseCallback, UseGradients
 from forge_kernel.embedding import (
     ConfigError,
-    LiveDataPlugin,
-    LiveModel,
+    InMemoryData,
+    InMemoryModel,
     RunConfig,
     Session,
     Snapshot,
@@ -48,7 +48,7 @@ from forge_kernel.embedding import (
     write_bytes,
 )
 from forge_plugins.callbacks.improvement import Improvement
-from forge_plugins.observers.machine import Machine
+from forge_plugins.observers.system_stats import SystemStats
 from forge_plugins.optimizers.adamw import AdamW
 from forge_plugins.optimizers.adamw import AdamWConfig as AdamWSettings
 
@@ -106,7 +106,7 @@ class MemoryMonitor:
     def __init__(self, max_usage_ratio: float = 0.9, device: torch.device | str = "cpu") -> None:
         self.max_usage_ratio = max_usage_ratio
         self.device = torch.device(device)
-        self._machine = Machine(self.device)
+        self._machine = SystemStats(self.device)
 
     def read(self) -> dict[str, float | None]:
         """Metrics now; what is not there is None."""
@@ -208,17 +208,17 @@ class CheckpointManager:
 
     def checkpoints(self) -> list[Path]:
         """The files, oldest first."""
-        found = [
+        result = [
             file
             for file in self.checkpoint_dir.glob("checkpoint_step_*.pt")
             if file.stem.rpartition("_")[2].isdecimal()
         ]
-        return sorted(found, key=lambda file: int(file.stem.rpartition("_")[2]))
+        return sorted(result, key=lambda file: int(file.stem.rpartition("_")[2]))
 
     def get_latest_checkpoint(self) -> Path | None:
         """The newest file, or None."""
-        found = self.checkpoints()
-        return found[-1] if found else None
+        result = self.checkpoints()
+        return result[-1] if result else None
 
     def load_checkpoint(
         self,
@@ -389,9 +389,9 @@ class TrainingLoop:
         metrics = session.log().metrics if updated else {}
         self.global_step = self._before.steps + progress.step
         rate = float(session.run.optimizer.param_groups[0]["lr"])
-        found = {"loss": float(loss), "learning_rate": rate, "grad_norm": metrics.get("grad_norm")}
-        self.metrics.update(**found)
-        return {**found, "step": self.global_step, "updated": updated}
+        result = {"loss": float(loss), "learning_rate": rate, "grad_norm": metrics.get("grad_norm")}
+        self.metrics.update(**result)
+        return {**result, "step": self.global_step, "updated": updated}
 
     def _stepping(self) -> Session:
         """The session of `train_step`, which has no end."""
@@ -595,8 +595,8 @@ class TrainingLoop:
         """A session of the caller's parts and the configuration's plugins."""
         optimizer = self.optimizer or self.setup_optimizer()
         parts: list[Any] = [
-            LiveModel(self.model),
-            LiveDataPlugin(data),
+            InMemoryModel(self.model),
+            InMemoryData(data),
             CallersOptimizer(optimizer),
             loss,
             Callbacks(self._callbacks, data.before),
@@ -615,24 +615,24 @@ class TrainingLoop:
     def _uses(self, total: int | None, *, judged: bool) -> list[Use[Any]]:
         """The plugins that the configuration names; `judged`: there are validations to stop by."""
         config = self.config
-        found: list[Use[Any]] = [schedule_of(config, total)]
+        result: list[Use[Any]] = [schedule_of(config, total)]
         if config.grokfast_enabled:
             chosen = {"alpha": config.grokfast_alpha, "lambda_reg": config.grokfast_lambda}
-            found.append(UseGradients("grokfast", chosen))
+            result.append(UseGradients("grokfast", chosen))
         if config.gradient_clipping:
-            found.append(UseGradients("clip_norm", {"max_norm": config.max_grad_norm}))
+            result.append(UseGradients("clip_norm", {"max_norm": config.max_grad_norm}))
         if judged:
             patience = {"patience": config.validation_patience, "min_delta": config.min_delta}
-            found.append(UseCallback("early_stopping", patience))
+            result.append(UseCallback("early_stopping", patience))
         if config.compile_model:
-            found.append(UseWrapper("compile"))
+            result.append(UseWrapper("compile"))
         if config.bitnet_enabled:
             warmup = {
                 "warmup_steps": fitted_warmup(config.warmup_steps, total),
                 "warmup_curve": config.quantization_schedule,
             }
-            found.append(UseQuantizer("bitnet", warmup))
-        return found
+            result.append(UseQuantizer("bitnet", warmup))
+        return result
 
     def get_state(self) -> dict[str, Any]:
         """Where the loop is, in plain values."""

@@ -26,7 +26,7 @@ from forge_kernel.embedding import write_json
 from forge_plugins.callbacks.improvement import Improvement
 from forge_plugins.mathematics.metrics import language_model
 from forge_plugins.mathematics.metrics.batch_size import samples_in
-from forge_plugins.observers.machine import Machine
+from forge_plugins.observers.system_stats import SystemStats
 from forge_plugins.validators.classification import AccuracyMetric, ClassMetric
 
 HISTORY: Final = 1000  # validations and readings kept
@@ -125,7 +125,7 @@ def check_metric(name: str) -> None:
     Raises:
         SettingError: there is no such metric.
     """
-    known = [one.value for one in MetricType]
+    known = [item.value for item in MetricType]
     if name in known or (_is_top_k(name) and int(name.split("_")[1]) >= 2):
         return
     hint = "; bleu needs texts, and a batch has numbers" if name.startswith("bleu") else ""
@@ -179,14 +179,14 @@ class MetricCalculator:
     @classmethod
     def precision_recall(cls, predictions: Tensor, targets: Tensor) -> tuple[float, float]:
         """Both as means over the classes that occur."""
-        found = cls._by_class(predictions, targets)
-        return found["precision"], found["recall"]
+        result = cls._by_class(predictions, targets)
+        return result["precision"], result["recall"]
 
     @staticmethod
     def perplexity(loss: float) -> float | None:
         """exp(loss) of a mean cross-entropy in nats; None where it is no finite number."""
-        found = language_model.perplexity(loss)
-        return found if math.isfinite(found) else None
+        result = language_model.perplexity(loss)
+        return result if math.isfinite(result) else None
 
     @staticmethod
     def bleu_score(*texts: Any) -> float:
@@ -212,7 +212,7 @@ class PerformanceMonitor:
     ) -> None:
         self.config = config or ValidationConfig()
         self.history: deque[dict[str, float | None]] = deque(maxlen=HISTORY)
-        self._machine = Machine(torch.device(device))
+        self._machine = SystemStats(torch.device(device))
         self._samples = 0
         self._seconds = 0.0
         self._stop = threading.Event()
@@ -252,18 +252,18 @@ class PerformanceMonitor:
         """One reading, kept; what is not there or not asked for is None."""
         config = self.config
         load, memory = self._machine.load(), self._machine.memory()
-        found: dict[str, float | None] = {
+        result: dict[str, float | None] = {
             "time": time.time(),
             "cpu_percent": load["cpu_percent"],
             "samples_per_second": None,
         }
         for name, value in {**memory, "device_percent": load["device_percent"]}.items():
             asked = config.gpu_monitoring if "device" in name else config.memory_monitoring
-            found[name] = value if asked else None
+            result[name] = value if asked else None
         if config.throughput_monitoring and self._seconds > 0:
-            found["samples_per_second"] = self._samples / self._seconds
-        self.history.append(found)
-        return found
+            result["samples_per_second"] = self._samples / self._seconds
+        self.history.append(result)
+        return result
 
 
 class RealTimeValidator:
@@ -352,8 +352,8 @@ class RealTimeValidator:
     def _with_perplexity(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The metrics, and the one that is taken from the loss where it is asked for."""
         asked = "perplexity" in (*self.config.metrics_to_track, self.config.primary_metric)
-        found = MetricCalculator.perplexity(metrics.get("loss", math.nan)) if asked else None
-        return {**metrics, **({} if found is None else {"perplexity": found})}
+        result = MetricCalculator.perplexity(metrics.get("loss", math.nan)) if asked else None
+        return {**metrics, **({} if result is None else {"perplexity": result})}
 
     def _tracked(self, metrics: Mapping[str, float]) -> dict[str, float]:
         names = dict.fromkeys(("loss", *self.config.metrics_to_track, self.config.primary_metric))
@@ -423,7 +423,7 @@ class RealTimeValidator:
                 "config": self.config.to_dict(),
                 "validation_results": history,
                 "metrics_history": {
-                    name: [one["metrics"].get(name) for one in history] for name in names
+                    name: [item["metrics"].get(name) for item in history] for name in names
                 },
                 "performance_history": list(self.monitor.history),
                 "summary": self.get_validation_summary(),

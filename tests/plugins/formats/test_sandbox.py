@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from forge_plugins.formats import registry
-from forge_plugins.formats.errors import DataFault
+from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers import sandbox as module
-from forge_plugins.formats.readers.sandbox import apart
+from forge_plugins.formats.readers.sandbox import run_sandboxed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 FILE = Path("x.h5")
@@ -32,7 +32,7 @@ def greedy(_: Callable[[], None]) -> Any:
 
 
 def refused(_: Callable[[], None]) -> Any:
-    raise DataFault(FILE, "is broken", record=3, field="input", place="byte 7", hint="mend it")
+    raise DataError(FILE, "is broken", record=3, field="input", place="byte 7", hint="mend it")
 
 
 def silent(_: Callable[[], None]) -> Any:
@@ -49,8 +49,8 @@ def silent(_: Callable[[], None]) -> Any:
     ],
 )
 def test_what_ends_the_reader_is_told(work: Any, told: str) -> None:
-    with pytest.raises(DataFault, match=told) as caught:
-        apart(FILE, work)
+    with pytest.raises(DataError, match=told) as caught:
+        run_sandboxed(FILE, work)
     assert caught.value.hint
 
 
@@ -61,8 +61,8 @@ def children() -> set[int]:
 
 def test_a_reader_that_does_nothing_is_ended() -> None:
     before = children()  # a helper process of another test may go on
-    with pytest.raises(DataFault, match=r"nothing for 0\.3 seconds"):
-        apart(FILE, silent, patience=0.3)
+    with pytest.raises(DataError, match=r"nothing for 0\.3 seconds"):
+        run_sandboxed(FILE, silent, patience=0.3)
     assert children() <= before
 
 
@@ -73,7 +73,7 @@ def test_signs_of_life_keep_a_slow_reader_alive() -> None:
             alive()
         return [*range(100_000)]
 
-    assert apart(FILE, slow, patience=1.0) == [*range(100_000)]
+    assert run_sandboxed(FILE, slow, patience=1.0) == [*range(100_000)]
 
 
 def test_other_errors_keep_what_they_say() -> None:
@@ -81,14 +81,14 @@ def test_other_errors_keep_what_they_say() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left") as caught:
-        apart(FILE, full)
+        run_sandboxed(FILE, full)
     assert caught.value.errno == errno.ENOSPC
 
     def wrong(_: Callable[[], None]) -> Any:
         raise KeyError("a mistake of ours")
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        apart(FILE, wrong)
+        run_sandboxed(FILE, wrong)
 
 
 def test_the_readers_of_libraries_that_crash_are_apart() -> None:
@@ -102,6 +102,6 @@ def test_the_memory_of_the_reader_is_bounded_not_this_processs() -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = apart(FILE, lambda _: list(resource.getrlimit(resource.RLIMIT_DATA)))
+    limits = run_sandboxed(FILE, lambda _: list(resource.getrlimit(resource.RLIMIT_DATA)))
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     assert 0 < limits[0] < module.MEMORY + 2**40

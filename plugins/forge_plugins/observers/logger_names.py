@@ -22,7 +22,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class SinkNames:
+class LoggerNames:
     """Maps names to those that a sink takes, distinct ones to distinct ones, and says so once.
 
     Args:
@@ -41,18 +41,18 @@ class SinkNames:
         known = self._known.get(name)
         if known is not None:
             return known
-        found = self._mapping(name)
-        if self._taken.get(found, name) != name:  # by another name that was mapped to it
+        result = self._mapping(name)
+        if self._taken.get(result, name) != name:  # by another name that was mapped to it
             mark = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:6]
-            found = f"{found}_{mark}"
-        self._known[name] = found
-        self._taken[found] = name
-        if found != name:
+            result = f"{result}_{mark}"
+        self._known[name] = result
+        self._taken[result] = name
+        if result != name:
             run.emit_event(
                 "renamed",
-                f"{self._sink} does not take the name {name!a}: it stands there as '{found}'.",
+                f"{self._sink} does not take the name {name!a}: it stands there as '{result}'.",
                 sink=self._sink,
                 metric=ascii(name)[1:-1],
-                stands_as=found,
+                stands_as=result,
             )
-        return found
+        return result

@@ -10,9 +10,9 @@ from report_runs import charts, folder_of, logged, of_class, points
 
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
-from forge_plugins.reports.levels import level_shares
 from forge_plugins.reports.page import report_page
 from forge_plugins.reports.run_data import read_run
+from forge_plugins.reports.weight_histogram import level_fractions
 
 TERNARY = [
     logged(10, loss=1.0, **{"level_-1": 0.5, "level_0": 0.3, "level_1": 0.2}),
@@ -45,7 +45,7 @@ def test_the_bars_are_the_shares_of_the_last_line_and_the_marks_those_of_the_fir
 def test_the_areas_stand_upon_each_other_where_all_levels_were_measured(tmp_path: Path) -> None:
     """Red when a level that was not measured counts as none."""
     data = read_run(folder_of(tmp_path / "run", TERNARY))
-    assert list(level_shares(data)[""]) == [10, 30]
+    assert list(level_fractions(data)[""]) == [10, 30]
     [svg] = charts(report_page([data]))["Levels over the steps"]
     areas = [points(area.get("d")) for area in of_class(svg, "path", "level")]
     assert [len(area) for area in areas] == [4, 4, 4]

@@ -25,8 +25,8 @@ from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.runner import resume
 from forge_plugins.observers import mlflow_store
+from forge_plugins.observers.logger_names import LoggerNames, one_line
 from forge_plugins.observers.mlflow_store import no_answer, plain_name, shown_place
-from forge_plugins.observers.sink_names import SinkNames, one_line
 
 ODD = ("top//1", "two\nlines", "a:b|c", "[/x] 100 %", "ü\u2028x", "/from/root", "..", "half\ud800")
 
@@ -150,7 +150,7 @@ class _Run:
 
 
 def test_two_names_never_become_one() -> None:
-    names, listener = SinkNames("sink"), _Run()
+    names, listener = LoggerNames("sink"), _Run()
     found = [names.of(listener, name) for name in ("a\nb", "a_b", "a\tb", "a\nb", "plain")]  # type: ignore[arg-type]
     assert found[0] == found[3]
     assert len(set(found)) == 4

@@ -31,15 +31,15 @@ Shares = dict[int, dict[int, float]]
 """Share by level by step; a step that lacks a level is not there."""
 
 
-def level_shares(run: RunData) -> dict[str, Shares]:
+def level_fractions(run: RunData) -> dict[str, Shares]:
     """The shares of all weights (under the empty name) and of each layer's."""
     curves: dict[str, dict[int, dict[int, float]]] = {}
     for curve in run.curves:
-        found = LEVEL.match(curve.metric)
-        if found is None or not curve.measured:
+        result = LEVEL.match(curve.metric)
+        if result is None or not curve.measured:
             continue
         points = {step: value for step, value in curve.points if value is not None}
-        curves.setdefault(found[2] or "", {})[int(found[1])] = points
+        curves.setdefault(result[2] or "", {})[int(result[1])] = points
     return {name: _whole(by_level) for name, by_level in curves.items()}
 
 
@@ -57,10 +57,10 @@ def levels_card(run: RunData, steps: tuple[int, int]) -> str:
         run: nothing is drawn for one without levels.
         steps: first and last step of the charts of the page.
     """
-    shares = level_shares(run)
+    shares = level_fractions(run)
     total = shares.pop("", {})
     parts = [_histogram(total), _areas(total, steps)] if total else []
-    layers = {name: found for name, found in shares.items() if found}
+    layers = {name: result for name, result in shares.items() if result}
     if not parts and not layers:
         return ""
     if layers:
@@ -71,7 +71,7 @@ def levels_card(run: RunData, steps: tuple[int, int]) -> str:
 def _class(level: int, levels: Sequence[int]) -> tuple[str, str]:
     """Colour by sign, stronger the further from zero: (class, opacity)."""
     sign = "zero" if level == 0 else "negative" if level < 0 else "positive"
-    furthest = max(abs(one) for one in levels) or 1
+    furthest = max(abs(item) for item in levels) or 1
     return f"level {sign}", f"{0.35 + 0.6 * abs(level) / furthest:.2f}" if level else "0.55"
 
 
@@ -128,11 +128,11 @@ def _histogram(shares: Shares) -> str:
     for place, level in enumerate(levels):
         x, y = _LEFT + place * space, vertical.place(now[level])
         class_, opacity = _class(level, levels)
-        told = f"level {level}: {now[level]:.2%}, at step {first:,} {before[level]:.2%}"
+        message = f"level {level}: {now[level]:.2%}, at step {first:,} {before[level]:.2%}"
         parts.append(
             element(
                 "rect",
-                element("title", escaped(told)),
+                element("title", escaped(message)),
                 x=f"{x + 0.12 * space:.1f}", y=f"{y:.1f}", width=f"{0.76 * space:.1f}",
                 height=f"{bottom - y:.1f}", class_=class_, fill_opacity=opacity,
             )
@@ -166,9 +166,9 @@ def _areas(shares: Shares, steps: tuple[int, int]) -> str:
         edge = [f"{x:.1f} {vertical.place(y):.1f}" for x, y in zip(places, above, strict=True)]
         base = [f"{x:.1f} {vertical.place(y):.1f}" for x, y in zip(places, below, strict=True)]
         class_, opacity = _class(level, levels)
-        told = element("title", escaped(f"level {level}"))
+        message = element("title", escaped(f"level {level}"))
         path = f"M{'L'.join([*edge, *reversed(base)])}Z"
-        parts.append(element("path", told, d=path, class_=class_, fill_opacity=opacity))
+        parts.append(element("path", message, d=path, class_=class_, fill_opacity=opacity))
         below = above
     for tick, label in zip(horizontal.ticks, horizontal.labels, strict=True):
         parts.append(_text(horizontal.place(tick), bottom + 18, label, "tick middle"))
@@ -184,13 +184,13 @@ def _rows(layers: dict[str, Shares]) -> str:
     shown = list(layers.items())[:most]
     width, right = 2 * _WIDTH, 2 * _WIDTH - 18
     every = sorted({level for _, shares in shown for level in next(iter(shares.values()))})
-    parts, told = [_legend(every, 38)], []
+    parts, message = [_legend(every, 38)], []
     for row, (name, shares) in enumerate(shown):
         now = list(shares.values())[-1]
         levels = list(now)
         y, x = 50.0 + _ROW * row, float(_NAME)
         parts.append(_text(_NAME - 10, y + 14, shortened(name), "entry end"))
-        told.append(f"{name}: " + ", ".join(f"{level} {now[level]:.3f}" for level in levels))
+        message.append(f"{name}: " + ", ".join(f"{level} {now[level]:.3f}" for level in levels))
         for level in levels:
             long = (right - _NAME) * now[level]
             class_, opacity = _class(level, levels)
@@ -204,4 +204,4 @@ def _rows(layers: dict[str, Shares]) -> str:
             x += long
     more = len(layers) - len(shown)
     title = "Levels of each layer" + (f" (the first {len(shown)} of {len(layers)})" if more else "")
-    return _drawing(title, "; ".join(told), "".join(parts), 56.0 + _ROW * len(shown), width)
+    return _drawing(title, "; ".join(message), "".join(parts), 56.0 + _ROW * len(shown), width)

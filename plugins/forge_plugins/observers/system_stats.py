@@ -21,7 +21,7 @@ but noise."""
 Readings = dict[str, float | None]
 
 
-class Machine:
+class SystemStats:
     """Reads counters; what is not there is None, never 0.
 
     Args:
@@ -43,14 +43,14 @@ class Machine:
             since the last reading to tell; `device_percent`, the share of the driver's last
             sampling period in which a kernel was running.
         """
-        found: Readings = {
+        result: Readings = {
             "cpu_percent": None,
             "system_cpu_percent": None,
             "device_percent": self._driver.busy_percent(),
         }
         if time.monotonic() - self._read >= LEAST_SECONDS:
-            found["cpu_percent"], found["system_cpu_percent"] = self._begin()
-        return found
+            result["cpu_percent"], result["system_cpu_percent"] = self._begin()
+        return result
 
     def _begin(self) -> tuple[float, float]:
         """Read the processor's counters since the last time, and begin anew."""
@@ -65,7 +65,7 @@ class Machine:
             and `device_memory_peak_bytes` of torch's tensors on the device,
             `device_memory_share` of the device's by all programs.
         """
-        found: Readings = {
+        result: Readings = {
             "memory_bytes": float(self._process.memory_info().rss),
             "memory_share": psutil.virtual_memory().percent / 100.0,
             "device_memory_bytes": None,
@@ -74,10 +74,10 @@ class Machine:
         }
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            found["device_memory_bytes"] = float(torch.cuda.memory_allocated(self.device))
-            found["device_memory_peak_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
-            found["device_memory_share"] = 1.0 - free / total
-        return found
+            result["device_memory_bytes"] = float(torch.cuda.memory_allocated(self.device))
+            result["device_memory_peak_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+            result["device_memory_share"] = 1.0 - free / total
+        return result
 
 
 class Driver:

@@ -9,7 +9,7 @@ from forge_kernel.api import Run, RunResult, hookimpl
 from forge_plugins.observers.line_file import LineFile
 
 
-class LineSink:
+class JsonlWriter:
     """Keeps the file in step with the checkpoints.
 
     A checkpoint keeps the number of lines: a resumed run cuts off what was written after them, so
