@@ -48,7 +48,7 @@ LIMIT, FRESH, LOADER = "limit", "take into fresh memory", "DataLoader, sample by
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
 
-    def tell(self, *_: Any, **__: Any) -> None: ...
+    def emit_event(self, *_: Any, **__: Any) -> None: ...
 
 
 def opened(path: Path, cache: Path, **chosen: Any) -> FileData:

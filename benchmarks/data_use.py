@@ -49,7 +49,7 @@ RECORDS, WIDTH, SIZE = 200_000, 128, 256
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
 
-    def tell(self, *_: Any, **__: Any) -> None: ...
+    def emit_event(self, *_: Any, **__: Any) -> None: ...
 
 
 def opened(path: Path, cache: Path, **chosen: Any) -> FileData:

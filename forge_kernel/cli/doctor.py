@@ -22,7 +22,7 @@ OPTIONAL: Final = (
 
 
 def doctor_command(as_json: AsJson = False) -> None:
-    """Show what this machine has. Python, torch, devices, optional parts, broken plugins."""
+    """Show what this machine supports. Python, torch, devices, optional parts, broken plugins."""
     result = _examine()
     if as_json:
         print(json.dumps(result, indent=1))

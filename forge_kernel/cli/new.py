@@ -17,7 +17,9 @@ MAX_NAME: Final = 40
 
 SCHEMA: Final = "pipeline.schema.json"
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a plugin or a pipeline.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Create a plugin package or a pipeline file."
+)
 
 
 def _module_name(name: str) -> str:
@@ -77,7 +79,7 @@ def plugin_command(
     ] = "observers",
     directory: Annotated[Path, typer.Option(help="Where to make the folder.")] = Path(),
 ) -> None:
-    """Write a package with one plugin, its tests and settings, ready to install."""
+    """Create a package with one plugin, its tests and settings, ready to install."""
     from forge_kernel.cli.scaffold import KINDS, package_files
     from forge_kernel.config.spelling import did_you_mean
     from forge_kernel.contract.plugin import Kind
@@ -104,7 +106,7 @@ def pipeline_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the run; the file's name.")],
     directory: Annotated[Path, typer.Option(help="Where to write the file.")] = Path(),
 ) -> None:
-    """Write a commented pipeline file that runs, and the schema that editors check it by.
+    """Create a commented pipeline file that runs, and the schema that editors check it by.
 
     The schema is the nearest schemas/pipeline.schema.json above the file; one is written beside
     the file where there is none.

@@ -1,4 +1,4 @@
-"""`forge plan`: who runs in each hook, in what order and why."""
+"""`forge plan`: which plugins run in each hook, in what order and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from forge_kernel.cli.options import AsJson, File, Settings
 
 
 def plan_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Show who runs in each hook, and why. In what order, too; without torch."""
+    """Show which plugins run in each hook, in what order and why. Without torch."""
     from forge_kernel.config.document import show_path
     from forge_kernel.planning.catalog import Catalog
     from forge_kernel.planning.pipeline_file import check_document, read_document

@@ -16,7 +16,7 @@ def resume_command(
     settings: Settings = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Go on from the newest intact checkpoint. Bit for bit; `--set` changes are kept."""
+    """Resume a run from its newest intact checkpoint. Exactly; `--set` changes are kept."""
     from forge_kernel.runner import resume
 
     train(lambda cancel: resume(run_dir, settings or (), cancel=cancel, quiet=quiet))

@@ -25,7 +25,7 @@ def run_command(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train as the file says. Prints the run folder and the final metrics."""
+    """Train the pipeline of a file. Prints the run folder and the final metrics."""
     from forge_kernel.planning.catalog import Catalog
     from forge_kernel.planning.pipeline_file import check_document, read_document
     from forge_kernel.planning.plan import plan

@@ -14,7 +14,7 @@ def status_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say how a run stands, whichever process runs it."""
+    """Show the state of a run, whichever process runs it."""
     import json
 
     from forge_kernel.run_folder.log_text import metrics_text, place_text

@@ -22,10 +22,10 @@ _EARLIER: Final = 20  # notices from before the watching that are printed as lin
 def watch_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show it as a page on this machine (127.0.0.1).")
+        bool, typer.Option("--serve", help="Serve it as a web page on this machine (127.0.0.1).")
     ] = False,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: a free one.")
+        int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0: a free one.")
     ] = 0,
 ) -> None:
     """Watch a run until it ends. Live in a terminal, as lines elsewhere, or as a page."""

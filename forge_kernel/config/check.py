@@ -212,7 +212,7 @@ class _Teller:
     def __init__(self, document: Document) -> None:
         self.document = document
 
-    def tell(self, error: Error) -> list[Fault]:
+    def faults_of(self, error: Error) -> list[Fault]:
         path: Path = tuple(error.absolute_path)
         if error.validator == "additionalProperties":
             return [self._unknown(error, path, key) for key in self._extra(error)]
@@ -290,7 +290,8 @@ def check(document: Document, schema: Mapping[str, Any], advice: Advice) -> list
     faults: list[Fault] = []
     advised: set[Path] = set()
     for error in _one_for_each_value(_Validator(schema).iter_errors(document.data)):
-        faults += [_advise(fault, error, document, advice, advised) for fault in teller.tell(error)]
+        found = teller.faults_of(error)
+        faults += [_advise(fault, error, document, advice, advised) for fault in found]
     return faults
 
 

@@ -50,7 +50,9 @@ RULES: Final[dict[Kind, KindRule]] = {
     Kind.DATA: KindRule(1, 1, ("make_data",), "training and validation batches"),
     Kind.MODEL: KindRule(1, 1, ("make_model",), "the network"),
     Kind.QUANTIZER: KindRule(0, 1, ("transform_model",), "turns layers into low-bit ones"),
-    Kind.WRAPPERS: KindRule(0, None, ("transform_model",), "wrap the model (compile)"),
+    Kind.WRAPPERS: KindRule(
+        0, None, ("transform_model",), "wrap the model (torch.compile, activation checkpointing)"
+    ),
     Kind.STRATEGY: KindRule(0, 1, (), "how the run spreads over processes"),
     Kind.OPTIMIZER: KindRule(1, 1, ("make_optimizer",), "updates the weights"),
     Kind.LOSS: KindRule(1, 1, ("compute_loss",), "what is minimised", ("compute_loss_weights",)),
@@ -59,7 +61,7 @@ RULES: Final[dict[Kind, KindRule]] = {
     Kind.PHASES: KindRule(0, 1, ("compute_phase",), "the one phase clock"),
     Kind.SCHEDULE: KindRule(0, 1, ("compute_schedule_factors",), "learning rate and momentum"),
     Kind.VALIDATORS: KindRule(0, None, ("make_metrics",), "metrics of the validation set"),
-    Kind.CALLBACKS: KindRule(0, None, (), "decide: stop, save, restore, validate"),
+    Kind.CALLBACKS: KindRule(0, None, (), "decide when to stop, save, restore or validate"),
     Kind.EXPORTERS: KindRule(0, None, ("export",), "write the result for others"),
     Kind.OBSERVERS: KindRule(0, None, (), "watch and report; read only"),
 }

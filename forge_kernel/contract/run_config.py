@@ -21,7 +21,7 @@ class RunConfig:
     ] = "run"
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=2**32 - 1)] | None,
-        Meta(description="start of all random streams; null: not seeded"),
+        Meta(description="seed of every random stream; null: no fixed seed"),
     ] = 0
     device: Annotated[
         str,
@@ -54,7 +54,7 @@ class RunConfig:
         Meta(description="optimizer steps between checkpoints; null: only at the end"),
     ] = None
     keep_checkpoints: Annotated[
-        int, Meta(ge=2, description="newest checkpoints kept, beside those that a policy pins")
+        int, Meta(ge=2, description="newest checkpoints kept, beside those that a callback pins")
     ] = 2
     accumulate: Annotated[int, Meta(ge=1, description="micro-batches in one optimizer step")] = 1
     ignore_index: Annotated[

@@ -197,7 +197,7 @@ class _Planner:
                     for inner, part in reversed(nested_uses(current.config))
                 ]
 
-    def add_live(self, instances: Iterable[Any]) -> None:
+    def add_instances(self, instances: Iterable[Any]) -> None:
         """Plugin objects handed in by a program stand after the file's of their kind."""
         counts: dict[Kind, int] = {}
         for instance in instances:
@@ -397,7 +397,7 @@ def plan(
         pipeline = check_pipeline(pipeline, catalog, live)
     planner = _Planner(pipeline, catalog, document, given)
     planner.add_named()
-    planner.add_live(plugins)
+    planner.add_instances(plugins)
     planner.check_kinds()
     planner.check_single_answers()
     planner.check_facts()

@@ -21,7 +21,7 @@ from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_kernel.training.session import Session
 
 TOLERANCE = 1e-5
-"""Of gradients, as a share of the largest: sums in fp32 in another order."""
+"""Of gradients, as a fraction of the largest: sums in fp32 in another order."""
 
 
 class _Gradients:
@@ -52,7 +52,7 @@ def _step(trial: Trial, *batches: Batch) -> tuple[Tensor | None, float]:
 
 
 def _apart(one: Tensor | None, other: Tensor | None) -> float:
-    """The largest difference as a share of the largest gradient."""
+    """The largest difference as a fraction of the largest gradient."""
     if one is None or other is None:
         return 0.0 if one is other else 1.0
     return float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))

@@ -30,7 +30,7 @@ from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
 from forge_kernel.training.session_state import SessionState
-from forge_kernel.training.set_up import build, check_exports, tell_notices
+from forge_kernel.training.set_up import build, check_exports, emit_notices
 from forge_kernel.training.snapshot import (
     differences,
     load_pinned_weights,
@@ -86,7 +86,7 @@ class Session(SessionState):
         self.optimizer_step.open()
         for listen in self.bus.calls("on_run_start"):
             listen(self.run)
-        tell_notices(self)
+        emit_notices(self)
         pass_events(self.run, self.bus)
         rolls_back = self.settings.non_finite == "rollback"
         if rolls_back and self.store is not None and not self.store.steps():

@@ -118,7 +118,7 @@ def check_exports(session: SessionState) -> None:
         raise PluginError(faults)
 
 
-def tell_notices(session: SessionState) -> None:
+def emit_notices(session: SessionState) -> None:
     """Say what a user would want to know before the first step."""
     _tell_groups(session)
     _tell_slow_precision(session)

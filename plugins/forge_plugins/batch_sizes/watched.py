@@ -33,7 +33,7 @@ def watched_trial(
     Args:
         file: pipeline, or the name of a shipped one.
         settings: `--set` arguments.
-        key: the setting that is the batch size.
+        key: the setting that holds the batch size.
         size: its value.
         seconds: of measured steps.
         memory_limit: bytes of the process at which it is ended.

@@ -18,10 +18,10 @@ class BestCheckpointConfig:
 
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "min"
     min_delta: Annotated[
-        float, Meta(ge=0, description="a metric is better when it is so by more than this")
+        float, Meta(ge=0, description="smallest change that counts as an improvement")
     ] = 0.0
     not_before: Annotated[
         Annotated[int, Meta(ge=0)] | None,

@@ -18,9 +18,9 @@ class Capability:
     """When a capability counts as acquired."""
 
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")]
-    threshold: Annotated[float, Meta(description="the metric is to reach this")]
+    threshold: Annotated[float, Meta(description="value that the metric must reach")]
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "max"
     duration: Annotated[
         int, Meta(ge=1, description="validations in a row that must hold the threshold")

@@ -40,7 +40,7 @@ class ConsolidationConfig:
     ] = "consolidation"
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "min"
     not_before: Annotated[
         Annotated[int, Meta(ge=0)] | None,
@@ -57,7 +57,7 @@ def _needs(config: ConsolidationConfig) -> tuple[str, ...]:
 
 
 class Consolidation:
-    """Draws weights toward the best validated ones, and goes back when that did harm.
+    """Moves weights towards the best validated ones, and undoes it when the metric gets worse.
 
     At an attempt the weights are validated and kept in a checkpoint, drawn, validated again.
 

@@ -21,13 +21,13 @@ class EarlyStoppingConfig:
 
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "min"
     patience: Annotated[
         int, Meta(ge=1, description="validations without a better metric before the stop")
     ] = 10
     min_delta: Annotated[
-        float, Meta(ge=0, description="a metric is better when it is so by more than this")
+        float, Meta(ge=0, description="smallest change that counts as an improvement")
     ] = 0.0
     not_before: Annotated[
         Annotated[int, Meta(ge=0)] | None,
@@ -41,7 +41,7 @@ class EarlyStoppingConfig:
 
 
 class EarlyStopping:
-    """Stops when a validation metric has not become better for a while."""
+    """Stops when a validation metric stops improving."""
 
     info = PluginInfo(
         name="early_stopping",

@@ -1,4 +1,4 @@
-"""Validate by the step or by the clock, as often as a share of the time allows."""
+"""Validate by the step or by the clock, as often as a fraction of the time allows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 class RealTimeValidation:
-    """Validates by the step or by the clock, as often as a share of the time allows.
+    """Validates by the step or by the clock, as often as a fraction of the time allows.
 
     Asks for validations beside `run.validate_every`, whose passes are in the time too.
 

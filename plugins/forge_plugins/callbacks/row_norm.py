@@ -26,7 +26,7 @@ class RowNormConfig:
         tuple[str, ...],
         Meta(
             min_length=1,
-            description="matrices that are watched, by parameter name; * stands for any letters",
+            description="matrices that are watched, by parameter name; glob pattern",
         ),
     ] = ("*",)
     scale_first: Annotated[

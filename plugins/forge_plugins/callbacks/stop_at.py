@@ -18,9 +18,9 @@ class StopAtConfig:
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = (
         "accuracy"
     )
-    threshold: Annotated[float, Meta(description="stop when the metric is there")] = 0.95
+    threshold: Annotated[float, Meta(description="stop when the metric reaches this value")] = 0.95
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "max"
     not_before: Annotated[
         Annotated[int, Meta(ge=0)] | None,

@@ -22,10 +22,10 @@ def batch_size(
     file: File,
     settings: Settings = None,
     key: Annotated[
-        str, typer.Option(metavar="KEY", help="the setting that is the batch size")
+        str, typer.Option(metavar="KEY", help="the setting that holds the batch size")
     ] = "data.with.batch_size",
-    smallest: Annotated[int, typer.Option(min=1, help="where to begin; it is doubled")] = 16,
-    largest: Annotated[int | None, typer.Option(min=1, help="where to end at the latest")] = None,
+    smallest: Annotated[int, typer.Option(min=1, help="first size; it is doubled")] = 16,
+    largest: Annotated[int | None, typer.Option(min=1, help="largest size to try")] = None,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -37,11 +37,11 @@ def batch_size(
     seconds: Annotated[float, typer.Option(min=0.0, help="of measured steps for each size")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Find the batch size that pays. Trains a few steps at growing sizes; prints samples per
+    """Measure the fastest batch size. Trains a few steps at growing sizes; prints samples per
     second and memory of each.
 
-    Each size is tried in a process of its own, which is ended before it takes more memory than it
-    may. The learning rate is yours to follow: a larger batch is another training.
+    Each size runs in its own process, which is ended before it takes more memory than it
+    may. The learning rate is not adapted: a larger batch trains differently.
     """
     import psutil
 

@@ -61,7 +61,9 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         str, typer.Option(metavar="TYPE", help="as data.with.token_dtype")
     ] = "uint16",  # noqa: S107  no password
     sequence_length: Annotated[int, typer.Option(min=1, help="as data.with.sequence_length")] = 128,
-    field: Annotated[str, typer.Option(help="of the texts in objects, with --input text")] = "text",
+    field: Annotated[
+        str, typer.Option(help="field of the text in objects, with --input text")
+    ] = "text",
     cache_dir: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="as data.with.cache_dir")
     ] = None,
@@ -69,12 +71,10 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         bool, typer.Option("--trust-pickle", help="run a pickle as it is")
     ] = False,
     page: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="draw it as an HTML page of its own")
+        Path | None, typer.Option(metavar="FILE", help="write it as an HTML page")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as one JSON object")] = False,
-    formats: Annotated[
-        bool, typer.Option("--formats", help="tell which formats are installed")
-    ] = False,
+    formats: Annotated[bool, typer.Option("--formats", help="list the installed formats")] = False,
 ) -> None:
     """Show what a data file holds. Fields, counts, quality with reasons, label balance."""
     from forge_kernel.errors import ConfigError, Fault
@@ -101,7 +101,7 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
 def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
     if page is not None:
         _write(found, page)
-    typer.echo(json.dumps(found.told()) if as_json else "\n".join(_lines(found)))
+    typer.echo(json.dumps(found.to_data()) if as_json else "\n".join(_lines(found)))
 
 
 def _check_words(form: str, token_dtype: str) -> None:
@@ -210,7 +210,7 @@ def _write(found: Profile, page: Path) -> None:
     from forge_plugins.reports.profile_page import profile_page
 
     try:
-        page.write_text(profile_page(found.told()), encoding="utf-8")
+        page.write_text(profile_page(found.to_data()), encoding="utf-8")
     except OSError as error:
         raise ConfigError([Fault(f"cannot write the page {page}: {error}")]) from error
 

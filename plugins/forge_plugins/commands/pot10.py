@@ -26,7 +26,7 @@ def pot10(
         Path | None, typer.Option(metavar="FILE", help="also write the findings as SARIF 2.1.0")
     ] = None,
 ) -> None:
-    """Check Python by the Power of Ten. Exit status 1 when something is found."""
+    """Check Python code by NASA's Power of Ten rules. Exit status 1 when something is found."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.power_of_ten.checks import check_all
     from forge_plugins.power_of_ten.source import python_files

@@ -27,7 +27,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Draw runs as one HTML page. Self-contained: curves, metrics, events, configuration."""
+    """Write an HTML report of one or several runs. With curves, metrics, events, configuration."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.reports.page import FILE_NAME, write_report
     from forge_plugins.reports.run_data import read_run

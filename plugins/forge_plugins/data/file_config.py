@@ -125,7 +125,8 @@ class FileConfig:
         Meta(description="batches that each worker fetches ahead; null: 2"),
     ] = None
     keep_workers: Annotated[
-        bool, Meta(description="worker processes stay for the next epoch; false: begun anew")
+        bool,
+        Meta(description="keep worker processes between epochs; false: start them again for each"),
     ] = True
     cache_size: Annotated[
         int,
@@ -148,11 +149,15 @@ class FileConfig:
     ] = "keep"
     validation_split: Annotated[
         float,
-        Meta(ge=0, lt=1, description="share of the samples, at random, that is not trained on"),
+        Meta(
+            ge=0,
+            lt=1,
+            description="fraction of the samples, drawn at random, that is kept for validation",
+        ),
     ] = 0.1
     split_seed: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="of the split; null: the run's seed"),
+        Meta(description="seed of the split; null: the run's seed"),
     ] = None
     quality_threshold: Annotated[
         float,

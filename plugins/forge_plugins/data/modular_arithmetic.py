@@ -39,7 +39,7 @@ class ModularArithmeticConfig:
         Literal["add", "sub", "mul", "div"], Meta(description="x op y; div needs a prime modulus")
     ] = "mul"
     train_fraction: Annotated[
-        float, Meta(gt=0, lt=1, description="share of all pairs that is trained on")
+        float, Meta(gt=0, lt=1, description="fraction of all pairs that is trained on")
     ] = 0.5
     batch_size: Annotated[int, Meta(ge=1, description="samples in a training batch")] = 512
     validation_batch_size: Annotated[
@@ -47,7 +47,7 @@ class ModularArithmeticConfig:
     ] = 4096
     split_seed: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="of the split; null: the run's seed"),
+        Meta(description="seed of the split; null: the run's seed"),
     ] = None
 
     def __post_init__(self) -> None:

@@ -59,7 +59,10 @@ class TextConfig:
     sequence_length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a sequence")] = 128
     batch_size: Annotated[int, Meta(ge=1, description="sequences in a training batch")] = 16
     validation_split: Annotated[
-        float, Meta(gt=0, lt=1, description="share of the text, at its end, that is not trained on")
+        float,
+        Meta(
+            gt=0, lt=1, description="fraction of the text, at its end, that is kept for validation"
+        ),
     ] = 0.05
     validation_batch_size: Annotated[
         int, Meta(ge=1, description="sequences in a validation batch")

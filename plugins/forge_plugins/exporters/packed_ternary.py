@@ -1,4 +1,4 @@
-"""The network on few levels with as many bits for each weight as its levels need."""
+"""The network on few levels with as few bits for each weight as its levels need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PackedTernaryConfig:
 
 
 class PackedTernary:
-    """The network on few levels with as many bits for each weight as its levels need.
+    """The network on few levels with as few bits for each weight as its levels need.
 
     Writes `model.safetensors` in a layout of `packed_file` and unpacks it to compare. Ternary
     weights take two bits, or five of them a byte; weights of 1, 4 and 8 bits take these.

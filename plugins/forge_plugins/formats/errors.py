@@ -38,7 +38,7 @@ class DataError(Exception):
             where.append(f"field '{field[:80]}'")
         super().__init__(f"{', '.join(where)}: {message}" + (f"; {hint}" if hint else ""))
 
-    def told(self) -> dict[str, str | int | None]:
+    def to_data(self) -> dict[str, str | int | None]:
         """All but the file, for JSON; named as the arguments are."""
         return {
             "message": self.message, "record": self.record, "field": self.field,

@@ -162,7 +162,7 @@ class _Opening:
             known = self._fresh = run_sandboxed(
                 self._file,
                 lambda _: {
-                    name: None if layout is None else layout.told()
+                    name: None if layout is None else layout.to_data()
                     for name, layout in find(self._file, self._reading).items()
                 },
             )

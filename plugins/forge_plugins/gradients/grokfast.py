@@ -56,7 +56,7 @@ class Adaptation:
              "(run.log_every)"),
     ] = "validation"  # fmt: skip
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "min"
     window: Annotated[int, Meta(ge=1, description="values in one judgement")] = 3
     tolerance: Annotated[

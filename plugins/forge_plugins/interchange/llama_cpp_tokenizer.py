@@ -175,8 +175,8 @@ def _check_normalizer(part: Mapping[str, Any] | None) -> None:
         message = ", ".join(str(step.get("type")) for step in steps)
         raise ValueError(
             f"the tokenizer.json changes texts first (normalizer {message}), which llama.cpp does "
-            "not for such a vocabulary: normalize the data and remove the normalizer from a copy of "
-            f"the file; {ELSEWHERE}"
+            "not for such a vocabulary: normalize the data and remove the normalizer from a copy "
+            f"of the file; {ELSEWHERE}"
         )
 
 

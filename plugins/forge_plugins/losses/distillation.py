@@ -73,7 +73,7 @@ class DistillationConfig:
     ] = 2.0
     hidden: Annotated[
         tuple[str, ...],
-        Meta(description="layers whose outputs are compared too, by name with * and ?; they have "
+        Meta(description="layers whose outputs are compared too, by name; glob pattern; they have "
              "the same names and widths in both models"),
     ] = ()  # fmt: skip
     hidden_weight: Annotated[

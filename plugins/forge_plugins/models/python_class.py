@@ -40,8 +40,8 @@ class PythonClassConfig:
     state: Annotated[
         str | None,
         Meta(
-            description="safetensors file with the weights to begin with, relative to where the "
-            "command runs; null: those that the class draws",
+            description="safetensors file with the initial weights, relative to where the "
+            "command runs; null: the class's own initialization",
             extra_json_schema={"format": "path"},
         ),
     ] = None

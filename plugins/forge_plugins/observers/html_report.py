@@ -13,7 +13,7 @@ class HtmlReportConfig:
 
 
 class HtmlReport:
-    """`report.html` in the run folder: the picture of the run, as `forge report` draws it."""
+    """Writes `report.html` into the run folder, as `forge report` does."""
 
     info = PluginInfo(
         name="html_report",

@@ -1,4 +1,4 @@
-"""Where the memory of a training step goes."""
+"""Profiles the memory of a training step."""
 
 from __future__ import annotations
 
@@ -55,11 +55,13 @@ class MemoryProfileConfig:
         Meta(ge=1, description="optimizer step that is profiled; from the second on the optimizer "
              "has its memory"),
     ] = 2  # fmt: skip
-    depth: Annotated[int, Meta(ge=1, description="parts of a layer's name that are told apart")] = 2
+    depth: Annotated[
+        int, Meta(ge=1, description="parts of a layer's name that get a row of their own")
+    ] = 2
 
 
 class MemoryProfile:
-    """Where the memory of a training step goes.
+    """Profiles the memory of a training step.
 
     Writes memory_profile.json: weights, gradients, optimizer, and what each layer keeps.
 

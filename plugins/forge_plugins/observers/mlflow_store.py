@@ -74,7 +74,7 @@ class MlflowConfig:
     ] = None
     experiment: Annotated[str, Meta(min_length=1, description="that the run belongs to")] = "forge"
     flush_seconds: Annotated[
-        float, Meta(ge=0, description="seconds after which a log line sends what has gathered")
+        float, Meta(ge=0, description="seconds between sends of what has gathered")
     ] = 5.0
 
 

@@ -29,7 +29,8 @@ class PrometheusConfig:
     """Where the metrics are offered."""
 
     port: Annotated[
-        int, Meta(ge=0, le=65535, description="of the HTTP server; 0: a free one, which is told")
+        int,
+        Meta(ge=0, le=65535, description="of the HTTP server; 0: a free port, which is printed"),
     ] = 0
     host: Annotated[
         str,

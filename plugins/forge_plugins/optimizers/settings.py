@@ -20,4 +20,6 @@ DecayRule = Annotated[
     Literal["all", "matrices"],
     Meta(description="which parameters decay; matrices leaves out biases and norms"),
 ]
-Fused = Annotated[bool, Meta(description="one pass over all parameters")]
+Fused = Annotated[
+    bool, Meta(description="torch's fused implementation, one pass over all parameters")
+]

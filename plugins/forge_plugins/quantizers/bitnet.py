@@ -129,20 +129,21 @@ class BitNetConfig:
              "the sparsity, may take: longer ones are shortened, and said to be"),
     ] = 0.5  # fmt: skip
     target_sparsity: Annotated[
-        float, Meta(ge=0, lt=1, description="least share of exact zeros in each applied weight")
+        float,
+        Meta(ge=0, lt=1, description="smallest fraction of exact zeros in each applied weight"),
     ] = 0.0
     sparsity_warmup_steps: Annotated[
         int, Meta(ge=0, description="steps over which the sparsity rises to its target")
     ] = 0
     sub_norm: Annotated[
         tuple[str, ...],
-        Meta(description="layers that get an RMSNorm in front (SubLN), by name with * and ?"),
+        Meta(description="layers that get an RMSNorm in front (SubLN), by name; glob pattern"),
     ] = ()
     convolutions: Annotated[bool, Meta(description="quantize nn.Conv2d too")] = False
     skip: Annotated[
         tuple[str, ...],
         Meta(
-            description="layers left as they are, by name; * and ? stand for any letters, "
+            description="layers left as they are, by name; glob pattern, "
             "output_embeddings also for what get_output_embeddings() of a live model gives"
         ),
     ] = SKIPPED

@@ -19,7 +19,7 @@ def profile_page(told: Mapping[str, Any]) -> str:
     """A whole HTML document.
 
     Args:
-        told: of `formats.profile.Profile.told`.
+        told: of `formats.profile.Profile.to_data`.
     """
     parts = [
         element("header", element("h1", escaped(told["file"]))),

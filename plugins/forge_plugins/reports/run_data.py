@@ -321,7 +321,7 @@ class _Record:
     step: int
     kind: str
     metrics: dict[str, float | None]
-    told: EmittedEvent | None = None
+    event: EmittedEvent | None = None
 
 
 def _read_metrics(
@@ -342,8 +342,8 @@ def _read_metrics(
         while events and events[-1].step > record.step:  # the run went back
             events.pop()
             replaced += 1
-        if record.told is not None:
-            events.append(record.told)
+        if record.event is not None:
+            events.append(record.event)
         else:
             replaced += _take_in(records, record)
     if broken:

@@ -28,7 +28,7 @@ class CosineRestartsConfig:
         float, Meta(gt=0, le=1, description="height of a cycle as a multiple of the one before")
     ] = 1.0
     floor: Annotated[
-        float, Meta(ge=0, le=1, description="lowest rate, as a share of the configured one")
+        float, Meta(ge=0, le=1, description="lowest rate, as a fraction of the configured one")
     ] = 0.0
 
 

@@ -25,7 +25,7 @@ class CyclicConfig:
         Meta(description="optimizer steps down; null: as many as up"),
     ] = None
     floor: Annotated[
-        float, Meta(ge=0, le=1, description="lowest rate, as a share of the configured one")
+        float, Meta(ge=0, le=1, description="lowest rate, as a fraction of the configured one")
     ] = 0.1
     mode: Annotated[
         Literal["triangular", "triangular2", "exponential"],
@@ -36,7 +36,7 @@ class CyclicConfig:
     ] = 1.0
     lowest_momentum: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        Meta(description="momentum at the top, as a share of the optimizer's; null: it stays"),
+        Meta(description="momentum at the top, as a fraction of the optimizer's; null: it stays"),
     ] = None
 
     def __post_init__(self) -> None:

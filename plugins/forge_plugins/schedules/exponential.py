@@ -28,7 +28,7 @@ class ExponentialConfig:
         bool, Meta(description="fall at the end of each interval, not within it")
     ] = False
     floor: Annotated[
-        float, Meta(ge=0, le=1, description="lowest rate, as a share of the configured one")
+        float, Meta(ge=0, le=1, description="lowest rate, as a fraction of the configured one")
     ] = 0.0
 
 

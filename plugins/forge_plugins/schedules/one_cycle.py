@@ -31,17 +31,17 @@ class OneCycleConfig:
         float, Meta(gt=0, lt=1, description="share of the steps that rise")
     ] = 0.3
     start: Annotated[
-        float, Meta(gt=0, le=1, description="first rate, as a share of the optimizer's")
+        float, Meta(gt=0, le=1, description="first rate, as a fraction of the optimizer's")
     ] = 0.04
     end: Annotated[
-        float, Meta(ge=0, le=1, description="last rate, as a share of the optimizer's")
+        float, Meta(ge=0, le=1, description="last rate, as a fraction of the optimizer's")
     ] = 4e-6
     form: Annotated[
         Literal["cosine", "linear"], Meta(description="form of the rise and the fall")
     ] = "cosine"
     lowest_momentum: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        Meta(description="momentum at the peak, as a share of the optimizer's; null: it stays"),
+        Meta(description="momentum at the peak, as a fraction of the optimizer's; null: it stays"),
     ] = None
 
 

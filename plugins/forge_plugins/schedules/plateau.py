@@ -1,4 +1,4 @@
-"""The rate falls when a validation metric has not become better for a while."""
+"""Lowers the rate when a validation metric stops improving."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class PlateauConfig:
 
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
     mode: Annotated[
-        Literal["max", "min"], Meta(description="whether the metric is to rise or to fall")
+        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
     ] = "min"
     factor: Annotated[float, Meta(gt=0, lt=1, description="factor of the rate at each fall")] = 0.1
     patience: Annotated[
-        int, Meta(ge=0, description="validations without a better metric that are forgiven")
+        int, Meta(ge=0, description="validations without improvement before the rate falls")
     ] = 10
     threshold: Annotated[
-        float, Meta(ge=0, description="a metric is better when it is so by more than this")
+        float, Meta(ge=0, description="smallest change that counts as an improvement")
     ] = 1e-4
     threshold_mode: Annotated[
         Literal["relative", "absolute"],
-        Meta(description="threshold as a share of the best metric, or in its own unit"),
+        Meta(description="threshold as a fraction of the best metric, or in its own unit"),
     ] = "relative"
     cooldown: Annotated[
         int, Meta(ge=0, description="validations after a fall that are not counted")
     ] = 0
     warmup_steps: Annotated[int, Meta(ge=0, description="optimizer steps of the rise")] = 0
     floor: Annotated[
-        float, Meta(ge=0, le=1, description="lowest rate, as a share of the configured one")
+        float, Meta(ge=0, le=1, description="lowest rate, as a fraction of the configured one")
     ] = 0.0
 
 
 class Plateau:
-    """The rate falls when a validation metric has not become better for a while.
+    """Lowers the rate when a validation metric stops improving.
 
     As torch's `ReduceLROnPlateau`, stepped by each validation.
     """

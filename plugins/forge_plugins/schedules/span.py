@@ -25,7 +25,7 @@ class SpanConfig:
         Meta(description="step at which the floor is reached; null: the run's last"),
     ] = None
     floor: Annotated[
-        float, Meta(ge=0, le=1, description="lowest rate, as a share of the configured one")
+        float, Meta(ge=0, le=1, description="lowest rate, as a fraction of the configured one")
     ] = 0.0
 
     def __post_init__(self) -> None:

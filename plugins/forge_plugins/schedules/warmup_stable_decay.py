@@ -24,7 +24,12 @@ class WarmupStableDecayConfig(SpanConfig):
     renamed: ClassVar[Mapping[str, str]] = {"decay_share": "decay_fraction"}
 
     decay_fraction: Annotated[
-        float, Meta(gt=0, le=1, description="share of the steps after the warm-up that fall")
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="fraction of the steps after the warm-up in which the rate falls",
+        ),
     ] = 0.2
     fall: Annotated[
         Literal["linear", "cosine", "root"],

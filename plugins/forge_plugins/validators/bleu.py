@@ -1,4 +1,4 @@
-"""BLEU of what the model writes, against how the held-out text goes on."""
+"""BLEU of generated text against the continuation in the validation text."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class BleuConfig:
 
     renamed: ClassVar[Mapping[str, str]] = {"windows": "sequences"}
 
-    prompt: Annotated[int, Meta(ge=1, description="tokens of each window that the model reads")] = (
-        64
-    )
-    tokens: Annotated[int, Meta(ge=1, description="tokens that it writes after them")] = 64
+    prompt: Annotated[
+        int, Meta(ge=1, description="tokens of each sequence that the model is given")
+    ] = 64
+    tokens: Annotated[int, Meta(ge=1, description="tokens that it generates after them")] = 64
     sequences: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(
@@ -128,7 +128,7 @@ class BleuMetric:
 
 
 class Bleu:
-    """BLEU of what the model writes, against how the held-out text goes on.
+    """BLEU of generated text against the continuation in the validation text.
 
     The model reads the first tokens of a held-out window and writes on, the likeliest token each
     time; what it wrote is compared with how the window goes on (Papineni et al. 2002; sacrebleu,

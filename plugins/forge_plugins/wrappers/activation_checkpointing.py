@@ -33,11 +33,15 @@ class ActivationCheckpointingConfig:
 
     layers: Annotated[
         tuple[str, ...] | None,
-        Meta(description="names, with * and ?; null: the members of each nn.ModuleList (the blocks "
-             "of a transformer), or the model's children where there is none"),
+        Meta(description="names, as glob patterns; null: the members of each nn.ModuleList (the "
+             "blocks of a transformer), or the model's children where there is none"),
     ] = None  # fmt: skip
     every: Annotated[
-        int, Meta(ge=1, description="take each so-many-th of them; 2: half of them keep theirs")
+        int,
+        Meta(
+            ge=1,
+            description="apply to every n-th of them; 2: every other one keeps its activations",
+        ),
     ] = 1
 
 

@@ -1,4 +1,4 @@
-"""The weights of another run as those to begin with."""
+"""Starts from the weights of another run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StartFromConfig:
 
 
 class StartFrom:
-    """The weights of another run as those to begin with.
+    """Starts from the weights of another run.
 
     Copies the trained weights into the model, by name; a resumed run has its own already.
     """

@@ -38,7 +38,7 @@ class Run:
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
 
-    def tell(self, name: str, text: str) -> None:
+    def emit_event(self, name: str, text: str) -> None:
         self.told.append((name, text))
 
 

@@ -26,7 +26,7 @@ from forge_plugins.data.file_config import FileConfig
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
 
-    def tell(self, *_: Any, **__: Any) -> None:
+    def emit_event(self, *_: Any, **__: Any) -> None:
         """Nobody listens here."""
 
 

@@ -91,7 +91,7 @@ def test_the_run_says_which_number_it_is(tmp_path: Path) -> None:
         seed, strategy = 0, OneProcess()
         settings = RunConfig(ignore_index=255)
 
-        def tell(self, *_: Any, **__: Any) -> None: ...
+        def emit_event(self, *_: Any, **__: Any) -> None: ...
 
     file = write(tmp_path / "x.npz", np.arange(9.0), np.array([0, 1, 255] * 3))
     config = FileConfig(path=str(file), cache_dir=str(tmp_path / "c"))

@@ -394,7 +394,7 @@ from forge_kernel.training.one_process import OneProcess
 import resource, torch
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
-    def tell(self, *_, **__): pass
+    def emit_event(self, *_, **__): pass
 def data(path):
     config = FileConfig(path=path, cache_dir=sys.argv[3], streaming=True, classes=10,
                         batch_size=2048, quality_threshold=float(sys.argv[4]), validation_split=0.1)

@@ -24,7 +24,7 @@ from forge_plugins.data.file_config import FileConfig
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
 
-    def tell(self, *_, **__):
+    def emit_event(self, *_, **__):
         pass
 
 

@@ -56,7 +56,7 @@ def test_rows_in_chunks_are_the_rows_that_the_library_reads(
         assert found is None
         return
     assert found is not None
-    column: Any = map_layout(tmp_path / "x.h5", "input", Layout.of(found.told()))
+    column: Any = map_layout(tmp_path / "x.h5", "input", Layout.of(found.to_data()))
     assert isinstance(column, PackedChunks if packed else MappedChunks)
     if packed:
         column = PackedChunks(tmp_path / "x.h5", "input", found, budget)
@@ -95,7 +95,7 @@ def write(path: Path, count: int = 3000, **how: Any) -> np.ndarray:
 class Run:
     seed, strategy, settings = 0, OneProcess(), RunConfig()
 
-    def tell(self, *_: Any, **__: Any) -> None:
+    def emit_event(self, *_: Any, **__: Any) -> None:
         """Nobody listens here."""
 
 
@@ -206,7 +206,7 @@ def test_layouts_that_are_known_are_not_asked_for_again(
 ) -> None:
     write(tmp_path / "x.h5")
     first = open_table(tmp_path / "x.h5", cache_dir=tmp_path / "c")
-    monkeypatch.setattr("forge_plugins.formats.open_table.apart", None)
+    monkeypatch.setattr("forge_plugins.formats.open_table.run_sandboxed", None)
     second = open_table(tmp_path / "x.h5", cache_dir=tmp_path / "c")
     assert np.array_equal(first.columns["input"][:], second.columns["input"][:])
     assert isinstance(second.columns["input"], MappedChunks)

@@ -91,9 +91,9 @@ def test_other_errors_keep_what_they_say() -> None:
         run_sandboxed(FILE, wrong)
 
 
-def test_the_readers_of_libraries_that_crash_are_apart() -> None:
+def test_the_readers_of_libraries_that_crash_are_sandboxed() -> None:
     """Bit flips crash HDF5 (SIGSEGV, one of 4,000) and Arrow (SIGABRT, one of 2,600)."""
-    assert {name for name in registry.names() if registry.load(name).apart} >= {
+    assert {name for name in registry.names() if registry.load(name).sandboxed} >= {
         "arrow", "hdf5", "parquet",
     }  # fmt: skip
 

@@ -58,7 +58,7 @@ def values(shape: tuple[int, ...], seed: int) -> Tensor:
 class _Run:
     device = torch.device("cpu")
 
-    def tell(self, *_: Any, **__: Any) -> None:
+    def emit_event(self, *_: Any, **__: Any) -> None:
         """Nobody listens."""
 
 

@@ -28,7 +28,7 @@ class TrainingConfig(Configuration):
       set; None: what the device is fast in (`precision: auto`), fp32 on a CPU without bf16;
     - `max_grad_norm` is read by `gradient_clipping`, `quantization_schedule` (how the levels are
       blended in) by `bitnet_enabled`, `grokfast_alpha` and `grokfast_lambda` by `grokfast_enabled`;
-    - `min_lr_ratio`: where a cosine or linear schedule ends, as a share of the rate.
+    - `min_lr_ratio`: where a cosine or linear schedule ends, as a fraction of the rate.
     """
 
     without_meaning: ClassVar[Mapping[str, str]] = {

@@ -56,7 +56,7 @@ class Layout:
         steps = zip(self.shape, self.strides, strict=True)
         return self.offset + sum((size - 1) * step for size, step in steps) + item
 
-    def told(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, Any]:
         """For JSON."""
         result: dict[str, Any] = {
             "dtype": self.dtype, "shape": list(self.shape), "offset": self.offset,

@@ -76,7 +76,7 @@ class Profile:
     quality_deciles: list[float] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
-    def told(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 

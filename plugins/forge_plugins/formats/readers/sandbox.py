@@ -125,7 +125,7 @@ def _done(work: Work, alive: Callable[[], None]) -> dict[str, Any]:
     try:
         return {"value": work(alive)}
     except DataError as fault:
-        return {"fault": fault.told()}
+        return {"fault": fault.to_data()}
     except MemoryError:
         message = f"needs more than {MEMORY} bytes of memory"
         return {"fault": {"message": message, "hint": _HINT}}

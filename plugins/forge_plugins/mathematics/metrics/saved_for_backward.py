@@ -17,7 +17,7 @@ class SavedForBackward:
 
     Args:
         model: whose layers are named.
-        depth: parts of a layer's name that are told apart (1: `blocks`, 2: `blocks.0`).
+        depth: parts of a layer's name that get a row of their own (1: `blocks`, 2: `blocks.0`).
     """
 
     def __init__(self, model: nn.Module, depth: int) -> None:

@@ -20,7 +20,7 @@ class QuantizationState:
 
     Args:
         blend: share of the quantized values in what is applied (warm-up), 1 when it is over.
-        sparsity: least share of exact zeros in each applied weight.
+        sparsity: smallest fraction of exact zeros in each applied weight.
         steps: optimizer steps done with `blend` at 1; 0 means that the layers were never trained
             on their levels.
         seed: of stochastic rounding until the next update, so that a layer that is computed twice

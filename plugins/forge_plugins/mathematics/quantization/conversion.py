@@ -64,16 +64,17 @@ class ConversionReport:
         """Weights that have levels, each once."""
         return sum({id(item.weight): item.weight.numel() for item in self.layers.values()}.values())
 
-    def share(self, weights: int) -> float:
-        """A number of weights as a share of all."""
+    def fraction(self, weights: int) -> float:
+        """A number of weights as a fraction of all."""
         return weights / self.weights if self.weights else 0.0
 
     def summary(self) -> str:
         """One sentence: how many weights have levels, how many have not, and why."""
         done = self.converted_weights
-        message = f"{done:,} of {self.weights:,} weights ({self.share(done):.1%}) are quantized"
+        message = f"{done:,} of {self.weights:,} weights ({self.fraction(done):.1%}) are quantized"
         left = ", ".join(
-            f"{count:,} ({self.share(count):.1%}) {kind}" for kind, count in self.left_kinds.items()
+            f"{count:,} ({self.fraction(count):.1%}) {kind}"
+            for kind, count in self.left_kinds.items()
         )
         return f"{message}; left as they are: {left}" if left else message
 
@@ -91,7 +92,7 @@ class ConversionReport:
             "left": dict(self.left),
             "left_weights": dict(self.left_weights),
             "left_shares": {
-                name: round(self.share(count), 6) for name, count in self.left_weights.items()
+                name: round(self.fraction(count), 6) for name, count in self.left_weights.items()
             },
             "left_kinds": dict(self.left_kinds),
             "converted_weights": self.converted_weights,
