@@ -320,7 +320,7 @@ def test_windows_keep_the_type_of_the_row_where_they_are_asked_for_as_rows() -> 
 
 def test_left_out_documents_are_told_in_the_run(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"text": WORDS * 9}, {"text": ""}])
-    plugin = Text(TextConfig(path=str(path), length=4, cache_dir=str(tmp_path / "c")))
+    plugin = Text(TextConfig(path=str(path), sequence_length=4, cache_dir=str(tmp_path / "c")))
     here = Run()
     plugin.make_data(here)  # type: ignore[arg-type]
     assert here.told == [("documents_left_out", 'data.text: {"length": 1}')]
