@@ -283,7 +283,7 @@ def test_what_the_model_becomes_is_known_to_the_plan(bits: float, fact: str) -> 
     assert "model:quantized" in facts(plugin.info.provides, BitNetConfig(weight_bits=bits))
     assert facts(plugin.info.provides, BitNetConfig(weight_bits=16)) == ()
     with pytest.raises(PlanError, match="model:ternary"):
-        plan(load_pipeline("smoke", ["quantizer.with.weight_bits=4", "exporters=[{use: onnx}]"]))
+        plan(load_pipeline("smoke", ["quantizer.with.weight_bits=4", "exporters=[{use: gguf}]"]))
 
 
 def test_full_precision_leaves_the_model_as_it_is() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from forge_plugins.interchange.onnx_graph import pack_rows
+from forge_plugins.interchange.onnx_packing import level_table, packed_rows, two_bit_table
 from forge_plugins.interchange.packed_ternary import LAYOUTS, pack_model, read_packed, write_packed
 from forge_plugins.interchange.ternary_blocks import pack_blocks, unpack_blocks
 from forge_plugins.mathematics.quantization.conversion import convert_linears
@@ -80,11 +80,32 @@ def test_two_bits_of_a_matrix_are_what_transformers_unpacks() -> None:
 @given(columns=st.integers(1, 40), seed=seeds)
 @settings(max_examples=30, deadline=None)
 def test_rows_are_packed_neighbour_by_neighbour(columns: int, seed: int) -> None:
-    found = levels((3, columns), seed)
-    packed = pack_rows(found, 2, 16)
-    codes = torch.stack([(packed >> (2 * place)) & 3 for place in range(4)], -1).flatten(1)
-    assert torch.equal(codes[:, :columns].to(torch.int8) - 2, found)
-    assert bool((codes[:, columns:] == 2).all())
+    generator = torch.Generator().manual_seed(seed)
+    for bits in (1, 2, 4, 8):
+        top = max(1, 2 ** (bits - 1) - 1)
+        found = torch.randint(-top, top + 1, (3, columns), generator=generator, dtype=torch.int8)
+        found = torch.where(found > 0, 1, -1).to(torch.int8) if bits == 1 else found
+        for excess in (False, True) if bits > 1 else (False,):
+            packed = packed_rows(found, bits, excess=excess)
+            assert packed.shape == (3, -(-columns * bits // 8))
+            places = torch.arange(8 // bits) * bits
+            codes = ((packed.int()[..., None] >> places) & (2**bits - 1)).flatten(1)[:, :columns]
+            if bits == 1:
+                again = 2 * codes - 1
+            elif excess:
+                again = codes - 2 ** (bits - 1)
+            else:
+                again = codes - 2**bits * (codes >= 2 ** (bits - 1))
+                if bits < 8:
+                    by_table = level_table(bits)[packed.long()].flatten(1)[:, :columns]
+                    assert torch.equal(by_table, found)
+            assert torch.equal(again.to(torch.int8), found)
+
+
+def test_bytes_of_one_bit_become_bytes_of_two() -> None:
+    assert torch.equal(two_bit_table(), packed_rows(level_table(1), 2, excess=True))
+    with pytest.raises(ValueError, match="levels are"):
+        packed_rows(torch.tensor([[2]], dtype=torch.int8), 2)
 
 
 @pytest.mark.parametrize("places", PACKERS)

@@ -39,12 +39,8 @@ class MlpModel:
     Builds `Mlp` for the run's data, with an output for each class or each number.
     """
 
-    info = PluginInfo(
-        name="mlp",
-        kind=Kind.MODEL,
-        config=MlpConfig,
-        provides=("model:onnx",),  # the loss says whether it wants classes or numbers
-    )
+    # the loss says whether it wants classes or numbers
+    info = PluginInfo(name="mlp", kind=Kind.MODEL, config=MlpConfig)
 
     def __init__(self, config: MlpConfig) -> None:
         self.config = config

@@ -9,31 +9,19 @@ import pytest
 import torch
 from clients import need
 from live_exports import batches, live_run, manifest
-from llamas import distances, ternary_llama
+from llamas import ternary_llama
+from onnx_networks import ENCODINGS, ask_here, one_layer
 from safetensors.torch import load_file
-from torch import nn
 
 from forge_kernel.errors import PluginError
 from forge_plugins.clients.reading import GGUF_WEIGHTS, ONNX_WEIGHTS, compared_weights
-from forge_plugins.clients.verification import ONNXRUNTIME, Client, _ask, sample_inputs
+from forge_plugins.clients.verification import Client, sample_inputs
 from forge_plugins.interchange.gguf import write_gguf
 from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_numbers, gguf_tensors
-from forge_plugins.interchange.onnx_graph import onnx_numbers, write_onnx
 from forge_plugins.interchange.transformers_folder import folder_tensors, wrong_tensors
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
 from forge_plugins.mathematics.networks.mlp import Mlp
-from forge_plugins.mathematics.quantization.conversion import convert_linears
-from forge_plugins.mathematics.quantization.scheme import Scheme
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer
-
-ENCODINGS = ["matmul_nbits", "int2", "matmul_integer"]
-
-
-def perceptron(features: int, hidden: tuple[int, ...], bits: float = 1.58) -> nn.Module:
-    torch.manual_seed(0)
-    model = Mlp(features=features, hidden=hidden, outputs=3).eval()
-    convert_linears(model, lambda name: True, Scheme(weight_bits=bits))
-    return model
 
 
 def flipped(file: Path, place: int, folder: Path) -> Path:
@@ -45,50 +33,27 @@ def flipped(file: Path, place: int, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize(("features", "hidden"), [(4, (7,)), (1, (1,)), (129, (130,))])
-def test_rows_that_fill_no_byte_are_read_as_they_were_meant(
-    encoding: Any, features: int, hidden: tuple[int, ...], tmp_path: Path
+def test_a_flipped_bit_in_an_onnx_weight_is_found(
+    encoding: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: rows of INT2 filled up to whole bytes."""
-    need("onnxruntime", "onnx")
-    model, file = perceptron(features, hidden), tmp_path / "m.onnx"
-    write_onnx(model, encoding, file)
-    found = compared_weights(ONNX_WEIGHTS, file, onnx_numbers(model, encoding))
-    assert found["weights_compared"] == sum(
-        one.numel() for one in onnx_numbers(model, encoding).values()
-    )
-    inputs = torch.randn(64, features)
-    with torch.no_grad():
-        apart = distances(_ask(ONNXRUNTIME, file, inputs), model(inputs))
-    assert float(apart.median()) <= 1e-5
-
-
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_one_and_two_bits_stand_in_every_encoding(
-    bits: float, encoding: Any, tmp_path: Path
-) -> None:
-    need("onnxruntime", "onnx")
-    model, file = perceptron(5, (7,), bits), tmp_path / "m.onnx"
-    write_onnx(model, encoding, file)
-    assert compared_weights(ONNX_WEIGHTS, file, onnx_numbers(model, encoding))["weights_compared"]
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_flipped_bit_in_an_onnx_weight_is_found(encoding: Any, tmp_path: Path) -> None:
-    need("onnxruntime", "onnx")
+    need("onnxruntime", "onnx", "onnxscript")
     import onnx
 
-    model, file = perceptron(8, (16,)), tmp_path / "m.onnx"
-    write_onnx(model, encoding, file)
-    meant = onnx_numbers(model, encoding)
+    from forge_plugins.interchange.onnx_export import export_network, write_network
+
+    ask_here(monkeypatch)
+    network = export_network(one_layer(16, 16), torch.randn(2, 16), encoding)
+    file = tmp_path / "m.onnx"
+    write_network(network, file)
+    told = compared_weights(ONNX_WEIGHTS, file, network.numbers)
+    assert told["weights_compared"] == 16 * 16 + 16
     raw = file.read_bytes()
     for one in onnx.load(file).graph.initializer:
-        if not one.name.startswith("layers.0."):
+        if one.name not in {"packed.levels", "packed.steps", "bias"}:
             continue
         begin = raw.index(one.raw_data)
-        with pytest.raises(PluginError, match=r"reads other weights|cannot run"):
-            compared_weights(ONNX_WEIGHTS, flipped(file, begin, tmp_path), meant)
+        with pytest.raises(PluginError, match="reads other weights"):
+            compared_weights(ONNX_WEIGHTS, flipped(file, begin, tmp_path), network.numbers)
 
 
 @pytest.mark.parametrize("kind", ["tq1_0", "tq2_0"])
@@ -151,9 +116,10 @@ def _batches(size: int) -> list[Any]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_live_perceptron_in_half_precision_is_exported_and_read(
-    dtype: torch.dtype, tmp_path: Path
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need("onnxruntime", "onnx")
+    need("onnxruntime", "onnx", "onnxscript")
+    ask_here(monkeypatch)
     data = batches(dtype)
     model = Mlp(features=4, hidden=(7,), outputs=3).to(dtype)
     done = live_run(

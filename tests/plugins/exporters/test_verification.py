@@ -112,7 +112,7 @@ def test_log_probabilities_agree_with_their_logits() -> None:
         (["model.with.hidden=300"], "model:rows_of_256"),
         (["model.with.hidden=258", "exporters=[{use: transformers}]"], "model:columns_of_4"),
         (["model={use: decoder_transformer}"], "model:llama"),
-        (["model={use: decoder_transformer}", "exporters=[{use: onnx}]"], "model:onnx"),
+        (["quantizer=null", "exporters=[{use: onnx}]"], "model:quantized"),
         (
             ["quantizer=null", "exporters=[{use: state_dict, with: {weights: applied}}]"],
             "quantized",
@@ -124,7 +124,7 @@ def test_what_cannot_be_exported_is_refused_at_plan_time(settings: list[str], wo
         plan(load_pipeline("char_llama_gguf", settings))
 
 
-@pytest.mark.parametrize("name", ["gguf", "transformers", "onnx"])
+@pytest.mark.parametrize("name", ["gguf", "transformers"])
 def test_a_live_model_of_another_kind_is_refused_by_name(name: str, tmp_path: Path) -> None:
     live = torch.nn.Sequential(torch.nn.Embedding(257, 8), torch.nn.Linear(8, 257))
     pipeline = load_pipeline("char_llama_gguf", [*SETTINGS, f"exporters=[{{use: {name}}}]"])
