@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from forge_kernel.config.document import Document, Path, show_path, walk
@@ -63,15 +63,13 @@ def migrated(document: Document, catalog: Catalog) -> Document:
     return document
 
 
-def _places(settings: dict[str, Any], within: list[str]) -> Iterator[dict[str, Any]]:
+def _places(settings: dict[str, Any], within: list[str]) -> list[dict[str, Any]]:
     """The mappings at a path of keys, of which `*` is any."""
-    if not within:
-        yield settings
-        return
-    inner = settings.values() if within[0] == "*" else [settings.get(within[0])]
-    for value in inner:
-        if isinstance(value, dict):
-            yield from _places(value, within[1:])
+    places = [settings]
+    for key in within:
+        inner = [v for place in places for k, v in place.items() if key in ("*", k)]
+        places = [value for value in inner if isinstance(value, dict)]
+    return places
 
 
 def _move_to_run(

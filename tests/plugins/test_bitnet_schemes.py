@@ -171,7 +171,7 @@ def test_gradients_are_those_of_the_two_line_estimator(
         weight_bits=GRIDS[index].weight_bits,
         granularity=GRIDS[index].granularity,
         group_size=4,
-        scale_statistic=GRIDS[index].measure,
+        scale_statistic=GRIDS[index].scale_statistic,
         ste="clipped" if clipped else "plain",
     )
     layer = linear(scheme, seed=seed)
@@ -310,9 +310,9 @@ def test_the_smallest_are_as_many_as_asked_also_among_equals(
     [
         ({"weight_bits": 3}, "weight_bits is one of"),
         ({"activation_bits": 5}, "activation_bits is one of"),
-        ({"weight_bits": 1, "measure": "absmedian"}, "absmean"),
-        ({"measure": "absmax"}, "round nearly all"),
-        ({"weight_bits": 8, "measure": "absmean"}, "absmax"),
+        ({"weight_bits": 1, "scale_statistic": "absmedian"}, "absmean"),
+        ({"scale_statistic": "absmax"}, "round nearly all"),
+        ({"weight_bits": 8, "scale_statistic": "absmean"}, "absmax"),
         ({"weight_bits": 4, "rounding": "learned_threshold"}, "learned threshold"),
         ({"weight_bits": 16, "rounding": "stochastic"}, "no levels to draw"),
         ({"parity": "torchao", "granularity": "row"}, "parity torchao"),

@@ -223,10 +223,10 @@ def test_weights_found_on_their_grid_skip_the_warmup() -> None:
 @pytest.mark.spec("D1")
 def test_each_setting_of_the_scheme_reaches_the_layers() -> None:
     options = {
-        "weight_bits": 2, "activation_bits": 4, "measure": "absmedian", "granularity": "group",
+        "weight_bits": 2, "activation_bits": 4, "scale_statistic": "absmedian", "granularity": "group",
         "group_size": 2, "activation_granularity": "tensor", "rounding": "stochastic",
     }  # fmt: skip
-    scheme = layers_of(session_of(**options, straight_through="clipped"))[0].scheme
+    scheme = layers_of(session_of(**options, ste="clipped"))[0].scheme
     assert scheme == Scheme(**options, ste="clipped")  # type: ignore[arg-type]
     fast = layers_of(session_of(arithmetic="int8_bf16_backward"))[0].scheme
     assert fast.arithmetic == "int8_bf16_backward"
@@ -247,7 +247,7 @@ def test_norms_convolutions_and_skipped_names_reach_the_conversion() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["weight_bits=1", "measure=absmedian"], "absmean"),
+        (["weight_bits=1", "scale_statistic=absmedian"], "absmean"),
         (["arithmetic=int8", "activation_bits=16"], "multiplies integers"),
         (["weight_bits=16", "target_sparsity=0.5"], "has none"),
         (["sparsity_warmup_steps=5"], "does nothing"),
@@ -298,8 +298,8 @@ def test_without_an_estimator_weights_stay_and_a_warning_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        session = session_of(straight_through="off")
-    assert "straight_through is off" in caplog.text
+        session = session_of(ste="none")
+    assert "ste is none" in caplog.text
     before = {name: p.detach().clone() for name, p in session.run.parameters.items()}
     for batch in batches(3):
         session.step(batch)
@@ -413,7 +413,7 @@ MODES: dict[str, dict[str, Any]] = {
     "threshold": {"rounding": "learned_threshold"},
     "sparsity": {"weight_bits": 1, "target_sparsity": 0.5, "sparsity_warmup_steps": 5},
     "int8": {"arithmetic": "int8", "granularity": "row"},
-    "norms": {"sub_norm": ["*"], "straight_through": "clipped"},
+    "norms": {"sub_norm": ["*"], "ste": "clipped"},
 }
 
 

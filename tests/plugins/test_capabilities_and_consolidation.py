@@ -181,7 +181,7 @@ def traced(running: Any) -> tuple[dict[int, Any], dict[int, Any]]:
 def test_a_draw_that_does_not_harm_is_kept(tmp_path: Path, share: float, after: float) -> None:
     """Step 1 has the best weights, step 2 the metric to hold, step 3 the draw."""
     told: list[Any] = []
-    running = session([0.9, 0.5, after], consolidating(share=share), told, tmp_path)
+    running = session([0.9, 0.5, after], consolidating(fraction=share), told, tmp_path)
     stepped, left = traced(running)
     running.train()
     expected = torch.lerp(stepped[3], left[1], share)
@@ -272,7 +272,7 @@ def learning(folder: Path, callbacks: tuple[Any, ...], told: list[Any]) -> tuple
 @pytest.mark.spec("E10")
 def test_a_run_recovers_from_a_forced_bad_step(tmp_path: Path) -> None:
     told: list[Any] = []
-    use = UseCallback("consolidation", {"every": 4, "phase": None, "share": 0.7})
+    use = UseCallback("consolidation", {"every": 4, "phase": None, "fraction": 0.7})
     lost, _ = learning(tmp_path / "without", (), [])
     last, best = learning(tmp_path / "with", (use,), told)
     accepted = [facts for _, name, facts in told if name == "consolidation_accepted"]
@@ -286,7 +286,7 @@ def test_a_run_recovers_from_a_forced_bad_step(tmp_path: Path) -> None:
 def test_an_attempt_survives_a_new_start_wherever_it_was(tmp_path: Path, stop_after: int) -> None:
     trial = Trial(
         Catalog.installed(), Kind.CALLBACKS, "consolidation",
-        {"every": 2, "phase": None, "metric": "accuracy", "mode": "max", "share": 0.9},
+        {"every": 2, "phase": None, "metric": "accuracy", "mode": "max", "fraction": 0.9},
     )  # fmt: skip
     trial.run(tmp_path / "straight", validate_every=1)
     trial.run(tmp_path / "cut", stop_after=stop_after, validate_every=1)

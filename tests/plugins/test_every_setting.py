@@ -164,11 +164,11 @@ ELSEWHERE: dict[str, str] = {
     },
     **{
         f"validators.bleu.{name}": "tests/plugins/validators/test_bleu.py"
-        for name in ("prompt", "tokens", "windows", "words", "smoothing")
+        for name in ("prompt", "tokens", "sequences", "words", "smoothing")
     },
     **{
         f"callbacks.consolidation.{name}": "tests/plugins/test_capabilities_and_consolidation.py"
-        for name in ("share", "every", "phase", "metric", "mode")
+        for name in ("fraction", "every", "phase", "metric", "mode")
     },
     **{  # by a clock of the test's own: time itself differs from run to run
         f"callbacks.real_time_validation.{name}":

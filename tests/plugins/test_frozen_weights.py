@@ -115,7 +115,7 @@ def test_a_gradient_that_someone_left_there_moves_nothing(name: str, tmp_path: P
     "policy",
     [
         UseCallback("row_norm", {"max_norm": 0.05}),
-        UseCallback("consolidation", {"every": 2, "phase": None, "share": 0.9}),
+        UseCallback("consolidation", {"every": 2, "phase": None, "fraction": 0.9}),
     ],
     ids=["row_norm", "consolidation"],
 )

@@ -180,7 +180,7 @@ def test_prometheus_is_answered_while_the_run_goes_on_and_not_after(tmp_path: Pa
     [page] = pages
     values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     metrics = expected(tmp_path / "run")
-    loss = float(values['forge_metric{metric="loss",kind="validation",run="smoke"}'])
+    loss = float(values['forge_metric{kind="validation",metric="loss",run="smoke"}'])
     assert loss == pytest.approx(metrics[3, "validation", "loss"])
     assert float(values['forge_step{run="smoke"}']) == 4
     assert float(values['forge_events_total{event="grokked",run="smoke"}']) == 1

@@ -34,6 +34,9 @@ class TargetForm(StrEnum):
     NONE = "none"
 
 
+TokenType = Annotated[str, typer.Option(metavar="TYPE", help="as data.with.token_dtype")]
+
+
 def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="a data file, or shipped:NAME")
@@ -57,9 +60,7 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="as data.with.quality_threshold")
     ] = 0.5,
-    token_dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="as data.with.token_dtype")
-    ] = "uint16",  # noqa: S107  no password
+    token_dtype: TokenType = "uint16",  # noqa: S107  no password
     sequence_length: Annotated[int, typer.Option(min=1, help="as data.with.sequence_length")] = 128,
     field: Annotated[
         str, typer.Option(help="field of the text in objects, with --input text")
@@ -90,12 +91,11 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         input=input_column, target=None if target is TargetForm.NONE else target_column,
         lenient=True, trust_pickle=trust_pickle, integers=token_dtype, length=sequence_length,
     )  # fmt: skip
-    meant = _Question(
+    meant = _ScanOptions(
         form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
         threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
     )  # fmt: skip
-    result = _answer(meant, file, reading)
-    _show(result, page, as_json=as_json)
+    _show(_answer(meant, file, reading), page, as_json=as_json)
 
 
 def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
@@ -120,7 +120,7 @@ def _check_words(form: str, token_dtype: str) -> None:
             raise ConfigError([Fault(f"'{word}' is unknown", hints=(hint,))])
 
 
-def _answer(meant: _Question, file: str, reading: Reading) -> Profile:
+def _answer(meant: _ScanOptions, file: str, reading: Reading) -> Profile:
     """What the file says.
 
     Raises:
@@ -139,7 +139,7 @@ def _answer(meant: _Question, file: str, reading: Reading) -> Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _ScanOptions:
     """What is asked of a file."""
 
     form: str

@@ -381,7 +381,7 @@ def test_in_too_short_a_time_the_processor_is_not_read(monkeypatch: Any) -> None
 
 
 def test_events_and_metrics_of_others_are_left_alone(linear: nn.Module) -> None:
-    other = make_plugin("other", Kind.OBSERVERS, measure=lambda self, run, step: {"own": 1.0})
+    other = make_plugin("other", Kind.OBSERVERS, log_metrics=lambda self, run, step: {"own": 1.0})
     uses = {"observers": (UseObserver("resources", {"peak_flops": PEAK}),)}
     session = make_session(
         linear, LoaderData([], spec=DataSpec(classes=3)), uses=uses, plugins=[other]
