@@ -152,7 +152,7 @@ class Bleu:
         """One metric.
 
         Raises:
-            PluginError: the data's windows are too short, or have no tokenizer.
+            PluginError: the data's sequences are too short, or have no tokenizer.
         """
         config, sequence = self.config, run.data.spec.sequence
         if getattr(run.data, "tokenizer", None) is None:
@@ -160,6 +160,7 @@ class Bleu:
         if sequence is not None and config.prompt + config.tokens > sequence + 1:
             raise PluginError(
                 f"bleu: {config.prompt} tokens to read and {config.tokens} to write are more than "
-                f"the {sequence + 1} of a window: lower prompt or tokens, or lengthen the windows"
+                f"the {sequence + 1} of a sequence: lower prompt or tokens, or raise "
+                "data.with.sequence_length"
             )
         return [BleuMetric(config, run)]

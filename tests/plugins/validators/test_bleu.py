@@ -105,12 +105,12 @@ def test_each_setting_means_what_sacrebleu_means_by_it(
     assert found != pytest.approx(reference(batch), abs=1e-3)
 
 
-def test_only_so_many_windows_are_written_as_are_asked_for() -> None:
+def test_only_so_many_sequences_are_written_as_are_asked_for() -> None:
     batch = windows(9)
     first = Batch(batch.inputs[:4], batch.targets[:4])
-    found = computed([fed(metric(windows=4), batch, [(0, 3), (3, 6), (6, 9)])])
+    found = computed([fed(metric(sequences=4), batch, [(0, 3), (3, 6), (6, 9)])])
     assert found["bleu"] == pytest.approx(reference(first))
-    whole = computed([fed(metric(windows=None), batch, [(0, 9)])])
+    whole = computed([fed(metric(sequences=None), batch, [(0, 9)])])
     assert whole["bleu"] == pytest.approx(reference(batch))
 
 
