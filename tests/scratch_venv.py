@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 _SITES = ("site-packages", "dist-packages")
+MYPY_CACHE = Path(__file__).resolve().parents[1] / ".mypy_cache" / "packages"
+"""What mypy knows of torch and of us, kept from one session to the next."""
 _PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 _NOT_SOURCE = ("build", "dist", "runs", "*.egg-info", "__pycache__", ".*")
 

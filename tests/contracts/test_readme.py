@@ -63,6 +63,7 @@ def test_every_forge_command_works_in_the_order_given(place: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.deep  # `.ci/run` makes it as `make run`
 def test_the_showcase_learns_and_leaves_what_the_readme_says(place: Path) -> None:
     command = ["forge", "run", "pipelines/bitnet_grokfast.yaml"]
     done = subprocess.run(

@@ -76,9 +76,9 @@ def test_weights_have_the_bits_of_the_plain_form(
     torch.manual_seed(0)
     layer = BitLinear(*shape, bias=False, device="cuda", dtype=dtype)
     for whole in (False, True):
-        found = layer.quantized(torch.bfloat16, whole=whole)
+        found = layer.quantized(torch.bfloat16, as_int8=whole)
         with plain_forms():
-            wanted = layer.quantized(torch.bfloat16, whole=whole)
+            wanted = layer.quantized(torch.bfloat16, as_int8=whole)
         for one, other in zip(found, wanted, strict=True):
             assert (one is None) is (other is None)
             assert one is None or torch.equal(one, other)

@@ -41,14 +41,14 @@ def test_rows_go_on_the_grid_of_the_plain_form(
     scheme = Scheme(activation_bits=bits)
     inputs = (torch.randn(shape) * 3).to(dtype)
     levels, scale, values = triton_kernels.quantized_rows(
-        inputs, scheme.activation_top, whole=True, dtype=torch.float32
+        inputs, scheme.activation_top, as_int8=True, dtype=torch.float32
     )
     wanted, wanted_scale = quantizers.activation_levels(inputs, scheme)
     assert torch.equal(levels, wanted)
     assert torch.equal(scale, wanted_scale)
     assert near(values, quantizers.activation_values(inputs, scheme, torch.float32), dtype)
     alone = triton_kernels.quantized_rows(
-        inputs, scheme.activation_top, whole=False, dtype=torch.float32
+        inputs, scheme.activation_top, as_int8=False, dtype=torch.float32
     )
     assert alone[:2] == (None, None)
     assert torch.equal(alone[2], values)
@@ -57,7 +57,7 @@ def test_rows_go_on_the_grid_of_the_plain_form(
 def test_rows_may_lie_apart_and_columns_too() -> None:
     whole = torch.randn(12, 40)
     for inputs in (whole[:, 3:20], whole.t(), whole[::2, ::2]):
-        found = triton_kernels.quantized_rows(inputs, 127, whole=True, dtype=None)
+        found = triton_kernels.quantized_rows(inputs, 127, as_int8=True, dtype=None)
         wanted = quantizers.activation_levels(inputs.contiguous(), Scheme())
         assert torch.equal(found[0], wanted[0])
         assert torch.equal(found[1], wanted[1])
@@ -67,11 +67,11 @@ def test_rows_may_lie_apart_and_columns_too() -> None:
 def test_a_number_that_is_none_reaches_the_scale_of_its_row_alone() -> None:
     inputs = torch.randn(4, 50)
     inputs[1, 3], inputs[2, 4] = float("nan"), float("inf")
-    scale = triton_kernels.quantized_rows(inputs, 127, whole=True, dtype=None)[1]
+    scale = triton_kernels.quantized_rows(inputs, 127, as_int8=True, dtype=None)[1]
     wanted = quantizers.activation_scale(inputs)
     assert torch.equal(scale.isnan(), wanted.isnan())
     assert torch.equal(scale[[0, 2, 3]], wanted[[0, 2, 3]])
-    lost = triton_kernels.weight_on_grid(inputs, None, 1, whole=False, dtype=torch.float32)
+    lost = triton_kernels.weight_on_grid(inputs, None, 1, as_int8=False, dtype=torch.float32)
     assert lost[2].isnan()
     assert lost[0].isnan().all()
 
@@ -85,13 +85,13 @@ def test_a_weight_goes_on_the_grid_of_the_plain_form(dtype: torch.dtype, bits: f
     scale = quantizers.weight_scale(weight, scheme)
     wanted = quantizers.nearest_levels(quantizers.in_levels(weight, scale, scheme), scheme)
     applied, levels, same = triton_kernels.weight_on_grid(
-        weight, scale, scheme.top, whole=True, dtype=torch.float32
+        weight, scale, scheme.top, as_int8=True, dtype=torch.float32
     )
     assert same is scale
     assert torch.equal(levels, wanted.to(torch.int8))
     assert near(applied, (wanted / scale).to(dtype).float(), dtype)
     if scheme.step_from == "absmean":
-        own = triton_kernels.weight_on_grid(weight, None, scheme.top, whole=True, dtype=None)
+        own = triton_kernels.weight_on_grid(weight, None, scheme.top, as_int8=True, dtype=None)
         # the order of a sum is the device's own
         assert torch.allclose(own[2], scale, rtol=1e-5)
 

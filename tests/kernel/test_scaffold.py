@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scratch_venv import ScratchVenv, build_wheels, copy_source, once
+from scratch_venv import MYPY_CACHE, ScratchVenv, build_wheels, copy_source, once
 
 from forge_kernel.cli.scaffold import KINDS
 
@@ -109,7 +109,7 @@ def test_the_types_of_new_packages_are_right(
     settings = fresh / "acme-loss" / "pyproject.toml"
     for arguments in (["--config-file", settings, *modules], []):  # all, and as its author calls it
         folder = fresh if arguments else fresh / "acme-loss"
-        told = with_packages.mypy(*arguments, cwd=folder, cache=shared / "mypy")
+        told = with_packages.mypy(*arguments, cwd=folder, cache=MYPY_CACHE)
         assert told.startswith("Success: no issues found")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from scratch_venv import (
+    MYPY_CACHE,
     ROOT,
     ScratchVenv,
     build_wheels,
@@ -173,7 +174,7 @@ def test_its_types_are_right_against_the_installed_kernel(
     acme: ScratchVenv, tmp_path: Path, shared: Path
 ) -> None:
     suite = copy_source(ROOT / "tests" / "acme_forge", tmp_path / "acme_forge")
-    told = acme.mypy(cwd=suite, cache=shared / "mypy")
+    told = acme.mypy(cwd=suite, cache=MYPY_CACHE)
     assert told.startswith("Success: no issues found")
 
 

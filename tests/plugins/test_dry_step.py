@@ -19,6 +19,14 @@ from forge_kernel.testing.trial import CLASSES, FEATURES, Trial
 
 SMALL = 32  # sizes are kept small: the point is the meaning, not the memory
 ARGUMENTS = {"in_features": FEATURES, "out_features": CLASSES}
+DEAR = {
+    "exporters.onnx",
+    "exporters.gguf",
+    "exporters.transformers",
+    "observers.mlflow",
+    "observers.prometheus",
+    "optimizer.adamw_8bit",
+}  # seconds for each draw
 SLOW = {"wrappers.compile"}  # compiling takes its time: the matrix of pipelines has it
 
 
@@ -108,10 +116,27 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", KEYS)
+def draws(count: int) -> Any:
+    """So many settings of a plugin."""
+    health = list(HealthCheck)
+    return settings(max_examples=count, deadline=None, suppress_health_check=health)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in DEAR])
+@draws(6)
 @given(data=st.data())
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 def test_settings_that_validate_bind_and_run_a_step(key: str, data: st.DataObject) -> None:
+    a_step(key, data)
+
+
+@pytest.mark.parametrize("key", sorted(DEAR))
+@draws(2)
+@given(data=st.data())
+def test_settings_whose_plugin_takes_its_time_do_so_too(key: str, data: st.DataObject) -> None:
+    a_step(key, data)
+
+
+def a_step(key: str, data: st.DataObject) -> None:
     catalog = Catalog.installed()
     kind, _, name = key.partition(".")
     plugin = catalog.load(Kind(kind), name)

@@ -22,6 +22,8 @@ _KINDS: Final = {"log": "training"}
 _NO_METRICS: Final = frozenset({"step", "time", "kind", "epoch"})
 _LARGEST_STEP: Final = 2**53
 
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -222,7 +224,7 @@ def _read_config(folder: Path, notes: list[str]) -> tuple[str | None, dict[str, 
     if text is None:
         return None, {}
     try:
-        config = yaml.safe_load(text)
+        config = yaml.load(text, _LOADER)  # noqa: S506  a safe loader
     except (yaml.YAMLError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):

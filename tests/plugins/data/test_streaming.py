@@ -461,7 +461,8 @@ def test_the_cache_is_bounded_counted_and_changes_no_batch(workers: int) -> None
 def test_a_run_says_when_its_cache_does_not_help(tmp_path: Path) -> None:
     options = [
         "run.max_epochs=3", "run.max_steps=null", "run.device=cpu", "observers=[]",
-        "data.with.cache_size=20", "data.with.cache_policy=lru", "exporters=[]",
+        "data.with.cache_size=20", "data.with.cache_policy=lru", "exporters=[]", "quantizer=null",
+        "validators=[]", "callbacks=[]", "regularizers=[]", "run.validate_every=null",
     ]  # fmt: skip
     told: list[dict[str, Any]] = []
     result = run(

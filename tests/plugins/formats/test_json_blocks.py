@@ -160,8 +160,8 @@ def test_floats_after_integers_make_the_column_floats(tmp_path: Path, monkeypatc
         ('{"input": [1' + ",1" * 1_200_000 + '] "target": [1]}', "a comma or the object's end"),
         ('{"input": [1' + ",1" * 1_200_000 + '], "target": 3}', "'target'.*not a list"),
         ('{"input": [1' + ",1" * 1_200_000 + '], "target": [1]}', "1 records.*1200001"),
-        ('[{"input": [' + "1," * 3_000_000 + "1]}]", "more than 2097152 bytes of text"),
-        ('{"input": [1]}\n{"input": [' + "1," * 3_000_000 + "1]}\n", "line 2: .*more than"),
+        ('[{"input": [' + "1," * 1_500_000 + "1]}]", "more than 2097152 bytes of text"),
+        ('{"input": [1]}\n{"input": [' + "1," * 1_500_000 + "1]}\n", "line 2: .*more than"),
         ('[{"input": "' + "x" * 9_000_000 + '"}]', "record 0: a record has more than"),
     ],
 )  # fmt: skip

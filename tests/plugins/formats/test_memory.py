@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 BOUND = 64 * 2**20
-RECORDS, WIDTH = 80_000, 128  # 108 MB of JSON, 164 MB of numbers
+RECORDS, WIDTH = 60_000, 128  # 81 MB of JSON, 123 MB of numbers
 COPIES = 10  # of each record's text: random numbers are dear to write
 
 READER = f"""

@@ -246,7 +246,7 @@ def activation_levels(inputs: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     fused = _row_kernels(rows, scheme)
     if fused is not None:
         result: tuple[Tensor, Tensor, None] = fused.quantized_rows(
-            rows, scheme.activation_top, whole=True, dtype=None
+            rows, scheme.activation_top, as_int8=True, dtype=None
         )
         return result[:2]
     size = _rows_at_once(rows, scheme)
@@ -275,7 +275,7 @@ def activation_levels_and_values(
     if fused is None:
         return *activation_levels(rows, scheme), None
     result: tuple[Tensor, Tensor, Tensor] = fused.quantized_rows(
-        rows, scheme.activation_top, whole=True, dtype=dtype
+        rows, scheme.activation_top, as_int8=True, dtype=dtype
     )
     return result
 
@@ -286,7 +286,7 @@ def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Ten
     fused = _row_kernels(rows, scheme)
     if fused is not None:
         result: Tensor = fused.quantized_rows(
-            inputs, scheme.activation_top, whole=False, dtype=dtype
+            inputs, scheme.activation_top, as_int8=False, dtype=dtype
         )[2]
         return result
     size = 0 if dtype is torch.float32 else _rows_at_once(rows, scheme)

@@ -276,14 +276,14 @@ def warps_of(block: int) -> int:
 
 
 def quantized_rows(
-    inputs: Tensor, top: int, *, whole: bool, dtype: torch.dtype | None
+    inputs: Tensor, top: int, *, as_int8: bool, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Rows on their grid, as `bitnet.activation_levels` and `bitnet.activation_values` give them.
 
     Args:
         inputs: shape (..., width), of at most `WIDEST` numbers a row.
         top: highest level.
-        whole: whether the whole numbers and their scale are wanted.
+        as_int8: whether the whole numbers and their scale are wanted.
         dtype: of the values; None: they are not wanted.
 
     Returns:
@@ -295,20 +295,20 @@ def quantized_rows(
         rows = rows.contiguous()
     count, width = rows.shape
     block, device = triton.next_power_of_2(width), rows.device
-    levels = torch.empty(count, width, dtype=torch.int8, device=device) if whole else None
-    scales = torch.empty(count, 1, device=device) if whole else None
+    levels = torch.empty(count, width, dtype=torch.int8, device=device) if as_int8 else None
+    scales = torch.empty(count, 1, device=device) if as_int8 else None
     values = None if dtype is None else torch.empty(inputs.shape, dtype=dtype, device=device)
     with on_device_of(rows):
         _quantize_rows[(count,)](
             rows, levels, scales, values, width, rows.stride(0), float(top),
-            LEVELS=whole, VALUES=values is not None, BLOCK=block, num_warps=warps_of(block),
+            LEVELS=as_int8, VALUES=values is not None, BLOCK=block, num_warps=warps_of(block),
             enable_fp_fusion=False,
         )  # fmt: skip
     return levels, scales, values
 
 
 def weight_on_grid(
-    weight: Tensor, scale: Tensor | None, top: int, *, whole: bool, dtype: torch.dtype | None
+    weight: Tensor, scale: Tensor | None, top: int, *, as_int8: bool, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """A weight rounded to the levels of one scale.
 
@@ -316,14 +316,14 @@ def weight_on_grid(
         weight: contiguous.
         scale: levels in 1, 0-d, fp32; None: `top` over the mean magnitude.
         top: highest level.
-        whole: whether the levels are wanted.
+        as_int8: whether the levels are wanted.
         dtype: of the values; None: they are not wanted.
 
     Returns:
         `level / scale` in the weight's dtype and then in `dtype`; the levels as int8; the scale.
     """
     device, count, block = weight.device, weight.numel(), 2048
-    levels = torch.empty(weight.shape, dtype=torch.int8, device=device) if whole else None
+    levels = torch.empty(weight.shape, dtype=torch.int8, device=device) if as_int8 else None
     applied = None if dtype is None else torch.empty(weight.shape, dtype=dtype, device=device)
     total = None
     if scale is None:
@@ -333,7 +333,7 @@ def weight_on_grid(
     with on_device_of(weight):
         _quantize_weight[(triton.cdiv(count, block),)](
             weight, total, scale, levels, applied, count, 1.0 / count, float(top),
-            TOTAL=total is not None, LEVELS=whole, APPLIED=applied is not None, BLOCK=block,
+            TOTAL=total is not None, LEVELS=as_int8, APPLIED=applied is not None, BLOCK=block,
             num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
     return applied, levels, scale
