@@ -37,10 +37,18 @@ def shipped_pipelines() -> dict[str, FilePath]:
         package, _, folder = entry.value.partition(":")[0].rpartition(".")
         spec = find_spec(package) if package else None
         for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-            top = FilePath(place) / folder
+            top = _in_checkout(FilePath(place), folder)
             for file in sorted(top.rglob("*.yaml")):
                 result.setdefault(file.relative_to(top).with_suffix("").as_posix(), file)
     return result
+
+
+def _in_checkout(package: FilePath, folder: str) -> FilePath:
+    """A folder in a package; of one that is installed editable, at the root of its checkout."""
+    root = package.parent.parent
+    if (package / folder).is_dir() or not (root / "pyproject.toml").is_file():
+        return package / folder
+    return root / folder
 
 
 def find_pipeline(name: str) -> FilePath:

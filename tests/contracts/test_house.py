@@ -124,3 +124,10 @@ def test_public_names_and_settings_use_the_fields_words() -> None:
     names |= {f"kinds:{kind.value}" for kind in Kind}
     bad = {name for name in names if words(name.rpartition(":")[2]) & HOUSE_WORDS}
     assert bad <= GIVEN_NAMES, sorted(bad - GIVEN_NAMES)
+
+
+def test_no_symbolic_link_is_in_the_tree() -> None:
+    """A checkout on any file system is whole."""
+    tops = ("forge_kernel", "plugins", "pipelines", "schemas", "tests", "benchmarks", "docs")
+    links = [path for top in tops for path in (ROOT / top).rglob("*") if path.is_symlink()]
+    assert links == []

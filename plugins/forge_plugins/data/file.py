@@ -48,7 +48,10 @@ def data_file(path: str | None) -> Path:
         import forge_plugins
 
         name = (path or "shipped:digits.frec").removeprefix(SHIPPED)
-        return Path(forge_plugins.__path__[0]) / "pipelines" / "data" / name
+        package = Path(forge_plugins.__path__[0])
+        # an editable install has the pipelines at the root of its checkout
+        top = package if (package / "pipelines").is_dir() else package.parent.parent
+        return top / "pipelines" / "data" / name
     return Path(path)
 
 
