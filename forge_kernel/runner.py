@@ -41,12 +41,13 @@ from forge_kernel.training.loaders.in_memory import (
     InMemoryData,
     InMemoryModel,
     ProgressCallback,
-    Watcher,
+    ProgressObserver,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from forge_kernel.config.document import Document
     from forge_kernel.contract.cancel import Cancel
     from forge_kernel.contract.strategy import Strategy
     from forge_kernel.training.session import Session
@@ -89,18 +90,62 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     """
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
-    checked = _checked(pipeline, catalog, _kinds(live, plugins), live)
-    checked = _with_precision(checked)
-    if checked.run.seed is None:
-        checked = replace(checked, run=replace(checked.run, seed=secrets.randbits(32)))
+    checked = _made_definite(_checked(pipeline, catalog, _kinds(live, plugins), live))
     record = RunRecord()
     decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
-    folder = new_run_folder(checked.run.name, output_dir)
-    write_config(folder, with_absolute_paths(fill(checked), checked), names)
+    folder = _new_folder(checked, output_dir, names)
     session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
     with session.streams.kept():
         return _recorded(session, record, partial(_begin, session))
+
+
+def run_document(
+    document: Document,
+    *,
+    output_dir: str | None,
+    cancel: Cancel,
+    quiet: bool,
+    planned: Callable[[PipelineConfig], None],
+) -> RunResult:
+    """Run a file that has been read: checked and planned once, with faults at their places in it.
+
+    Args:
+        document: the file, with its layers and overrides.
+        output_dir: see `run`.
+        cancel: see `run`.
+        quiet: see `run`.
+        planned: called with the pipeline when it has no fault, before anything is written.
+
+    Raises:
+        ConfigError, PlanError, PluginError: nothing was run and nothing written.
+        Exception: what a part of the run raised, after the run folder says why.
+    """
+    catalog = Catalog.installed()
+    checked = _made_definite(check_document(document, catalog))
+    record = RunRecord()
+    decided = plan(checked, catalog, plugins=[record], document=document)
+    planned(checked)
+    session = opened_session(decided, _new_folder(checked, output_dir), cancel, None, quiet=quiet)
+    with session.streams.kept():
+        return _recorded(session, record, partial(_begin, session))
+
+
+def _made_definite(pipeline: PipelineConfig) -> PipelineConfig:
+    """The pipeline as it will run here: with its arithmetic and its seed."""
+    pipeline = _with_precision(pipeline)
+    if pipeline.run.seed is not None:
+        return pipeline
+    return replace(pipeline, run=replace(pipeline.run, seed=secrets.randbits(32)))
+
+
+def _new_folder(
+    pipeline: PipelineConfig, output_dir: str | Path | None, live: tuple[str, ...] = ()
+) -> Path:
+    """A run folder that holds the filled configuration."""
+    folder = new_run_folder(pipeline.run.name, output_dir)
+    write_config(folder, with_absolute_paths(fill(pipeline), pipeline), live)
+    return folder
 
 
 def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
@@ -296,7 +341,7 @@ def _handed_in(
     on_progress: ProgressCallback | None,
 ) -> list[Any]:
     """All plugin objects that stand beside the file's."""
-    watchers = [Watcher(on_progress)] if on_progress is not None else []
+    watchers = [ProgressObserver(on_progress)] if on_progress is not None else []
     return [*live.values(), *plugins, record, *watchers]
 
 

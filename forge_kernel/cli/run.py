@@ -13,6 +13,7 @@ from forge_kernel.cli.options import File, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from forge_kernel.config.pipeline import PipelineConfig
     from forge_kernel.contract.cancel import Cancel
     from forge_kernel.contract.result import RunResult
 
@@ -26,25 +27,20 @@ def run_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train the pipeline of a file. Prints the run folder and the final metrics."""
-    from forge_kernel.planning.catalog import Catalog
-    from forge_kernel.planning.pipeline_file import check_document, read_document
-    from forge_kernel.planning.plan import plan
-    from forge_kernel.runner import run
+    from forge_kernel.planning.pipeline_file import read_document
+    from forge_kernel.runner import run_document
 
-    catalog = Catalog.installed()
     document = read_document(file, settings or ())
-    pipeline = check_document(document, catalog)
-    plan(pipeline, catalog, document=document)  # faults with their places in the file
-    for notice in pipeline.run.notices():
-        note = (
-            f"note: {notice}"
-            if sys.stderr.isatty()
-            else json.dumps({"event": "note", "note": notice})
-        )
-        print(note, file=sys.stderr)
-    train(lambda cancel: run(
-        pipeline, catalog=catalog, output_dir=output_dir, cancel=cancel, quiet=quiet
+    train(lambda cancel: run_document(
+        document, output_dir=output_dir, cancel=cancel, quiet=quiet, planned=_show_notices
     ))  # fmt: skip
+
+
+def _show_notices(pipeline: PipelineConfig) -> None:
+    """What a user may not have meant."""
+    for notice in pipeline.run.notices():
+        text = json.dumps({"event": "note", "note": notice})
+        print(f"note: {notice}" if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def train(start: Callable[[Cancel], RunResult]) -> None:

@@ -26,7 +26,7 @@ from forge_kernel.api import Kind, PluginInfo, hookimpl
 class Config:
     """No settings."""
 
-class Watcher:
+class ProgressObserver:
     """Watches."""
     info = PluginInfo(name="{name}", kind=Kind.{kind}, config=Config, api={api})
     def __init__(self, config): ...
@@ -79,7 +79,11 @@ loss: {use: cross_entropy}
 
 
 def test_a_plugin_of_another_distribution_is_found_as_ours_are(install: Install) -> None:
-    install("other", {"observers.watcher": "installed_a:Watcher"}, installed_a=module("watcher"))
+    install(
+        "other",
+        {"observers.watcher": "installed_a:ProgressObserver"},
+        installed_a=module("watcher"),
+    )
     catalog = Catalog.installed()
     assert "watcher" in catalog.names(Kind.OBSERVERS)
     assert "progress_bar" in catalog.names(Kind.OBSERVERS)
@@ -93,23 +97,27 @@ def test_a_plugin_offered_twice_is_refused_and_both_distributions_are_named(
 ) -> None:
     for name in ("first", "second"):
         text = module("watcher")
-        install(name, {"observers.watcher": f"installed_{name}:Watcher"},
+        install(name, {"observers.watcher": f"installed_{name}:ProgressObserver"},
                 **{f"installed_{name}": text})  # fmt: skip
     message = refusal(Kind.OBSERVERS, "watcher")
     assert "'observers.watcher' is offered twice" in message
-    assert "first 1.5 (installed_first:Watcher)" in message
-    assert "second 1.5 (installed_second:Watcher)" in message
+    assert "first 1.5 (installed_first:ProgressObserver)" in message
+    assert "second 1.5 (installed_second:ProgressObserver)" in message
 
 
 def test_a_name_of_ours_is_not_taken_over_by_another_distribution(install: Install) -> None:
-    install("thief", {"optimizer.adamw": "installed_t:Watcher"}, installed_t=module("adamw"))
+    install(
+        "thief", {"optimizer.adamw": "installed_t:ProgressObserver"}, installed_t=module("adamw")
+    )
     message = refusal(Kind.OPTIMIZER, "adamw")
     assert "forge-kernel" in message
     assert "thief 1.5" in message
 
 
 def test_the_same_name_in_another_kind_is_another_plugin(install: Install) -> None:
-    install("other", {"observers.adamw": "installed_b:Watcher"}, installed_b=module("adamw"))
+    install(
+        "other", {"observers.adamw": "installed_b:ProgressObserver"}, installed_b=module("adamw")
+    )
     catalog = Catalog.installed()
     assert catalog.load(Kind.OBSERVERS, "adamw").__module__ == "installed_b"
     assert catalog.load(Kind.OPTIMIZER, "adamw").info.kind is Kind.OPTIMIZER
@@ -124,8 +132,8 @@ def test_the_same_name_in_another_kind_is_another_plugin(install: Install) -> No
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def broken(:", "SyntaxError"),
         ("Other = 3", "AttributeError"),
-        ("Watcher = 3", "is not a plugin class"),
-        ("class Watcher: pass", "is not a plugin class"),
+        ("ProgressObserver = 3", "is not a plugin class"),
+        ("class ProgressObserver: pass", "is not a plugin class"),
         (module("watcher").replace("info = PluginInfo", "card = PluginInfo"), "is not a plugin"),
         (module("somebody_else"), "its info says 'observers.somebody_else'"),
         (module("watcher", "CALLBACKS"), "its info says 'callbacks.watcher'"),
@@ -134,7 +142,7 @@ def test_the_same_name_in_another_kind_is_another_plugin(install: Install) -> No
 def test_a_broken_plugin_is_told_with_its_reason_and_is_not_in_the_way(
     install: Install, tmp_path: Path, text: str, why: str
 ) -> None:
-    install("broken", {"observers.watcher": "installed_c:Watcher"}, installed_c=text)
+    install("broken", {"observers.watcher": "installed_c:ProgressObserver"}, installed_c=text)
     message = refusal(Kind.OBSERVERS, "watcher")
     assert why in message
     assert "'observers.watcher' of broken 1.5" in message
@@ -148,7 +156,7 @@ def test_a_broken_plugin_is_told_with_its_reason_and_is_not_in_the_way(
 def test_a_pipeline_that_names_a_broken_plugin_is_refused_at_its_place(
     install: Install, tmp_path: Path
 ) -> None:
-    install("broken", {"observers.watcher": "installed_d:Watcher"}, installed_d="1 / 0")
+    install("broken", {"observers.watcher": "installed_d:ProgressObserver"}, installed_d="1 / 0")
     file = tmp_path / "pipeline.yaml"
     file.write_text(f"{PIPELINE}observers:\n  - {{use: progress_bar}}\n  - use: watcher\n")
     with pytest.raises(ConfigError, match="ZeroDivisionError") as caught:
@@ -161,8 +169,8 @@ def test_a_pipeline_that_names_a_broken_plugin_is_refused_at_its_place(
 def test_settings_without_a_schema_make_a_plugin_broken_at_its_place(
     install: Install, tmp_path: Path
 ) -> None:
-    text = module("watcher").replace('"""No settings."""', "stream: Watcher")
-    install("broken", {"observers.watcher": "installed_e:Watcher"}, installed_e=text)
+    text = module("watcher").replace('"""No settings."""', "stream: ProgressObserver")
+    install("broken", {"observers.watcher": "installed_e:ProgressObserver"}, installed_e=text)
     file = tmp_path / "pipeline.yaml"
     file.write_text(f"{PIPELINE}observers: [{{use: watcher}}]\n")
     with pytest.raises(ConfigError, match="have no schema") as caught:
@@ -183,7 +191,7 @@ def test_a_plugin_loads_where_its_range_of_interfaces_holds_ours(
     install: Install, api: tuple[int, int], loads: bool
 ) -> None:
     text = module("watcher", api=api)
-    install("other", {"observers.watcher": "installed_f:Watcher"}, installed_f=text)
+    install("other", {"observers.watcher": "installed_f:ProgressObserver"}, installed_f=text)
     if loads:
         assert Catalog.installed().load(Kind.OBSERVERS, "watcher").info.api == api
     else:
@@ -193,7 +201,7 @@ def test_a_plugin_loads_where_its_range_of_interfaces_holds_ours(
 
 @pytest.mark.parametrize("name", ["watcher", "observer.watcher", "observers.", ".x", "Data.x"])
 def test_a_misnamed_entry_point_is_told_and_is_not_in_the_way(install: Install, name: str) -> None:
-    install("careless", {name: "installed_g:Watcher"}, installed_g=module("watcher"))
+    install("careless", {name: "installed_g:ProgressObserver"}, installed_g=module("watcher"))
     catalog = Catalog.installed()
     (problem,) = [text for text in catalog.misnamed if "careless" in text]
     assert f"careless 1.5: the entry point '{name}'" in problem

@@ -133,7 +133,7 @@ def _check_form(data: Any) -> None:
         raise ConfigError([Fault(f"data is a {what}: it cannot be iterated over for batches")])
 
 
-class Watcher:
+class ProgressObserver:
     """Calls a function with each event of a run, as plain data."""
 
     info = PluginInfo(name="on_progress", kind=Kind.OBSERVERS, config=NoConfig)
