@@ -47,23 +47,21 @@ class Batch:
         Raises:
             RunError: the weights do not fit the targets.
         """
-        known, targets = self._count, self.targets
+        targets, weights, ignore_index = self.targets, self.weights, self.ignore_index
+        known, version = self._count, getattr(targets, "_version", 0)
+        # what a count is of: it is taken anew when any of it is replaced or written to
         if (
-            known is None
-            or known[0] is not targets
-            or known[1] is not self.weights
-            or known[2:4] != (self.ignore_index, getattr(targets, "_version", 0))
+            known is not None
+            and known[0] is targets
+            and known[1] is weights
+            and known[2] == ignore_index
+            and known[3] == version
         ):
-            result = count(targets, self.weights, self.inputs, self.ignore_index)
-            self._count = (*self._count_key(), result)
-            return result
-        answer: Counted = known[4]
-        return answer
-
-    def _count_key(self) -> tuple[Any, Any, int, int]:
-        """What a count is of: it is taken anew when any of it is replaced or written to."""
-        version = getattr(self.targets, "_version", 0)
-        return self.targets, self.weights, self.ignore_index, version
+            answer: Counted = known[4]
+            return answer
+        taken = count(targets, weights, self.inputs, ignore_index)
+        self._count = (targets, weights, ignore_index, version, taken)
+        return taken
 
     def as_numbers(self) -> Batch:
         """The batch with targets that are numbers, all of which count, even if they are whole."""
@@ -77,7 +75,8 @@ class Batch:
         weights = counted.weights
         if weights is not None and weights.device != device:
             counted = replace(counted, weights=weights.to(device, non_blocking=True))
-        self._count = (*self._count_key(), counted)
+        version = getattr(self.targets, "_version", 0)
+        self._count = (self.targets, self.weights, self.ignore_index, version, counted)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""

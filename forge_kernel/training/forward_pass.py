@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -29,7 +29,10 @@ class ForwardPass:
 
     Attributes:
         autocast: dtype of the products, or None for the weights' own.
+        training_loss: the loss's answer to a batch; listeners are told the outputs.
     """
+
+    training_loss: Callable[[Batch], Any]
 
     def __init__(self, run: Run, step: Step, bus: Bus) -> None:
         self.run, self.step = run, step
@@ -42,6 +45,8 @@ class ForwardPass:
         assert compute_loss is not None, "the planner let a run pass without compute_loss"
         self._compute_loss = compute_loss
         self._model_call = ModelCall(run.model)
+        # chosen here, since each step calls it
+        self.training_loss = self._plainly if self.autocast is None else self._under_autocast
 
     def to_device(self, batch: Any) -> Batch:
         """The batch on the device, with what counts in it.
@@ -67,14 +72,11 @@ class ForwardPass:
             return self.run.active_model(batch.inputs)
         return self._model_call(self.run.active_model, batch)
 
-    def training_loss(self, batch: Batch) -> Any:
-        """The loss's answer; listeners are told the outputs."""
-        if self.autocast is None:
-            return self._training_loss(batch)
+    def _under_autocast(self, batch: Batch) -> Any:
         with torch.autocast(self.run.device.type, self.autocast):
-            return self._training_loss(batch)
+            return self._plainly(batch)
 
-    def _training_loss(self, batch: Batch) -> Any:
+    def _plainly(self, batch: Batch) -> Any:
         run, step = self.run, self.step
         outputs = self.outputs(batch)
         for listen in self._on_outputs:
