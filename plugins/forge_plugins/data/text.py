@@ -1,4 +1,4 @@
-"""Texts as windows of tokens, for language models."""
+"""Texts as sequences of tokens, for language models."""
 
 from __future__ import annotations
 
@@ -223,9 +223,9 @@ def read_row(config: TextConfig) -> Row:
 
 
 class Text:
-    """Texts as windows of tokens, for language models.
+    """Texts as sequences of tokens, for language models.
 
-    Encodes a text once and cuts it into windows.
+    Encodes a text once and cuts it into sequences.
     """
 
     info = PluginInfo(
@@ -249,10 +249,10 @@ class Text:
 
     @hookimpl
     def make_data(self, run: Run) -> Data:
-        """The text's windows; of a file, its tokens are mapped.
+        """The text's sequences; of a file, its tokens are mapped.
 
         Raises:
-            PluginError: the file cannot be read, or is too short for the windows.
+            PluginError: the file cannot be read, or is too short for the sequences.
         """
         config = self.config
         row = read_row(config)

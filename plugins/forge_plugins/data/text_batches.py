@@ -26,7 +26,7 @@ class Sequences:
 
     Args:
         tokens: shape (n,), integers; mapped or in memory.
-        length: tokens in a window.
+        length: tokens in a sequence.
     """
 
     def __init__(self, tokens: Column, length: int) -> None:
@@ -37,10 +37,10 @@ class Sequences:
         self._elements = overlapping(raw, (length + 1) * item, item)
 
     def rows(self, starts: Column) -> Column:
-        """Inputs and, one place on, targets: shape (windows, length + 1), as they are in the row.
+        """Inputs and, one place on, targets: shape (sequences, length + 1), as they are in the row.
 
         Args:
-            starts: of the windows, shape (windows,).
+            starts: of the sequences, shape (sequences,).
         """
         result = self._elements[starts].view(self._kind)
         return result.reshape(len(starts), self._length + 1)
@@ -54,7 +54,7 @@ class Sequences:
 class TokenSequences:
     """Sequences over one row of tokens; `tokenizer` tells what the tokens mean.
 
-    Each epoch cuts the row at another offset and takes the windows in another order, both
+    Each epoch cuts the row at another offset and takes the sequences in another order, both
     functions of (seed, epoch), so that any position can be taken up without drawing the earlier
     ones. Of several processes each reads a stride of the global batch.
 
@@ -84,43 +84,44 @@ class TokenSequences:
         self.tokenizer = tokenizer
         self._training = Sequences(training, config.sequence_length)
         self._held_out = Sequences(held_out, config.sequence_length)
-        self._held_out_windows = sequence_count(len(held_out), config.sequence_length)
+        self._held_out_sequences = sequence_count(len(held_out), config.sequence_length)
         self._config, self._seed = config, seed
         self._rank, self._world = rank, world
-        # whatever the offset is, an epoch has as many windows
-        self._windows = (len(training) - config.sequence_length) // config.sequence_length
+        # whatever the offset is, an epoch has as many sequences
+        self._sequences = (len(training) - config.sequence_length) // config.sequence_length
         self.spec = DataSpec(
             vocabulary=vocabulary,
             sequence=config.sequence_length,
             classes=vocabulary,
-            samples=self._windows,
+            samples=self._sequences,
         )
-        self.batches_per_epoch: int | None = -(-self._windows // (config.batch_size * world))
+        self.batches_per_epoch: int | None = -(-self._sequences // (config.batch_size * world))
         self._drawn: tuple[int, int, Any] | None = None
 
     def _order(self, epoch: int) -> tuple[int, Any]:
         """The epoch's offset, and its permutation; None for one that is computed."""
         if self._drawn is None or self._drawn[0] != epoch:
+            # the name of the stream is part of what it draws: published runs keep theirs
             generator = torch.Generator().manual_seed(stream_seed(self._seed, "windows", epoch))
             offset = int(torch.randint(self._config.sequence_length, (1,), generator=generator))
-            few = self._windows <= FEW
-            order = torch.randperm(self._windows, generator=generator).numpy() if few else None
+            few = self._sequences <= FEW
+            order = torch.randperm(self._sequences, generator=generator).numpy() if few else None
             self._drawn = epoch, offset, order
         return self._drawn[1:]
 
     def starts(self, epoch: int, begin: int, end: int) -> Any:
-        """Where the windows at some places of an epoch begin in the row of tokens."""
+        """Where the sequences at some places of an epoch begin in the row of tokens."""
         offset, order = self._order(epoch)
         if order is not None:
             return offset + order[begin:end] * self._config.sequence_length
-        places = np.arange(begin, min(end, self._windows), dtype=np.int64)
+        places = np.arange(begin, min(end, self._sequences), dtype=np.int64)
         key = stream_seed(self._seed, "order", epoch)
-        return offset + permuted(places, self._windows, key) * self._config.sequence_length
+        return offset + permuted(places, self._sequences, key) * self._config.sequence_length
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The epoch's batches from `start` on."""
         size = self._config.batch_size * self._world
-        for begin in range(start * size, self._windows, size):
+        for begin in range(start * size, self._sequences, size):
             starts = self.starts(epoch, begin, begin + size)
             mine = starts[self._rank :: self._world]
             batch = self._training.batch(mine if len(mine) else starts[:1])
@@ -134,8 +135,8 @@ class TokenSequences:
             self._config.sequence_length,
             self._config.validation_batch_size * self._world,
         )
-        for begin in range(0, self._held_out_windows, size):
-            end = min(begin + size, self._held_out_windows)
+        for begin in range(0, self._held_out_sequences, size):
+            end = min(begin + size, self._held_out_sequences)
             places = np.arange(begin + self._rank, end, self._world, dtype=np.int64)
             if len(places):
                 yield self._held_out.batch(places * length)

@@ -1,4 +1,4 @@
-"""A long row of tokens as training windows of one length."""
+"""A long row of tokens as training sequences of one length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cut(count: int, validation_split: float) -> int:
 def sequence_count(tokens: int, length: int) -> int:
     """Sequences of `length` inputs and their `length` targets in a row, without an offset.
 
-    Neighbouring windows share one token: the last target of one is the first input of the next,
+    Neighbouring sequences share one token: the last target of one is the first input of the next,
     so that each token but the first is a target once.
     """
     return max(0, tokens - 1) // length
