@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
-from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.groups import optimizer_of
 from forge_plugins.optimizers.settings import AdamBetas, DecayRule, Epsilon, Fused, LearningRate
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics.optimizers import plain_parameters
 else:
     torch = LazyModule("torch")
-    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +50,4 @@ class Adam:
     ) -> torch.optim.Optimizer:
         """The optimizer over all parameters."""
         del run
-        config = self.config
-        made = torch.optim.Adam(
-            decay_groups(parameters, config.weight_decay, config.decay),
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            amsgrad=config.amsgrad,
-            fused=config.fused,
-        )
-        return plain_parameters.with_plain_parameters(made)
+        return optimizer_of(torch.optim.Adam, parameters, self.config)

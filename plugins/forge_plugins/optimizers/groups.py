@@ -1,12 +1,43 @@
-"""Parameter groups by rule: what is decayed and what is not."""
+"""Optimizers from settings; parameter groups by rule: what is decayed and what is not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final
+
+from forge_kernel.api import LazyModule
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from forge_plugins.mathematics.optimizers import plain_parameters
+else:
+    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
+
+OF_GROUPS: Final = ("weight_decay", "decay")  # settings of the groups, not of the optimizer
+
+
+def optimizer_of(
+    make: Callable[..., torch.optim.Optimizer],
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    config: Any,
+) -> torch.optim.Optimizer:
+    """An optimizer whose arguments have the names of a plugin's settings.
+
+    Args:
+        make: takes parameter groups and the settings but for `weight_decay` and `decay`.
+        parameters: by name.
+        config: the settings.
+    """
+    settings = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in OF_GROUPS
+    }
+    made = make(decay_groups(parameters, config.weight_decay, config.decay), **settings)
+    return plain_parameters.with_plain_parameters(made)
 
 
 def decay_groups(

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
-from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.groups import optimizer_of
 from forge_plugins.optimizers.settings import DecayRule, DecoupledDecay, Share
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from forge_plugins.mathematics.optimizers import lion, plain_parameters
+    from forge_plugins.mathematics.optimizers import lion
 else:
     lion = LazyModule("forge_plugins.mathematics.optimizers.lion")
-    plain_parameters = LazyModule("forge_plugins.mathematics.optimizers.plain_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,4 @@ class Lion:
     ) -> torch.optim.Optimizer:
         """The optimizer over all parameters."""
         del run
-        config = self.config
-        groups = decay_groups(parameters, config.weight_decay, config.decay)
-        made = lion.Lion(groups, lr=config.lr, betas=config.betas)
-        return plain_parameters.with_plain_parameters(made)
+        return optimizer_of(lion.Lion, parameters, self.config)
