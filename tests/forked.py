@@ -35,11 +35,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 FORGE: Final = ("torch", "torch._dynamo", "forge_kernel.cli.run", "forge_kernel.runner")
-CLIENTS: Final = (  # what they import themselves, each if it is installed
+CLIENTS: Final = (  # what takes long; none that begins a thread, which no child would have
     *FORGE,
     "safetensors.torch",
-    "onnxruntime",
-    "llama_cpp",
     "transformers",
     "transformers.generation",
     "transformers.models.llama.modeling_llama",

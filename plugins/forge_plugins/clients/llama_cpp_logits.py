@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -76,3 +77,4 @@ def _classes(file: str) -> int:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # the answer is written: llama.cpp's server may wait for ever for its own threads

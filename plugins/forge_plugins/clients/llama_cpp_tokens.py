@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import urllib.request
 
@@ -32,3 +33,4 @@ def main(file: str, request: str, answer: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # the answer is written: llama.cpp's server may wait for ever for its own threads
