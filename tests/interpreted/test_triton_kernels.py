@@ -41,14 +41,14 @@ def test_rows_go_on_the_grid_of_the_plain_form(
     scheme = Scheme(activation_bits=bits)
     inputs = (torch.randn(shape) * 3).to(dtype)
     levels, scale, values = triton_kernels.quantized_rows(
-        inputs, scheme.activation_top, as_int8=True, dtype=torch.float32
+        inputs, scheme.activation_qmax, as_int8=True, dtype=torch.float32
     )
     wanted, wanted_scale = quantizers.activation_levels(inputs, scheme)
     assert torch.equal(levels, wanted)
     assert torch.equal(scale, wanted_scale)
     assert near(values, quantizers.activation_values(inputs, scheme, torch.float32), dtype)
     alone = triton_kernels.quantized_rows(
-        inputs, scheme.activation_top, as_int8=False, dtype=torch.float32
+        inputs, scheme.activation_qmax, as_int8=False, dtype=torch.float32
     )
     assert alone[:2] == (None, None)
     assert torch.equal(alone[2], values)
@@ -85,13 +85,13 @@ def test_a_weight_goes_on_the_grid_of_the_plain_form(dtype: torch.dtype, bits: f
     scale = quantizers.weight_scale(weight, scheme)
     wanted = quantizers.nearest_levels(quantizers.in_levels(weight, scale, scheme), scheme)
     applied, levels, same = triton_kernels.weight_on_grid(
-        weight, scale, scheme.top, as_int8=True, dtype=torch.float32
+        weight, scale, scheme.qmax, as_int8=True, dtype=torch.float32
     )
     assert same is scale
     assert torch.equal(levels, wanted.to(torch.int8))
     assert near(applied, (wanted / scale).to(dtype).float(), dtype)
     if scheme.step_from == "absmean":
-        own = triton_kernels.weight_on_grid(weight, None, scheme.top, as_int8=True, dtype=None)
+        own = triton_kernels.weight_on_grid(weight, None, scheme.qmax, as_int8=True, dtype=None)
         # the order of a sum is the device's own
         assert torch.allclose(own[2], scale, rtol=1e-5)
 

@@ -68,7 +68,7 @@ def test_the_weight_that_is_applied_has_the_levels_of_its_bits(scheme: Scheme) -
     for block in shared_blocks(applied, scheme):
         found = block.unique()
         assert len(found) <= most
-        step = found.abs().max() / scheme.top
+        step = found.abs().max() / scheme.qmax
         if float(step) == 0:
             continue
         assert torch.allclose(found / step, (found / step).round(), atol=1e-3)
@@ -94,7 +94,7 @@ def test_levels_lie_on_the_grid_and_round_to_the_nearest(seed: int, index: int) 
     scheme = GRIDS[index]
     layer = linear(scheme, seed=seed)
     levels, scale = layer.levels()
-    assert int(levels.abs().max()) <= scheme.top
+    assert int(levels.abs().max()) <= scheme.qmax
     latent = quantizers.arranged(layer.weight.detach(), scheme)
     levels = levels.view(latent.shape).float()
     if scheme.weight_bits == 1:
@@ -103,9 +103,9 @@ def test_levels_lie_on_the_grid_and_round_to_the_nearest(seed: int, index: int) 
         assert torch.equal(levels.view(blocks.shape), signs)
         return
     scaled = latent * scale.view(quantizers.weight_scale(layer.weight, scheme).shape)
-    inside = scaled.abs() <= scheme.top
+    inside = scaled.abs() <= scheme.qmax
     assert bool(((levels - scaled).abs()[inside] <= 0.5001).all())
-    assert torch.equal(levels[~inside], scaled.sign()[~inside] * scheme.top)
+    assert torch.equal(levels[~inside], scaled.sign()[~inside] * scheme.qmax)
 
 
 @given(seed=seeds, bits=st.sampled_from([1, 2, 4, 8]), fine=st.sampled_from(["tensor", "row"]))
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_the_two_line_estimator(
         blocks = shared_blocks(layer.weight.detach(), scheme)
         centre = blocks.mean(1, keepdim=True) if scheme.weight_bits == 1 else 0.0
         scale = quantizers.weight_scale(layer.weight, scheme).view(-1, 1)
-        inside = ((blocks - centre) * scale).abs() <= scheme.top
+        inside = ((blocks - centre) * scale).abs() <= scheme.qmax
         wanted = wanted * inside.view(wanted.shape)
     assert torch.allclose(to_x, other.grad, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
     assert torch.allclose(to_weight, wanted, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
@@ -215,7 +215,7 @@ def test_stochastic_rounding_has_the_clipped_weight_as_its_mean(bits: float) -> 
     latent = layer.weight.detach().double()
     if bits == 1:
         latent = latent - latent.mean()
-    edge = scheme.top / quantizers.weight_scale(layer.weight, scheme).double()
+    edge = scheme.qmax / quantizers.weight_scale(layer.weight, scheme).double()
     clipped = latent.clamp(-edge, edge)
     sigma = draws.std(0).clamp(min=1e-9) / math.sqrt(len(draws))
     assert float(((draws.mean(0) - clipped).abs() / (sigma + 1e-7)).max()) < 3.9  # of 24 weights
@@ -529,8 +529,8 @@ def test_a_large_weight_is_quantized_like_a_small_one(bits: Any, source: torch.d
     assert layer.weight.numel() > quantizers.CACHED
     weight = layer.weight.detach().float()
     measure = weight.abs().mean() if bits == 1.58 else weight.abs().max()
-    scale = layer.scheme.top / measure.clamp(min=1e-5)
-    levels = (weight * scale).round().clamp(-layer.scheme.top, layer.scheme.top)
+    scale = layer.scheme.qmax / measure.clamp(min=1e-5)
+    levels = (weight * scale).round().clamp(-layer.scheme.qmax, layer.scheme.qmax)
     with torch.no_grad():
         found = layer.quantized(torch.bfloat16, as_int8=False)
         whole = layer.quantized(torch.bfloat16, as_int8=True)

@@ -392,7 +392,7 @@ def test_totals_alone_are_the_default_and_unknown_flips_are_null() -> None:
 def test_the_histogram_counts_each_weight_once(bits: float) -> None:
     torch.manual_seed(0)
     layer = BitLinear(64, 64, scheme=Scheme(weight_bits=bits, granularity="row"))
-    top = layer.scheme.top
+    top = layer.scheme.qmax
     sums = weight_sums(layer, None)
     metrics = weight_metrics(sums, top)
     shares = {int(name[6:]): float(v) for name, v in metrics.items() if name.startswith("level_")}

@@ -277,7 +277,7 @@ def quantization_info(model: nn.Module) -> dict[str, Any] | None:
     }
     if len(schemes) == 1:
         sums = [weight_statistics.weight_sums(layer, None).cpu() for layer in result.values()]
-        metrics = weight_statistics.weight_metrics(torch.stack(sums).sum(0), first.top)
+        metrics = weight_statistics.weight_metrics(torch.stack(sums).sum(0), first.qmax)
         del metrics["weight_flips"]  # of an update: there is none here
         info |= {name: float(value) for name, value in metrics.items()}
     return info

@@ -381,13 +381,13 @@ class BitNet:
             return metrics
         before = self._before if self._before_step == run.progress.step else {}
         self._before = {}
-        top = self.config.scheme().top
+        qmax = self.config.scheme().qmax
         total: Tensor | None = None
         for name, layer in layers.values():
             sums = weight_statistics.weight_sums(layer, before.get(name))
             total = sums if total is None else total + sums
             if self.config.metrics == "layers":
-                result = weight_statistics.weight_metrics(sums, top)
+                result = weight_statistics.weight_metrics(sums, qmax)
                 metrics |= {f"{metric}/{name}": value for metric, value in result.items()}
         assert total is not None
-        return metrics | weight_statistics.weight_metrics(total, top)
+        return metrics | weight_statistics.weight_metrics(total, qmax)

@@ -38,7 +38,7 @@ def test_weights_on_the_grid_have_no_distance_whatever_its_step(
         layer.weight.copy_((levels.float() * step).view(16, 32))
     found = quantization_distance(layer)
     found.backward()
-    assert float(found.detach()) < 1e-3 * SCHEMES[index].top
+    assert float(found.detach()) < 1e-3 * SCHEMES[index].qmax
     assert float(layer.weight.grad.abs().max()) < 1e-2 / step
 
 

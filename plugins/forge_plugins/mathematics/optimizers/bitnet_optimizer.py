@@ -131,6 +131,6 @@ class BitNetOptimizer(torch.optim.AdamW):
         if not with_levels:
             return info
         sums = torch.stack([weight_sums(layer, None).cpu() for layer in with_levels]).sum(0)
-        metrics = weight_metrics(sums, with_levels[0].scheme.top)
+        metrics = weight_metrics(sums, with_levels[0].scheme.qmax)
         del metrics["weight_flips"]  # of the last update: not known here
         return info | {name: float(value) for name, value in metrics.items()}

@@ -254,8 +254,8 @@ class BitLayer(nn.Module):
     def _quantized_by(self, fused: Any, dtype: torch.dtype | None, *, small: bool) -> Quantized:
         """By the kernels of the device."""
         scale = None if self.scheme.step_from == "absmean" else self.scale()
-        weight, top = self.weight.detach(), self.scheme.top
-        return Quantized(*fused.weight_on_grid(weight, scale, top, as_int8=small, dtype=dtype))
+        weight, qmax = self.weight.detach(), self.scheme.qmax
+        return Quantized(*fused.weight_on_grid(weight, scale, qmax, as_int8=small, dtype=dtype))
 
     def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
         weight, scheme, scale = self.weight.detach(), self.scheme, self.scale()

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 
-def check_levels(levels: Tensor, top: int = 1) -> None:
+def check_levels(levels: Tensor, qmax: int = 1) -> None:
     """Refuse what is not on the grid (with the default: not ternary).
 
     Raises:
-        ValueError: another dtype than int8, or a level outside [-top, top].
+        ValueError: another dtype than int8, or a level outside [-qmax, qmax].
     """
     if levels.dtype is not torch.int8:
         raise ValueError(f"levels are int8, not {levels.dtype}")
     if levels.numel():
         low, high = torch.aminmax(levels)
-        if int(low) < -top or int(high) > top:
-            known = "-1, 0 or 1" if top == 1 else f"whole numbers from {-top} to {top}"
+        if int(low) < -qmax or int(high) > qmax:
+            known = "-1, 0 or 1" if qmax == 1 else f"whole numbers from {-qmax} to {qmax}"
             raise ValueError(f"levels are {known}")
 
 

@@ -100,14 +100,14 @@ def unclamped_measure(weight: Tensor, scheme: Scheme) -> Tensor:
 
 
 def weight_scale(weight: Tensor, scheme: Scheme) -> Tensor:
-    """`s = top / max(measure, 1e-5)`, fp32: 0-d, (out, 1) or (out, groups, 1).
+    """`s = qmax / max(measure, 1e-5)`, fp32: 0-d, (out, 1) or (out, groups, 1).
 
     With the arithmetic of torchao the floor acts on the rounding alone, not on what is applied.
     """
     if scheme.parity == "torchao":
         tiny = torch.finfo(torch.float32).tiny
         return 1.0 / unclamped_measure(weight, scheme).clamp_(min=tiny)
-    return float(scheme.top) / unclamped_measure(weight, scheme).clamp_(min=EPSILON)
+    return float(scheme.qmax) / unclamped_measure(weight, scheme).clamp_(min=EPSILON)
 
 
 def in_levels(weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
@@ -134,7 +134,7 @@ def nearest_levels(values: Tensor, scheme: Scheme, threshold: Tensor | None = No
             None: rounding to the nearest.
 
     Returns:
-        Whole numbers in [-top, top], fp32.
+        Whole numbers in [-qmax, qmax], fp32.
     """
     if scheme.weight_bits == 1:
         border = 0.0 if threshold is None else threshold
@@ -142,7 +142,7 @@ def nearest_levels(values: Tensor, scheme: Scheme, threshold: Tensor | None = No
     if threshold is not None:
         inside = values.abs() <= threshold
         return values.sign_().masked_fill_(inside, 0.0)
-    return values.round_().clamp_(-scheme.top, scheme.top)
+    return values.round_().clamp_(-scheme.qmax, scheme.qmax)
 
 
 def drawn_levels(values: Tensor, scheme: Scheme, seed: int | None = None) -> Tensor:
@@ -155,14 +155,14 @@ def drawn_levels(values: Tensor, scheme: Scheme, seed: int | None = None) -> Ten
         scheme: of the levels.
         seed: of this draw; None: torch's stream of the tensor's device goes on.
     """
-    top = float(scheme.top)
-    values.clamp_(-top, top)
+    qmax = float(scheme.qmax)
+    values.clamp_(-qmax, qmax)
     generator = None if seed is None else torch.Generator(values.device).manual_seed(seed)
     noise = torch.rand(values.shape, generator=generator, device=values.device, dtype=values.dtype)
     if scheme.weight_bits == 1:
         up = values.add_(1).mul_(0.5)
         return torch.lt(noise, up, out=values).mul_(2).sub_(1)
-    return values.add_(noise).floor_().clamp_(-top, top)
+    return values.add_(noise).floor_().clamp_(-qmax, qmax)
 
 
 def smallest(values: Tensor, share: float) -> Tensor:
@@ -216,10 +216,10 @@ def activation_grid(
 
     Returns:
         `round(x * s)` in fp32 and `s`, which broadcasts against it. No clamp is needed: |x * s|
-        is at most the top level by construction, within one rounding.
+        is at most the highest level by construction, within one rounding.
     """
     values = inputs.float()
-    top = float(scheme.activation_top)
+    qmax = float(scheme.activation_qmax)
     if scheme.activation_granularity == "tensor":
         largest = torch.maximum(values.amax(), values.amin().neg_())
     else:
@@ -229,10 +229,10 @@ def activation_grid(
         )
     if scheme.parity == "torchao":
         # the step is rounded to the input's dtype; the floor is on the step, not on the maximum
-        step = (largest.to(inputs.dtype) / top).float()
+        step = (largest.to(inputs.dtype) / qmax).float()
         levels = torch.mul(values, 1.0 / step.clip(EPSILON)).round_().clamp_(-128, 127)
         return levels, 1.0 / step.clamp_(min=torch.finfo(torch.float32).tiny)
-    scale = top / largest.clamp_(min=EPSILON)
+    scale = qmax / largest.clamp_(min=EPSILON)
     return torch.mul(values, scale).round_(), scale
 
 
@@ -246,7 +246,7 @@ def activation_levels(inputs: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     fused = _row_kernels(rows, scheme)
     if fused is not None:
         result: tuple[Tensor, Tensor, None] = fused.quantized_rows(
-            rows, scheme.activation_top, as_int8=True, dtype=None
+            rows, scheme.activation_qmax, as_int8=True, dtype=None
         )
         return result[:2]
     size = _rows_at_once(rows, scheme)
@@ -275,7 +275,7 @@ def activation_levels_and_values(
     if fused is None:
         return *activation_levels(rows, scheme), None
     result: tuple[Tensor, Tensor, Tensor] = fused.quantized_rows(
-        rows, scheme.activation_top, as_int8=True, dtype=dtype
+        rows, scheme.activation_qmax, as_int8=True, dtype=dtype
     )
     return result
 
@@ -286,7 +286,7 @@ def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Ten
     fused = _row_kernels(rows, scheme)
     if fused is not None:
         result: Tensor = fused.quantized_rows(
-            inputs, scheme.activation_top, as_int8=False, dtype=dtype
+            inputs, scheme.activation_qmax, as_int8=False, dtype=dtype
         )[2]
         return result
     size = 0 if dtype is torch.float32 else _rows_at_once(rows, scheme)
@@ -394,7 +394,7 @@ class _Estimated(torch.autograd.Function):
         passed: Tensor | None = gradient
         share = 1.0 - blend
         if scheme.ste == "clipped":
-            inside = (values.abs() <= scheme.top).view(latent.shape)
+            inside = (values.abs() <= scheme.qmax).view(latent.shape)
             passed = gradient * (inside + ~inside * share)
         elif scheme.ste == "none":
             passed = gradient * share if share else None

@@ -138,12 +138,12 @@ class Scheme:
         return self.activation_bits <= 8
 
     @property
-    def top(self) -> int:
+    def qmax(self) -> int:
         """The highest level of a weight."""
         return 1 if self.weight_bits < 2 else 2 ** (int(self.weight_bits) - 1) - 1
 
     @property
-    def activation_top(self) -> int:
+    def activation_qmax(self) -> int:
         """The highest level of an activation."""
         return int(2 ** (self.activation_bits - 1) - 1)
 

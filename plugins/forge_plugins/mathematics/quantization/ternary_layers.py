@@ -49,7 +49,7 @@ def check_layer(layer: BitLayer) -> None:
         raise ValueError(  # noqa: TRY004  a layer of the user's network
             f"a {type(layer).__name__} has no place in the format: {ELSEWHERE}"
         )
-    if scheme.top > 1 or scheme.granularity != "tensor":
+    if scheme.qmax > 1 or scheme.granularity != "tensor":
         raise ValueError(
             f"weights of {scheme.weight_bits:g} bits with a scale for each {scheme.granularity}: "
             "the format holds levels of -1, 0 and 1 (weight_bits of 1, 1.58 or 2) with one scale "

@@ -13,14 +13,14 @@ BINS = 15
 _MOMENTS = 8  # places before the histogram in a vector of sums
 
 
-def bars(top: int) -> list[int]:
+def bars(qmax: int) -> list[int]:
     """The level in the middle of each bar of the histogram.
 
     Args:
-        top: highest level of the grid (2 * top + 1 levels).
+        qmax: highest level of the grid (2 * qmax + 1 levels).
     """
-    width = -(-(2 * top + 1) // BINS)
-    return list(range(-top + width // 2, top + 1, width))
+    width = -(-(2 * qmax + 1) // BINS)
+    return list(range(-qmax + width // 2, qmax + 1, width))
 
 
 def weight_sums(layer: BitLayer, before: Tensor | None) -> Tensor:
@@ -44,10 +44,10 @@ def weight_sums(layer: BitLayer, before: Tensor | None) -> Tensor:
         if before is not None:
             flips = (levels != before).sum().to(exact)
         square = latent * latent
-        top = layer.scheme.top
-        width = -(-(2 * top + 1) // BINS)
-        places = (levels.to(torch.int16) + top).div_(width, rounding_mode="floor")
-        counts = [(places == index).sum().to(exact) for index in range(len(bars(top)))]
+        qmax = layer.scheme.qmax
+        width = -(-(2 * qmax + 1) // BINS)
+        places = (levels.to(torch.int16) + qmax).div_(width, rounding_mode="floor")
+        counts = [(places == index).sum().to(exact) for index in range(len(bars(qmax)))]
         moments = [
             latent.new_full((), float(latent.numel())),
             (levels == 0).sum().to(exact),
@@ -61,12 +61,12 @@ def weight_sums(layer: BitLayer, before: Tensor | None) -> Tensor:
         return torch.stack([*moments, *counts])
 
 
-def weight_metrics(sums: Tensor, top: int) -> dict[str, Tensor]:
+def weight_metrics(sums: Tensor, qmax: int) -> dict[str, Tensor]:
     """Metrics by name (0-d) from a vector of sums.
 
     Args:
         sums: from `weight_sums`, of one layer or added up.
-        top: highest level of the grid.
+        qmax: highest level of the grid.
 
     Returns:
         `weight_sparsity` (share of zero levels), `weight_flips` (share of levels that the
@@ -88,5 +88,5 @@ def weight_metrics(sums: Tensor, top: int) -> dict[str, Tensor]:
         "latent_kurtosis": central / (variance * variance),
     }
     shares = sums[_MOMENTS:] / count
-    metrics |= {f"level_{level}": shares[index] for index, level in enumerate(bars(top))}
+    metrics |= {f"level_{level}": shares[index] for index, level in enumerate(bars(qmax))}
     return metrics
