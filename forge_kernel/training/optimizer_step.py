@@ -64,6 +64,7 @@ class OptimizerStep:
         self.empty = 0
         self._skips = 0  # windows dropped in a row
         # local names for the hot path: one attribute each, no look-ups by name in the step
+        self._to_device, self._training_loss = forward.to_device, forward.training_loss
         self._on_batch = bus.calls("on_batch")
         self._on_gradients = bus.calls("on_gradients")
         self._on_weights = bus.calls("on_weights")
@@ -107,16 +108,22 @@ class OptimizerStep:
 
     def take(self, batches: Sequence[Batch]) -> None:
         """A whole window: each micro-batch, then the update."""
-        last = len(batches) - 1
         try:
-            if last > 0 and self._compute_loss_weights is not None:
-                batches = self._weigh(batches, self._compute_loss_weights)
-            for index, batch in enumerate(batches):
-                self.accumulate(batch, last=index == last)
+            if len(batches) == 1:  # nearly always, and a step is short
+                self.accumulate(batches[0], last=True)
+            else:
+                self._accumulate_all(batches)
             _ = self.update()  # a dropped window is counted in `progress.skipped`
         except BaseException:
             self._abandon_window()
             raise
+
+    def _accumulate_all(self, batches: Sequence[Batch]) -> None:
+        """Several micro-batches; a loss of terms is told beforehand what they will count."""
+        if self._compute_loss_weights is not None:
+            batches = self._weigh(batches, self._compute_loss_weights)
+        for index, batch in enumerate(batches):
+            self.accumulate(batch, last=index == len(batches) - 1)
 
     def _weigh(self, batches: Sequence[Batch], weights_of: Callable[..., Any]) -> tuple[Batch, ...]:
         """Tell the window what the loss's terms will count in all of it."""
@@ -134,7 +141,7 @@ class OptimizerStep:
                 self._forward_state.keep()
             if self._compute_phase is not None:
                 self._take_phase(self._compute_phase)
-        batch = self.forward.to_device(batch)
+        batch = self._to_device(batch)
         for listen in self._on_batch:
             listen(run, step, batch)
         if not self._several:
@@ -143,17 +150,17 @@ class OptimizerStep:
             return self._micro_step(batch)
 
     def _micro_step(self, batch: Batch) -> Tensor:
-        answer = self.forward.training_loss(batch)
+        answer = self._training_loss(batch)
         window = self.window
         weight: float | Tensor
-        if type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], Tensor):
-            loss, weight = answer
-            share = window.add(loss, weight)
-        elif isinstance(answer, Tensor) and not answer.ndim:
+        if isinstance(answer, Tensor) and not answer.ndim:
             counted = batch.counted
             loss, weight = answer, counted.total
             if counted.weights is not None or not weight:
                 loss, weight = counted.mean(answer)
+            share = window.add(loss, weight)
+        elif type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], Tensor):
+            loss, weight = answer
             share = window.add(loss, weight)
         else:
             share, weight = self._share_of(answer, batch)
