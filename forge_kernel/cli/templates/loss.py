@@ -9,8 +9,8 @@ from forge_kernel.api import Batch, Kind, LazyModule, PluginInfo, Run, Step, hoo
 from msgspec import Meta
 
 if TYPE_CHECKING:
-    from torch.nn import functional
     from torch import Tensor
+    from torch.nn import functional
 else:
     functional = LazyModule("torch.nn.functional")
 
