@@ -33,10 +33,9 @@ def migrated(document: Document, catalog: Catalog) -> Document:
             named = document.data.pop(old)
             document.data.setdefault(new, named)
     for path, value in walk(document.data):
-        if isinstance(value, dict) and isinstance(value.get("use"), str):
-            for names in PLUGINS.values():
-                value["use"] = names.get(value["use"], value["use"])
-            assert path
+        names = PLUGINS.get(str(path[0]), {}) if path else {}  # others may have such a name
+        if isinstance(value, dict) and isinstance(value.get("use"), str) and value["use"] in names:
+            value["use"] = names[value["use"]]
     classes, _ = load_named(document, catalog)
     configs = {name: result.info.config for (_, name), result in classes.items()}
     moved: dict[str, Any] = {}

@@ -134,6 +134,8 @@ def test_a_plugin_of_before_is_refused_in_a_file_and_read_in_a_run_folder(
         check_document(parse_yaml(text, "mine.yaml"), CATALOG)
     document = migrated(parse_yaml(text, "config.yaml"), CATALOG)
     assert document.data[kind]["use"] == new
+    other = parse_yaml(pipeline("loss", f"{{use: {old}}}"), "config.yaml")
+    assert migrated(other, CATALOG).data["loss"]["use"] == old  # of a kind that never had it
 
 
 @pytest.mark.parametrize(
