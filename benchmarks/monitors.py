@@ -73,8 +73,7 @@ def subject(name: str, folder: Path | None) -> Callable[[int], None]:
     pipeline = load_pipeline(name, settings)
     plugins = [record] if folder is not None else []
     session = Session(plan(pipeline, Catalog.installed(), plugins=plugins), folder=folder)
-    session.set_up()
-    session.start()
+    session.opened().start()
     data, progress = session.run.data, session.run.progress
 
     def endless() -> Any:

@@ -161,8 +161,7 @@ def kernel(
     kinds = {plugin.info.kind for plugin in live}
     pipeline = check_pipeline(PipelineConfig(run=run, **uses), catalog, kinds)
     session = Session(plan(pipeline, catalog, plugins=live), folder=folder)
-    session.set_up()
-    session.start()
+    session.opened().start()
     return _resumable(session), model
 
 

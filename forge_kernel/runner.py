@@ -8,9 +8,9 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -95,9 +95,9 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
     folder = _new_folder(checked, output_dir, names)
-    session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
+    session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
     with session.streams.kept():
-        return _recorded(session, record, partial(_begin, session))
+        return _recorded(session, record)
 
 
 def run_document(
@@ -126,9 +126,9 @@ def run_document(
     record = RunRecord()
     decided = plan(checked, catalog, plugins=[record], document=document)
     planned(checked)
-    session = opened_session(decided, _new_folder(checked, output_dir), cancel, None, quiet=quiet)
+    session = _session_in(_new_folder(checked, output_dir), decided, cancel=cancel, quiet=quiet)
     with session.streams.kept():
-        return _recorded(session, record, partial(_begin, session))
+        return _recorded(session, record)
 
 
 def _made_definite(pipeline: PipelineConfig) -> PipelineConfig:
@@ -186,15 +186,15 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     )
     record = RunRecord()
     decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
-    session = opened_session(decided, folder, cancel, strategy, quiet=quiet)
+    session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
     with session.streams.kept():
-        problems = _taken_up(session)  # what is refused has changed nothing in the folder
+        session.opened(resume=True)  # what is refused has changed nothing in the folder
         if session.store is not None:
             session.store.clear_unfinished()
         if settings:
             names = tuple(pipeline.notes.get("x-live", ()))
             write_config(folder, with_absolute_paths(fill(pipeline), pipeline), names)
-        return _recorded(session, record, partial(_tell_problems, record, problems))
+        return _recorded(session, record)
 
 
 def recorded_pipeline(
@@ -246,24 +246,46 @@ def export(
         CheckpointError: there is no intact checkpoint.
     """
     folder = Path(folder)
-    live = _live_parts(model, data)
-    catalog = catalog or Catalog.installed()
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
     chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
-    pipeline = recorded_pipeline(folder, chosen, live, catalog, set(live) | {Kind.OBSERVERS})
+    with restored(folder, chosen, live=_live_parts(model, data), catalog=catalog) as session:
+        written = session.export()
+        for failed in session.failed_exports.values():
+            raise failed
+    return {name: folder / place for name, place in written.items()}
+
+
+@contextmanager
+def restored(
+    folder: Path,
+    settings: Sequence[str],
+    *,
+    live: Mapping[Kind, Any] | None = None,
+    catalog: Catalog | None = None,
+) -> Iterator[Session]:
+    """A run as its newest intact checkpoint has it, for those that read it; nothing is written.
+
+    The process's random state is left as it was.
+
+    Args:
+        folder: the run folder.
+        settings: overrides of its configuration, for this reading alone.
+        live: the live parts that the run was given, again.
+        catalog: plugins to choose from; the installed ones otherwise.
+
+    Raises:
+        ConfigError: it is no run folder, or live parts are missing.
+        PlanError: a plugin of the run is missing here.
+        CheckpointError: there is no intact checkpoint.
+    """
+    live = live or {}
+    catalog = catalog or Catalog.installed()
+    pipeline = recorded_pipeline(folder, settings, live, catalog, {*live, Kind.OBSERVERS})
     written_then = [f"file:{file.name}" for file in folder.iterdir() if file.is_file()]
     decided = plan(pipeline, catalog, plugins=list(live.values()), given=written_then)
-    session = opened_session(decided, folder, None, None, quiet=True)
-    with session.streams.kept():
-        try:
-            session.set_up()
-            session.restore()
-            written = session.export()
-            for failed in session.failed_exports.values():
-                raise failed
-        finally:
-            session.run.strategy.finish()
-    return {name: folder / place for name, place in written.items()}
+    session = _session_in(folder, decided, quiet=True)
+    with session.streams.kept(), closing(session.opened(resume=True)):
+        yield session
 
 
 _EXPORTER: Final = "exporters[0].with."
@@ -345,58 +367,24 @@ def _handed_in(
     return [*live.values(), *plugins, record, *watchers]
 
 
-def opened_session(
-    decided: Plan,
-    folder: Path,
-    cancel: Cancel | None,
-    strategy: Strategy | None,
-    *,
-    quiet: bool,
-) -> Session:
-    """A session of a plan in a run folder; nothing is set up."""
+def _session_in(folder: Path, decided: Plan, **options: Any) -> Session:
+    """A session of a plan in a run folder, not opened; the options are those of `Session`."""
     from forge_kernel.training.session import Session
 
-    about = {"config": digest(decided.pipeline)}
-    return Session(
-        decided, folder=folder, strategy=strategy, cancel=cancel, about=about, quiet=quiet
-    )
+    return Session(decided, folder=folder, about={"config": digest(decided.pipeline)}, **options)
 
 
-def _taken_up(session: Session) -> list[str]:
-    """Set a session up and bring it to its newest checkpoint; nothing is written.
-
-    Returns:
-        What the user should know of that checkpoint.
-    """
-    try:
-        session.set_up()
-        return session.restore()
-    except BaseException:
-        session.run.strategy.finish()
-        raise
-
-
-def _begin(session: Session) -> None:
-    """Set a new run up."""
-    session.set_up()
-
-
-def _tell_problems(record: RunRecord, problems: Sequence[str]) -> None:
-    for problem in problems:
-        record.event("checkpoint", level="warning", problem=problem)
-
-
-def _recorded(session: Session, record: RunRecord, prepare: Callable[[], None]) -> RunResult:
-    """Drive a session while its folder is written."""
+def _recorded(session: Session, record: RunRecord) -> RunResult:
+    """Drive a session while its folder is written; one that is not opened yet begins anew."""
     assert session.run.folder is not None
     record.open(session.run.folder)
     try:
-        return _drive(session, record, prepare)
+        return _drive(session, record)
     finally:
         record.close()
 
 
-def _drive(session: Session, record: RunRecord, prepare: Callable[[], None]) -> RunResult:
+def _drive(session: Session, record: RunRecord) -> RunResult:
     """Take a session through its life; an error is told to everyone, then raised again."""
     from forge_kernel.storage.atomic_files import write_json
 
@@ -406,7 +394,10 @@ def _drive(session: Session, record: RunRecord, prepare: Callable[[], None]) -> 
         record.state("initializing")
         for notice in session.settings.notices():
             record.event("notice", level="warning", notice=notice)
-        prepare()
+        if not session.is_set_up:
+            session.opened()
+        for problem in session.problems:
+            record.event("checkpoint", level="warning", problem=problem)
         write_json(folder / "environment.json", environment(session.plan, session.run))
         session.start()
         session.train()
@@ -421,7 +412,7 @@ def _drive(session: Session, record: RunRecord, prepare: Callable[[], None]) -> 
         _tell_failure(session, record, error)
         raise
     finally:
-        session.run.strategy.finish()
+        session.close()
 
 
 def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> None:

@@ -23,20 +23,8 @@ def trained_model(folder: str | Path) -> nn.Module:
         PlanError: a plugin of the run is missing here.
         CheckpointError: there is no intact checkpoint.
     """
-    from forge_kernel.planning.catalog import Catalog
-    from forge_kernel.planning.plan import plan
-    from forge_kernel.runner import opened_session, recorded_pipeline
+    from forge_kernel.runner import restored
 
-    place = Path(folder)
-    catalog = Catalog.installed()
     settings = ["observers=null", "exporters=null", "run.device=cpu"]
-    pipeline = recorded_pipeline(place, settings, (), catalog, ())
-    session = opened_session(plan(pipeline, catalog), place, None, None, quiet=True)
-    with session.streams.kept():
-        try:
-            session.set_up()
-            session.restore()
-            model = session.evaluation_model()
-        finally:
-            session.run.strategy.finish()
-    return model.eval()
+    with restored(Path(folder), settings) as session:
+        return session.evaluation_model().eval()

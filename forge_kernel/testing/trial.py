@@ -323,7 +323,7 @@ class Trial:
             self.catalog,
             plugins=[*self.parts(), *plugins],
         )
-        session = Session(decided, folder=folder, quiet=True).set_up()
+        session = Session(decided, folder=folder, quiet=True).opened()
         for module in session.run.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

@@ -1,8 +1,9 @@
 """A run in this process: set up, stepped, validated, saved, finished.
 
-    set_up -> start -> train (steps, and what is due between them) -> finish
-               |         |                                               |
-          check, seal   take_up / restore_weights / roll back        save, log, validate, export
+    opened -> start -> train (steps, and what is due between them) -> finish -> close
+      |         |         |                                               |
+      |    check, seal   take_up / restore_weights / roll back        save, log, validate, export
+    set_up, and for a run that goes on: restore
 
 `OptimizerStep` steps, `Validation` validates, `Driver` says what is next, `snapshot` collects what
 a checkpoint holds; `Session` is what a program sees of them.
@@ -64,6 +65,28 @@ class Session(SessionState):
         pipeline = PipelineConfig(run=settings or RunConfig(seed=None))
         return cls(plan(pipeline, Catalog(), plugins=plugins), **options)
 
+    def opened(self, *, resume: bool | Snapshot = False) -> Session:
+        """Set up, and brought to where the run stands: the one way to a session that is not `with`.
+
+        Args:
+            resume: True: take up the newest intact checkpoint of the run folder (`problems` tells
+                what is to be known of it); a snapshot: take up that.
+
+        Raises:
+            RunError, PluginError: a device or a part is missing or wrong.
+            CheckpointError: there is no intact checkpoint.
+        """
+        try:
+            self.set_up()
+            if isinstance(resume, Snapshot):
+                self.take_up(resume)
+            elif resume:
+                self.problems = self.restore()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
     def set_up(self) -> Session:
         """Build everything that the plan names, in life-cycle order; nothing is trained.
 
@@ -93,12 +116,17 @@ class Session(SessionState):
             self.save()
 
     def __enter__(self) -> Session:
-        self.set_up()
-        self.start()
+        self.opened().start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run.strategy.finish()
+        self.close()
+
+    def close(self) -> None:
+        """Leave the other processes; may be called again."""
+        if not self.closed:
+            self.closed = True
+            self.run.strategy.finish()
 
     # -- steps --------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class SessionState:
     Attributes:
         loss_scale, forward, validation, optimizer_step: there once the session is set up.
         logged_at, saved_at: steps.
+        problems: what is to be known of the checkpoint that the session was opened at.
     """
 
     loss_scale: LossScale
@@ -78,7 +79,8 @@ class SessionState:
             CheckpointStore(folder / "checkpoints", settings.keep_checkpoints) if folder else None
         )
         self.stop_reason = ""
-        self.cancelled = False
+        self.cancelled = self.closed = False
+        self.problems: list[str] = []
         self.logged_at = self.saved_at = -1  # steps
         self.clock = Clock(self.run.progress)
         self.training_model: nn.Module | None = None  # see `Session.hand_over`
@@ -97,11 +99,16 @@ class SessionState:
                 return result  # type: ignore[no-any-return]
         return OneProcess()
 
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the parts are there."""
+        return "optimizer_step" in self.__dict__  # the last to be built
+
     def need_set_up(self) -> None:
         """Refuse what needs the parts before they are there.
 
         Raises:
             RunError: the session is not set up.
         """
-        if "optimizer_step" not in self.__dict__:  # the last to be built
-            raise RunError("the session is not set up: call set_up() and start(), or use `with`")
+        if not self.is_set_up:
+            raise RunError("the session is not set up: call opened() and start(), or use `with`")

@@ -156,7 +156,7 @@ class Measuring:
             settings = RunConfig(name="validation", seed=None, device=str(self._device))
             session = Session.of(parts, settings, quiet=True)
             try:
-                session.set_up()
+                session.opened()
             finally:
                 for module, mode in modes:
                     module.training = mode

@@ -93,12 +93,11 @@ class TrainingFolder:
         place = self._store.folder.rename(self._folder / f"{CHECKPOINTS}-{number}")
         log.warning("earlier checkpoints now lie in %s (%s): training begins anew", place, why)
 
-    def take_up(self, session: Session) -> None:
-        """Bring a session to the newest checkpoint, where there is one."""
+    def continues(self, session: Session) -> bool:
+        """Whether there is a checkpoint to go on from; its `about` is the session's then."""
         store = session.store
         if store is None or not store.steps():
-            return
+            return False
         known, _, _ = store.newest()
         session.about.update({name: known.about[name] for name in (_ABOUT,) if name in known.about})
-        for problem in session.restore():
-            log.warning("a checkpoint cannot be used: %s", problem)
+        return True

@@ -515,11 +515,8 @@ class GrokfastTrainer:
             name="grokfast_trainer", seed=None, device=str(self.device), log_every=1
         )
         session = Session.of(parts, settings, quiet=True)
-        session.set_up()
-        if self._waiting is not None:
-            session.take_up(self._waiting)
-            self._waiting = None
-        session.start()
+        session.opened(resume=self._waiting or False).start()
+        self._waiting = None
         self._run, self._step, self._session = session.run, session.step_state, session
         return session
 

@@ -399,8 +399,7 @@ class TrainingLoop:
             settings = self._settings(log_every=1, seed=None)
             data = CallersData((), before=self._before)
             session = self._opened(settings, data, self._loss, None, None)
-            session.set_up()
-            session.start()
+            session.opened().start()
             self._session = session
             self.state = TrainingState.TRAINING
         return self._session
@@ -538,10 +537,10 @@ class TrainingLoop:
         run = session.run
         try:
             with process_state_kept():
-                session.set_up()
-                if folder is not None:
-                    folder.take_up(session)
-                else:
+                session.opened(resume=folder is not None and folder.continues(session))
+                for problem in session.problems:
+                    log.warning("a checkpoint cannot be used: %s", problem)
+                if folder is None:
                     self._go_on(session, course)
                 session.start()
                 session.train()
