@@ -73,9 +73,9 @@ class Endless:
     def __init__(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._batches = [Batch(*pair) for pair in batches]
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
         del epoch
-        position = start
+        position = place // self._batches[0].samples
         while True:
             yield self._batches[position % len(self._batches)]
             position += 1
@@ -176,9 +176,9 @@ def _resumable(session: Session) -> Callable[[int], None]:
     data = session.run.data
     inner = data.batches
 
-    def batches(epoch: int, start: int) -> Iterator[Batch]:
+    def batches(epoch: int, place: int) -> Iterator[Batch]:
         left = 0
-        for batch in inner(epoch, start):
+        for batch in inner(epoch, place):
             if left == 0:
                 left = bench.switch()
             left -= 1

@@ -123,7 +123,7 @@ def count(targets: Any, weights: Tensor | None, inputs: Any, ignore_index: int) 
     """
     shape = targets.shape if hasattr(targets, "is_floating_point") else ()  # of a tensor
     if not shape:
-        samples = _samples(inputs)
+        samples = samples_of(inputs)
         return _weighed(samples, samples, None, weights)
     samples, dtype = shape[0], targets.dtype
     whole = _WHOLE.get(dtype)
@@ -197,7 +197,7 @@ def _weighed(rows: int, samples: int, counts: Tensor | None, weights: Tensor | N
     return Counted(rows, samples, counts, float(total) if total.is_cpu else total)
 
 
-def _samples(inputs: Any) -> int:
+def samples_of(inputs: Any) -> int:
     """How many samples inputs hold: the length of the first thing in them that has one."""
     result = inputs
     for _ in range(8):  # a mapping of lists of tensors is not deeper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 from forge_kernel.contract.values import Batch
@@ -21,22 +22,39 @@ class DataSpec:
 
 
 class Data(Protocol):
-    """Where batches come from. Order is a function of (seed, epoch, position).
+    """Where batches come from. Order is a function of (seed, epoch, place).
 
-    One that draws or counts otherwise has `state_dict` and `load_state_dict`, which checkpoints
-    keep. One that knows whether it has validation batches says so by `has_validation`.
+    A place counts samples in the epoch's order, so that another batch size or another number of
+    processes goes on where this one stood. One that draws or counts otherwise has `state_dict` and
+    `load_state_dict`, which checkpoints keep. One that knows whether it has validation batches says
+    so by `has_validation`. One that holds its samples by number has `take(epoch, places)`, the
+    batch of the samples at a range of places.
     """
 
     spec: DataSpec
     batches_per_epoch: int | None
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The training batches of an epoch from position `start` on (counted in batches)."""
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
+        """The training batches of an epoch from a place on: its first sample is the one there."""
         ...
 
     def validation(self) -> Iterable[Batch]:
         """The validation batches, in one fixed order; empty if there are none."""
         ...
+
+
+def place_after(data: Data, epoch: int, batches: int) -> int:
+    """The place in an epoch after so many batches, which older checkpoints counted.
+
+    Args:
+        data: as it was then; one that only its own replay can tell has a method of this name.
+        epoch: in progress.
+        batches: consumed.
+    """
+    own = getattr(data, "place_after", None)
+    if own is not None:
+        return int(own(epoch, batches))
+    return sum(batch.samples for batch in islice(data.batches(epoch, 0), batches))
 
 
 INPUTS: Final = ("input", "inputs", "x", "features", "data")

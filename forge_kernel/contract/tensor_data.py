@@ -63,13 +63,19 @@ class TensorData:
         generator = torch.Generator().manual_seed(stream_seed(self._seed, "order", epoch))
         return torch.randperm(len(self._inputs), generator=generator)
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from `start` on; nothing before it is computed."""
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
+        """The epoch's batches from a place on; nothing before it is computed."""
         order = self.order(epoch)
-        for begin in range(start * self._batch_size, len(self._inputs), self._batch_size):
-            chosen = slice(begin, begin + self._batch_size)
-            index = chosen if order is None else order[chosen]
-            yield Batch(self._inputs[index], self._targets[index], None, self._positions)
+        for begin in range(place, len(self._inputs), self._batch_size):
+            yield self._at(order, slice(begin, begin + self._batch_size))
+
+    def take(self, epoch: int, places: range) -> Batch:
+        """The samples at some places of an epoch's order."""
+        return self._at(self.order(epoch), slice(places.start, places.stop, places.step))
+
+    def _at(self, order: Tensor | None, places: slice) -> Batch:
+        index = places if order is None else order[places]
+        return Batch(self._inputs[index], self._targets[index], None, self._positions)
 
     @property
     def has_validation(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from forge_kernel.contract.counting import IGNORE_INDEX, Counted, count
+from forge_kernel.contract.counting import IGNORE_INDEX, Counted, count, samples_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,29 @@ class Batch:
     positions: slice | Tensor | None = None
     ignore_index: int = field(default=IGNORE_INDEX, kw_only=True)
     _count: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def samples(self) -> int:
+        """How many samples it holds; an empty one has 1, so that a place moves on with each."""
+        shape = getattr(self.targets, "shape", None)
+        return int(shape[0] if shape else samples_of(self.inputs)) or 1
+
+    def rows(self, chosen: slice) -> Batch:
+        """The batch of some of its samples; what is no tensor with a first dimension stays."""
+        samples = self.samples
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: cut(part) for name, part in value.items()}
+            shape = getattr(value, "shape", None)
+            return value[chosen] if shape and shape[0] == samples else value
+
+        return replace(
+            self,
+            inputs=cut(self.inputs),
+            targets=cut(self.targets),
+            weights=None if self.weights is None else cut(self.weights),
+        )
 
     @property
     def counted(self) -> Counted:
@@ -119,11 +142,15 @@ class Step:
 
 @dataclass(slots=True)
 class Progress:
-    """How far the run is: finished optimizer steps, epoch, batches consumed in that epoch."""
+    """How far the run is: finished optimizer steps, epoch, place in that epoch.
+
+    A place is a count of samples in the epoch's order, over all processes: it does not depend on
+    how samples are cut into batches.
+    """
 
     step: int = 0
     epoch: int = 0
-    batch: int = 0
+    place: int = 0
     skipped: int = 0  # windows dropped for a non-finite gradient
     rollbacks: int = 0
     seconds: float = 0.0  # of training, validation and saving, over all sessions of the run

@@ -50,18 +50,20 @@ class Driver:
             self._train_epoch()
 
     def _train_epoch(self) -> None:
-        """The rest of an epoch, from the position that `progress` tells."""
+        """The rest of an epoch, from the place that `progress` tells."""
         progress, size = self.run.progress, self.run.settings.accumulate
         window: list[Batch] = []
-        stepped, drawn, start = progress.step, False, progress.batch
+        samples = 0
+        stepped, drawn, start = progress.step, False, progress.place
         requests, cancelled, clock = self.run.requests, self.session.cancel.is_set, time.monotonic
         # between steps other threads' runs take their turn
         step = self.session.streams.holding(self.session.optimizer_step.take)
-        for batch in self.run.data.batches(progress.epoch, progress.batch):
+        for batch in self.run.data.batches(progress.epoch, start):
             window.append(batch)
+            samples += batch.samples
             if len(window) < size:
                 continue
-            progress.batch += size
+            progress.place = start + samples
             step(window)
             drawn = True
             window.clear()
@@ -73,16 +75,16 @@ class Driver:
             ) and not self.run_due_actions():
                 return
         if window:
-            progress.batch += len(window)
+            progress.place = start + samples
             step(window)
             drawn = True
-        if progress.batch == 0:
+        if not drawn and not start:
             raise RunError("the training data gave no batch: nothing can be trained")
         if self.session.optimizer_step.empty and drawn and not start and progress.step == stepped:
             raise RunError(self.session.optimizer_step.nothing_counts("in a whole epoch"))
         if not self.run_due_actions():
             return
-        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.epoch, progress.place = progress.epoch + 1, 0
         for listen in self.session.bus.calls("on_epoch_end"):
             listen(self.run)
 

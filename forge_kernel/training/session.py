@@ -236,7 +236,7 @@ class Session(SessionState):
 
         Args:
             snapshot: what `snapshot` gave.
-            random: also the random streams and the position in the data.
+            random: also the random streams and the place in the data.
 
         Raises:
             RunError: it is of another model or of other plugins.

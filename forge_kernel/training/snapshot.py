@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from forge_kernel.contract.data import place_after
 from forge_kernel.contract.plugin import Stateful
 from forge_kernel.contract.values import Progress
 from forge_kernel.errors import CheckpointError, NonFiniteError, RunError
@@ -64,7 +65,7 @@ def load_snapshot(session: SessionState, snapshot: Snapshot, *, random: bool = T
     Args:
         session: set up.
         snapshot: what `take_snapshot` gave.
-        random: also the random streams and the position in the data.
+        random: also the random streams and the place in the data.
 
     Raises:
         RunError: it is of another model or of other plugins.
@@ -87,12 +88,7 @@ def load_snapshot(session: SessionState, snapshot: Snapshot, *, random: bool = T
         if entry.label not in known:
             raise RunError(f"the checkpoint has no state of {entry.label}; it has {sorted(known)}")
         plugin.load_state_dict(known[entry.label])
-    for name, value in trees["progress"].items():
-        if not hasattr(run.progress, name):
-            raise CheckpointError(f"the checkpoint's progress has an unknown part '{name}'")
-        if random or name not in ("epoch", "batch"):
-            setattr(run.progress, name, value)
-    assert isinstance(run.progress, Progress)
+    batches = _load_progress(run.progress, trees["progress"], place=random)
     run.metrics.load_state_dict(trees["metrics"])
     loop = {**_loop_state(session), **trees["loop"]}  # what an older one lacks stays as it is
     session.optimizer_step.load_state_dict(loop)
@@ -101,10 +97,28 @@ def load_snapshot(session: SessionState, snapshot: Snapshot, *, random: bool = T
         data = run.data
         if isinstance(data, Stateful) and trees.get("data"):
             data.load_state_dict(trees["data"])
+        if batches is not None:
+            run.progress.place = place_after(data, run.progress.epoch, batches)
         with session.streams:
             write_random_state(trees["random"])
     for notify in session.bus.calls("on_weights_changed"):
         notify(run)
+
+
+def _load_progress(progress: Progress, tree: Mapping[str, Any], *, place: bool) -> int | None:
+    """Take counts up, the epoch and the place in it only where asked.
+
+    Returns:
+        Batches consumed in the epoch, of a checkpoint from before places counted samples.
+    """
+    counts = dict(tree)
+    batches: int | None = counts.pop("batch", None)
+    for name, value in counts.items():
+        if not hasattr(progress, name):
+            raise CheckpointError(f"the checkpoint's progress has an unknown part '{name}'")
+        if place or name not in ("epoch", "place"):
+            setattr(progress, name, value)
+    return batches
 
 
 def load_pinned_weights(session: SessionState, tag: str) -> None:
@@ -137,10 +151,10 @@ def roll_back(session: SessionState, where: str) -> None:
     rollbacks, skipped = progress.rollbacks + 1, progress.skipped
     if rollbacks > MAX_ROLLBACKS:
         raise NonFiniteError(f"not finite {where}, after {MAX_ROLLBACKS} rollbacks")
-    epoch, batch = progress.epoch, progress.batch
+    epoch, place = progress.epoch, progress.place
     snapshot, _, _ = session.store.newest()
     load_snapshot(session, snapshot, random=False)
-    progress.epoch, progress.batch = epoch, batch
+    progress.epoch, progress.place = epoch, place
     progress.rollbacks, progress.skipped = rollbacks, skipped
     session.optimizer_step.open()
 

@@ -167,9 +167,9 @@ class Poison:
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def batches(self, epoch: int, start: int) -> Any:
+    def batches(self, epoch: int, place: int) -> Any:
         for index, batch in enumerate(batches(30)):
-            if index < start:
+            if index * len(batch.inputs) < place:
                 continue
             if index == self.at:
                 batch.inputs[0, 0] = math.inf

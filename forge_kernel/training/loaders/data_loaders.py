@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from forge_kernel.contract.data import INPUTS, TARGETS, WEIGHTS, DataSpec
@@ -65,7 +66,7 @@ class LoaderData:
     """Any iterable of batches (a DataLoader, a list) as `Data`.
 
     Its order is its own, so a resume replays: the epoch is begun with the random states that it
-    began with, and the batches before the position are drawn and dropped. For that the loader has
+    began with, and the batches before the place are drawn and dropped. For that the loader has
     streams of its own (what it draws from python, numpy and torch is not what the model draws), and
     the generators that it holds are kept with the run.
 
@@ -135,8 +136,8 @@ class LoaderData:
                 self._loaded = None
         return self._loader
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Iterate once over the training iterable, without its first `start` batches.
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
+        """Iterate once over the training iterable, without the samples before a place.
 
         Raises:
             RunError: it can be read only once and was; or the epoch does not come again as it was.
@@ -148,9 +149,22 @@ class LoaderData:
                 "run.max_epochs to 1"
             )
         self._spent = _once(self._training)
-        for position, value in enumerate(self._stream().epoch(epoch, start, exact=self._exact)):
-            if position >= start:
-                yield self._convert(value)
+        passed = 0
+        for value in self._stream().epoch(epoch, replay=place > 0, exact=self._exact):
+            batch = self._convert(value)
+            if passed >= place:
+                yield batch
+                continue
+            passed += batch.samples
+            if passed > place:  # the loader cuts its samples otherwise than it did
+                yield batch.rows(slice(place - passed, None))
+
+    def place_after(self, epoch: int, batches: int) -> int:
+        """The place in the epoch in progress after so many batches; see `contract.data`."""
+        if not batches or self._spent:
+            return 0
+        drawn = self._stream().epoch(epoch, replay=True, exact=self._exact)
+        return sum(self._convert(value).samples for value in islice(drawn, batches))
 
     def validation(self) -> Iterator[Batch]:
         """Iterate over the validation iterable."""

@@ -42,19 +42,19 @@ class LoaderStream:
         self._first: dict[str, Any] | None = None  # None between epochs
         self._digest: str | None = None  # of the first batch of the epoch in progress
 
-    def epoch(self, epoch: int, start: int, *, exact: bool) -> Iterator[Any]:
+    def epoch(self, epoch: int, *, replay: bool, exact: bool) -> Iterator[Any]:
         """What the loader yields in an epoch, from its beginning.
 
         Args:
             epoch: is told to everything in the loader that has `set_epoch`.
-            start: the place from which batches are used; above 0 the epoch is a replay.
+            replay: an epoch that was begun before, from the streams that it began with.
             exact: compare the first batch of a replay with what it was.
 
         Raises:
             RunError: it is another batch.
         """
         set_epoch(self._loader, epoch)
-        replay = start > 0 and self._first is not None
+        replay = replay and self._first is not None
         if replay:
             assert self._first is not None
             self._stream = StreamState.from_tree(self._first["streams"])

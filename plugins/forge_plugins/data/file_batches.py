@@ -39,8 +39,8 @@ else:
 class FileData:
     """A table's samples in batches, each one gather from the mapped columns.
 
-    The order of an epoch is a function of (seed, epoch, place), so that any position can be taken
-    up without reading the earlier ones. Of several processes each reads a stride of the global
+    The order of an epoch is a function of (seed, epoch, place), so that any place can be taken up
+    without reading the earlier ones. Of several processes each reads a stride of the global
     batch; worker processes fetch batches and decide nothing.
 
     Args:
@@ -106,12 +106,8 @@ class FileData:
     def _shifted(self) -> bool:
         return self.config.target == "next" and "target" not in self.table.columns
 
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """The epoch's batches from `start` on."""
-        return self.batches_from(epoch, start * self.global_batch)
-
-    def batches_from(self, epoch: int, place: int) -> Iterator[Any]:
-        """The epoch's batches from a sample on, counted over all processes.
+    def batches(self, epoch: int, place: int) -> Iterator[Any]:
+        """The epoch's batches from a place on, counted in samples over all processes.
 
         Raises:
             RunError: the file cannot be read any more.
@@ -121,8 +117,17 @@ class FileData:
         begins = range(place, place + self.batches_from_place(place) * size, size)
         yield from self._fetched([(epoch, begin, min(begin + size, end)) for begin in begins])
 
+    def take(self, epoch: int, places: range) -> Any:
+        """The batch of the samples at some places of an epoch's order.
+
+        Raises:
+            RunError: the file cannot be read any more.
+        """
+        index = self.sampler.training_samples(epoch, places.start, places.stop)
+        return self.samples(index[:: places.step])
+
     def batches_from_place(self, place: int) -> int:
-        """The batches of an epoch from a sample on."""
+        """The batches of an epoch from a place on."""
         left = self.sampler.training - place
         return left // self.global_batch if self.config.drop_last else -(-left // self.global_batch)
 

@@ -35,7 +35,7 @@ class Epochs:
         data, first = self._data, self._place
         size = data.global_batch
         left = data.batches_from_place(first)
-        for number, batch in enumerate(data.batches_from(self.epoch, first)):
+        for number, batch in enumerate(data.batches(self.epoch, first)):
             if number == left - 1:
                 self.epoch, self._place = self.epoch + 1, 0
             else:

@@ -55,7 +55,7 @@ class TokenSequences:
     """Sequences over one row of tokens; `tokenizer` tells what the tokens mean.
 
     Each epoch cuts the row at another offset and takes the sequences in another order, both
-    functions of (seed, epoch), so that any position can be taken up without drawing the earlier
+    functions of (seed, epoch), so that any place can be taken up without drawing the earlier
     ones. Of several processes each reads a stride of the global batch.
 
     Args:
@@ -118,10 +118,15 @@ class TokenSequences:
         key = stream_seed(self._seed, "order", epoch)
         return offset + permuted(places, self._sequences, key) * self._config.sequence_length
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from `start` on."""
+    def take(self, epoch: int, places: range) -> Batch:
+        """The sequences at some places of an epoch's order."""
+        starts = self.starts(epoch, places.start, places.stop)
+        return self._training.batch(starts[:: places.step])
+
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
+        """The epoch's batches from a place on, counted in sequences over all processes."""
         size = self._config.batch_size * self._world
-        for begin in range(start * size, self._sequences, size):
+        for begin in range(place, self._sequences, size):
             starts = self.starts(epoch, begin, begin + size)
             mine = starts[self._rank :: self._world]
             batch = self._training.batch(mine if len(mine) else starts[:1])

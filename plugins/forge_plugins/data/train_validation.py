@@ -53,9 +53,9 @@ class TrainValidationData:
         self.batches_per_epoch = training.batches_per_epoch
         self.spec = merged(training.spec, validation.spec)
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The training batches of an epoch from position `start` on."""
-        return self.training.batches(epoch, start)
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
+        """The training batches of an epoch from a place on."""
+        return self.training.batches(epoch, place)
 
     def validation(self) -> Iterator[Batch]:
         """The other source's batches, always in the order of its first epoch."""

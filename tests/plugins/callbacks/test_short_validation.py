@@ -53,7 +53,7 @@ def test_the_data_stay_what_they_are_otherwise() -> None:
     found = running.run.data
     assert isinstance(found, TensorData)
     assert (found.spec, found.batches_per_epoch) == (data.spec, data.batches_per_epoch)
-    ours, theirs = (torch.cat([one.inputs for one in of.batches(3, 1)]) for of in (found, data))
+    ours, theirs = (torch.cat([one.inputs for one in of.batches(3, 4)]) for of in (found, data))
     assert torch.equal(ours, theirs)
     assert len(list(found.validation())) == 2
     assert len(list(data.validation())) == 3  # the caller's own is left alone

@@ -314,7 +314,7 @@ def test_a_position_in_ten_million_samples_is_taken_up_at_once() -> None:
     plain = split.training_samples
     split.training_samples = lambda places: asked.append(len(places)) or plain(places)
     begin = time.process_time()
-    next(data.batches(3, 70_000))
+    next(data.batches(3, 70_000 * config.batch_size))
     assert sum(asked) <= 2 * 64 * 256
     print(f"{time.process_time() - begin:.4f} s to the first batch")
 

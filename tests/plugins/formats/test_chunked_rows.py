@@ -169,7 +169,7 @@ def test_each_chunk_is_unpacked_once_an_epoch(
     straight = [batch.inputs for batch in data.batches(5, 0)]
     again = made(tmp_path / "x.h5", streaming=True, batch_size=10, validation_split=0.3)
     for start in (0, 1, 17, 100, 209):
-        assert (next(again.batches(5, start)).inputs == straight[start]).all()
+        assert (next(again.batches(5, start * 10)).inputs == straight[start]).all()
 
 
 def test_a_chunk_that_breaks_while_it_is_trained_on_ends_the_run_with_its_record(

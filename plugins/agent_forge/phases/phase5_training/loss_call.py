@@ -62,10 +62,10 @@ def form_of(loss_fn: LossFunction, form: str | None = None) -> Form:
 
 def moved(value: Any, device: torch.device) -> Any:
     """A batch of the caller's on a device: a tensor, or tensors in containers, two deep at most."""
-    return _each_moved(value, lambda part: _each_moved(part, lambda leaf: _sent(leaf, device)))
+    return _each_part(value, lambda part: _each_part(part, lambda leaf: _sent(leaf, device)))
 
 
-def _each_moved(value: Any, move: Callable[[Any], Any]) -> Any:
+def _each_part(value: Any, move: Callable[[Any], Any]) -> Any:
     """A container of its own class with each part moved; what is no container, moved itself."""
     if isinstance(value, Tensor):
         return move(value)
@@ -103,6 +103,17 @@ class CallersBatch(Batch):
             return cls(given, None, None, None, given)
         return cls(known.inputs, known.targets, known.weights, known.positions, given)
 
+    def rows(self, chosen: slice) -> CallersBatch:
+        """The batch of some of its samples, in the form in which it was given."""
+        samples = self.samples
+
+        def cut(value: Any) -> Any:
+            shape = getattr(value, "shape", None)
+            return value[chosen] if shape and shape[0] == samples else value
+
+        parts = _each_part(self.given, lambda part: _each_part(part, cut))
+        return CallersBatch.of(parts)
+
     def to(self, device: torch.device) -> CallersBatch:
         """The batch on a device, once for all its parts."""
         return CallersBatch.of(moved(self.given, device))
@@ -134,9 +145,13 @@ class CallersData(LoaderData):
         super().__init__(training, validation, convert=CallersBatch.of)
         self.before = before or Before()
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """One pass, without its first `start` batches; the loader hears the epoch over all runs."""
-        return super().batches(self.before.epochs + epoch, start)
+    def batches(self, epoch: int, place: int) -> Iterator[Batch]:
+        """One pass from a place on; the loader hears the epoch over all runs."""
+        return super().batches(self.before.epochs + epoch, place)
+
+    def place_after(self, epoch: int, batches: int) -> int:
+        """The place after so many batches; the loader hears the epoch over all runs."""
+        return super().place_after(self.before.epochs + epoch, batches)
 
 
 class CallersLoss:

@@ -568,7 +568,7 @@ class TrainingLoop:
         now = run.strategy.model_state(run)
         trees = {**course.trees, "optimizer": optimizer_state(run)}
         session.take_up(Snapshot(course.step, now, trees, {}), random=False)
-        run.progress.epoch, run.progress.batch = int(course.trees["progress"]["epoch"]), 0
+        run.progress.epoch, run.progress.place = int(course.trees["progress"]["epoch"]), 0
 
     def _warn_of_memory(self) -> None:
         self.memory.max_usage_ratio = self.config.max_memory_usage
