@@ -18,6 +18,7 @@ from forge_kernel.contract.counting import Counted, LossAnswer, LossTerm, loss_t
 from forge_kernel.contract.data import Data, DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.lazy_module import LazyModule
+from forge_kernel.contract.metric_info import Goal, MetricInfo, MetricInfos
 from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.model_call import call_model
 from forge_kernel.contract.plugin import API_VERSION, Kind, Order, PluginInfo
@@ -28,7 +29,6 @@ from forge_kernel.contract.tensor_data import TensorData
 from forge_kernel.contract.values import (
     Batch,
     Event,
-    Goal,
     LogRecord,
     Progress,
     ScheduleFactors,
@@ -53,6 +53,8 @@ __all__ = [
     "LossAnswer",
     "LossTerm",
     "Metric",
+    "MetricInfo",
+    "MetricInfos",
     "Order",
     "PluginError",
     "PluginInfo",

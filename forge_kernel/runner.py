@@ -32,6 +32,7 @@ from forge_kernel.planning.pipeline_file import (
 from forge_kernel.planning.plan import Plan, plan
 from forge_kernel.run_folder.record import (
     CONFIG,
+    ENVIRONMENT,
     RunRecord,
     environment,
     new_run_folder,
@@ -398,7 +399,7 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
             session.opened()
         for problem in session.problems:
             record.event("checkpoint", level="warning", problem=problem)
-        write_json(folder / "environment.json", environment(session.plan, session.run))
+        write_json(folder / ENVIRONMENT, environment(session.plan, session.run))
         session.start()
         session.train()
         exports = session.finish()

@@ -85,10 +85,15 @@ def show_result(result: RunResult) -> None:
         f"{result.outcome} after {result.steps} steps, {result.epochs} epochs, "
         f"{result.seconds:.1f} s: {result.stop_reason}"
     )
+    from forge_kernel.contract.metric_info import VALIDATION, MetricInfos
+    from forge_kernel.run_folder.status import read_metric_infos
+
+    infos = read_metric_infos(result.folder) if result.folder is not None else MetricInfos()
     for name, value in result.final.items():
-        best = result.best.get(name.removeprefix("validation_"))
-        shown = "not measured" if value is None else f"{value:.6g}"
-        beside = f"  (best {best:.6g})" if best is not None and "validation_" in name else ""
+        number = infos.of(name).number
+        best = result.best.get(name.removeprefix(VALIDATION))
+        shown = "not measured" if value is None else number(value)
+        beside = f"  (best {number(best)})" if best is not None and VALIDATION in name else ""
         print(f"  {name}: {shown}{beside}")
     for name, folder in result.exports.items():
         print(f"  export {name}: {result.folder}/{folder}")

@@ -18,7 +18,7 @@ def status_command(
     import json
 
     from forge_kernel.run_folder.log_text import metrics_text, place_text
-    from forge_kernel.run_folder.status import read_status
+    from forge_kernel.run_folder.status import read_metric_infos, read_status
 
     result = read_status(run_dir)
     if as_json:
@@ -28,7 +28,7 @@ def status_command(
     if not result.data:
         return
     print(f"  {place_text(result.data)}")
-    metrics = metrics_text(result.data.get("metrics"))
+    metrics = metrics_text(result.data.get("metrics"), read_metric_infos(run_dir))
     if metrics:
         print(f"  at step {result.data.get('metrics_step')}: {metrics}")
     for event in result.data.get("events", ()):

@@ -64,7 +64,7 @@ def _lines(folder: Path) -> RunStatus:
     """A line for each notice and each new set of metrics, as they come."""
     from forge_kernel.run_folder.log_text import metrics_text, notice_text
     from forge_kernel.run_folder.record import LOG
-    from forge_kernel.run_folder.status import LogFollower, read_status
+    from forge_kernel.run_folder.status import LogFollower, read_metric_infos, read_status
 
     follower, step, condition = LogFollower(folder / LOG), None, "running"
     earlier = _EARLIER
@@ -77,7 +77,8 @@ def _lines(folder: Path) -> RunStatus:
         earlier = 10**9
         if result.data.get("metrics_step") != step:
             step = result.data.get("metrics_step")
-            print(f"step {step}: {metrics_text(result.data.get('metrics'))}", flush=True)
+            metrics = metrics_text(result.data.get("metrics"), read_metric_infos(folder))
+            print(f"step {step}: {metrics}", flush=True)
         over = result.over
         if result.condition != condition and not over:
             condition = result.condition
@@ -138,6 +139,7 @@ def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType
     from rich.text import Text
 
     from forge_kernel.run_folder.log_text import place_text
+    from forge_kernel.run_folder.status import read_metric_infos
 
     data = found.data
     colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(found.condition, "bold")
@@ -148,9 +150,12 @@ def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType
         parts.append(Text(message))
         if data.get("total_steps"):
             parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
+        infos = read_metric_infos(found.folder)
         table = Table("metric", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for name, value in data.get("metrics", {}).items():
-            table.add_row(Text(name), "not measured" if value is None else f"{value:.5g}")
+            table.add_row(
+                Text(name), "not measured" if value is None else infos.of(name).number(value)
+            )
         parts.append(table)
     parts += [Text(notice, style="dim") for notice in notices]
     return Group(*parts)

@@ -6,16 +6,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from forge_kernel.contract.values import Batch, Goal
+from forge_kernel.contract.metric_info import Goal, MetricInfos
+from forge_kernel.contract.values import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Metric(Protocol):
-    """Metrics over a whole validation set."""
+    """Metrics over a whole validation set.
 
-    goals: Mapping[str, Goal]
+    Which way each is better its plugin's `PluginInfo.metrics` declares; a metric whose names only
+    it knows has `goals`, a mapping of them to "max" or "min".
+    """
 
     def reset(self) -> None:
         """Begin a pass."""
@@ -38,7 +41,21 @@ class MetricStore:
         self.latest: dict[str, float | None] = {}
         self.validation: dict[str, float | None] = {}
         self.best: dict[str, float] = {}
-        self.goals: dict[str, Goal] = {}
+        self.infos = MetricInfos()
+        self._goals: dict[str, Goal] = {}
+
+    def declare(self, infos: MetricInfos, goals: Mapping[str, Goal]) -> None:
+        """Say what the run's metrics are.
+
+        Args:
+            infos: what the plugins declare.
+            goals: which way those are better whose names only the validation knows.
+        """
+        self.infos, self._goals = infos, dict(goals)
+
+    def goal(self, name: str) -> Goal | None:
+        """Which way a metric of the validation is better, as far as anybody said."""
+        return self._goals.get(name) or self.infos.of(name).goal
 
     def put(self, name: str, value: float | Tensor | None) -> None:
         """Set a metric; a tensor (0-d) is read later."""
@@ -80,7 +97,7 @@ class MetricStore:
         }
         for name, value in metrics.items() if best else ():
             known = self.best.get(name)
-            higher = self.goals.get(name, "min") == "max"
+            higher = self.goal(name) == "max"
             if math.isfinite(value) and (
                 known is None or (value > known if higher else value < known)
             ):

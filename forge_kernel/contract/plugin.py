@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
+from forge_kernel.contract.metric_info import MetricInfo
+
 API_VERSION: Final = 1
 
 
@@ -105,6 +107,7 @@ class PluginInfo:
         records: JSON Schema of each JSON file that it writes, by the file's name without suffix.
         packages: optional modules that it cannot work without, each with what installs it; a run
             without one of them is refused when it is planned.
+        metrics: those that it logs or computes.
         hears_unfinished: a policy that hears of validations of a network that is not yet what will
             be exported, since it judges no metrics.
         couples_samples: a loss whose value for a sample depends on the other samples of the
@@ -123,6 +126,7 @@ class PluginInfo:
     api: tuple[int, int] = (API_VERSION, API_VERSION)
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[MetricInfo, ...] = ()
     hears_unfinished: bool = False
     couples_samples: bool = False
 

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-Goal = Literal["max", "min"]
-
-
 RequestName = Literal["stop", "save", "restore", "validate"]
 
 

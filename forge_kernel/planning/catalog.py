@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from forge_kernel.config.spelling import did_you_mean
+from forge_kernel.contract.metric_info import MetricInfo
 from forge_kernel.contract.plugin import API_VERSION, Kind, PluginInfo
 from forge_kernel.errors import Fault, PluginError
 
@@ -169,3 +170,11 @@ class Catalog:
         assert isinstance(known, type)
         self._classes[kind, name] = known
         return known
+
+    def metrics(self) -> Iterator[MetricInfo]:
+        """What the plugins say of the metrics they log; one that cannot be loaded is left out."""
+        for kind, name in list(self._offers):
+            try:
+                yield from self.load(kind, name).info.metrics
+            except PluginError:
+                continue

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from forge_kernel.contract.metric_info import MetricInfos
 from forge_kernel.renamed import record_today
 
 _OWN: Final = frozenset({"event", "level", "timestamp", "step", "message", "facts"})
 
 
-def metrics_text(metrics: Any) -> str:
+def metrics_text(metrics: Any, infos: MetricInfos | None = None) -> str:
     """Metrics in one line: `loss 0.31  accuracy 0.8`; one not measured is left out."""
     if not isinstance(metrics, Mapping):
         return ""
+    infos = infos or MetricInfos()
     return "  ".join(
-        f"{name} {value:.4g}"
+        f"{name} {infos.of(name).number(value)}"
         for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from forge_kernel.planning.plan import Plan
 
 CONFIG: Final = "config.yaml"
+ENVIRONMENT: Final = "environment.json"
 RESULT: Final = "result.json"
 STATUS: Final = "status.json"
 LOG: Final = "forge.log"
@@ -141,6 +142,7 @@ def environment(plan: Plan, run: Run) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_revision": _git_revision(),
         "plugins": {entry.label: entry.origin for entry in plan.entries},
+        "metrics": run.metrics.infos.to_data(),
         "command": list(sys.argv),
     }
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from forge_kernel.contract.metric_info import MetricInfos
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.renamed import record_today
-from forge_kernel.run_folder.record import CONFIG, STATUS
+from forge_kernel.run_folder.record import CONFIG, ENVIRONMENT, STATUS
 
 SILENT_AFTER: Final = 30.0  # seconds without a sign of life; a long validation may take that
 _CLOCK_STEP: Final = 5.0  # seconds by which clocks of one machine may disagree
@@ -75,6 +76,15 @@ def read_status(folder: Path) -> RunStatus:
     age = max(0.0, time.time() - heartbeat) if isinstance(heartbeat, int | float) else None
     condition, said = _judged(data, age)
     return RunStatus(folder, condition, said, age, data)
+
+
+def read_metric_infos(folder: Path) -> MetricInfos:
+    """What a run's metrics are, as it has written; plain ones where it has not."""
+    try:
+        data = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return MetricInfos()
+    return MetricInfos.from_data(data.get("metrics") if isinstance(data, dict) else None)
 
 
 def _status_data(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jsonschema
 from forge_kernel.config.schema import bind_config, config_data, config_schema
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.planning.catalog import Catalog
+from forge_kernel.run_folder.status import read_metric_infos
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.counted import (
@@ -103,13 +104,16 @@ def test_is_constructed_without_any_effect(
 
 
 def test_trains_ten_steps(forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path) -> None:
-    """Ten steps end with finite metrics."""
+    """Ten steps end with finite metrics, each of which somebody has declared."""
     result = _trial(forge_plugin, forge_config).run(tmp_path / "run")
     assert result.outcome == "completed"
     assert result.steps > 0
     loss = result.final["loss"]
     assert loss is not None
     assert math.isfinite(loss)
+    infos = read_metric_infos(tmp_path / "run")
+    undeclared = [name for name in result.final if not infos.declares(name)]
+    assert not undeclared, f"no PluginInfo.metrics names {undeclared}"
 
 
 def test_resumes_bit_for_bit(

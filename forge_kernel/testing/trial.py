@@ -14,13 +14,14 @@ from forge_kernel.config.schema import bind_config
 from forge_kernel.config.use import USE_OF_KIND
 from forge_kernel.contract.data import Data, DataSpec
 from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.metric_info import MetricInfo
 from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.plugin import Kind, PluginInfo, facts
 from forge_kernel.contract.result import RunResult
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.tensor_data import TensorData
-from forge_kernel.contract.values import Batch, Goal, Step
+from forge_kernel.contract.values import Batch, Step
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.plan import plan
 from forge_kernel.runner import resume, run
@@ -161,8 +162,6 @@ class TrialLoss:
 
 
 class _TrialMetric:
-    goals: Mapping[str, Goal] = {"accuracy": "max"}
-
     def __init__(self) -> None:
         self._counts = torch.zeros(2)
 
@@ -186,7 +185,11 @@ class TrialValidator:
     """Accuracy."""
 
     info = PluginInfo(
-        name="trial_validator", kind=Kind.VALIDATORS, config=NoConfig, provides=("metric:accuracy",)
+        name="trial_validator",
+        kind=Kind.VALIDATORS,
+        config=NoConfig,
+        provides=("metric:accuracy",),
+        metrics=(MetricInfo("accuracy", "share", "max"),),
     )
 
     def __init__(self) -> None:

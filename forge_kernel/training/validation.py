@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from forge_kernel.contract.metric_info import Goal, MetricInfos
 from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run import Run
@@ -49,9 +50,12 @@ class Validation:
         self._metrics: list[Metric] = [
             metric for answer in bus.calls("make_metrics") for metric in answer(self.run)
         ]
+        goals: dict[str, Goal] = {}
         for metric in self._metrics:
-            self.run.metrics.goals.update(metric.goals)
-        self.run.metrics.goals.setdefault("loss", "min")
+            goals |= getattr(metric, "goals", {})
+        self.run.metrics.declare(
+            MetricInfos(info for entry in plan.entries for info in entry.info.metrics), goals
+        )
 
     def check(self) -> None:
         """Refuse plugins that would wait for ever for a metric.

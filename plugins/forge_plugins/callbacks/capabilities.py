@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Kind, MetricInfo, PluginInfo, Run, Step, hookimpl
 from forge_plugins.callbacks.improvement import Improvement
 
 
@@ -119,6 +119,7 @@ class Capabilities:
         kind=Kind.CALLBACKS,
         config=CapabilitiesConfig,
         requires=_metrics,
+        metrics=(MetricInfo("retention", "share", "max", section="Grokking"),),
     )
 
     def __init__(self, config: CapabilitiesConfig) -> None:

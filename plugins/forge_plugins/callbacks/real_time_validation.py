@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Goal, Kind, Metric, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Batch, Kind, Metric, MetricInfo, PluginInfo, Run, Step, hookimpl
 from forge_plugins.mathematics.optimizers.time_budget import affordable
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ class RealTimeValidationConfig:
 class Stopwatch:
     """A metric that measures nothing but when a pass begins."""
 
-    goals: Mapping[str, Goal] = {}
-
     def __init__(self) -> None:
         self.begun: float | None = None
 
@@ -77,6 +75,15 @@ class RealTimeValidation:
         kind=Kind.CALLBACKS,
         config=RealTimeValidationConfig,
         hears_unfinished=True,  # of how long they take
+        metrics=(
+            MetricInfo(
+                "validation_time_share",
+                "share",
+                digits=3,
+                title="Time for validation, share",
+                section="Throughput",
+            ),
+        ),
     )
 
     def __init__(self, config: RealTimeValidationConfig) -> None:

@@ -10,6 +10,7 @@ from forge_kernel.api import (
     Data,
     Kind,
     LazyModule,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -171,7 +172,17 @@ class File:
     Maps a file's columns, looks at every sample once, and deals them out.
     """
 
-    info = PluginInfo(name="file", kind=Kind.DATA, config=FileConfig, provides=provided)
+    info = PluginInfo(
+        name="file",
+        kind=Kind.DATA,
+        config=FileConfig,
+        provides=provided,
+        metrics=(
+            MetricInfo("cache_hit_rate", "share", title="Reads from the cache, share"),
+            MetricInfo("cache_loads", title="Reads past the cache"),
+            MetricInfo("cache_seconds", "s", title="Time for reads past the cache"),
+        ),
+    )
 
     def __init__(self, config: FileConfig) -> None:
         self.config = config

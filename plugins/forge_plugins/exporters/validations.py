@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,12 +60,14 @@ class ValidationsConfig:
     """No settings: the file is `validations.json`."""
 
 
-def best_of(history: list[dict[str, Any]], goals: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def best_of(
+    history: list[dict[str, Any]], goal_of: Callable[[str], str | None]
+) -> dict[str, dict[str, Any]]:
     """The best value of each metric and its step; a metric that never was a number has none."""
     result: dict[str, dict[str, Any]] = {}
     for item in history:
         for name, value in item["metrics"].items():
-            goal = goals.get(name, "min")
+            goal = goal_of(name) or "min"
             known = result.get(name)
             sign = 1.0 if goal == "max" else -1.0
             if value is None or (known is not None and sign * (value - known["value"]) <= 0):
@@ -129,7 +131,7 @@ class Validations:
         data = {
             "run": run.settings.name,
             "steps": run.progress.step,
-            "best": best_of(history, run.metrics.goals),
+            "best": best_of(history, run.metrics.goal),
             "validations": history,
         }
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"

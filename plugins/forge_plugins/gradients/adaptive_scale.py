@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, Order, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, MetricInfo, Order, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ class AdaptiveScale:
         kind=Kind.GRADIENTS,
         config=AdaptiveScaleConfig,
         order=Order(after=("grokfast",), before=("clip_norm",)),
+        metrics=(MetricInfo("smallest_gradient_scale", section="Grokking"),),
     )
 
     def __init__(self, config: AdaptiveScaleConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, Order, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, MetricInfo, Order, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ class ClipNorm:
         kind=Kind.GRADIENTS,
         config=ClipNormConfig,
         order=Order(after=("grokfast",)),
+        metrics=(MetricInfo("clipped_from_norm", title="Gradient norm before clipping"),),
     )
 
     def __init__(self, config: ClipNormConfig) -> None:

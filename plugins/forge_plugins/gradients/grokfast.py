@@ -12,6 +12,7 @@ from forge_kernel.api import (
     Kind,
     LazyModule,
     LogRecord,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -179,7 +180,17 @@ class Grokfast:
     The filter with its memory, one for each parameter that has had a gradient.
     """
 
-    info = PluginInfo(name="grokfast", kind=Kind.GRADIENTS, config=GrokfastConfig, requires=_needs)
+    info = PluginInfo(
+        name="grokfast",
+        kind=Kind.GRADIENTS,
+        config=GrokfastConfig,
+        requires=_needs,
+        metrics=(
+            MetricInfo("slow_gradient_norm", title="Slow gradient norm", section="Grokking"),
+            MetricInfo("grokfast_alpha", title="Grokfast alpha", section="Grokking"),
+            MetricInfo("grokfast_lambda", title="Grokfast lambda", section="Grokking"),
+        ),
+    )
 
     def __init__(self, config: GrokfastConfig) -> None:
         self.config = config

@@ -14,6 +14,7 @@ from forge_kernel.api import (
     LazyModule,
     LossAnswer,
     LossTerm,
+    MetricInfo,
     PluginInfo,
     Run,
     Step,
@@ -67,7 +68,11 @@ class Consistency:
     """
 
     info = PluginInfo(
-        name="consistency", kind=Kind.LOSS, config=ConsistencyConfig, requires=("model:quantized",)
+        name="consistency",
+        kind=Kind.LOSS,
+        config=ConsistencyConfig,
+        requires=("model:quantized",),
+        metrics=(MetricInfo("consistency", goal="min"),),
     )
 
     def __init__(self, config: ConsistencyConfig) -> None:

@@ -17,6 +17,7 @@ from forge_kernel.api import (
     LazyModule,
     LossAnswer,
     LossTerm,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -95,7 +96,15 @@ class Distillation:
     of other runs.
     """
 
-    info = PluginInfo(name="distillation", kind=Kind.LOSS, config=DistillationConfig)
+    info = PluginInfo(
+        name="distillation",
+        kind=Kind.LOSS,
+        config=DistillationConfig,
+        metrics=(
+            MetricInfo("distillation", goal="min"),
+            MetricInfo("hidden_distance", goal="min"),
+        ),
+    )
 
     def __init__(self, config: DistillationConfig) -> None:
         self.config = config

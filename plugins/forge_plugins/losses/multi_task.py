@@ -15,6 +15,7 @@ from forge_kernel.api import (
     LazyModule,
     LossAnswer,
     LossTerm,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -85,7 +86,12 @@ class MultiTask:
     Outputs and targets are mappings by task; a single output or target is every task's.
     """
 
-    info = PluginInfo(name="multi_task", kind=Kind.LOSS, config=MultiTaskConfig)
+    info = PluginInfo(
+        name="multi_task",
+        kind=Kind.LOSS,
+        config=MultiTaskConfig,
+        metrics=(MetricInfo("weight", title="Weight of the task"),),
+    )
 
     def __init__(self, config: MultiTaskConfig) -> None:
         self.config = config

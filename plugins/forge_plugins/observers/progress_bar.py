@@ -109,7 +109,7 @@ class ProgressBar:
         if self._bar is None:
             self._line(run, "log", metrics=dict(record.metrics))
         elif loss is not None:
-            self._texts["loss"] = f"loss {loss:.4g}"
+            self._texts["loss"] = f"loss {run.metrics.infos.of('loss').number(loss)}"
 
     @hookimpl
     def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
@@ -118,7 +118,8 @@ class ProgressBar:
         if self._bar is None:
             self._line(run, "validation", metrics=finite)
             return
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        infos = run.metrics.infos
+        shown = "  ".join(f"{name} {infos.of(name).number(v)}" for name, v in metrics.items())
         self._texts["validation"] = f"validation: {shown}"
         self._draw(run)
 

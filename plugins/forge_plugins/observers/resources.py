@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Kind, LazyModule, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Batch, Kind, LazyModule, MetricInfo, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +96,31 @@ class Resources:
         kind=Kind.OBSERVERS,
         config=ResourcesConfig,
         records={"resources": RECORD},
+        metrics=(
+            *(
+                MetricInfo(f"{what}_per_second", "1/s", section="Throughput")
+                for what in ("samples", "tokens", "steps")
+            ),
+            *(
+                MetricInfo(name, unit, digits=3, title=title, section=section)
+                for name, unit, title, section in (
+                    ("mfu", "share", "MFU, share of the device's peak", "Throughput"),
+                    ("cpu_percent", "%", "Processor, this process", "Machine"),
+                    ("system_cpu_percent", "%", "Processor, whole machine", "Machine"),
+                    ("device_percent", "%", "Device busy", "Machine"),
+                    ("memory_bytes", "bytes", "Memory, this process", "Machine"),
+                    ("memory_share", "share", "Memory, whole machine, share", "Machine"),
+                    ("device_memory_bytes", "bytes", "Device memory, tensors", "Machine"),
+                    ("device_memory_peak_bytes", "bytes", "Device memory, peak", "Machine"),
+                    (
+                        "device_memory_share",
+                        "share",
+                        "Device memory, all programs, share",
+                        "Machine",
+                    ),
+                )
+            ),
+        ),
     )
 
     def __init__(self, config: ResourcesConfig) -> None:

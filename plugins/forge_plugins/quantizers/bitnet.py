@@ -13,6 +13,7 @@ from msgspec import Meta
 from forge_kernel.api import (
     Kind,
     LazyModule,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -202,7 +203,27 @@ class BitNet:
     was done otherwise than asked for.
     """
 
-    info = PluginInfo(name="bitnet", kind=Kind.QUANTIZER, config=BitNetConfig, provides=_provided)
+    info = PluginInfo(
+        name="bitnet",
+        kind=Kind.QUANTIZER,
+        config=BitNetConfig,
+        provides=_provided,
+        metrics=(
+            *(
+                MetricInfo(name, unit, title=title, section="Quantized weights")
+                for name, unit, title in (
+                    ("weight_sparsity", "share", "Weights that are zero, share"),
+                    ("weight_flips", "share", "Weights that changed level, share"),
+                    ("quantization_error", "share", ""),
+                    ("quantization_blend", "share", ""),
+                    ("latent_mean", "", "Latent weights, mean"),
+                    ("latent_std", "", "Latent weights, deviation"),
+                    ("latent_kurtosis", "", "Latent weights, kurtosis"),
+                    ("level_*", "share", ""),
+                )
+            ),
+        ),
+    )
 
     def __init__(self, config: BitNetConfig) -> None:
         self.config = config

@@ -13,6 +13,7 @@ from forge_kernel.api import (
     Kind,
     LazyModule,
     LogRecord,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -63,7 +64,10 @@ class DelayedCompression:
     """
 
     info = PluginInfo(
-        name="delayed_compression", kind=Kind.REGULARIZERS, config=DelayedCompressionConfig
+        name="delayed_compression",
+        kind=Kind.REGULARIZERS,
+        config=DelayedCompressionConfig,
+        metrics=(MetricInfo("squared_weights", goal="min"),),
     )
 
     def __init__(self, config: DelayedCompressionConfig) -> None:

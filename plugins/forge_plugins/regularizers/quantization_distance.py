@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Kind, LazyModule, MetricInfo, PluginInfo, Run, Step, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,7 @@ class QuantizationDistance:
         kind=Kind.REGULARIZERS,
         config=QuantizationDistanceConfig,
         requires=("model:quantized",),
+        metrics=(MetricInfo("quantization_distance", goal="min", section="Quantized weights"),),
     )
 
     def __init__(self, config: QuantizationDistanceConfig) -> None:

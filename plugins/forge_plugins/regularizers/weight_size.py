@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import (
+    Kind,
+    LazyModule,
+    MetricInfo,
+    PluginError,
+    PluginInfo,
+    Run,
+    Step,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +58,14 @@ class WeightSize:
     """
 
     info = PluginInfo(
-        name="weight_size", kind=Kind.REGULARIZERS, config=WeightSizeConfig, requires=_required
+        name="weight_size",
+        kind=Kind.REGULARIZERS,
+        config=WeightSizeConfig,
+        requires=_required,
+        metrics=(
+            MetricInfo("weight_square", goal="min"),
+            MetricInfo("weight_magnitude", goal="min"),
+        ),
     )
 
     def __init__(self, config: WeightSizeConfig) -> None:

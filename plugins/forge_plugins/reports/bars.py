@@ -64,7 +64,7 @@ def svg_bars(title: str, names: Sequence[str], counts: Sequence[int], colour: in
     )  # fmt: skip
     hidden = len(names) - len(shown)
     note = element("p", f"{hidden:,} more are not drawn.", class_="left-out") if hidden else ""
-    return element("metric", element("h3", escaped(title)) + svg + note, class_="card")
+    return element("figure", element("h3", escaped(title)) + svg + note, class_="card")
 
 
 def _short(name: str) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Final
 from forge_plugins.reports.chart import Background, Line, Series, line_chart
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.metric_names import MAIN, in_order, metric_title, section_of
-from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData
+from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData, joined_infos
 from forge_plugins.reports.seeds import Group, median_and_spread
 from forge_plugins.reports.weight_histogram import LEVEL, levels_card
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from forge_kernel.api import MetricInfos
 
 _BOTH_SCALES: Final = frozenset({"loss", "learning_rate", "grad_norm"})
 _MOST_POINTS: Final = 600
@@ -32,6 +34,7 @@ class _Frame:
 
     steps: tuple[int, int]
     most_points: int
+    infos: MetricInfos
     background: Background | None = None
 
 
@@ -65,6 +68,7 @@ def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
     left_out = len(plots) - round(detail * _MOST_CHARTS)
     plots = plots[: round(detail * _MOST_CHARTS)]
     runs = [run for group in groups for run in group.runs]
+    infos = joined_infos(runs)
     steps = [step for run in runs for curve in run.curves for step in _ends(curve)]
     if not steps:
         return element("p", "There are no curves: no metric was logged.", class_="quiet")
@@ -72,20 +76,20 @@ def chart_cards(groups: Sequence[Group], detail: float = 1.0) -> str:
     points = max(_FEWEST_POINTS, min(_MOST_POINTS, round(detail * _POINTS_OF_PAGE) // paths))
     marks = round(detail * _MARKS_OF_PAGE) // max(1, len(plots))
     behind = _background(alone, marks) if alone is not None else None
-    frame = _Frame((min(steps), max(steps)), points, behind)
+    frame = _Frame((min(steps), max(steps)), points, infos, behind)
     cards = [(plot, _card(plot, frame)) for plot in plots]
     large = "".join(card for plot, card in cards if plot.metric in MAIN)
     parts = [element("div", large, class_="charts")] if large else []
     sections: dict[str, str] = {}
     for plot, card in cards:
         if plot.metric not in MAIN:
-            heading = section_of(plot.metric)
+            heading = section_of(plot.metric, infos)
             sections[heading] = sections.get(heading, "") + card
     levels = levels_card(alone, frame.steps) if alone is not None else ""
     if levels:
-        sections = {section_of("level_0"): "", **sections}
+        sections = {section_of("level_0", infos): "", **sections}
     for heading, body in sections.items():
-        first = levels if heading == section_of("level_0") else ""
+        first = levels if heading == section_of("level_0", infos) else ""
         small = element("div", body, class_="charts small") if body else ""
         parts.append(element("h2", escaped(heading)) + first + small)
     if left_out > 0:
@@ -109,7 +113,8 @@ def _background(run: RunData, marks: int) -> Background:
 
 def measured_metrics(runs: Sequence[RunData]) -> list[str]:
     """Names of the metrics with a value anywhere: main ones, then the others."""
-    return in_order({curve.metric for run in runs for curve in run.curves if curve.measured})
+    measured = {curve.metric for run in runs for curve in run.curves if curve.measured}
+    return in_order(measured, joined_infos(runs))
 
 
 # -- one run ------------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ def _plots_of_run(run: RunData) -> list[_Plot]:
         series.append(
             Series(label=part, points=curve.points, colour=colour, line=line, variant=curve.kind)
         )
-    return [_plot(metric, result[metric]) for metric in in_order(result)]
+    return [_plot(metric, result[metric]) for metric in in_order(result, run.infos)]
 
 
 def _kinds(runs: Sequence[RunData]) -> list[str]:
@@ -214,7 +219,7 @@ def _plot(metric: str, series: Sequence[Series]) -> _Plot:
 def _card(plot: _Plot, frame: _Frame) -> str:
     name = plot.metric.removesuffix("/")
     large = plot.metric in MAIN
-    title = metric_title(name) + (", parts" if plot.metric.endswith("/") else "")
+    title = metric_title(name, frame.infos) + (", parts" if plot.metric.endswith("/") else "")
     drawn = {
         scale: line_chart(
             plot.series,
@@ -233,7 +238,7 @@ def _card(plot: _Plot, frame: _Frame) -> str:
     if plot.more:
         more = element("p", f"{plot.more:,} further lines are not drawn.", class_="left-out")
     if not plot.both_scales:
-        return element("metric", drawn["linear"] + more, class_="card")
+        return element("figure", drawn["linear"] + more, class_="card")
     switch = "".join(
         _choice(plot.metric, scale, checked=(scale == "log") == plot.log) for scale in drawn
     )
@@ -242,7 +247,7 @@ def _card(plot: _Plot, frame: _Frame) -> str:
         for scale, chart in drawn.items()
     )
     body = element("div", switch + charts, class_="scales")
-    return element("metric", body + more, class_="card")
+    return element("figure", body + more, class_="card")
 
 
 def _choice(metric: str, scale: str, *, checked: bool) -> str:

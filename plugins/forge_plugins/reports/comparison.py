@@ -10,8 +10,8 @@ from functools import partial
 from forge_plugins.reports.chart import COLOURS
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.metric_names import main_first, metric_title
-from forge_plugins.reports.notation import ABSENT, duration_text, number_text, size_text
-from forge_plugins.reports.run_data import Metrics, RunData
+from forge_plugins.reports.notation import ABSENT, duration_text, number_text
+from forge_plugins.reports.run_data import Metrics, RunData, joined_infos
 from forge_plugins.reports.run_sections import badge, card, folded_table, settings
 from forge_plugins.reports.seeds import Group
 from forge_plugins.reports.tables import duration_cell, metric_cell, number_cell, table
@@ -21,11 +21,12 @@ _MOST_CELLS = 1200  # of metrics that stand open, at some 100 bytes each
 _FEWEST_ROWS = 12
 Cell = Callable[[float | None], str]
 
-_FIGURE_ROWS: tuple[tuple[str, Callable[[Metrics], float | None]], ...] = (
+_STEP = "step of the best"
+_METRIC_ROWS: tuple[tuple[str, Callable[[Metrics], float | None]], ...] = (
     ("training", lambda metrics: metrics.training),
     ("validation", lambda metrics: metrics.validation),
     ("best validation", lambda metrics: metrics.best),
-    ("step of the best", lambda metrics: metrics.best_step),
+    (_STEP, lambda metrics: metrics.best_step),
 )
 
 
@@ -145,9 +146,10 @@ def _metric_rows(groups: Sequence[Group]) -> list[tuple[str, Row]]:
     """The metrics that any of the runs has, by name."""
     result = {id(run): run.metrics() for group in groups for run in group.runs}
     names = {name: None for metrics in result.values() for name in metrics}
+    infos = joined_infos([run for group in groups for run in group.runs])
     rows: list[tuple[str, Row]] = []
     for name, _ in main_first(names):
-        for message, pick in _FIGURE_ROWS:
+        for message, pick in _METRIC_ROWS:
 
             def of_run(
                 run: RunData, name: str = name, pick: Callable[[Metrics], float | None] = pick
@@ -155,13 +157,10 @@ def _metric_rows(groups: Sequence[Group]) -> list[tuple[str, Row]]:
                 return pick(result[id(run)].get(name, Metrics()))
 
             if any(of_run(run) is not None for group in groups for run in group.runs):
-                heading = escaped(f"{metric_title(name)}, {message}")
-                cell = partial(metric_cell, name)
-                text = _size_text if name.endswith("_bytes") else number_text
+                heading = escaped(f"{metric_title(name, infos)}, {message}")
+                info, counts = infos.of(name), message == _STEP
+                cell: Cell = number_cell if counts else partial(metric_cell, info)
+                text = number_text if counts else info.number
                 cells = [_spread(group, of_run, cell, text) for group in groups]
                 rows.append((name, (heading, cells)))
     return rows
-
-
-def _size_text(value: float | None) -> str:
-    return size_text(None if value is None else round(value))

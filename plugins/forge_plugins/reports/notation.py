@@ -6,10 +6,12 @@ import datetime
 import math
 from typing import TYPE_CHECKING, Final
 
+from forge_kernel.contract import metric_info
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ABSENT: Final = "–"
+ABSENT: Final = metric_info.ABSENT
 _SUFFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 _SIZES: Final = ("kB", "MB", "GB", "TB")
 
@@ -22,7 +24,7 @@ def number_text(value: float | None) -> str:
         return f"{int(value):,}"
     if 1e5 <= abs(value) < 1e15:  # whole numbers have more digits than that already
         return f"{value:,.0f}"
-    return _plain_exponent(f"{value:,.5g}")
+    return metric_info.plain_exponent(f"{value:,.5g}")
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
@@ -85,9 +87,3 @@ def _exponent_texts(ticks: Sequence[float], power: int) -> list[str]:
     """Multiples of one power of ten: `0.5e-4`, `1e-4`."""
     unit = 10.0**power
     return [f"{tick / unit:.6g}e{power}" if tick else "0" for tick in ticks]
-
-
-def _plain_exponent(text: str) -> str:
-    """`1e-05` as `1e-5`, `1e+06` as `1e6`."""
-    mantissa, mark, exponent = text.partition("e")
-    return f"{mantissa}e{int(exponent)}" if mark else text

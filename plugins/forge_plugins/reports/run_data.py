@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from forge_kernel.api import MetricInfos
+from forge_kernel.embedding import Catalog
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 CONFIG: Final = "config.yaml"
 VALIDATION: Final = "validation"
@@ -126,6 +129,7 @@ class RunData:
     curves: tuple[Curve, ...] = ()
     events: tuple[EmittedEvent, ...] = ()
     notes: tuple[str, ...] = ()
+    infos: MetricInfos = field(default_factory=MetricInfos)
 
     @property
     def ended(self) -> bool:
@@ -186,12 +190,14 @@ def read_run(folder: Path) -> RunData:
     name = _text(settings.get("name")) if isinstance(settings, dict) else None
     folder_name = folder.resolve().name or str(folder)
     curves, events = _read_metrics(folder / "metrics.jsonl", notes)
+    environment = _read_json(folder / "environment.json", notes)
     return RunData(
         folder=folder_name,
         name=name or folder_name,
         config_text=config_text,
         config=config,
-        environment=_read_json(folder / "environment.json", notes),
+        environment=environment,
+        infos=run_infos(environment or {}),
         resources=_read_optional(folder / "resources.json", notes),
         state=_text(about.get("outcome")) or _text(about.get("state")),
         steps=_count(about.get("steps", about.get("step"))),
@@ -209,6 +215,19 @@ def read_run(folder: Path) -> RunData:
         events=events,
         notes=tuple(notes),
     )
+
+
+def run_infos(environment: Mapping[str, Any]) -> MetricInfos:
+    """What a run's metrics are: as it has written, or of an older one as installed plugins say."""
+    if "metrics" in environment:
+        return MetricInfos.from_data(environment["metrics"])
+    return MetricInfos(Catalog.installed().metrics())
+
+
+def joined_infos(runs: Iterable[RunData]) -> MetricInfos:
+    """What the metrics of several runs are; what the first one says counts."""
+    entries = [entry for run in runs for entry in run.infos.to_data()]
+    return MetricInfos.from_data(entries)
 
 
 def _read_text(file: Path, notes: list[str]) -> str | None:

@@ -90,12 +90,12 @@ def metrics_table(run: RunData) -> str:
     rows: dict[bool, list[tuple[str, list[str]]]] = {False: [], True: []}
     for name, metrics in main_first(run.metrics()):
         cells = [
-            metric_cell(name, metrics.training),
-            metric_cell(name, metrics.validation),
-            metric_cell(name, metrics.best),
+            metric_cell(run.infos.of(name), metrics.training),
+            metric_cell(run.infos.of(name), metrics.validation),
+            metric_cell(run.infos.of(name), metrics.best),
             number_cell(metrics.best_step),
         ]
-        rows["/" in name].append((escaped(metric_title(name)), cells))
+        rows["/" in name].append((escaped(metric_title(name, run.infos)), cells))
     if not rows[False] and not rows[True]:
         return card("Metrics", element("p", "No metric was measured.", class_="quiet"))
     parts = folded_table("Metrics of parts", heads, rows[True], "number")

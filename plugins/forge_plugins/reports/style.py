@@ -68,15 +68,15 @@ margin-top:18px}
 background:var(--stopped-ground);border-radius:10px}
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
 .charts.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
-metric{margin:0;position:relative;overflow-x:auto}
-metric>.scales{position:relative}
-metric svg{display:block;width:100%;height:auto;min-width:440px;max-width:860px}
+figure{margin:0;position:relative;overflow-x:auto}
+figure>.scales{position:relative}
+figure svg{display:block;width:100%;height:auto;min-width:440px;max-width:860px}
 .small svg{min-width:280px;max-width:540px}
-.levels metric:nth-child(3){grid-column:1/-1}
-.levels metric:nth-child(3) svg{max-width:none;min-width:900px}
+.levels figure:nth-child(3){grid-column:1/-1}
+.levels figure:nth-child(3) svg{max-width:none;min-width:900px}
 .over-steps svg{min-width:760px;max-width:none}
 .levels+.small{margin-top:16px}
-h2+metric.card+.card{margin-top:16px}
+h2+figure.card+.card{margin-top:16px}
 .left-out{font-size:12.5px;color:var(--quiet);margin:4px 0 0}
 .missing{margin-top:14px}
 .tables{display:grid;gap:16px;align-items:start;grid-template-columns:minmax(0,1fr)}
@@ -141,7 +141,7 @@ svg .phase{font-size:11px;text-anchor:middle}
 .dot{fill:currentColor;stroke:var(--card);stroke-width:1.5}
 @media (max-width:640px){main{padding:24px 14px 36px}
 .wide.number tbody th{min-width:34vw;max-width:44vw}}
-@media print{.card,metric{break-inside:avoid}body{background:none}}
+@media print{.card,figure{break-inside:avoid}body{background:none}}
 """
     + "".join(f".s{number}{{color:var(--series-{number})}}" for number in range(len(_LIGHT)))
 )

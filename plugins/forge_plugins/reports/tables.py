@@ -10,6 +10,8 @@ from forge_plugins.reports.notation import ABSENT, duration_text, number_text, s
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from forge_kernel.api import MetricInfo
+
 
 def number_cell(value: float | None) -> str:
     """A number rounded for reading; the exact one is its machine-readable value and tooltip."""
@@ -26,11 +28,9 @@ def size_cell(count: int | None) -> str:
     return _exact(count, size_text(count), " bytes")
 
 
-def metric_cell(metric: str, value: float | None) -> str:
-    """A metric's value; what is called bytes in the unit that it fills."""
-    if metric.endswith("_bytes") and value is not None:
-        return size_cell(round(value))
-    return number_cell(value)
+def metric_cell(info: MetricInfo, value: float | None) -> str:
+    """A metric's value, with its digits and its unit."""
+    return _exact(value, info.number(value), " bytes" if info.unit == "bytes" else "")
 
 
 def table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], class_: str) -> str:

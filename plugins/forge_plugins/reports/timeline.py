@@ -85,7 +85,7 @@ def _capability_card(run: RunData) -> str:
         aria_label=f"Capabilities held; {'; '.join(message)}",
     )
     heading = element("h3", "Capabilities held")
-    return element("metric", heading + svg, class_="card over-steps")
+    return element("figure", heading + svg, class_="card over-steps")
 
 
 def _events_card(events: tuple[EmittedEvent, ...]) -> str:

@@ -88,7 +88,7 @@ def _drawing(title: str, words: str, body: str, height: float, width: int = _WID
         role="img",
         aria_label=f"{title}; {words}",
     )
-    return element("metric", svg, class_="card")
+    return element("figure", svg, class_="card")
 
 
 def _scale(vertical: Axis, right: float) -> str:

@@ -10,10 +10,10 @@ from msgspec import Meta
 
 from forge_kernel.api import (
     Batch,
-    Goal,
     Kind,
     LazyModule,
     Metric,
+    MetricInfo,
     PluginError,
     PluginInfo,
     Run,
@@ -67,8 +67,6 @@ class BleuMetric:
         config: sizes and sacrebleu's settings.
         run: its model in use writes, its data's tokenizer makes texts of tokens.
     """
-
-    goals: Mapping[str, Goal] = {"bleu": "max"}
 
     def __init__(self, config: BleuConfig, run: Run) -> None:
         from sacrebleu.metrics.bleu import BLEU
@@ -142,6 +140,7 @@ class Bleu:
         provides=("metric:bleu",),
         requires=("data:text",),
         packages={"sacrebleu": INSTALL},
+        metrics=(MetricInfo("bleu", goal="max", title="BLEU"),),
     )
 
     def __init__(self, config: BleuConfig) -> None:

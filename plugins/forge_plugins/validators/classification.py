@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Metric, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import (
+    Batch,
+    Kind,
+    LazyModule,
+    Metric,
+    MetricInfo,
+    PluginInfo,
+    Run,
+    Step,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +84,6 @@ class ClassMetric:
     def __init__(self, names: Sequence[ByClass], device: Any = "cpu") -> None:
         self._names = tuple(names)
         self._device = device
-        self.goals: Mapping[str, Goal] = dict.fromkeys(self._names, "max")
         self._counts: Tensor | None = None
 
     def reset(self) -> None:
@@ -118,7 +127,6 @@ class AccuracyMetric:
     def __init__(self, top_k: Sequence[int] = (), device: Any = "cpu") -> None:
         self._ranks = (1, *top_k)
         self._device = device
-        self.goals: Mapping[str, Goal] = dict.fromkeys(self._names(), "max")
         self._counts: Tensor | None = None
 
     def _names(self) -> list[str]:
@@ -187,6 +195,15 @@ class Classification:
         kind=Kind.VALIDATORS,
         config=ClassificationConfig,
         provides=lambda config: tuple(f"metric:{name}" for name in metrics(config)),
+        metrics=(
+            MetricInfo("accuracy", "share", "max"),
+            MetricInfo("top_*_accuracy", "share", "max"),
+            *(
+                MetricInfo(f"{name}{mean}", "share", "max", title=title + how)
+                for name, title in (("f1", "F1"), ("precision", "Precision"), ("recall", "Recall"))
+                for mean, how in (("", ""), ("_micro", ", micro"), ("_weighted", ", weighted"))
+            ),
+        ),
         requires=("data:classes",),
     )
 

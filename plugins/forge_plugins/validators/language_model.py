@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Metric, PluginInfo, Run, hookimpl
+from forge_kernel.api import Batch, Kind, LazyModule, Metric, MetricInfo, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ class PerplexityMetric:
     Args:
         device: where the sums of a process without a batch stand.
     """
-
-    goals: Mapping[str, Goal] = {"perplexity": "min", "bits_per_token": "min"}
 
     def __init__(self, device: Any = "cpu") -> None:
         self._device = device
@@ -82,6 +80,10 @@ class LanguageModel:
         config=LanguageModelConfig,
         provides=("metric:perplexity", "metric:bits_per_token"),
         requires=("data:classes",),
+        metrics=(
+            MetricInfo("perplexity", goal="min"),
+            MetricInfo("bits_per_token", "bits", "min", title="Bits a token"),
+        ),
     )
 
     def __init__(self, config: LanguageModelConfig) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from forge_kernel.api import Batch, Goal, Kind, LazyModule, Metric, PluginInfo, Run, hookimpl
+from forge_kernel.api import Batch, Kind, LazyModule, Metric, MetricInfo, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +28,6 @@ class RegressionMetric:
     Args:
         device: where the sums of a process without a batch stand.
     """
-
-    goals: Mapping[str, Goal] = {"mse": "min", "mae": "min", "r2": "max"}
 
     def __init__(self, device: Any = "cpu") -> None:
         self._device = device
@@ -67,6 +65,11 @@ class Regression:
         config=RegressionMetricsConfig,
         provides=("metric:mse", "metric:mae", "metric:r2"),
         requires=("data:numbers",),
+        metrics=(
+            MetricInfo("mse", goal="min", title="Mean squared error"),
+            MetricInfo("mae", goal="min", title="Mean absolute error"),
+            MetricInfo("r2", goal="max", title="R²"),
+        ),
     )
 
     def __init__(self, config: RegressionMetricsConfig) -> None:

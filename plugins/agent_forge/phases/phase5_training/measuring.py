@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.phases.phase5_training.loss_call import CallersData, CallersLoss, LossFunction
-from forge_kernel.api import Batch, Goal, Kind, Metric, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import Batch, Kind, Metric, MetricInfo, PluginInfo, Run, Step, hookimpl
 from forge_kernel.embedding import InMemoryData, InMemoryModel, NoConfig, RunConfig, Session
 from forge_plugins.mathematics.metrics.classification import ByClass
 from forge_plugins.validators.classification import (
@@ -44,9 +44,6 @@ class AnswerMetric:
 
     def __init__(self, inner: Any, names: Mapping[str, str]) -> None:
         self._inner, self._names = inner, {kernel: own for own, kernel in names.items()}
-        self.goals: Mapping[str, Goal] = {
-            self._names.get(name, name): goal for name, goal in inner.goals.items()
-        }
 
     def reset(self) -> None:
         """Begin a pass."""
@@ -70,6 +67,10 @@ class Metrics:
         kind=Kind.VALIDATORS,
         config=NoConfig,
         provides=("metric:accuracy", "metric:f1_score", "metric:precision", "metric:recall"),
+        metrics=tuple(
+            MetricInfo(name, "share", "max")
+            for name in ("accuracy", "top_*_accuracy", "f1_score", "precision", "recall")
+        ),
     )
 
     def __init__(self, top_k: Sequence[int] = ()) -> None:
