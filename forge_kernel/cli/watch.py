@@ -132,7 +132,7 @@ class Pace:
             self._last = (now, step)
 
 
-def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType:
+def _picture(status: RunStatus, notices: list[str], pace: Pace) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -141,16 +141,16 @@ def _picture(found: RunStatus, notices: list[str], pace: Pace) -> RenderableType
     from forge_kernel.run_folder.log_text import place_text
     from forge_kernel.run_folder.status import read_metric_infos
 
-    data = found.data
-    colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(found.condition, "bold")
-    parts: list[RenderableType] = [Text(f"{found.folder}: {found.said}", style=colour)]
+    data = status.data
+    colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(status.condition, "bold")
+    parts: list[RenderableType] = [Text(f"{status.folder}: {status.said}", style=colour)]
     if data:
         speed = pace.steps_per_second
         message = place_text(data) + (f", {speed:.3g} steps/s" if speed is not None else "")
         parts.append(Text(message))
         if data.get("total_steps"):
             parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
-        infos = read_metric_infos(found.folder)
+        infos = read_metric_infos(status.folder)
         table = Table("metric", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for name, value in data.get("metrics", {}).items():
             table.add_row(

@@ -136,9 +136,9 @@ class PluginInfo:
         return f"{self.kind}.{self.name}"
 
 
-def facts(found: Facts, config: Any) -> tuple[str, ...]:
+def facts(declared: Facts, config: Any) -> tuple[str, ...]:
     """The facts of a plugin that has this configuration."""
-    return found(config) if callable(found) else found
+    return declared(config) if callable(declared) else declared
 
 
 class Plugin(Protocol):

@@ -61,10 +61,10 @@ def _offer(entry: EntryPoint, known: dict[int, tuple[str, str]]) -> Offer | str:
     return Offer(Kind(kind), name, entry.value, distribution, version, entry)
 
 
-def check_class(found: Any, kind: Kind, name: str) -> str | None:
+def check_class(plugin: Any, kind: Kind, name: str) -> str | None:
     """What is wrong with a plugin class, if anything."""
-    info = getattr(found, "info", None)
-    if not isinstance(found, type) or not isinstance(info, PluginInfo):
+    info = getattr(plugin, "info", None)
+    if not isinstance(plugin, type) or not isinstance(info, PluginInfo):
         return "is not a plugin class: it has no `info = PluginInfo(...)`"
     if (info.kind, info.name) != (kind, name):
         return f"its info says '{info.key}', its entry point '{kind}.{name}'"

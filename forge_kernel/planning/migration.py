@@ -90,9 +90,9 @@ def _move_to_run(
         raise ConfigError([_contradiction(document, path, new, moved[new], given)])
 
 
-def _contradiction(document: Document, path: Path, name: str, one: Any, other: Any) -> Fault:
+def _contradiction(document: Document, path: Path, name: str, first: Any, other: Any) -> Fault:
     message = (
-        f"this run was made with the values {one!r} and {other!r} of what is run.{name} today, "
+        f"this run was made with the values {first!r} and {other!r} of what is run.{name} today, "
         "which has one value"
     )
     return Fault(message, show_path(path), document.mark(path), (f"choose: --set run.{name}=...",))

@@ -221,9 +221,9 @@ class RunRecord:
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told."""
         self.event(event.name, step=event.step, message=event.message, facts=dict(event.facts))
-        message = {"step": event.step, "time": time.time(), "event": event.name}
+        line = {"step": event.step, "time": time.time(), "event": event.name}
         events = self._status["events"]
-        events.append({**message, "message": event.message})
+        events.append({**line, "message": event.message})
         del events[:-EVENTS_KEPT]
         self.state("training", run)
 

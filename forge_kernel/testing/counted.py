@@ -51,11 +51,11 @@ def _step(trial: Trial, *batches: Batch) -> tuple[Tensor | None, float]:
     return kept.kept, loss
 
 
-def _apart(one: Tensor | None, other: Tensor | None) -> float:
+def _apart(left: Tensor | None, other: Tensor | None) -> float:
     """The largest difference as a fraction of the largest gradient."""
-    if one is None or other is None:
-        return 0.0 if one is other else 1.0
-    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-12))
+    if left is None or other is None:
+        return 0.0 if left is other else 1.0
+    return float((left - other).abs().max() / left.abs().max().clamp_min(1e-12))
 
 
 def _other_inputs(batch: Batch, rows: Tensor) -> Batch:
@@ -154,13 +154,13 @@ def faults_of_validator(trial: Trial) -> list[str]:
     return faults
 
 
-def _differ(one: dict[str, float], other: dict[str, float]) -> list[str]:
+def _differ(left: dict[str, float], other: dict[str, float]) -> list[str]:
     """The metrics that differ."""
     return sorted(
         name
-        for name in one.keys() | other.keys()
-        if abs(one.get(name, torch.inf) - other.get(name, -torch.inf))
-        > TOLERANCE * max(1.0, abs(one.get(name, 0.0)))
+        for name in left.keys() | other.keys()
+        if abs(left.get(name, torch.inf) - other.get(name, -torch.inf))
+        > TOLERANCE * max(1.0, abs(left.get(name, 0.0)))
     )
 
 
@@ -218,7 +218,7 @@ def _memories(session: Session) -> dict[str, Memory]:
     }
 
 
-def _same(one: Memory, other: Memory) -> bool:
-    return one[0] == other[0] and all(
-        torch.equal(tensor, other[1][name]) for name, tensor in one[1].items()
+def _same(left: Memory, other: Memory) -> bool:
+    return left[0] == other[0] and all(
+        torch.equal(tensor, other[1][name]) for name, tensor in left[1].items()
     )

@@ -195,13 +195,13 @@ class GradientAccumulation:
 
     def _check(self, expected: tuple[float | Tensor, ...]) -> None:
         """What was expected has come; looked at where the host knows it."""
-        for number, (message, result) in enumerate(zip(expected, self._weights, strict=True)):
-            if isinstance(message, Tensor) or isinstance(result, Tensor):
+        for number, (announced, counted) in enumerate(zip(expected, self._weights, strict=True)):
+            if isinstance(announced, Tensor) or isinstance(counted, Tensor):
                 continue
-            if abs(message - result) > 1e-4 * max(message, result):
+            if abs(announced - counted) > 1e-4 * max(announced, counted):
                 raise RunError(
-                    f"compute_loss_weights told {message:g} for term {number} of this step, and "
-                    f"compute_loss counted {result:g}: both must come from the targets alone"
+                    f"compute_loss_weights gave {announced:g} for term {number} of this step, and "
+                    f"compute_loss counted {counted:g}: both must come from the targets alone"
                 )
 
 

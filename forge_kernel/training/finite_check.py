@@ -64,15 +64,15 @@ class FiniteCheck:
         """Forget what was found."""
         self._found.zero_()
 
-    def _pass(self, gradients: Sequence[Tensor], factor: float, found: Tensor | None) -> None:
+    def _pass(self, gradients: Sequence[Tensor], factor: float, flag_kept: Tensor | None) -> None:
         device = gradients[0].device
         item = self._ones.get(device)
         if item is None:
             item = self._ones[device] = torch.ones((), device=device)
         scale = item if factor == 1.0 else item * factor
-        flag = torch.zeros((), device=device) if found is None else found
+        flag = torch.zeros((), device=device) if flag_kept is None else flag_kept
         torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), flag, scale)
-        if found is None:
+        if flag_kept is None:
             self._found += flag.to(self._device)
 
     def _sparse(self, gradients: Sequence[Tensor], factor: float) -> None:

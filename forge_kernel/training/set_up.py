@@ -109,11 +109,11 @@ def check_exports(session: SessionState) -> None:
     if session.run.folder is None:
         return
     entries = session.plan.answering("check_export")
-    message = [
+    answers = [
         (entry, answer(session.run))
         for entry, answer in zip(entries, session.bus.calls("check_export"), strict=True)
     ]
-    faults = [Fault(f"{entry.label}: {reason}") for entry, reason in message if reason]
+    faults = [Fault(f"{entry.label}: {reason}") for entry, reason in answers if reason]
     if faults:
         raise PluginError(faults)
 

@@ -139,8 +139,8 @@ class Validation:
 
     def unfinished(self) -> list[str]:
         """Why the network is not yet what will be exported; empty when it is."""
-        message = [answer(self.run) for answer in self.bus.calls("unfinished")]
-        return [reason for reason in message if reason]
+        answers = [answer(self.run) for answer in self.bus.calls("unfinished")]
+        return [reason for reason in answers if reason]
 
     def _hears_unfinished(self, entry: Planned) -> bool:
         """Whether a plugin is told the metrics of a network that is not yet finished."""

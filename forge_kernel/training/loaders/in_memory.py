@@ -155,7 +155,7 @@ class ProgressObserver:
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """Event `told`, with its name, message and facts."""
-        self._tell(run, "told", name=event.name, message=event.message, facts=dict(event.facts))
+        self._tell(run, "event", name=event.name, message=event.message, facts=dict(event.facts))
 
     @hookimpl
     def on_log(self, run: Run, record: LogRecord) -> None:

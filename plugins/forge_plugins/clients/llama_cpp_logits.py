@@ -36,10 +36,10 @@ def _next(server: Any, prompt: list[int], classes: int) -> list[float]:
             "prompt": prompt, "n_predict": 1, "n_probs": classes, "cache_prompt": True,
             "temperature": 0.0, "logit_bias": [[forced % classes, 1e4]],
         }  # fmt: skip
-        message = server.handle_completions(asked)
-        if "choices" not in message:
-            sys.exit(f"llama.cpp refused the prompt: {message}")
-        result = message["choices"][0]["logprobs"]
+        reply = server.handle_completions(asked)
+        if "choices" not in reply:
+            sys.exit(f"llama.cpp refused the prompt: {reply}")
+        result = reply["choices"][0]["logprobs"]
         if result is not None:
             row = [float("nan")] * classes
             for item in result["content"][0]["top_logprobs"]:

@@ -26,8 +26,8 @@ def main(file: str, request: str, answer: str) -> None:
             json.dumps(wanted).encode(),
             {"Content-Type": "application/json"},
         )
-        with here.open(post, timeout=60) as message:
-            result.append(json.loads(message.read())["tokens"])
+        with here.open(post, timeout=60) as reply:
+            result.append(json.loads(reply.read())["tokens"])
     save_file({"tokens": as_tensor(result)}, answer)
 
 

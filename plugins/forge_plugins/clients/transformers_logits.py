@@ -14,10 +14,10 @@ def main(folder: str, request: str, answer: str) -> None:
     # the client's quantizers are decorated with torch.compile: minutes for nothing
     torch.compiler.set_stance("force_eager")
     torch.set_num_threads(1)
-    model, message = AutoModelForCausalLM.from_pretrained(
+    model, loading = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, dtype="auto", local_files_only=True
     )
-    wrong = {key: sorted(map(str, value)) for key, value in message.items() if value}
+    wrong = {key: sorted(map(str, value)) for key, value in loading.items() if value}
     if wrong:
         sys.exit(f"the weights do not fit the network: {wrong}")
     with torch.no_grad():

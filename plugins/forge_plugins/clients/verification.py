@@ -73,11 +73,11 @@ def sample_inputs(validation: Iterable[Batch], samples: int, length: int | None)
     return whole if length is None else whole[:, :length]
 
 
-def agreement(found: Tensor, reference: Tensor, *, up_to_constant: bool) -> dict[str, Any]:
+def agreement(logits: Tensor, reference: Tensor, *, up_to_constant: bool) -> dict[str, Any]:
     """How near two sets of logits are.
 
     Args:
-        found: shape (..., classes).
+        logits: shape (..., classes).
         reference: the same shape.
         up_to_constant: compare them without the mean of each row.
 
@@ -88,12 +88,12 @@ def agreement(found: Tensor, reference: Tensor, *, up_to_constant: bool) -> dict
     Raises:
         ValueError: another shape, or a value that is not finite.
     """
-    if found.shape != reference.shape or not bool(torch.isfinite(found).all()):
+    if logits.shape != reference.shape or not bool(torch.isfinite(logits).all()):
         raise ValueError(
-            f"it gave {tuple(found.shape)} numbers (finite or not), the model {reference.shape}"
+            f"it gave {tuple(logits.shape)} numbers (finite or not), the model {reference.shape}"
         )
-    same = (found.argmax(-1) == reference.argmax(-1)).double().mean()
-    left, right = found.double(), reference.double()
+    same = (logits.argmax(-1) == reference.argmax(-1)).double().mean()
+    left, right = logits.double(), reference.double()
     if up_to_constant:
         left, right = (part - part.mean(-1, keepdim=True) for part in (left, right))
     norm = right.norm()

@@ -75,11 +75,11 @@ def batch_size(
         raise typer.Exit(3)
 
 
-def _shown(found: Iterator[Measurement], *, quiet: bool) -> Iterator[Measurement]:
+def _shown(measurements: Iterator[Measurement], *, quiet: bool) -> Iterator[Measurement]:
     """Print a line for each as it comes."""
     if not quiet:
         print(f"  {'batch size':>10}  {'samples/s':>12}  {'ms/step':>9}  {'peak memory':>12}")
-    for each in found:
+    for each in measurements:
         if not quiet:
             print(_line(each), flush=True)
         yield each

@@ -98,10 +98,10 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     _show(_answer(meant, file, reading), page, as_json=as_json)
 
 
-def _show(found: Profile, page: Path | None, *, as_json: bool) -> None:
+def _show(profile: Profile, page: Path | None, *, as_json: bool) -> None:
     if page is not None:
-        _write(found, page)
-    typer.echo(json.dumps(found.to_data()) if as_json else "\n".join(_lines(found)))
+        _write(profile, page)
+    typer.echo(json.dumps(profile.to_data()) if as_json else "\n".join(_lines(profile)))
 
 
 def _check_words(form: str, token_dtype: str) -> None:
@@ -205,49 +205,49 @@ def _formats() -> list[str]:
     return [*lines, *wrong]
 
 
-def _write(found: Profile, page: Path) -> None:
+def _write(profile: Profile, page: Path) -> None:
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.reports.profile_page import profile_page
 
     try:
-        page.write_text(profile_page(found.to_data()), encoding="utf-8")
+        page.write_text(profile_page(profile.to_data()), encoding="utf-8")
     except OSError as error:
         raise ConfigError([Fault(f"cannot write the page {page}: {error}")]) from error
 
 
-def _lines(found: Profile) -> list[str]:
+def _lines(profile: Profile) -> list[str]:
     from forge_plugins.reports.bars import text_bars
 
-    texts = found.format == "texts"
+    texts = profile.format == "texts"
     what = "documents" if texts else "records"
-    lines = [f"{found.file}: {found.format}, {found.records:,} {what}"]
-    for name, about in found.fields.items():
+    lines = [f"{profile.file}: {profile.format}, {profile.records:,} {what}"]
+    for name, about in profile.fields.items():
         shape = f"shape {about['shape']} in each record, " if about["shape"] else ""
         metrics = "no finite number"
         if about["mean"] is not None:
             metrics = f"{about['smallest']:.6g} to {about['largest']:.6g}, mean {about['mean']:.6g}"
         unit = " characters" if texts else ""
         lines.append(f"  {name}: {about['type']}, {shape}{metrics}{unit}")
-    if found.others:
-        lines.append(f"  not read: {', '.join(found.others)}")
+    if profile.others:
+        lines.append(f"  not read: {', '.join(profile.others)}")
     if texts:
-        lines += [f"  characters in all: {found.length:,}", f"kept: {found.kept:,}"]
+        lines += [f"  characters in all: {profile.length:,}", f"kept: {profile.kept:,}"]
     else:
-        lines.append(f"  numbers in an input: {found.length}")
-        lines.append(f"kept at quality {found.threshold:g} and above: {found.kept:,}")
-    lines += [f"  left out, {reason}: {count:,}" for reason, count in found.left_out.items()]
-    for reason, about in found.reasons.items():
+        lines.append(f"  numbers in an input: {profile.length}")
+        lines.append(f"kept at quality {profile.threshold:g} and above: {profile.kept:,}")
+    lines += [f"  left out, {reason}: {count:,}" for reason, count in profile.left_out.items()]
+    for reason, about in profile.reasons.items():
         first = ", ".join(map(str, about["first"]))
         lines.append(f"found, {reason}: {about['records']:,} {what}: {first}")
-    if found.labels:
+    if profile.labels:
         lines.append("labels among the kept:")
-        lines += _indented(text_bars([*found.labels], [*found.labels.values()]))
-    if found.spread is not None:
+        lines += _indented(text_bars([*profile.labels], [*profile.labels.values()]))
+    if profile.spread is not None:
         lines.append("documents by their characters:" if texts else "numbers of inputs by size:")
-        lines += _indented(text_bars(found.spread.names, found.spread.counts))
-    if found.scores is not None and found.reasons:
+        lines += _indented(text_bars(profile.spread.names, profile.spread.counts))
+    if profile.scores is not None and profile.reasons:
         lines.append("records by quality:")
-        lines += _indented(text_bars(found.scores.names, found.scores.counts))
+        lines += _indented(text_bars(profile.scores.names, profile.scores.counts))
     return lines
 
 

@@ -141,21 +141,21 @@ def _looked_at(
 
 
 def _check(
-    table: tables.Table, found: quality_scan.ScanResult, config: FileConfig, ignore_index: int
+    table: tables.Table, scan: quality_scan.ScanResult, config: FileConfig, ignore_index: int
 ) -> None:
-    if found.unusable is not None:
-        record, reason = found.unusable
+    if scan.unusable is not None:
+        record, reason = scan.unusable
         role = {"label out of range": _TARGET, "token out of range": "input"}.get(reason)
         field = None if role is None else table.name_of(role)
         hint = "mend the record, or raise quality_threshold to leave such samples out"
         raise errors.DataError(
             table.file, f"cannot be used: {reason}", record=record, field=field, hint=hint
         )
-    if found.kept_count < (2 if config.validation_split else 1):
-        message = f"{found.kept_count} of {len(table)} samples are left: {found.left_out}"
+    if scan.kept_count < (2 if config.validation_split else 1):
+        message = f"{scan.kept_count} of {len(table)} samples are left: {scan.left_out}"
         hint = "lower quality_threshold or validation_split"
         raise errors.DataError(table.file, message, hint=hint)
-    if found.largest_label is not None and found.largest_label < 0:
+    if scan.largest_label is not None and scan.largest_label < 0:
         message = f"every label is {ignore_index}, which counts for nothing (run.ignore_index)"
         hint = "write labels, or ignore another number"
         raise errors.DataError(table.file, message, field=table.name_of(_TARGET), hint=hint)

@@ -45,7 +45,7 @@ class FileData:
 
     Args:
         table: the columns.
-        found: in a look at its samples.
+        scan: of a look at its samples.
         config: how they are dealt out.
         seed: of the run.
         rank: of this process.
@@ -57,7 +57,7 @@ class FileData:
     def __init__(
         self,
         table: tables.Table,
-        found: quality_scan.ScanResult,
+        scan: quality_scan.ScanResult,
         config: FileConfig,
         seed: int,
         *,
@@ -68,9 +68,9 @@ class FileData:
         assert 0 <= rank < world
         self.table, self.config, self.seed = table, config, seed
         self._rank, self._world = rank, world
-        self.left_out = found.left_out
-        self.sampler = _sampler(table, found, config, seed)
-        self.spec = self._spec(found)
+        self.left_out = scan.left_out
+        self.sampler = _sampler(table, scan, config, seed)
+        self.spec = self._spec(scan)
         self._form = form or batch_form(config)
         self.cache: BlockCache[Any] = sample_cache.BlockCache(
             config.cache_size, config.cache_bytes, evict=config.cache_policy == "lru"
@@ -82,17 +82,17 @@ class FileData:
         self.global_batch = config.batch_size * world
         self.batches_per_epoch: int | None = self.batches_from_place(0)
 
-    def _spec(self, found: quality_scan.ScanResult) -> DataSpec:
+    def _spec(self, scan: quality_scan.ScanResult) -> DataSpec:
         config, shape = self.config, self.table.columns["input"].shape
         shifted = self._shifted()
         classes = config.classes
         vocabulary = config.vocabulary
-        if vocabulary is None and found.largest_token is not None:
-            vocabulary = max(found.largest_token, found.largest_label or 0) + 1
+        if vocabulary is None and scan.largest_token is not None:
+            vocabulary = max(scan.largest_token, scan.largest_label or 0) + 1
         if config.target == "next":
             classes = vocabulary
-        elif config.target == "class" and classes is None and found.largest_label is not None:
-            classes = found.largest_label + 1
+        elif config.target == "class" and classes is None and scan.largest_label is not None:
+            classes = scan.largest_label + 1
         elif config.target == "number":
             target = self.table.columns["target"].shape
             classes = int(target[1]) if len(target) > 1 else 1
@@ -234,13 +234,13 @@ class FileData:
 
 
 def _sampler(
-    table: tables.Table, found: quality_scan.ScanResult, config: FileConfig, seed: int
+    table: tables.Table, scan: quality_scan.ScanResult, config: FileConfig, seed: int
 ) -> Sampler:
     if config.streaming:
         blocks = _blocks(table)
-        return PermutationSampler(found.kept_count, found.index, config, seed, blocks)
-    every = found.index is None
-    kept = np.arange(found.kept_count, dtype=np.int64) if every else np.asarray(found.index)
+        return PermutationSampler(scan.kept_count, scan.index, config, seed, blocks)
+    every = scan.index is None
+    kept = np.arange(scan.kept_count, dtype=np.int64) if every else np.asarray(scan.index)
     return IndexSampler(kept, config, seed)
 
 

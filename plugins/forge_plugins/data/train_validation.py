@@ -69,10 +69,11 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
         PluginError: the samples differ in form.
     """
     for name in ("features", "sequence"):
-        item, two = getattr(training, name), getattr(validation, name)
-        if item != two:
+        ours, theirs = getattr(training, name), getattr(validation, name)
+        if ours != theirs:
             raise PluginError(
-                f"train_validation: {name} of the training samples is {item}, of the others {two}"
+                f"train_validation: {name} is {ours} in the training samples, and {theirs} in the "
+                "others"
             )
     largest = {}
     for name in ("classes", "vocabulary"):

@@ -205,19 +205,19 @@ def _same(left: Any, right: Any) -> bool:
     """Whether two values are equal; tensors to the bit, also within lists and dictionaries."""
     pairs = [(left, right)]
     while pairs:
-        item, other = pairs.pop()
-        if isinstance(item, torch.Tensor) and isinstance(other, torch.Tensor):
-            if not tied_tensors.same_bits(item, other):
+        one_side, other = pairs.pop()
+        if isinstance(one_side, torch.Tensor) and isinstance(other, torch.Tensor):
+            if not tied_tensors.same_bits(one_side, other):
                 return False
-        elif isinstance(item, Mapping) and isinstance(other, Mapping):
-            if item.keys() != other.keys():
+        elif isinstance(one_side, Mapping) and isinstance(other, Mapping):
+            if one_side.keys() != other.keys():
                 return False
-            pairs += [(item[key], other[key]) for key in item]
-        elif isinstance(item, list | tuple) and isinstance(other, list | tuple):
-            if len(item) != len(other):
+            pairs += [(one_side[key], other[key]) for key in one_side]
+        elif isinstance(one_side, list | tuple) and isinstance(other, list | tuple):
+            if len(one_side) != len(other):
                 return False
-            pairs += list(zip(item, other, strict=True))
-        elif item != other:
+            pairs += list(zip(one_side, other, strict=True))
+        elif one_side != other:
             return False
     return True
 

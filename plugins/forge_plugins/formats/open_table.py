@@ -168,14 +168,15 @@ class _Opening:
             )
             self._source.check_whole()
         return {
-            name: None if message is None else Layout.of(message) for name, message in known.items()
+            name: None if description is None else Layout.of(description)
+            for name, description in known.items()
         }
 
     def _converted(
         self,
         mapped: Mapping[str, Column | Rows],
         packed: Mapping[str, PackedChunks],
-        found: Collection[str],
+        columns: Collection[str],
         names: list[str],
     ) -> cache.Kept:
         """Columns from the cache, written now if they are not there.
@@ -183,7 +184,7 @@ class _Opening:
         Args:
             mapped: the columns that are in place.
             packed: the columns that are unpacked.
-            found: names of the columns whose places were looked for.
+            columns: names of the columns whose places were looked for.
             names: of the columns that are converted.
         """
         key = cache.content_key(self._content, *self._settings, json.dumps(sorted(names)))
@@ -197,7 +198,7 @@ class _Opening:
             return written
 
         def check(kept: cache.Kept) -> None:
-            self._as_table(mapped, found, kept, None)  # what is refused is not kept
+            self._as_table(mapped, columns, kept, None)  # what is refused is not kept
 
         return cache.keep(self._file, self._folder, key, fill, check, verify=self._verify)
 

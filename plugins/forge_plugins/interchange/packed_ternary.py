@@ -192,15 +192,15 @@ def _contents(file: Path, about: Mapping[str, str]) -> Contents:
         ValueError: it is no known layout, or they tell something else than it needs.
     """
     known = {name: layout for layout, name in LAYOUTS.items()}
-    message = about.get("layout", "")
-    if message != LEVELS and message not in known:
+    layout_name = about.get("layout", "")
+    if layout_name != LEVELS and layout_name not in known:
         raise ValueError(
             f"{file} has the layout {about.get('layout')!r}, which is none of "
             f"{', '.join((*known, LEVELS))}"
         )
     shapes = _table(file, about, "shapes", list)
-    packings, dtypes, ties = dict.fromkeys(shapes, known.get(message)), {}, {}
-    if message == LEVELS:
+    packings, dtypes, ties = dict.fromkeys(shapes, known.get(layout_name)), {}, {}
+    if layout_name == LEVELS:
         packings, dtypes, ties = (
             _table(file, about, entry, str) for entry in ("packings", "dtypes", "ties")
         )
@@ -210,7 +210,7 @@ def _contents(file: Path, about: Mapping[str, str]) -> Contents:
         if kind not in _UNPACK or dtype not in _DTYPES:
             raise ValueError(f"{file}: {name} is packed as {kind} for {dtype}, which is not known")
         try:
-            weights[name] = PackedWeight(_shape(sizes), kind, _DTYPES[dtype], message != LEVELS)
+            weights[name] = PackedWeight(_shape(sizes), kind, _DTYPES[dtype], layout_name != LEVELS)
         except ValueError as error:
             raise ValueError(f"{file}: {name}: {error}") from error
     return Contents(weights, ties)

@@ -95,8 +95,8 @@ class Consistency:
         latent = latent_answer.latent_answer(
             run.active_model, lambda: compared(call_model(run.active_model, batch))
         )
-        message = mathematics.divergences(own, latent, 1.0)
-        return [*terms, LossTerm(message, scale=config.weight, name="consistency")]
+        divergences = mathematics.divergences(own, latent, 1.0)
+        return [*terms, LossTerm(divergences, scale=config.weight, name="consistency")]
 
     @hookimpl
     def compute_loss_weights(self, run: Run, batch: Batch) -> Sequence[float | Tensor]:

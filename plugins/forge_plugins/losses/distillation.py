@@ -169,8 +169,8 @@ class Distillation:
         outputs = label_positions.main_output(outputs)
         outputs = label_positions.at_targets(outputs, batch.targets, batch.positions)
         answers = _like(self._answers(batch), outputs, batch)
-        message = mathematics.divergences(outputs, answers, config.temperature)
-        terms.append(LossTerm(message, scale=config.weight, name="distillation"))
+        divergences = mathematics.divergences(outputs, answers, config.temperature)
+        terms.append(LossTerm(divergences, scale=config.weight, name="distillation"))
         if config.hidden:
             distances = self._distances(batch)
             terms.append(LossTerm(distances, scale=config.hidden_weight, name="hidden_distance"))

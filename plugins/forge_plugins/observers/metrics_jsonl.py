@@ -79,5 +79,5 @@ class MetricsJsonl(JsonlWriter):
     @hookimpl
     def on_event(self, run: Run, event: Event) -> None:
         """What a plugin told."""
-        message = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
-        self._write(run, "event", time.time(), message)
+        facts = {"event": event.name, "message": event.message, "facts": dict(event.facts)}
+        self._write(run, "event", time.time(), facts)

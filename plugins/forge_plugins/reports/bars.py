@@ -43,11 +43,11 @@ def svg_bars(title: str, names: Sequence[str], counts: Sequence[int], colour: in
     assert len(names) == len(counts)
     shown = list(zip(names, counts, strict=True))[:_MOST]
     most = max((count for _, count in shown), default=0)
-    parts, message = [], []
+    parts, summary = [], []
     for row, (name, count) in enumerate(shown):
         y = 4 + _ROW * row
         length = (_WIDTH - _LEFT - 110) * count / most if most else 0.0
-        message.append(f"{name}: {count:,}")
+        summary.append(f"{name}: {count:,}")
         parts += [
             element("text", escaped(_short(name)), x=_LEFT - 10, y=y + 15, class_="entry end"),
             element(
@@ -60,7 +60,7 @@ def svg_bars(title: str, names: Sequence[str], counts: Sequence[int], colour: in
     svg = element(
         "svg", element("title", escaped(title)) + "".join(parts),
         xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {_WIDTH} {_ROW * len(shown) + 8}",
-        role="img", aria_label=f"{title}; {'; '.join(message)}",
+        role="img", aria_label=f"{title}; {'; '.join(summary)}",
     )  # fmt: skip
     hidden = len(names) - len(shown)
     note = element("p", f"{hidden:,} more are not drawn.", class_="left-out") if hidden else ""

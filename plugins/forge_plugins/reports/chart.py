@@ -200,7 +200,7 @@ def _above_zero(series: Series) -> Series:
 
 def _summary(title: str, series: Sequence[Series], background: Background | None) -> str:
     """The chart in words: first and last value of each line."""
-    message = [title]
+    summary = [title]
     for item in series:
         known = item.known
         if known:
@@ -212,12 +212,12 @@ def _summary(title: str, series: Sequence[Series], background: Background | None
             if item.spread:
                 _, low, high = item.spread[-1]
                 words += f" (there from {number_text(low)} to {number_text(high)})"
-            message.append(words)
+            summary.append(words)
         else:
-            message.append(f"{item.name}: not measured")
+            summary.append(f"{item.name}: not measured")
     for name, begun, over in background.bands if background else ():
-        message.append(f"phase {name} from step {begun:,}" + (f" to {over:,}" if over else ""))
-    return "; ".join(message)
+        summary.append(f"phase {name} from step {begun:,}" + (f" to {over:,}" if over else ""))
+    return "; ".join(summary)
 
 
 def _text(x: float, y: float, text: str, class_: str, **attributes: object) -> str:
@@ -369,10 +369,10 @@ def _drawn(series: Series, horizontal: Axis, vertical: Axis, most: int) -> str:
     path = "".join(_pieces(decimated(series.points, most), horizontal, vertical))
     class_ = _line_class(series.colour, series.line)
     step, value = known[-1]
-    message = element("title", escaped(f"{series.name}: {number_text(value)} at step {step:,}"))
+    tooltip = element("title", escaped(f"{series.name}: {number_text(value)} at step {step:,}"))
     dot = element(
         "circle",
-        message,
+        tooltip,
         cx=f"{horizontal.place(step):.1f}",
         cy=f"{vertical.place(value):.1f}",
         r="3" if series.line == "solid" else "2.2",

@@ -106,9 +106,9 @@ def _ends(curve: Curve) -> tuple[int, ...]:
 def _background(run: RunData, marks: int) -> Background:
     """Phases as bands and the newest events as marks; several runs would cover each other."""
     most = max(3, min(_MOST_MARKS, marks))
-    message = [(event.step, event.message) for event in run.events if event.name != PHASE]
+    events = [(event.step, event.message) for event in run.events if event.name != PHASE]
     bands = [(phase.name, phase.start, phase.end) for phase in run.phases]
-    return Background(bands, message[-most:])
+    return Background(bands, events[-most:])
 
 
 def measured_metrics(runs: Sequence[RunData]) -> list[str]:

@@ -175,7 +175,7 @@ class _Answer(BaseHTTPRequestHandler):
     def _follow(self) -> None:
         """Tell each change at once; ask for a new picture no more often than it can be drawn."""
         seen: Any = None
-        message = drawn = 0.0
+        sent = drawn = 0.0
         stale = False
         while not self.server.closing.is_set():
             result = read_status(self.server.folder)
@@ -185,27 +185,27 @@ class _Answer(BaseHTTPRequestHandler):
                 result.over or now - drawn >= _DRAWING_SHARE * self.server.draw_seconds
             )
             if mark != seen or renew:
-                seen, message = mark, now
+                seen, sent = mark, now
                 drawn, stale = (now, False) if renew else (drawn, stale)
                 self._event(result, renew=renew)
                 if result.over:
                     return
-            elif now - message >= _IDLE_SECONDS:
-                message = now
+            elif now - sent >= _IDLE_SECONDS:
+                sent = now
                 self.wfile.write(b": nothing new\n\n")
             time.sleep(POLL_SECONDS)
 
-    def _event(self, found: RunStatus, *, renew: bool) -> None:
-        title = f"{found.condition}: {found.folder.resolve().name}"
-        about = {"title": title, "line": _line(found), "over": found.over, "renew": renew}
-        data = json.dumps({**about, **found.to_data()})
+    def _event(self, status: RunStatus, *, renew: bool) -> None:
+        title = f"{status.condition}: {status.folder.resolve().name}"
+        about = {"title": title, "line": _line(status), "over": status.over, "renew": renew}
+        data = json.dumps({**about, **status.to_data()})
         self.wfile.write(f"event: status\ndata: {data}\n\n".encode())
         self.wfile.flush()
 
 
-def _line(found: RunStatus) -> str:
+def _line(status: RunStatus) -> str:
     """How the run stands, in one line."""
-    return f"{found.said} · {place_text(found.data)}" if found.data else found.said
+    return f"{status.said} · {place_text(status.data)}" if status.data else status.said
 
 
 def _body(folder: Path) -> tuple[str, str]:

@@ -15,34 +15,34 @@ from forge_plugins.reports.tables import number_cell, table
 _FIELDS: Final = ("field", "type", "shape of a record", "smallest", "mean", "largest")
 
 
-def profile_page(told: Mapping[str, Any]) -> str:
+def profile_page(profile: Mapping[str, Any]) -> str:
     """A whole HTML document.
 
     Args:
-        told: of `formats.profile.Profile.to_data`.
+        profile: of `formats.profile.Profile.to_data`.
     """
     parts = [
-        element("header", element("h1", escaped(told["file"]))),
-        _tiles(told),
+        element("header", element("h1", escaped(profile["file"]))),
+        _tiles(profile),
         element("h2", "Fields"),
-        element("section", table(_FIELDS, _fields(told["fields"]), "number"), class_="card"),
+        element("section", table(_FIELDS, _fields(profile["fields"]), "number"), class_="card"),
         element("h2", "Quality"),
-        _reasons(told),
+        _reasons(profile),
         element("h2", "Spread"),
-        element("div", _charts(told), class_="charts"),
+        element("div", _charts(profile), class_="charts"),
     ]
-    return whole_page(f"Data: {told['file']}", "\n".join(parts))
+    return whole_page(f"Data: {profile['file']}", "\n".join(parts))
 
 
-def _tiles(told: Mapping[str, Any]) -> str:
-    texts = told["format"] == "texts"
+def _tiles(profile: Mapping[str, Any]) -> str:
+    texts = profile["format"] == "texts"
     what, unit = ("documents", "characters") if texts else ("records", "numbers in an input")
-    below = "of those that serve" if texts else f"at quality {told['threshold']:g} and above"
+    below = "of those that serve" if texts else f"at quality {profile['threshold']:g} and above"
     tiles = [
-        ("format", escaped(told["format"]), f"targets: {told['target']}"),
-        (what, number_text(told["records"]), ""),
-        ("kept", number_text(told["kept"]), below),
-        (unit, number_text(told["length"]), ""),
+        ("format", escaped(profile["format"]), f"targets: {profile['target']}"),
+        (what, number_text(profile["records"]), ""),
+        ("kept", number_text(profile["kept"]), below),
+        (unit, number_text(profile["length"]), ""),
     ]
     return element("dl", "".join(_tile(*item) for item in tiles), class_="tiles")
 
@@ -67,33 +67,33 @@ def _fields(fields: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]  # fmt: skip
 
 
-def _reasons(told: Mapping[str, Any]) -> str:
-    if not told["reasons"]:
+def _reasons(profile: Mapping[str, Any]) -> str:
+    if not profile["reasons"]:
         return card("Nothing is wrong with any record", "")
     rows = [
         (
             escaped(reason),
             [
-                f"{about['records']:,}", f"{told['left_out'].get(reason, 0):,}",
+                f"{about['records']:,}", f"{profile['left_out'].get(reason, 0):,}",
                 escaped(", ".join(map(str, about["first"]))),
             ],
         )
-        for reason, about in told["reasons"].items()
+        for reason, about in profile["reasons"].items()
     ]  # fmt: skip
     heads = ("reason", "records", "left out for it first", "first record numbers, from 0")
     return element("section", table(heads, rows, "plain"), class_="card")
 
 
-def _charts(told: Mapping[str, Any]) -> str:
+def _charts(profile: Mapping[str, Any]) -> str:
     charts = []
-    if told["labels"]:
-        labels = told["labels"]
+    if profile["labels"]:
+        labels = profile["labels"]
         charts.append(svg_bars("Labels of the kept records", [*labels], [*labels.values()], 0))
-    if told["scores"]:
-        scores = told["scores"]
+    if profile["scores"]:
+        scores = profile["scores"]
         charts.append(svg_bars("Records by quality", scores["names"], scores["counts"], 2))
-    if told["spread"]:
-        texts = told["format"] == "texts"
+    if profile["spread"]:
+        texts = profile["format"] == "texts"
         title = "Documents by their characters" if texts else "Numbers of inputs by their size"
-        charts.append(svg_bars(title, told["spread"]["names"], told["spread"]["counts"], 1))
+        charts.append(svg_bars(title, profile["spread"]["names"], profile["spread"]["counts"], 1))
     return "".join(charts)

@@ -111,8 +111,10 @@ def folded_table(
     summary = element("summary", escaped(f"{heading} ({len(rows):,})"))
     shown = rows[: max(1, _MOST_CELLS // len(heads))]
     more = len(rows) - len(shown)
-    message = element("p", f"{more:,} more: result.json has them.", class_="quiet") if more else ""
-    return element("details", summary + table(heads, shown, class_) + message, data_key=heading)
+    more_text = (
+        element("p", f"{more:,} more: result.json has them.", class_="quiet") if more else ""
+    )
+    return element("details", summary + table(heads, shown, class_) + more_text, data_key=heading)
 
 
 def exports_table(run: RunData) -> str:

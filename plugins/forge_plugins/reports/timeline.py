@@ -56,14 +56,14 @@ def _capability_card(run: RunData) -> str:
     left = max(_LEFT, 24 + _CHARACTER * longest)
     axis = step_axis([0, last], left, _WIDTH - 40, count=8)
     bottom = 8 + _ROW * len(result)
-    message, parts = [], []
+    summary, parts = [], []
     for row, (name, spans) in enumerate(result.items()):
         y = 8 + _ROW * row
         parts.append(_text(left - 10, y + 16, shortened(name), "entry end"))
         for start, end in spans:
             until = f"step {end:,}" if end is not None else "the end"
             words = f"{name}: from step {start:,} to {until}"
-            message.append(words)
+            summary.append(words)
             x = axis.place(start)
             width = max(2.0, axis.place(end if end is not None else last) - x)
             parts.append(
@@ -82,7 +82,7 @@ def _capability_card(run: RunData) -> str:
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {_WIDTH} {bottom + 26}",
         role="img",
-        aria_label=f"Capabilities held; {'; '.join(message)}",
+        aria_label=f"Capabilities held; {'; '.join(summary)}",
     )
     heading = element("h3", "Capabilities held")
     return element("figure", heading + svg, class_="card over-steps")

@@ -166,9 +166,9 @@ def _areas(shares: Shares, steps: tuple[int, int]) -> str:
         edge = [f"{x:.1f} {vertical.place(y):.1f}" for x, y in zip(places, above, strict=True)]
         base = [f"{x:.1f} {vertical.place(y):.1f}" for x, y in zip(places, below, strict=True)]
         class_, opacity = _class(level, levels)
-        message = element("title", escaped(f"level {level}"))
+        tooltip = element("title", escaped(f"level {level}"))
         path = f"M{'L'.join([*edge, *reversed(base)])}Z"
-        parts.append(element("path", message, d=path, class_=class_, fill_opacity=opacity))
+        parts.append(element("path", tooltip, d=path, class_=class_, fill_opacity=opacity))
         below = above
     for tick, label in zip(horizontal.ticks, horizontal.labels, strict=True):
         parts.append(_text(horizontal.place(tick), bottom + 18, label, "tick middle"))
@@ -184,13 +184,13 @@ def _rows(layers: dict[str, Shares]) -> str:
     shown = list(layers.items())[:most]
     width, right = 2 * _WIDTH, 2 * _WIDTH - 18
     every = sorted({level for _, shares in shown for level in next(iter(shares.values()))})
-    parts, message = [_legend(every, 38)], []
+    parts, summary = [_legend(every, 38)], []
     for row, (name, shares) in enumerate(shown):
         now = list(shares.values())[-1]
         levels = list(now)
         y, x = 50.0 + _ROW * row, float(_NAME)
         parts.append(_text(_NAME - 10, y + 14, shortened(name), "entry end"))
-        message.append(f"{name}: " + ", ".join(f"{level} {now[level]:.3f}" for level in levels))
+        summary.append(f"{name}: " + ", ".join(f"{level} {now[level]:.3f}" for level in levels))
         for level in levels:
             long = (right - _NAME) * now[level]
             class_, opacity = _class(level, levels)
@@ -204,4 +204,4 @@ def _rows(layers: dict[str, Shares]) -> str:
             x += long
     more = len(layers) - len(shown)
     title = "Levels of each layer" + (f" (the first {len(shown)} of {len(layers)})" if more else "")
-    return _drawing(title, "; ".join(message), "".join(parts), 56.0 + _ROW * len(shown), width)
+    return _drawing(title, "; ".join(summary), "".join(parts), 56.0 + _ROW * len(shown), width)

@@ -575,13 +575,13 @@ class Declaration:
     def _observers(self) -> tuple[Use[Any], ...]:
         result: list[Use[Any]] = [UseObserver("metrics_jsonl", {})]
         asked = self.config.validation_config
-        message = {
+        chosen = {
             "memory": asked.memory_monitoring,
             "device": asked.gpu_monitoring,
             "throughput": asked.throughput_monitoring,
         }
         if self.config.performance_profiling:
-            result.append(UseObserver("resources", message))
+            result.append(UseObserver("resources", chosen))
         return tuple(result)
 
 

@@ -235,10 +235,10 @@ class PackedChunks:
             raise self._fault(chunk, "is not what its checksum says")
         return body
 
-    def _fault(self, chunk: int, told: str) -> DataError:
+    def _fault(self, chunk: int, what: str) -> DataError:
         record = chunk * self._layout.chunk
         return DataError(
-            self._file, f"a chunk {told}", field=self._name, record=record, hint="copy it anew"
+            self._file, f"a chunk {what}", field=self._name, record=record, hint="copy it anew"
         )
 
 

@@ -18,8 +18,8 @@ _ROWS: Final = 2**20  # bytes that are brought to another type at a time
 
 
 def _header(stream: BinaryIO, rows: Column, count: int) -> None:
-    message = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(rows[:0]))
-    np.lib.format.write_array_header_1_0(stream, {**message, "shape": (count, *rows.shape[1:])})
+    header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(rows[:0]))
+    np.lib.format.write_array_header_1_0(stream, {**header, "shape": (count, *rows.shape[1:])})
 
 
 class ColumnFile:

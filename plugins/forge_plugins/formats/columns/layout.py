@@ -70,17 +70,17 @@ class Layout:
         return result
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Layout:
+    def of(cls, data: Mapping[str, Any]) -> Layout:
         """From what `told` gave."""
         packed = {
-            name: np.frombuffer(base64.b64decode(told[name]), "<i8").astype(np.int64)
+            name: np.frombuffer(base64.b64decode(data[name]), "<i8").astype(np.int64)
             for name in ("starts", "sizes", "skipped")
-            if name in told
+            if name in data
         }
-        strides = None if told["strides"] is None else tuple(told["strides"])
+        strides = None if data["strides"] is None else tuple(data["strides"])
         return cls(
-            dtype=told["dtype"], shape=tuple(told["shape"]), offset=told["offset"],
-            strides=strides, chunk=told["chunk"], filters=tuple(told["filters"]), **packed,
+            dtype=data["dtype"], shape=tuple(data["shape"]), offset=data["offset"],
+            strides=strides, chunk=data["chunk"], filters=tuple(data["filters"]), **packed,
         )  # fmt: skip
 
 

@@ -82,21 +82,21 @@ class Profile:
 
 
 def profile_of(
-    table: Table, found: Assessment, target: str, threshold: float, ignore: int | None = None
+    table: Table, assessment: Assessment, target: str, threshold: float, ignore: int | None = None
 ) -> Profile:
     """What a table holds.
 
     Args:
         table: the samples.
-        found: in a look at all of them.
+        assessment: of a look at all of them.
         target: what targets are.
         threshold: of the quality.
         ignore: an integer target that counts for nothing.
     """
-    kept = found.kept(threshold)
+    kept = assessment.kept(threshold)
     shifted = target == "next" and "target" not in table.columns
     inputs = table.columns["input"]
-    counts, _ = np.histogram(found.scores, BINS, (0.0, 1.0))
+    counts, _ = np.histogram(assessment.scores, BINS, (0.0, 1.0))
     there = np.flatnonzero(counts).tolist()
     names = [f"{at / BINS:g} to {(at + 1) / BINS:g}" for at in there]
     return Profile(
@@ -106,19 +106,19 @@ def profile_of(
             table.name_of(role): _about(column, table.problems)
             for role, column in table.columns.items()
         },
-        found.left_out(threshold),
+        assessment.left_out(threshold),
         {
             reason: {
-                "records": int(found.found[reason].sum()),
-                "first": np.flatnonzero(found.found[reason])[:SHOWN].tolist(),
+                "records": int(assessment.found[reason].sum()),
+                "first": np.flatnonzero(assessment.found[reason])[:SHOWN].tolist(),
             }
             for reason in REASONS
-            if found.found[reason].any()
+            if assessment.found[reason].any()
         },
         _labels(table.columns["target"], kept, ignore) if target == "class" else {},
         Bars(names, counts[there].tolist()),
         _spread(inputs, table.problems),
-        [round(float(q), 6) for q in np.quantile(found.scores, np.linspace(0, 1, 11))],
+        [round(float(q), 6) for q in np.quantile(assessment.scores, np.linspace(0, 1, 11))],
         list(table.others),
     )  # fmt: skip
 

@@ -56,13 +56,13 @@ class ScanResult:
     largest_token: int | None
 
 
-def scanned(found: Assessment, threshold: float) -> ScanResult:
+def scanned(assessment: Assessment, threshold: float) -> ScanResult:
     """What an assessment of a whole table tells at a threshold."""
-    kept = found.kept(threshold)
-    index = None if len(kept) == len(found.scores) else kept
+    kept = assessment.kept(threshold)
+    index = None if len(kept) == len(assessment.scores) else kept
     return ScanResult(
-        threshold, len(kept), index, found.left_out(threshold), found.unusable(threshold),
-        found.largest_label, found.largest_token,
+        threshold, len(kept), index, assessment.left_out(threshold), assessment.unusable(threshold),
+        assessment.largest_label, assessment.largest_token,
     )  # fmt: skip
 
 
@@ -126,16 +126,16 @@ def scan(table: Table, asked: ScanOptions, folder: Path) -> ScanResult:
 
 
 def _known(memos: Memos, key: tuple[str, ...]) -> ScanResult | None:
-    message = memos.find(*key)
-    if message is None:
+    memo = memos.find(*key)
+    if memo is None:
         return None
     index = None
-    if message.pop("indexed"):
+    if memo.pop("indexed"):
         index = memos.numbers(*key)
-        if index is None or len(index) != message["kept_count"]:
+        if index is None or len(index) != memo["kept_count"]:
             return None
-    unusable = message.pop("unusable")
-    return ScanResult(index=index, unusable=unusable and (unusable[0], unusable[1]), **message)
+    unusable = memo.pop("unusable")
+    return ScanResult(index=index, unusable=unusable and (unusable[0], unusable[1]), **memo)
 
 
 def _keep(memos: Memos, key: tuple[str, ...], found: ScanResult) -> None:
@@ -175,8 +175,10 @@ def _in_parts(table: Table, asked: ScanOptions, folder: Path) -> ScanResult:
             if numbers is not None:
                 numbers.write((chosen + begin).tobytes())
         index = None if numbers is None or kept == len(table) else _mapped(numbers, kept)
-    message = {reason: counts[reason] for reason in REASONS if counts[reason]}
-    return ScanResult(threshold, kept, index, message, unusable, largest["label"], largest["token"])
+    unusable_by_reason = {reason: counts[reason] for reason in REASONS if counts[reason]}
+    return ScanResult(
+        threshold, kept, index, unusable_by_reason, unusable, largest["label"], largest["token"]
+    )
 
 
 def _part(table: Table, begin: int, end: int) -> Table:

@@ -34,10 +34,10 @@ def write_records(file: Path, columns: Mapping[str, Column]) -> None:
     rows = np.zeros(len(next(iter(columns.values()))), np.dtype(fields))
     for name, column in columns.items():
         rows[name] = column
-    message = [
+    described = [
         {"name": name, "dtype": dtype.str, "shape": list(shape)} for name, dtype, shape in fields
     ]
-    text = json.dumps({"version": VERSION, "records": len(rows), "fields": message}).encode()
+    text = json.dumps({"version": VERSION, "records": len(rows), "fields": described}).encode()
     text = text.ljust(-(-(len(text) + 16) // 64) * 64 - 16)
     file.write_bytes(MAGIC + len(text).to_bytes(8, "little") + text + rows.tobytes())
 

@@ -65,33 +65,33 @@ def _led_to(file: Path, opened: Any, name: str) -> Any:
     return result
 
 
-def _data_set(file: Path, name: str, found: Any) -> Any:
+def _data_set(file: Path, name: str, data_set: Any) -> Any:
     import h5py
 
-    if not isinstance(found, h5py.Dataset):
-        first = next(iter(found), None)
+    if not isinstance(data_set, h5py.Dataset):
+        first = next(iter(data_set), None)
         hint = (
             "name a data set" if first is None else f"name what is in it, such as '{name}/{first}'"
         )
         raise DataError(file, "is a group, not a data set", field=name, hint=hint)
-    if found.is_virtual or found.external:
+    if data_set.is_virtual or data_set.external:
         hint = "copy the numbers into this file"
         raise DataError(file, "lies in other files", field=name, hint=hint)
-    if found.shape is None:
+    if data_set.shape is None:
         raise DataError(file, "is empty", field=name, hint="give it numbers")
-    if found.dtype.hasobject:
+    if data_set.dtype.hasobject:
         hint = "write numbers of one length for each record"
-        raise DataError(file, f"holds objects ({found.dtype})", field=name, hint=hint)
-    check_numeric(file, name, found.dtype)
-    if not found.ndim:
+        raise DataError(file, f"holds objects ({data_set.dtype})", field=name, hint=hint)
+    check_numeric(file, name, data_set.dtype)
+    if not data_set.ndim:
         message = "is a single number, not one for each record"
         hint = "give an array whose first dimension counts the records"
         raise DataError(file, message, field=name, hint=hint)
-    foreign = [number for number in _filters(found) if number not in _BUILT_IN]
+    foreign = [number for number in _filters(data_set) if number not in _BUILT_IN]
     if foreign:
         hint = "compress with gzip or lzf"
         raise DataError(file, f"uses the filter {foreign[0]}", field=name, hint=hint)
-    stored, wanted = found.id.get_storage_size(), found.size * found.dtype.itemsize
+    stored, wanted = data_set.id.get_storage_size(), data_set.size * data_set.dtype.itemsize
     if wanted > MAX_EXPANSION * stored:
         raise DataError(
             file,
@@ -99,11 +99,11 @@ def _data_set(file: Path, name: str, found: Any) -> Any:
             field=name,
             hint="write its numbers, or compress them less",
         )
-    return found
+    return data_set
 
 
-def _filters(found: Any) -> list[int]:
-    plan = found.id.get_create_plist()
+def _filters(data_set: Any) -> list[int]:
+    plan = data_set.id.get_create_plist()
     return [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
 
 
@@ -123,41 +123,43 @@ def layouts(file: Path, reading: Reading) -> dict[str, Layout | None]:
     return result
 
 
-def _layout(found: Any) -> Layout | None:
+def _layout(data_set: Any) -> Layout | None:
     import h5py
 
-    if not found.size or not found.id.get_type().equal(h5py.h5t.py_create(found.dtype)):
+    if not data_set.size or not data_set.id.get_type().equal(h5py.h5t.py_create(data_set.dtype)):
         return None  # numbers of a width or form of their own are converted by the library
-    if found.chunks is None:
-        offset = found.id.get_offset()
-        contiguous = found.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+    if data_set.chunks is None:
+        offset = data_set.id.get_offset()
+        contiguous = data_set.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
         whole = contiguous and offset is not None
-        return Layout(dtype=found.dtype.str, shape=found.shape, offset=offset) if whole else None
-    filters = _filters(found)
-    row = math.prod(found.shape[1:]) * found.dtype.itemsize
-    if found.chunks[1:] != found.shape[1:] or found.chunks[0] * row > MAX_CHUNK:
+        return (
+            Layout(dtype=data_set.dtype.str, shape=data_set.shape, offset=offset) if whole else None
+        )
+    filters = _filters(data_set)
+    row = math.prod(data_set.shape[1:]) * data_set.dtype.itemsize
+    if data_set.chunks[1:] != data_set.shape[1:] or data_set.chunks[0] * row > MAX_CHUNK:
         return None
     if not set(filters) <= set(_FILTERS) or _SHUFFLE in filters[1:]:
         return None
-    return _chunks(found, filters)
+    return _chunks(data_set, filters)
 
 
-def _chunks(found: Any, filters: list[int]) -> Layout | None:
+def _chunks(data_set: Any, filters: list[int]) -> Layout | None:
     """The places of the chunks; None when some are not written."""
-    count = -(-found.shape[0] // found.chunks[0])
+    count = -(-data_set.shape[0] // data_set.chunks[0])
     places = np.full((3, count), -1, np.int64)
 
     def note(info: Any) -> None:
-        number = info.chunk_offset[0] // found.chunks[0]
+        number = info.chunk_offset[0] // data_set.chunks[0]
         if 0 <= number < count and info.byte_offset is not None:
             places[:, number] = info.byte_offset, info.size, info.filter_mask
 
-    found.id.chunk_iter(note)
+    data_set.id.chunk_iter(note)
     if (places[0] < 0).any():
         return None
     packed = {"sizes": places[1], "skipped": places[2]} if filters else {}
     return Layout(
-        dtype=found.dtype.str, shape=found.shape, chunk=found.chunks[0], starts=places[0],
+        dtype=data_set.dtype.str, shape=data_set.shape, chunk=data_set.chunks[0], starts=places[0],
         filters=tuple(_FILTERS[number] for number in filters), **packed,
     )  # fmt: skip
 
@@ -183,23 +185,23 @@ def read_hdf5(file: Path, columns: ColumnFolder, reading: Reading, names: Collec
                 columns.append(name, _rows(file, name, result, begin, begin + step))
 
 
-def _block_rows(file: Path, name: str, found: Any) -> int:
+def _block_rows(file: Path, name: str, data_set: Any) -> int:
     """Rows that are read at a time: whole chunks, about `_BLOCK` bytes.
 
     Raises:
         DataError: a chunk is too large to be held.
     """
-    row = max(1, found.size // max(1, len(found)) * found.dtype.itemsize)
-    chunk = found.chunks[0] if found.chunks else 1
-    if found.chunks and int(np.prod(found.chunks)) * found.dtype.itemsize > MAX_CHUNK:
-        message = f"a chunk of the shape {list(found.chunks)} has more than {MAX_CHUNK} bytes"
+    row = max(1, data_set.size // max(1, len(data_set)) * data_set.dtype.itemsize)
+    chunk = data_set.chunks[0] if data_set.chunks else 1
+    if data_set.chunks and int(np.prod(data_set.chunks)) * data_set.dtype.itemsize > MAX_CHUNK:
+        message = f"a chunk of the shape {list(data_set.chunks)} has more than {MAX_CHUNK} bytes"
         raise DataError(file, message, field=name, hint="write it with smaller chunks")
     return int(max(chunk, _BLOCK // row // chunk * chunk))
 
 
-def _rows(file: Path, name: str, found: Any, begin: int, end: int) -> Column:
+def _rows(file: Path, name: str, data_set: Any, begin: int, end: int) -> Column:
     try:
-        rows: Column = found[begin:end]
+        rows: Column = data_set[begin:end]
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             file,

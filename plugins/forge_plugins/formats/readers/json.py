@@ -65,15 +65,15 @@ def _refuse_doubled_keys(text: bytes) -> None:
     """
     closed = 0
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal closed
         names: set[str] = set()
-        for name, _ in found:
+        for name, _ in entries:
             if name in names:
                 raise _DoubledKeyError(closed, name)
             names.add(name)
         closed += 1
-        return dict(found)
+        return dict(entries)
 
     json.loads(text, object_pairs_hook=pairs)
 

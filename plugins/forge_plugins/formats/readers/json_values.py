@@ -48,9 +48,9 @@ def exactly(raw: bytes) -> Any:
         return orjson.loads(raw)
 
 
-def _replaced(found: re.Match[bytes]) -> bytes:
+def _replaced(match: re.Match[bytes]) -> bytes:
     """As it is, or a number of the same length, so that places stay what they are."""
-    text = found[0]
+    text = match[0]
     if text[:1] == b'"' or (text[-1:] not in b"Ny" and not _beyond(text)):
         return text
     return b"0".ljust(len(text))

@@ -403,8 +403,8 @@ class RecordColumns:
         """Whether the integers among a block's floats are floats."""
         for at, row in enumerate(rows):
             if row is not None and row[name].dtype == np.int64:
-                item, kind = row[name][np.newaxis], np.dtype(np.float32)
-                exact.check_exact(self._file, name, item, kind, self.count + at)
+                value, kind = row[name][np.newaxis], np.dtype(np.float32)
+                exact.check_exact(self._file, name, value, kind, self.count + at)
 
     def _settle(
         self, rows: Sequence[dict[str, Column] | None], first: DataError | None = None

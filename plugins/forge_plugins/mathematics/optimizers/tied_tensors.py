@@ -52,8 +52,8 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     if left.shape != right.shape or left.dtype is not right.dtype:
         return False
     # a tensor of one number may have the stride 0, by which it cannot be seen as bytes
-    item, other = (
+    mine, theirs = (
         torch.empty(part.numel(), dtype=part.dtype).copy_(part.detach().reshape(-1))
         for part in (left, right)
     )
-    return torch.equal(item.view(torch.uint8), other.view(torch.uint8))
+    return torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))

@@ -322,11 +322,11 @@ def _account(report: ConversionReport, model: nn.Module, reasons: dict[str, Reas
         for name, one in named
     }
     done = {id(layer.weight) for layer in report.layers.values()}
-    message = reasons.keys() | report.layers.keys()
+    named_modules = reasons.keys() | report.layers.keys()
     loose: dict[str, list[str]] = {}  # matrices that no layer has, by module
     owners: dict[str, str | None] = {}
     for name, one in named:
-        owner = _owner(name, message)
+        owner = _owner(name, named_modules)
         if owner is None and one.dim() > 1 and id(one) not in done:
             owner = name.rpartition(".")[0]
             loose.setdefault(owner, []).append(name.rpartition(".")[2])
@@ -414,12 +414,12 @@ def _unpacked(module: nn.Module, *, inverted: bool) -> nn.Linear:
     assert isinstance(scale, Tensor)
     assert bias is None or isinstance(bias, Tensor)
     levels = unpack_rows(stored) if stored.dtype is torch.uint8 else stored.detach()
-    weight, message = plain_weight(levels, scale, bias, inverted=inverted)
-    linear = nn.Linear(1, 1, bias=message is not None, device="meta")
+    weight, plain_bias = plain_weight(levels, scale, bias, inverted=inverted)
+    linear = nn.Linear(1, 1, bias=plain_bias is not None, device="meta")
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight)
-    if message is not None:
-        linear.bias = nn.Parameter(message.detach().clone())
+    if plain_bias is not None:
+        linear.bias = nn.Parameter(plain_bias.detach().clone())
     linear.train(module.training)
     return linear
 

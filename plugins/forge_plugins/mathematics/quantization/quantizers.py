@@ -398,12 +398,12 @@ class _Estimated(torch.autograd.Function):
             passed = gradient * (inside + ~inside * share)
         elif scheme.ste == "none":
             passed = gradient * share if share else None
-        message = None
+        of_threshold = None
         if threshold is not None and ctx.needs_input_grad[1]:
-            message = threshold_gradient(
+            of_threshold = threshold_gradient(
                 arranged(gradient, scheme).float(), values, threshold, scale, scheme
             ).mul_(blend)
-        return passed, message, None, None, None
+        return passed, of_threshold, None, None, None
 
 
 def threshold_gradient(

@@ -164,11 +164,11 @@ def dequantized_state(
         stored = state[name]
         levels = unpack_rows(stored) if stored.dtype is torch.uint8 else stored
         bias = name.removesuffix("weight") + "bias"
-        result[name], message = plain_weight(
+        result[name], plain_bias = plain_weight(
             levels, scale, state.get(bias), inverted=kind == "bitlinear"
         )
-        if message is not None:
-            result[bias] = message
+        if plain_bias is not None:
+            result[bias] = plain_bias
     return result
 
 
@@ -188,5 +188,5 @@ def plain_weight(
     values = levels.float()
     if inverted:
         return values.div_(factor).to(scale.dtype), bias
-    message = None if bias is None else (bias.float() * factor).to(bias.dtype)
-    return values.mul_(factor).to(scale.dtype), message
+    plain_bias = None if bias is None else (bias.float() * factor).to(bias.dtype)
+    return values.mul_(factor).to(scale.dtype), plain_bias

@@ -283,8 +283,8 @@ class GrokfastLoss(BaseLoss):
         loss: Tensor = _called(self.base, predictions, targets, further)
         teacher, model, config = further.get("teacher_logits"), further.get("model"), self.config
         if teacher is not None and config.knowledge_distillation_weight:
-            message = distillation(predictions, teacher.detach(), config.temperature)
-            loss = loss + config.knowledge_distillation_weight * message
+            divergence = distillation(predictions, teacher.detach(), config.temperature)
+            loss = loss + config.knowledge_distillation_weight * divergence
         if model is None:
             return loss
         if config.capability_acquisition_weight:
