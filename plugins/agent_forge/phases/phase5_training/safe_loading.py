@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from forge_plugins.mathematics.networks import mlp, transformer
-from forge_plugins.mathematics.quantization import bit_layer, scheme
+from forge_plugins.mathematics.quantization import bit_layer, scheme, weight_cache
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.shared_input import SharedInput
@@ -30,7 +30,7 @@ def safe_classes() -> list[Any]:
         BitLinear,
         BitConv2d,
         bit_layer.QuantizationState,
-        bit_layer.QuantizedWeightCache,
+        weight_cache.QuantizedWeightCache,
         scheme.Scheme,
         SharedInput,
         mlp.Mlp,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from forge_plugins.mathematics.quantization import quantizers
 from forge_plugins.mathematics.quantization.device_kernels import kernels
 from forge_plugins.mathematics.quantization.scheme import Scheme
 from forge_plugins.mathematics.quantization.shared_input import SharedInput
+from forge_plugins.mathematics.quantization.weight_cache import (
+    Evidence,
+    Quantized,
+    QuantizedWeightCache,
+)
 
 
 @dataclass(slots=True)
@@ -33,41 +38,14 @@ class QuantizationState:
     seed: int | None = None
 
 
-class QuantizedWeightCache:
-    """The quantized weight of a layer, kept while somebody promises to say when it changes.
-
-    A copy of a layer begins with an empty one: nobody watches the copy's weight.
-    """
-
-    __slots__ = ("enabled", "entries")
-
-    def __init__(self) -> None:
-        self.enabled = False
-        self.entries: dict[Any, Any] = {}
-
-    def __reduce__(self) -> tuple[type[QuantizedWeightCache], tuple[()]]:
-        return QuantizedWeightCache, ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedWeightCache:
-        result = memo[id(self)] = QuantizedWeightCache()
-        return result
-
-
-class Quantized(NamedTuple):
-    """A weight on its grid: what is multiplied, the same as int8, and the scale."""
-
-    applied: Tensor | None  # the weight's shape
-    levels: Tensor | None  # int8, arranged as the scheme says
-    scale: Tensor
-
-
 class BitLayer(nn.Module):
     """Base of `BitLinear` and `BitConv2d`: a latent full-precision weight as a plain parameter.
 
-    The layer keeps nothing by itself. Who knows when weights change (the quantizer plugin) may set
-    `weight_cache.enabled` to let it hold the quantized weight from one forward pass to the next,
-    and must then call `invalidate` whenever the weight has changed: torch's fused optimizers do not
-    raise the version counter that a guess could go by.
+    In training the layer keeps nothing by itself. Who knows when weights change (the quantizer
+    plugin) may set `weight_cache.enabled` to let it hold the quantized weight from one forward pass
+    to the next, and must then call `invalidate` whenever the weight has changed: torch's fused
+    optimizers do not raise the version counter that a guess could go by. In evaluation without
+    gradients it keeps the quantized weight as long as nothing speaks against it.
 
     Attributes:
         scheme: what the layer applies.
@@ -210,35 +188,57 @@ class BitLayer(nn.Module):
 
     # -- keeping ------------------------------------------------------------------------------
 
-    def quantized(self, dtype: torch.dtype, *, as_int8: bool, fresh: bool = True) -> Quantized:
+    def quantized(
+        self, dtype: torch.dtype, *, as_int8: bool, fresh: bool = True, keep: bool = False
+    ) -> Quantized:
         """The weight on its grid, computed or kept; call it without gradient.
 
         Args:
             dtype: of `applied`.
-            whole: as int8 only (`applied` is None).
+            as_int8: as int8 only (`applied` is None).
             fresh: give int8 levels beside `applied` when nothing is kept.
+            keep: nobody trains: keep it as long as nothing speaks for another weight.
         """
         weight_cache = self.weight_cache
         draw = self.training and self.scheme.rounding == "stochastic"
         kind = (draw, dtype, as_int8)
         if weight_cache.enabled:
-            result: Quantized | None = weight_cache.entries.get(kind)
+            result = weight_cache.entries.get(kind)
             if result is not None:
                 return result
-        small = as_int8 or (fresh and not weight_cache.enabled)
-        alone = self._levels_stand_alone() and not draw
-        if alone and (fused := kernels(self.weight.device)) is not None:
-            answer = self._quantized_by(fused, None if as_int8 else dtype, small=small)
-        elif alone and self._goes_in_parts() and (as_int8 or dtype is not torch.float32):
-            answer = self._quantized_in_parts(None if as_int8 else dtype, small=small)
-        else:
-            levels, scale = self._rounded(draw=draw)
-            whole_levels = levels.to(torch.int8) if small else None
-            applied = None if as_int8 else self.dequantized(levels, scale, dtype)
-            answer = Quantized(applied, whole_levels, scale)
+        if keep:
+            return self._evaluated(kind)
+        if self.training and weight_cache.evaluated:
+            weight_cache.evaluated.clear()
+        answer = self._computed(kind, fresh=fresh and not weight_cache.enabled)
         if weight_cache.enabled:
             weight_cache.entries[kind] = answer
         return answer
+
+    def _evaluated(self, kind: tuple[bool, torch.dtype, bool]) -> Quantized:
+        """Kept from the last evaluation, where the weight is still the same."""
+        parts = [self.weight, *(p for p in (self.threshold, self.anchor) if p is not None)]
+        now = Evidence.of(tuple(parts), (self.quantization.sparsity, self.scheme))
+        known = self.weight_cache.evaluated.get(kind)
+        if now is not None and known is not None and known[0].agrees(now):
+            return known[1]
+        answer = self._computed(kind, fresh=False)
+        if now is not None:
+            self.weight_cache.evaluated[kind] = now.copied(), answer
+        return answer
+
+    def _computed(self, kind: tuple[bool, torch.dtype, bool], *, fresh: bool) -> Quantized:
+        draw, dtype, as_int8 = kind
+        small = as_int8 or fresh
+        alone = self._levels_stand_alone() and not draw
+        if alone and (fused := kernels(self.weight.device)) is not None:
+            return self._quantized_by(fused, None if as_int8 else dtype, small=small)
+        if alone and self._goes_in_parts() and (as_int8 or dtype is not torch.float32):
+            return self._quantized_in_parts(None if as_int8 else dtype, small=small)
+        levels, scale = self._rounded(draw=draw)
+        whole_levels = levels.to(torch.int8) if small else None
+        applied = None if as_int8 else self.dequantized(levels, scale, dtype)
+        return Quantized(applied, whole_levels, scale)
 
     def _levels_stand_alone(self) -> bool:
         """Whether each weight's level is its own affair, once there is a scale."""
@@ -281,7 +281,7 @@ class BitLayer(nn.Module):
 
     def invalidate(self) -> None:
         """Drop what is kept: the latent weight has changed."""
-        self.weight_cache.entries.clear()
+        self.weight_cache.clear()
 
     # -- the differentiable weight and input -----------------------------------------------------
 
@@ -301,8 +301,9 @@ class BitLayer(nn.Module):
         """What the forward pass multiplies with, in the graph."""
         if not self.scheme.quantizes_weight:
             return self.weight
+        keep = not (self.training or torch.is_grad_enabled())
         with torch.no_grad():
-            result = self.quantized(self.weight.dtype, as_int8=False, fresh=False)
+            result = self.quantized(self.weight.dtype, as_int8=False, fresh=False, keep=keep)
             assert result.applied is not None
             applied = self._blended(self.weight.detach(), result.applied)
         return self._estimated(applied, result.scale)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.quantization import quantizers
+from forge_plugins.mathematics.quantization import evaluation, quantizers
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.device_kernels import lacks_kernels
 from forge_plugins.mathematics.quantization.quantized_linear import (
@@ -31,7 +31,7 @@ BACKWARD: Final[dict[str, Backward]] = {
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast multiplies in on the device, or None when it is off."""
-    if not torch.is_autocast_enabled(device.type):
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
@@ -90,27 +90,33 @@ class BitLinear(BitLayer, nn.Linear):
         """Apply the layer to shape (..., in_features)."""
         if self.sub_norm is not None:
             input = self.sub_norm(input)
-        scheme = self.scheme
-        if self.blend < 1.0 or not scheme.quantizes_weight:
+        if self.blend < 1.0 or not self.scheme.quantizes_weight:
             # the plain form: what is blended is on no grid
             return functional.linear(
                 self.estimated_input(input), self.estimated_weight(), self.bias
             )
-        if scheme.arithmetic != "exact" and self._multiplies_integers(input):
-            return self._integer(input)
-        return self._exact(input)
+        if not (self.training or torch.is_grad_enabled()):
+            return evaluation.evaluated_linear(self, input)
+        return self._integer(input) if self.multiplies_integers(input) else self._exact(input)
 
-    def _multiplies_integers(self, input: Tensor) -> bool:
+    def multiplies_integers(self, input: Tensor) -> bool:
+        """Whether this input is multiplied in whole numbers."""
+        if self.scheme.arithmetic == "exact":
+            return False
         rows = input.numel() // self.in_features
         return multiplies_integers(input.device.type) and fits_integer_product(rows, self.weight)
 
+    def product_type(self, input: Tensor) -> torch.dtype:
+        """The dtype of the product: autocast's, or the weight's."""
+        return autocast_type(input.device) or self.weight.dtype
+
     def _exact(self, input: Tensor) -> Tensor:
-        dtype = autocast_type(input.device) or self.weight.dtype
+        dtype = self.product_type(input)
         # in half precision the weight itself is as cheap to save as its levels are to turn back
         needed = torch.is_grad_enabled() and input.requires_grad and dtype is torch.float32
         with torch.no_grad():
             weight = self.quantized(dtype, as_int8=False, fresh=needed)
-            values = self._values(input, dtype)
+            values = self.values_of(input, dtype)
         assert weight.applied is not None
         handle = self._handle(weight.scale)
         levels = weight.levels if self.anchor is None else None
@@ -118,7 +124,7 @@ class BitLinear(BitLayer, nn.Linear):
             input, handle, self.bias, values, weight.applied, levels, weight.scale
         )
 
-    def _values(self, input: Tensor, dtype: torch.dtype) -> Tensor:
+    def values_of(self, input: Tensor, dtype: torch.dtype) -> Tensor:
         """The input to be multiplied, in the dtype of the product where autocast asks for one."""
         if not self.scheme.quantizes_activation:
             return input.detach().to(dtype if autocast_type(input.device) else input.dtype)
@@ -133,25 +139,37 @@ class BitLinear(BitLayer, nn.Linear):
         result: Tensor = self.shared.take(input, dtype, derive)
         return result
 
-    def _integer(self, input: Tensor) -> Tensor:
-        scheme = self.scheme
-        dtype = autocast_type(input.device) or self.weight.dtype
+    def levels_of(
+        self, input: Tensor, kept: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The input in whole numbers.
 
-        backward = BACKWARD[scheme.arithmetic]
-        kept = torch.bfloat16 if backward == "bf16" and torch.is_grad_enabled() else None
+        Args:
+            input: shape (..., in_features).
+            kept: also give what they stand for in this dtype.
+
+        Returns:
+            int8 levels (rows, in), their scale, and those values or None.
+        """
 
         def derive() -> tuple[Tensor, Tensor, Tensor | None]:
             if kept is None:
-                return *quantizers.activation_levels(input, scheme), None
-            return quantizers.activation_levels_and_values(input, scheme, kept)
+                return *quantizers.activation_levels(input, self.scheme), None
+            return quantizers.activation_levels_and_values(input, self.scheme, kept)
 
+        if self.shared is None:
+            return derive()
+        result: tuple[Tensor, Tensor, Tensor | None]
+        result = self.shared.take(input, (torch.int8, kept), derive)
+        return result
+
+    def _integer(self, input: Tensor) -> Tensor:
+        dtype = self.product_type(input)
+        backward = BACKWARD[self.scheme.arithmetic]
+        kept = torch.bfloat16 if backward == "bf16" and torch.is_grad_enabled() else None
         with torch.no_grad():
             weight = self.quantized(dtype, as_int8=True)
-            values: Any = (
-                derive()
-                if self.shared is None
-                else self.shared.take(input, (torch.int8, kept), derive)
-            )
+            values = self.levels_of(input, kept)
         assert weight.levels is not None
         return int8_linear(
             input,
