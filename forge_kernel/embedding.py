@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forge_kernel.planning.path_settings import with_absolute_paths
     from forge_kernel.planning.pipeline_file import check_pipeline, fill
     from forge_kernel.planning.plan import plan
+    from forge_kernel.run_folder.folder import RunFolder
     from forge_kernel.runner import result_of
     from forge_kernel.storage.atomic_files import write_bytes, write_json, write_text
     from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
@@ -54,6 +55,7 @@ __all__ = [
     "OneProcess",
     "PipelineConfig",
     "RunConfig",
+    "RunFolder",
     "Session",
     "Snapshot",
     "UsePhases",
@@ -94,6 +96,7 @@ _HOMES: Final = {
     "OneProcess": "forge_kernel.training.one_process",
     "PipelineConfig": "forge_kernel.config.pipeline",
     "RunConfig": "forge_kernel.contract.run_config",
+    "RunFolder": "forge_kernel.run_folder.folder",
     "Session": "forge_kernel.training.session",
     "Snapshot": "forge_kernel.storage.checkpoint_store",
     "TARGETS": "forge_kernel.contract.data",

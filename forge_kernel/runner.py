@@ -30,9 +30,9 @@ from forge_kernel.planning.pipeline_file import (
     read_document,
 )
 from forge_kernel.planning.plan import Plan, plan
+from forge_kernel.run_folder.folder import CONFIG, ENVIRONMENT, RunFolder
+from forge_kernel.run_folder.owner import Owner
 from forge_kernel.run_folder.record import (
-    CONFIG,
-    ENVIRONMENT,
     RunRecord,
     environment,
     new_run_folder,
@@ -95,10 +95,10 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     record = RunRecord()
     decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
-    folder = _new_folder(checked, output_dir, names)
-    session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
-    with session.streams.kept():
-        return _recorded(session, record)
+    with closing(_new_folder(checked, output_dir, names)) as owner:
+        session = _session_in(owner.folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
+        with session.streams.kept():
+            return _recorded(session, record)
 
 
 def run_document(
@@ -127,9 +127,10 @@ def run_document(
     record = RunRecord()
     decided = plan(checked, catalog, plugins=[record], document=document)
     planned(checked)
-    session = _session_in(_new_folder(checked, output_dir), decided, cancel=cancel, quiet=quiet)
-    with session.streams.kept():
-        return _recorded(session, record)
+    with closing(_new_folder(checked, output_dir)) as owner:
+        session = _session_in(owner.folder, decided, cancel=cancel, quiet=quiet)
+        with session.streams.kept():
+            return _recorded(session, record)
 
 
 def _made_definite(pipeline: PipelineConfig) -> PipelineConfig:
@@ -142,11 +143,15 @@ def _made_definite(pipeline: PipelineConfig) -> PipelineConfig:
 
 def _new_folder(
     pipeline: PipelineConfig, output_dir: str | Path | None, live: tuple[str, ...] = ()
-) -> Path:
-    """A run folder that holds the filled configuration."""
-    folder = new_run_folder(pipeline.run.name, output_dir)
-    write_config(folder, with_absolute_paths(fill(pipeline), pipeline), live)
-    return folder
+) -> Owner:
+    """A run folder that holds the filled configuration, owned by this process."""
+    owner = new_run_folder(pipeline.run.name, output_dir)
+    try:
+        write_config(owner.folder, with_absolute_paths(fill(pipeline), pipeline), live)
+    except BaseException:
+        owner.close()
+        raise
+    return owner
 
 
 def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
@@ -161,6 +166,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     cancel: Cancel | None = None,
     strategy: Strategy | None = None,
     quiet: bool = False,
+    take_over: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest intact checkpoint.
 
@@ -173,9 +179,11 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         cancel: see `run`.
         strategy: see `run`.
         quiet: see `run`.
+        take_over: also of a process on another machine, which did not end the run.
 
     Raises:
-        ConfigError: the folder is no run folder, or live parts are missing.
+        ConfigError: the folder is no run folder, live parts are missing, or another process is
+            writing it.
         CheckpointError: there is no intact checkpoint.
     """
     folder = Path(folder)
@@ -188,10 +196,15 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     record = RunRecord()
     decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
     session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
-    with session.streams.kept():
-        session.opened(resume=True)  # what is refused has changed nothing in the folder
-        if session.store is not None:
-            session.store.clear_unfinished()
+    with closing(Owner(folder)) as owner, session.streams.kept():
+        owner.acquire(take_over=take_over)
+        try:
+            session.opened(resume=True)
+        except BaseException:
+            owner.release(unused=True)  # what is refused has changed nothing in the folder
+            raise
+        if session.owned_store is not None:
+            session.owned_store.clear_unfinished()
         if settings:
             names = tuple(pipeline.notes.get("x-live", ()))
             write_config(folder, with_absolute_paths(fill(pipeline), pipeline), names)
@@ -206,9 +219,7 @@ def recorded_pipeline(
     kinds: Iterable[Kind],
 ) -> PipelineConfig:
     """The pipeline of a run folder, when all its live parts are given again."""
-    if not (folder / CONFIG).is_file():
-        hint = "a run folder holds config.yaml and checkpoints/"
-        raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
+    RunFolder(folder).check()
     document = migrated(read_document(folder / CONFIG, settings), catalog)
     pipeline = check_document(document, catalog, kinds)
     missing = sorted(set(pipeline.notes.get("x-live", ())) - set(given))
@@ -284,7 +295,7 @@ def restored(
     pipeline = recorded_pipeline(folder, settings, live, catalog, {*live, Kind.OBSERVERS})
     written_then = [f"file:{file.name}" for file in folder.iterdir() if file.is_file()]
     decided = plan(pipeline, catalog, plugins=list(live.values()), given=written_then)
-    session = _session_in(folder, decided, quiet=True)
+    session = _session_in(folder, decided, quiet=True, reads=True)
     with session.streams.kept(), closing(session.opened(resume=True)):
         yield session
 

@@ -14,9 +14,16 @@ from forge_kernel.cli.run import train
 def resume_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
     settings: Settings = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Also of a process on another machine that did not end the run."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Resume a run from its newest intact checkpoint. Exactly; `--set` changes are kept."""
     from forge_kernel.runner import resume
 
-    train(lambda cancel: resume(run_dir, settings or (), cancel=cancel, quiet=quiet))
+    chosen = settings or ()
+    train(lambda cancel: resume(run_dir, chosen, cancel=cancel, quiet=quiet, take_over=take_over))

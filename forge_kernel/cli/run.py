@@ -86,9 +86,9 @@ def show_result(result: RunResult) -> None:
         f"{result.seconds:.1f} s: {result.stop_reason}"
     )
     from forge_kernel.contract.metric_info import VALIDATION, MetricInfos
-    from forge_kernel.run_folder.status import read_metric_infos
+    from forge_kernel.run_folder.folder import RunFolder
 
-    infos = read_metric_infos(result.folder) if result.folder is not None else MetricInfos()
+    infos = RunFolder(result.folder).metric_infos() if result.folder is not None else MetricInfos()
     for name, value in result.final.items():
         number = infos.of(name).number
         best = result.best.get(name.removeprefix(VALIDATION))

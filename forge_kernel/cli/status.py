@@ -17,8 +17,9 @@ def status_command(
     """Show the state of a run, whichever process runs it."""
     import json
 
+    from forge_kernel.run_folder.folder import RunFolder
     from forge_kernel.run_folder.log_text import metrics_text, place_text
-    from forge_kernel.run_folder.status import read_metric_infos, read_status
+    from forge_kernel.run_folder.status import read_status
 
     result = read_status(run_dir)
     if as_json:
@@ -28,7 +29,7 @@ def status_command(
     if not result.data:
         return
     print(f"  {place_text(result.data)}")
-    metrics = metrics_text(result.data.get("metrics"), read_metric_infos(run_dir))
+    metrics = metrics_text(result.data.get("metrics"), RunFolder(run_dir).metric_infos())
     if metrics:
         print(f"  at step {result.data.get('metrics_step')}: {metrics}")
     for event in result.data.get("events", ()):

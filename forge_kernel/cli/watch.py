@@ -62,9 +62,9 @@ def _serve(folder: Path, port: int) -> RunStatus:
 
 def _lines(folder: Path) -> RunStatus:
     """A line for each notice and each new set of metrics, as they come."""
+    from forge_kernel.run_folder.folder import LOG, RunFolder
     from forge_kernel.run_folder.log_text import metrics_text, notice_text
-    from forge_kernel.run_folder.record import LOG
-    from forge_kernel.run_folder.status import LogFollower, read_metric_infos, read_status
+    from forge_kernel.run_folder.status import LogFollower, read_status
 
     follower, step, condition = LogFollower(folder / LOG), None, "running"
     earlier = _EARLIER
@@ -77,7 +77,7 @@ def _lines(folder: Path) -> RunStatus:
         earlier = 10**9
         if result.data.get("metrics_step") != step:
             step = result.data.get("metrics_step")
-            metrics = metrics_text(result.data.get("metrics"), read_metric_infos(folder))
+            metrics = metrics_text(result.data.get("metrics"), RunFolder(folder).metric_infos())
             print(f"step {step}: {metrics}", flush=True)
         over = result.over
         if result.condition != condition and not over:
@@ -92,8 +92,8 @@ def _view(folder: Path, console: Any) -> RunStatus:
     """One picture that is drawn anew until the run ends."""
     from rich.live import Live
 
+    from forge_kernel.run_folder.folder import LOG
     from forge_kernel.run_folder.log_text import notice_text
-    from forge_kernel.run_folder.record import LOG
     from forge_kernel.run_folder.status import LogFollower, read_status
 
     follower = LogFollower(folder / LOG)
@@ -138,8 +138,8 @@ def _picture(status: RunStatus, notices: list[str], pace: Pace) -> RenderableTyp
     from rich.table import Table
     from rich.text import Text
 
+    from forge_kernel.run_folder.folder import RunFolder
     from forge_kernel.run_folder.log_text import place_text
-    from forge_kernel.run_folder.status import read_metric_infos
 
     data = status.data
     colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(status.condition, "bold")
@@ -150,7 +150,7 @@ def _picture(status: RunStatus, notices: list[str], pace: Pace) -> RenderableTyp
         parts.append(Text(message))
         if data.get("total_steps"):
             parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
-        infos = read_metric_infos(status.folder)
+        infos = RunFolder(status.folder).metric_infos()
         table = Table("metric", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for name, value in data.get("metrics", {}).items():
             table.add_row(

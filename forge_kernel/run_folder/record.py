@@ -21,6 +21,8 @@ from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.run_folder.folder import CONFIG, LOG, RESULT, STATUS
+from forge_kernel.run_folder.owner import LOCK, Owner
 from forge_kernel.storage.atomic_files import write_json, write_text
 from forge_kernel.training.loaders.in_memory import NoConfig
 
@@ -30,11 +32,6 @@ if TYPE_CHECKING:
     from forge_kernel.contract.values import Event, LogRecord, Step
     from forge_kernel.planning.plan import Plan
 
-CONFIG: Final = "config.yaml"
-ENVIRONMENT: Final = "environment.json"
-RESULT: Final = "result.json"
-STATUS: Final = "status.json"
-LOG: Final = "forge.log"
 HEARTBEAT_SECONDS: Final = 1.0  # between signs of life while steps are taken
 GATHER_SECONDS: Final = 0.25  # metrics of log lines that come faster are written together
 FAST_STEP_SECONDS: Final = 0.05  # only where the next step's end is near
@@ -42,8 +39,8 @@ EVENTS_KEPT: Final = 20  # in `status.json`; `forge.log` has them all
 _PACKAGES: Final = ("forge-kernel", "torch", "numpy", "pluggy", "safetensors")
 
 
-def new_run_folder(name: str, output_dir: str | Path | None) -> Path:
-    """Make the folder of a new run.
+def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
+    """Make the folder of a new run, owned by this process.
 
     Args:
         name: the run's name.
@@ -59,15 +56,18 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Path:
         folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        owner = Owner(folder)
+        owner.acquire()
         _clear_if_never_begun(folder)
-        used = any(folder.iterdir())
+        used = {path.name for path in folder.iterdir()} - {LOCK}
     except (OSError, ValueError) as error:
         raise ConfigError([Fault(f"cannot make the run folder {folder}: {error}")]) from error
     if used:
+        owner.release(unused=True)
         hint = "name a new one, or continue it with: forge resume"
         message = f"the folder {folder} is not empty: a run never reuses one"
         raise ConfigError([Fault(message, hints=(hint,))])
-    return folder
+    return owner
 
 
 def _clear_if_never_begun(folder: Path) -> None:
@@ -81,9 +81,11 @@ def _clear_if_never_begun(folder: Path) -> None:
         left = set(status["left"])
     except (OSError, ValueError, TypeError, KeyError):
         return
-    if status.get("state") != "failed" or {path.name for path in folder.iterdir()} - left:
+    if status.get("state") != "failed" or {path.name for path in folder.iterdir()} - left - {LOCK}:
         return
     for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

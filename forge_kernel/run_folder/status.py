@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from forge_kernel.contract.metric_info import MetricInfos
-from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.renamed import record_today
-from forge_kernel.run_folder.record import CONFIG, ENVIRONMENT, STATUS
+from forge_kernel.run_folder import owner
+from forge_kernel.run_folder.folder import STATUS, RunFolder
 
 SILENT_AFTER: Final = 30.0  # seconds without a sign of life; a long validation may take that
 _CLOCK_STEP: Final = 5.0  # seconds by which clocks of one machine may disagree
@@ -65,44 +63,28 @@ def read_status(folder: Path) -> RunStatus:
     Raises:
         ConfigError: it is no run folder.
     """
-    if not (folder / CONFIG).is_file():
-        hint = f"a run folder holds {CONFIG}, written by: forge run"
-        raise ConfigError([Fault(f"{folder} is no run folder", hints=(hint,))])
-    data = _status_data(folder / STATUS)
+    data = RunFolder(folder).check().status()
     if not data:
         said = f"{STATUS} is absent or not readable: the run has hardly begun"
         return RunStatus(folder, "unknown", said, None, {})
     heartbeat = data.get("heartbeat")
     age = max(0.0, time.time() - heartbeat) if isinstance(heartbeat, int | float) else None
-    condition, said = _judged(data, age)
+    condition, said = _judged(folder, data, age)
     return RunStatus(folder, condition, said, age, data)
 
 
-def read_metric_infos(folder: Path) -> MetricInfos:
-    """What a run's metrics are, as it has written; plain ones where it has not."""
-    try:
-        data = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return MetricInfos()
-    return MetricInfos.from_data(data.get("metrics") if isinstance(data, dict) else None)
-
-
-def _status_data(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record_today(data) if isinstance(data, dict) else {}
-
-
-def _judged(data: Mapping[str, Any], age: float | None) -> tuple[Condition, str]:
-    """The condition and its sentence."""
+def _judged(folder: Path, data: Mapping[str, Any], age: float | None) -> tuple[Condition, str]:
+    """The condition and its sentence; that the process is there, the lock says, no clock."""
     state = str(data.get("state"))
     if state in _ENDED:
         return "ended", state
     pid, since = data.get("pid"), "never" if age is None else f"{age:.0f} s ago"
+    owned, _ = owner.look(folder)
     local = data.get("host") in (None, platform.node())
-    if local and isinstance(pid, int) and not _lives(pid, data.get("heartbeat")):
+    gone = owned == "free"
+    if owned == "none" and local and isinstance(pid, int):  # of an older kernel
+        gone = not _lives(pid, data.get("heartbeat"))
+    if gone:
         return "gone", (
             f"the process {pid} is gone without ending the run (last sign of life: {since}); "
             "go on with: forge resume"

@@ -85,18 +85,15 @@ def _load_tensors(file: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
-class CheckpointStore:
-    """The checkpoints of one run.
+class CheckpointReader:
+    """The checkpoints of one run, for whoever reads them; nothing is written.
 
     Args:
         folder: `checkpoints/` of the run folder.
-        keep: newest ones that rotation keeps; pinned ones stay besides.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        assert keep >= 2, "pruning never leaves fewer than two"
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.keep = keep
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending."""
@@ -117,6 +114,88 @@ class CheckpointStore:
         name = pointer.read_text(encoding="utf-8").strip()
         result = self.folder / name
         return result if _NAME.fullmatch(name) and result.is_dir() else None
+
+    def load(self, folder: Path) -> Snapshot:
+        """Read a checkpoint after checking every byte of it.
+
+        Raises:
+            CheckpointError: it is damaged, foreign or of another format.
+        """
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            self._check(folder, manifest)
+            aliases = manifest["aliases"]
+            model = _load_tensors(folder / "model.safetensors", aliases["model.safetensors"])
+            tensors = _load_tensors(folder / "state.safetensors", aliases["state.safetensors"])
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            trees = {name: join_tree(tree, tensors) for name, tree in state.items()}
+            about = manifest["about"]
+            if manifest["format"] == BEFORE_WORDS:
+                for tree in (trees, about):
+                    tree["plugins"] = {
+                        label_today(label): own for label, own in tree.get("plugins", {}).items()
+                    }
+            return Snapshot(int(manifest["step"]), model, trees, about)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{folder} cannot be read: {why}") from error
+
+    @staticmethod
+    def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Refuse what is of another format or has changed since it was written."""
+        if manifest["format"] not in (BEFORE_WORDS, FORMAT):
+            raise CheckpointError(
+                f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
+            )
+        wrong = atomic_files.first_difference(folder, manifest["files"])
+        if wrong is not None:
+            raise CheckpointError(f"{folder} is damaged: {wrong}")
+
+    def _intact_names(self) -> list[Path]:
+        """Folders of whole checkpoints by step; nothing is written.
+
+        Also one that a cut save has moved aside and nothing yet stands in the place of.
+        """
+        result = {step: self.path(step) for step in self.steps()}
+        for path in self.folder.glob(".step-*.replaced-*") if self.folder.is_dir() else ():
+            match = _NAME.match(path.name[1:])
+            if match and path.is_dir():
+                result.setdefault(int(match[1]), path)
+        return [result[step] for step in sorted(result)]
+
+    def newest(self) -> tuple[Snapshot, Path, list[str]]:
+        """The newest checkpoint that is intact.
+
+        Returns:
+            Its content, its folder, and what was wrong with newer ones.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        problems: list[str] = []
+        for folder in reversed(self._intact_names()):
+            try:
+                return self.load(folder), folder, problems
+            except CheckpointError as error:
+                problems.append(str(error))
+        result = "; ".join(problems) or "there is none"
+        raise CheckpointError(f"no intact checkpoint in {self.folder}: {result}")
+
+
+class CheckpointStore(CheckpointReader):
+    """The checkpoints of one run, for its owner.
+
+    Args:
+        folder: `checkpoints/` of the run folder.
+        keep: newest ones that rotation keeps; pinned ones stay besides.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        assert keep >= 2, "pruning never leaves fewer than two"
+        super().__init__(folder)
+        self.keep = keep
 
     def save(self, snapshot: Snapshot, tags: tuple[str, ...] = ()) -> Path:
         """Commit a snapshot, move the pointers, prune.
@@ -187,71 +266,3 @@ class CheckpointStore:
                 path.rename(self.folder / result[1])
             else:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def load(self, folder: Path) -> Snapshot:
-        """Read a checkpoint after checking every byte of it.
-
-        Raises:
-            CheckpointError: it is damaged, foreign or of another format.
-        """
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            self._check(folder, manifest)
-            aliases = manifest["aliases"]
-            model = _load_tensors(folder / "model.safetensors", aliases["model.safetensors"])
-            tensors = _load_tensors(folder / "state.safetensors", aliases["state.safetensors"])
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            trees = {name: join_tree(tree, tensors) for name, tree in state.items()}
-            about = manifest["about"]
-            if manifest["format"] == BEFORE_WORDS:
-                for tree in (trees, about):
-                    tree["plugins"] = {
-                        label_today(label): own for label, own in tree.get("plugins", {}).items()
-                    }
-            return Snapshot(int(manifest["step"]), model, trees, about)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{folder} cannot be read: {why}") from error
-
-    @staticmethod
-    def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
-        """Refuse what is of another format or has changed since it was written."""
-        if manifest["format"] not in (BEFORE_WORDS, FORMAT):
-            raise CheckpointError(
-                f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
-            )
-        wrong = atomic_files.first_difference(folder, manifest["files"])
-        if wrong is not None:
-            raise CheckpointError(f"{folder} is damaged: {wrong}")
-
-    def _intact_names(self) -> list[Path]:
-        """Folders of whole checkpoints by step; nothing is written.
-
-        Also one that a cut save has moved aside and nothing yet stands in the place of.
-        """
-        result = {step: self.path(step) for step in self.steps()}
-        for path in self.folder.glob(".step-*.replaced-*") if self.folder.is_dir() else ():
-            match = _NAME.match(path.name[1:])
-            if match and path.is_dir():
-                result.setdefault(int(match[1]), path)
-        return [result[step] for step in sorted(result)]
-
-    def newest(self) -> tuple[Snapshot, Path, list[str]]:
-        """The newest checkpoint that is intact.
-
-        Returns:
-            Its content, its folder, and what was wrong with newer ones.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        problems: list[str] = []
-        for folder in reversed(self._intact_names()):
-            try:
-                return self.load(folder), folder, problems
-            except CheckpointError as error:
-                problems.append(str(error))
-        result = "; ".join(problems) or "there is none"
-        raise CheckpointError(f"no intact checkpoint in {self.folder}: {result}")

@@ -12,7 +12,7 @@ import jsonschema
 from forge_kernel.config.schema import bind_config, config_data, config_schema
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.planning.catalog import Catalog
-from forge_kernel.run_folder.status import read_metric_infos
+from forge_kernel.run_folder.folder import RunFolder
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.counted import (
@@ -111,7 +111,7 @@ def test_trains_ten_steps(forge_plugin: str, forge_config: dict[str, Any], tmp_p
     loss = result.final["loss"]
     assert loss is not None
     assert math.isfinite(loss)
-    infos = read_metric_infos(tmp_path / "run")
+    infos = RunFolder(tmp_path / "run").metric_infos()
     undeclared = [name for name in result.final if not infos.declares(name)]
     assert not undeclared, f"no PluginInfo.metrics names {undeclared}"
 

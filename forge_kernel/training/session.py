@@ -244,14 +244,14 @@ class Session(SessionState):
         load_snapshot(self, snapshot, random=random)
 
     def save(self, tags: tuple[str, ...] = ()) -> Path | None:
-        """Commit a checkpoint; None for a run without a folder.
+        """Commit a checkpoint; None for a run without a folder, or one that is only read.
 
         Args:
             tags: names to pin it under.
         """
-        if self.store is None:
+        if self.owned_store is None:
             return None
-        folder = self.store.save(self.snapshot(), tags)
+        folder = self.owned_store.save(self.snapshot(), tags)
         self.saved_at = self.run.progress.step
         for listen in self.bus.calls("on_checkpoint"):
             listen(self.run, folder)

@@ -17,7 +17,7 @@ from forge_kernel.contract.strategy import Strategy
 from forge_kernel.contract.values import Step
 from forge_kernel.errors import PluginError, RunError
 from forge_kernel.planning.plan import Plan
-from forge_kernel.storage.checkpoint_store import CheckpointStore
+from forge_kernel.storage.checkpoint_store import CheckpointReader, CheckpointStore
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.clock import Clock
 from forge_kernel.training.forward_pass import ForwardPass
@@ -41,6 +41,7 @@ class SessionState:
         cancel: asked at each step's edge whether to stop.
         about: facts kept in each checkpoint (configuration digest, versions).
         quiet: observers that write to the screen keep silent.
+        reads: the folder is only read: the session cannot save.
 
     Attributes:
         loss_scale, forward, validation, optimizer_step: there once the session is set up.
@@ -62,6 +63,7 @@ class SessionState:
         cancel: Cancel | None = None,
         about: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        reads: bool = False,
     ) -> None:
         settings = plan.pipeline.run
         if settings.non_finite == "rollback" and folder is None:
@@ -75,9 +77,11 @@ class SessionState:
         self.run = Run(settings, folder, strategy or self._planned_strategy(), quiet=quiet)
         if guard is not None:
             guard.run = self.run
-        self.store = (
-            CheckpointStore(folder / "checkpoints", settings.keep_checkpoints) if folder else None
-        )
+        self.store: CheckpointReader | None = None
+        if folder is not None and reads:
+            self.store = CheckpointReader(folder / "checkpoints")
+        elif folder is not None:
+            self.store = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
         self.stop_reason = ""
         self.cancelled = self.closed = False
         self.problems: list[str] = []
@@ -98,6 +102,11 @@ class SessionState:
                     raise PluginError(f"{entry.label} is no strategy: it lacks {missing}")
                 return result  # type: ignore[no-any-return]
         return OneProcess()
+
+    @property
+    def owned_store(self) -> CheckpointStore | None:
+        """The checkpoints, where this session may write them."""
+        return self.store if isinstance(self.store, CheckpointStore) else None
 
     @property
     def is_set_up(self) -> bool:

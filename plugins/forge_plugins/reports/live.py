@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
 from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.run_folder.folder import RESULT, STATUS
 from forge_kernel.run_folder.log_text import place_text
-from forge_kernel.run_folder.record import RESULT, STATUS
 from forge_kernel.run_folder.status import RunStatus, read_status
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.page import one_run, whole_page

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from forge_kernel.api import MetricInfos
-from forge_kernel.embedding import Catalog
+from forge_kernel.embedding import Catalog, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -232,7 +232,7 @@ def joined_infos(runs: Iterable[RunData]) -> MetricInfos:
 
 def _read_text(file: Path, notes: list[str]) -> str | None:
     try:
-        return file.read_text(encoding="utf-8", errors="replace")
+        return RunFolder(file.parent).text(file.name)
     except FileNotFoundError:
         notes.append(f"{file.name} is absent.")
         return None
