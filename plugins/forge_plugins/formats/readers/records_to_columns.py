@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -488,19 +488,20 @@ def first_defects(columns: Sequence[Column]) -> Column:
     return first
 
 
-def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
-    """The records of a list of mappings or of a mapping of columns.
+def column_parts(
+    file: Path, value: Any, names: Sequence[str], count: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of a mapping of columns, some at a time.
 
     Args:
         file: for the messages.
-        value: the list or the mapping.
+        value: the mapping of names to lists or arrays.
         names: of the columns that are read; the first must be there.
+        count: records at a time.
 
     Raises:
-        DataError: it is neither, or the columns are not of one length.
+        DataError: it is no such mapping, or the columns are not of one length.
     """
-    if isinstance(value, list | tuple):
-        return value
     forms = "give a list of records or one object of columns, with the fields input and target"
     if not isinstance(value, Mapping) or any(not isinstance(name, str) for name in value):
         raise DataError(file, f"the whole is a {type_name(value)}", hint=forms)
@@ -508,11 +509,13 @@ def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
         raise absent(file, names[0], value)
     asked = {name: value[name] for name in names if name in value}
     for name, column in asked.items():
-        if not isinstance(column, list | tuple):
+        single = isinstance(column, np.ndarray) and not column.ndim
+        if single or not isinstance(column, list | tuple | np.ndarray):
             raise not_a_list(file, name, type(column).__name__)
     check_lengths(file, {name: len(column) for name, column in asked.items()})
-    rows = zip(*asked.values(), strict=True)
-    return [dict(zip(asked, row, strict=True)) for row in rows]
+    for begin in range(0, len(asked[names[0]]), count):
+        rows = zip(*(column[begin : begin + count] for column in asked.values()), strict=True)
+        yield [dict(zip(asked, row, strict=True)) for row in rows]
 
 
 def not_a_list(file: Path, name: str, found: str) -> DataError:
