@@ -27,8 +27,6 @@ STILL_LARGE = {
     "plugins/agent_forge/phases/phase5_training/pipeline/pipeline_coordinator.py",
     "plugins/agent_forge/phases/phase5_training/pipeline/training_loop.py",
     "plugins/agent_forge/phases/phase5_training/pipeline_settings.py",
-    "plugins/forge_plugins/formats/readers/pickle_machine.py",
-    "plugins/forge_plugins/formats/readers/records_to_columns.py",
 }
 
 
