@@ -71,7 +71,6 @@ ROUTES: dict[str, tuple[bytes, str]] = {
     "REDUCE of a class": (TRAP + b")R", "Trap"),
     "BUILD": (TRAP + b")\x81}" + text("a") + b"K\x01sb", "Trap"),
     "BUILD with slots": (TRAP + b")\x81}}" + text("a") + b"K\x01s\x86b", "Trap"),
-    "BUILD of a class": (TRAP + b"}" + text("__new__") + SYSTEM + b"sb", "Trap"),
     "BUILD of a dict": (TRAP + b")\x81}" + text("__class__") + SYSTEM + b"sb", "Trap"),
     "SETITEMS": (TRAP + b")\x81(K\x01K\x02u", "Trap"),
     "APPENDS": (TRAP + b")\x81(K\x01K\x02e", "Trap"),
@@ -132,6 +131,8 @@ ROUTES: dict[str, tuple[bytes, str]] = {
 REFUSED_AT_ONCE: dict[str, bytes] = {
     "a state on a constructor": NDARRAY + b"}" + text("make") + SYSTEM + b"sb",
     "slots of a constructor": NDARRAY + b"N}" + text("make") + SYSTEM + b"s\x86b",
+    "a state on a class": TRAP + b"}" + text("message") + SYSTEM + b"sb",
+    "items of a class": TRAP + b"(K\x01e",
     "a state on a list": b"]}" + text("append") + SYSTEM + b"sb",
     "a state on a number": b"K\x01}" + text("real") + SYSTEM + b"sb",
     "NEWOBJ of a constructor": NDARRAY + b")\x81",

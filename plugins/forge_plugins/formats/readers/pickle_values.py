@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -23,40 +23,43 @@ class RefusedError(Exception):
     """The pickle holds what is not allowed; the text says what."""
 
 
-class Placeholder(type):
+class Placeholder:
     """What stands for an object that is not made: only what is said when it is read after all.
 
-    Each opcode that makes or changes an object accepts it, and gets it back unchanged. It is a
-    class, for NEWOBJ takes nothing else to make an object of.
+    Each opcode that changes an object accepts it and leaves it as it is.
     """
 
-    message: str
+    __slots__ = ()
+    message = ""
 
-    def __call__(cls, *_: Any, **__: Any) -> Placeholder:
-        """What REDUCE, INST and OBJ get."""
-        return cls
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Of no matter what: REDUCE, NEWOBJ, NEWOBJ_EX, INST and OBJ."""
+        return super().__new__(cls)
 
-    def __setstate__(cls, state: Any) -> None:
+    def __call__(self, *_: Any, **__: Any) -> Self:
+        """A call of what was not made, such as of what `getattr` gives."""
+        return self
+
+    def __setstate__(self, state: Any) -> None:
         """BUILD."""
 
-    def __setitem__(cls, key: Any, value: Any) -> None:
+    def __setitem__(self, key: Any, value: Any) -> None:
         """SETITEM, SETITEMS."""
 
-    def extend(cls, items: Any) -> None:
+    def extend(self, items: Any) -> None:
         """APPEND, APPENDS."""
 
     append = add = extend  # ADDITEMS
 
 
 @lru_cache(maxsize=1024)
-def placeholder(message: str) -> Placeholder:
-    """The placeholder that says a message.
+def placeholder_class(message: str) -> type[Placeholder]:
+    """A class of placeholders, for NEWOBJ makes nothing of what is no class.
 
     Args:
-        message: what the object is, such as `it names os.system`.
+        message: what they stand for, such as `it names os.system`.
     """
-    made = {"message": message, "__slots__": (), "__new__": lambda cls, *_, **__: cls}
-    return Placeholder("Placeholder", (), made)
+    return type("Placeholder", (Placeholder,), {"message": message, "__slots__": ()})
 
 
 class Constructor:
@@ -80,9 +83,9 @@ class Constructor:
         try:
             return self.make(*values)
         except RefusedError as error:
-            return placeholder(str(error))
+            return placeholder_class(str(error))()
         except (TypeError, ValueError, OverflowError, AttributeError, KeyError):
-            return placeholder(f"{self.name} is called as no library does")
+            return placeholder_class(f"{self.name} is called as no library does")()
 
     def __setstate__(self, state: Any) -> None:
         del state
@@ -150,13 +153,17 @@ def opened(value: Any) -> Any:
         if value.array is None:
             raise RefusedError(value.refused)
         return value.array
-    if isinstance(value, Placeholder):
+    if isinstance(value, Placeholder) or _is_placeholder_class(value):
         raise RefusedError(value.message)
     if isinstance(value, Constructor | NumberType | Storage):
         raise RefusedError("a name that is no data")
     if isinstance(value, np.generic):
         return value.item()
     return _of_tensor(value) if hasattr(value, "detach") else value
+
+
+def _is_placeholder_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Placeholder)
 
 
 def plain(value: Any, depth: int = 0) -> Any:

@@ -27,7 +27,7 @@ from forge_plugins.formats.readers.pickle_values import (
     Constructor,
     RefusedError,
     Storage,
-    placeholder,
+    placeholder_class,
     stored,
 )
 
@@ -59,13 +59,13 @@ class DataUnpickler(pickle.Unpickler):
         if (module_name, global_name) == ("torch.storage", "_load_from_bytes"):
             return _LOAD_STORAGE
         name = f"{module_name[:100]}.{global_name[:100]}"
-        return NAMES.get((module_name, global_name)) or placeholder(f"it names {name}")
+        return NAMES.get((module_name, global_name)) or placeholder_class(f"it names {name}")
 
     def persistent_load(self, pid: Any) -> Any:
         """A placeholder: nothing outside the file is read."""
         self.has_names = True
         key = pid[:40] if isinstance(pid, str) else type(pid).__name__
-        return placeholder(f"it refers to an object outside the file ({key})")
+        return placeholder_class(f"it refers to an object outside the file ({key})")()
 
     def read(self) -> Any:
         """The value of the pickle.
@@ -95,7 +95,7 @@ class _StorageUnpickler(DataUnpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if module_name == "torch" and global_name in STORAGES:
             return Constructor(global_name, stored)
-        return placeholder(f"it names {module_name[:100]}.{global_name[:100]}")
+        return placeholder_class(f"it names {module_name[:100]}.{global_name[:100]}")
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
