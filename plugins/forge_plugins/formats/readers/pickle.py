@@ -107,7 +107,10 @@ def _pickles(file: Path, content: Content, alive: Callable[[], None]) -> None:
                 raise DataError(file, f"is broken: {error}", place=place, hint=hint) from error
             except MemoryError as error:
                 error.__traceback__ = None  # its frames hold the pickle: no room for a message
-                message = f"needs more memory than a file of {size} bytes may have"
+                message = (
+                    f"needs more memory than a file of {size} bytes may have, or declares a "
+                    "length that is not there"
+                )
                 raise DataError(file, message, place=place, hint=_SMALLER) from None
             begin = stream.tell()
 
