@@ -145,6 +145,7 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     "arrays": lambda: pickle.dumps({"input": np.ones((ROWS, WIDTH), np.float32)}),
     "old arrays": lambda: pickle.dumps({"input": np.ones((ROWS // 2, WIDTH), np.float32)}, 2),
     "lists": lambda: pickle.dumps([{"input": [at, at + 0.5, 1.0]} for at in range(ROWS)]),
+    "long lists": lambda: pickle.dumps([{"input": [at + 0.5] * 2} for at in range(2**21)]),
     "a list in each byte": lambda: b"\x80\x04(" + b"]" * 2**23 + b"l.",
     "a memo of a gigabyte": lambda: b"\x80\x04Nr\xff\xff\xff\x03.",
 }

@@ -39,6 +39,7 @@ _BLOCK: Final = 2**22
 _ROLES: Final = ("input", "target")
 """What two arrays without names are."""
 _STREAM: Final = 2**14  # bytes that are read ahead: the unpickler copies them for each pickle
+_RESERVE: Final = 2**22  # bytes to say in that the memory is used up
 _SIGN: Final = 2**24  # bytes between two signs of life
 _HINT: Final = (
     "pickle containers, numbers, numpy arrays or torch tensors only; or, if you trust whoever "
@@ -97,6 +98,7 @@ class _Stream(io.FileIO):
 
 def _pickles(file: Path, content: Content, alive: Callable[[], None]) -> None:
     size, begin = file.stat().st_size, 0
+    reserve = bytearray(_RESERVE)
     with io.BufferedReader(_Stream(file, alive), _STREAM) as stream:
         while begin < size:
             place = f"pickle at byte {begin}"
@@ -106,7 +108,9 @@ def _pickles(file: Path, content: Content, alive: Callable[[], None]) -> None:
                 hint = "it is no whole pickle: write it anew"
                 raise DataError(file, f"is broken: {error}", place=place, hint=hint) from error
             except MemoryError as error:
-                error.__traceback__ = None  # its frames hold the pickle: no room for a message
+                # room for the message: the frames of the error hold what the pickle holds
+                reserve.clear()
+                error.__traceback__ = None
                 message = (
                     f"needs more memory than a file of {size} bytes may have, or declares a "
                     "length that is not there"
