@@ -22,13 +22,7 @@ PACKAGES = (ROOT / "forge_kernel", ROOT / "plugins/forge_plugins", ROOT / "plugi
 # the Phase 5 face has given names: its modules may have 600 lines, its classes any number of methods
 FACE = "plugins/agent_forge/"
 STILL_LARGE = {
-    "plugins/agent_forge/phases/phase5_training/pipeline/grokfast_trainer.py",
-    "plugins/agent_forge/phases/phase5_training/pipeline/loss_functions.py",
-    "plugins/agent_forge/phases/phase5_training/pipeline/pipeline_coordinator.py",
-    "plugins/agent_forge/phases/phase5_training/pipeline/training_loop.py",
     "plugins/agent_forge/phases/phase5_training/pipeline_settings.py",
-    "plugins/forge_plugins/formats/readers/pickle_machine.py",
-    "plugins/forge_plugins/formats/readers/records_to_columns.py",
 }
 
 

@@ -63,7 +63,10 @@ class Format:
             cache; the names of the others go to `ColumnFolder.pass_over`.
         shaped_by: settings of `Reading` that change the columns.
         version: of the reader: a change of what it makes of a file needs another one.
-        sandboxed: in a process of its own, since its library crashes of files made for it.
+        sandboxed: in a process of its own, since its library crashes of files made for it; but not
+            a file that is trusted.
+        memory_factor: bytes that this process may have for each byte of the file, beside
+            `sandbox.MEMORY`.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Format:
     shaped_by: tuple[str, ...] = field(default=())
     version: int = 1
     sandboxed: bool = False
+    memory_factor: int = 0
 
     def __post_init__(self) -> None:
         assert self.layouts is not None or self.read is not None, "a format is found or read"

@@ -19,7 +19,7 @@ from forge_plugins.formats.columns.source_file import Source
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
-from forge_plugins.formats.readers.sandbox import run_sandboxed
+from forge_plugins.formats.readers.sandbox import MEMORY, run_sandboxed
 
 _START: Final = 4096
 NARROW: Final = 64
@@ -222,9 +222,11 @@ class _Opening:
             finally:
                 columns.abandon()
 
-        result: dict[str, Any] = (
-            run_sandboxed(self._file, write) if self._format.sandboxed and rest else write()
-        )
+        trusted = self._reading.trust_pickle and "trust_pickle" in self._format.shaped_by
+        if not rest or not self._format.sandboxed or trusted:
+            return write()
+        memory = MEMORY + self._format.memory_factor * self._file.stat().st_size
+        result: dict[str, Any] = run_sandboxed(self._file, write, memory=memory)
         return result
 
     def _as_table(

@@ -97,6 +97,12 @@ REAL = pickle.dumps({"input": np.arange(6.0).reshape(3, 2)})
 NDARRAY = b"\x80\x02cnumpy\nndarray\n(J\x00\x00\x00\x10tR."  # ndarray(2**28), asked for directly
 
 
+ARRAY = (
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    b"(I1\n(I1\nt%sI00\nS'8 bytes.'\ntb."
+)
+
+
 class Odd:
     """A class of the author's own."""
 
@@ -115,26 +121,26 @@ PICKLES: list[tuple[str, str, bytes, str]] = [
     ("own class", P, pickle.dumps([{"input": Odd()}]), "names .*Odd"),
     ("copyreg", P, b"ccopyreg\n_reconstructor\n.", "copyreg"),
     ("persistent id", P, b"\x80\x02X\x01\x00\x00\x00aQ.", "outside the file"),
-    ("extension", P, b"\x80\x02\x82\x01.", "by its number in a registry"),
+    ("extension", P, b"\x80\x02\x82\x01.", "byte 0: is broken: unregistered extension"),
     ("state on a name", P, b"cnumpy\nndarray\n}S'a'\nI1\nsb.", "given a state"),
     ("direct array", P, NDARRAY, "is called as|called directly"),
     ("array without values", P, b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nI0\nS'b'\ntR.", "without values"),
-    ("hostile dtype", P, b"cnumpy\ndtype\n(S'f8'\ntR(I3\nS'<'\nS'x'\nNNI-1\nI-1\nI63\ntb.", "records"),
+    ("hostile dtype", P, ARRAY % b"cnumpy\ndtype\n(S'f8'\ntR(I3\nS'<'\nS'x'\nNNI-1\nI-1\nI63\ntb", "records"),
     ("object dtype", P, pickle.dumps({"input": np.array(["a", None], object)}), "not of numbers"),
     ("text array", P, pickle.dumps({"input": np.array(["a"])}), "not of numbers"),
     ("complex", P, pickle.dumps([{"input": 1j}]), "names builtins.complex"),
     ("short buffer", P, REAL.replace(b"K\x03K\x02", b"K\x63K\x02"), r"an array of the shape \(99, 2\) in 48 bytes"),
     ("cut short", P, REAL[:-20], r"byte \d+: is broken"),
-    ("no stop", P, REAL[:-1], r"byte \d+: is broken: it has no end"),
+    ("no stop", P, REAL[:-1], "byte 0: is broken: pickle data was truncated"),
     ("trailing bytes", P, REAL + b"x", rf"byte {len(REAL)}: is broken"),
     ("two objects of two shapes", P, REAL + pickle.dumps({"input": np.ones((3, 3))}), r"record 3, field 'input': has the shape \[3\], not \[2\]"),
-    ("1 TiB of bytes", P, b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", r"byte 2: is broken: \d+ bytes are missing"),
-    ("huge memo", P, b"\x80\x02Nr\xff\xff\xff\x7f.", "NoneType"),
+    ("1 TiB of bytes", P, b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", "byte 0: needs more memory than a file of 13 bytes may have"),
+    ("huge memo", P, b"\x80\x02Nr\xff\xff\xff\x7f.", "byte 0: needs more memory"),
     ("no pickle", P, b"hello, this is text", r"byte \d+: is broken"),
-    ("empty stack", P, b"\x80\x020.", "byte 2: is broken: its opcodes"),
-    ("append to a name", P, b"cnumpy\nndarray\nI1\na.", "a list that is none"),
+    ("empty stack", P, b"\x80\x020.", "byte 0: is broken: unpickling stack underflow"),
+    ("append to a name", P, b"cnumpy\nndarray\nI1\na.", "byte 0: is broken"),
     ("a number", P, pickle.dumps(3), "the whole is a int"),
-    ("a set", P, pickle.dumps([{"input": {1, 2}}]), "is refused: a set"),
+    ("a set", P, pickle.dumps([{"input": {1, 2}}]), "record 0, field 'input': .* the type set"),
     ("text records", P, pickle.dumps([{"input": "abc"}]), "record 0.*'input'.*str"),
     ("ragged arrays", P, pickle.dumps([{"input": np.ones(2)}, {"input": np.ones(3)}]), "record 1.*'input'"),
     ("numbers as names", P, pickle.dumps([{1: 2}]), "record 0.*name"),
@@ -156,8 +162,8 @@ def circle() -> bytes:
 
 
 PICKLES += [
-    ("doubled lists", P, doubling(), "without end|too deeply"),
-    ("a circle", P, circle(), "without end|inside themselves"),
+    ("doubled lists", P, doubling(), "nested deeper"),
+    ("a circle", P, circle(), "nested deeper"),
 ]
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.formats.readers import json_text
+from forge_plugins.formats.readers.field_values import row_of, rows_of
 from forge_plugins.formats.readers.json_text import cut
-from forge_plugins.formats.readers.records_to_columns import _row, rows_of
 
 values = st.recursive(
     st.one_of(st.integers(), st.text(alphabet='a",[]{}\\:é', max_size=6), st.none()),
@@ -110,7 +110,7 @@ def test_many_rows_at_once_are_the_rows_one_by_one(rows: list[Any]) -> None:
     found = rows_of(rows)
     if found is None:
         return  # they are looked at one by one
-    singles = [_row(row, 100, lenient=False) for row in rows]
+    singles = [row_of(row, 100, lenient=False) for row in rows]
     assert found.shape == (len(rows), *singles[0].shape)
     whole = np.stack(singles)
     assert found.dtype == (np.int64 if whole.dtype == np.int64 else np.float32)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers.field_values import NoNumber
 from forge_plugins.formats.readers.json_values import exactly, parsed
-from forge_plugins.formats.readers.records_to_columns import NoNumber
 
 Form = Callable[[list[str]], str]
 FORMS: dict[str, Form] = {

@@ -13,13 +13,13 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
+from agent_forge.phases.phase5_training.grokfast_settings import GrokfastConfig
 from agent_forge.phases.phase5_training.measuring import NAMES
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     LONGEST_WARMUP,
     BitNetConfig,
 )
 from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, DataFormat
-from agent_forge.phases.phase5_training.pipeline.grokfast_trainer import GrokfastConfig
 from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
 from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
 from agent_forge.phases.phase5_training.pipeline_loss import pipeline_loss, pipeline_regularizers

@@ -108,11 +108,11 @@ class ColumnFolder:
     Args:
         file: the data file that is read, for messages.
         folder: an empty folder.
-        alive: called now and then while rows are written.
+        alive: called now and then while rows are written; a reader that takes long calls it too.
     """
 
     def __init__(self, file: Path, folder: Path, alive: Callable[[], None] = lambda: None) -> None:
-        self._file, self._folder, self._alive = file, folder, alive
+        self._file, self._folder, self.alive = file, folder, alive
         self._columns: dict[str, ColumnFile | None] = {}
         self._defects: ColumnFile | None = None
         self._others: dict[str, None] = {}
@@ -124,7 +124,7 @@ class ColumnFolder:
 
     def append(self, name: str, rows: Column) -> None:
         """Write rows of a column."""
-        self._alive()
+        self.alive()
         column = self._columns.get(name)
         if column is None:
             column = self._columns[name] = ColumnFile(self._file, self.path(name), name)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from forge_plugins.formats.errors import DataError
+from forge_plugins.formats.readers.field_values import type_name
 from forge_plugins.formats.readers.json import elements, line_values
 from forge_plugins.formats.readers.json_text import JsonText
-from forge_plugins.formats.readers.records_to_columns import type_name
 
 PART: Final = 2**18
 """Bytes of a plain text that are given at a time, cut at an end of a line."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from forge_plugins.formats.readers.records_to_columns import NoNumber
+from forge_plugins.formats.readers.field_values import NoNumber
 
 _PART: Final = re.compile(
     rb'"(?:[^"\\]|\\.)*+"|-?(?:NaN|Infinity)|-?[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+',

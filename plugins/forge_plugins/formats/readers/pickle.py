@@ -1,13 +1,12 @@
-"""Pickles: lists of records, columns, or one after the other in a file, in bounded memory."""
+"""Pickles: lists of records, columns, or one after the other in a file."""
 
 from __future__ import annotations
 
-import mmap
+import io
 import pickle
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -16,18 +15,22 @@ from forge_plugins.formats.columns.gather import Column
 from forge_plugins.formats.columns.table import absent, check_numeric
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
-from forge_plugins.formats.readers.pickle_codes import BrokenError
-from forge_plugins.formats.readers.pickle_machine import PART, Growing, Machine, opened, plain
-from forge_plugins.formats.readers.pickle_values import Opaque, RefusedError
+from forge_plugins.formats.readers.pickle_values import (
+    Placeholder,
+    RefusedError,
+    opened,
+    plain,
+)
 from forge_plugins.formats.readers.records_to_columns import (
     RecordColumns,
     check_lengths,
-    first_defects,
+    column_parts,
     is_record,
-    not_a_list,
-    records_of,
 )
+from forge_plugins.formats.readers.unpickler import BrokenError, DataUnpickler
 
+PART: Final = 4096
+"""Records that are brought into columns at a time."""
 MAX_TRUSTED: Final = 2**28
 """Bytes of a pickle that is run as it is: it is in memory as a whole."""
 _MAX_ROW: Final = 2**22
@@ -35,11 +38,18 @@ _MAX_ROW: Final = 2**22
 _BLOCK: Final = 2**22
 _ROLES: Final = ("input", "target")
 """What two arrays without names are."""
+_STREAM: Final = 2**14  # bytes that are read ahead: the unpickler copies them for each pickle
+_RESERVE: Final = 2**22  # bytes to say in that the memory is used up
+_SIGN: Final = 2**24  # bytes between two signs of life
 _HINT: Final = (
     "pickle containers, numbers, numpy arrays or torch tensors only; or, if you trust whoever "
     "wrote the file with your account, set trust_pickle: true"
 )
 _FORMS: Final = "pickle a list of records, an object of columns, or one such object after the other"
+_SMALLER: Final = (
+    "pickle columns as numpy arrays, {'input': x, 'target': y}, which need no more memory than the "
+    "file has bytes, or write JSON Lines, HDF5 or npz, which are read in parts"
+)
 
 
 def read_pickle(
@@ -60,31 +70,59 @@ def read_pickle(
     """
     del names
     content = Content(file, columns, reading)
-    if reading.trust_pickle:
-        _trusted(file, content)
-    else:
-        with file.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        _pickles(file, memoryview(mapped), content)  # whose arrays view it to the end
+    try:
+        if reading.trust_pickle:
+            _trusted(file, content)
+        else:
+            _pickles(file, content, columns.alive)
+    except RefusedError as error:
+        raise DataError(file, f"is refused: {error}", hint=_HINT) from error
     content.close()
 
 
-def _pickles(file: Path, view: memoryview, content: Content) -> None:
-    place = 0
-    try:
-        for number in range(len(view)):
-            machine = Machine(view, content.take)
-            value, place = machine.run(place)
-            content.add(machine, value, number)
-            if place >= len(view):
-                break
-    except RefusedError as error:
-        raise DataError(file, f"is refused: {error}", hint=_HINT) from error
-    except BrokenError as error:
-        hint = "it is no whole pickle: write it anew"
-        raise DataError(
-            file, f"is broken: {error}", place=f"byte {error.place}", hint=hint
-        ) from error
+class _Stream(io.FileIO):
+    """A file that gives a sign of life now and then while it is read."""
+
+    def __init__(self, file: Path, alive: Callable[[], None]) -> None:
+        super().__init__(file)
+        self._alive, self._since = alive, 0
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        self._since += count or 0
+        if self._since >= _SIGN:
+            self._alive()
+            self._since = 0
+        return count
+
+
+def _pickles(file: Path, content: Content, alive: Callable[[], None]) -> None:
+    size, begin = file.stat().st_size, 0
+    reserve = bytearray(_RESERVE)
+    with io.BufferedReader(_Stream(file, alive), _STREAM) as stream:
+        while begin < size:
+            place = f"pickle at byte {begin}"
+            try:
+                _add_next(stream, content)
+            except BrokenError as error:
+                hint = "it is no whole pickle: write it anew"
+                raise DataError(file, f"is broken: {error}", place=place, hint=hint) from error
+            except MemoryError as error:
+                # room for the message: the frames of the error hold what the pickle holds
+                reserve.clear()
+                error.__traceback__ = None
+                message = (
+                    f"needs more memory than a file of {size} bytes may have, or declares a "
+                    "length that is not there"
+                )
+                raise DataError(file, message, place=place, hint=_SMALLER) from None
+            begin = stream.tell()
+
+
+def _add_next(stream: BinaryIO, content: Content) -> None:
+    unpickler = DataUnpickler(stream)
+    value = unpickler.read()
+    content.add(value, has_names=unpickler.has_names)
 
 
 def _trusted(file: Path, content: Content) -> None:
@@ -101,10 +139,7 @@ def _trusted(file: Path, content: Content) -> None:
     except Exception as error:
         message = f"{type(error).__name__}: {str(error)[:200]}"
         raise DataError(file, f"cannot be unpickled: {message}", hint=_HINT) from error
-    try:
-        content.add(None, value, 0)
-    except RefusedError as error:
-        raise DataError(file, f"is refused: {error}", hint=_HINT) from error
+    content.add(value)
 
 
 class Content:
@@ -119,52 +154,34 @@ class Content:
     def __init__(self, file: Path, columns: ColumnFolder, reading: Reading) -> None:
         self._file, self._columns, self._reading = file, columns, reading
         self._records = RecordColumns(file, columns, _MAX_ROW, reading)
-        self._by_column: dict[str, tuple[RecordColumns, list[Column]]] = {}
         self._whole = 0  # records that came as arrays
 
-    def take(self, column: str | None, items: Any) -> None:
-        """A part of a long list: of records, or of a column."""
-        if column is None:
-            self._records.take([self._record(item) for item in items])
-            return
-        if self._records.count or self._whole:
-            raise self._mixed()
-        if column not in self._reading.names:
-            self._columns.pass_over([column])
-            return
-        if column not in self._by_column:
-            noted: list[Column] = []
-            alone = replace(self._reading, input=column, target=None)
-            reader = RecordColumns(self._file, self._columns, _MAX_ROW, alone, note=noted.append)
-            self._by_column[column] = reader, noted
-        rows = items if isinstance(items, np.ndarray) else [plain(item, 2) for item in items]
-        self._by_column[column][0].take([{column: _number(row)} for row in rows])
+    def add(self, value: Any, *, has_names: bool = True) -> None:
+        """What one pickle holds.
 
-    def add(self, machine: Machine | None, value: Any, number: int) -> None:
-        """What one pickle holds, but for what was taken of it already."""
-        if self._by_column and number:
-            raise self._mixed()
-        if isinstance(value, Growing) and value.handed:
-            assert machine is not None
-            machine.rest(value)
-            return
-        if isinstance(value, dict) and self._by_column:
-            assert machine is not None
-            self._rest_of_columns(machine, value)
-            return
+        Args:
+            value: the records, the columns, or one record.
+            has_names: it may hold what stands for arrays and objects; without it, it is of
+                numbers, texts and containers alone, which need no look at each.
+
+        Raises:
+            DataError: they are no records or columns of numbers.
+            RefusedError: what is asked for holds something that is no data.
+        """
         result = self._columns_of(opened(value))
         if isinstance(result, Mapping) and result and _are_arrays([*result.values()]):
             self._add_arrays(result)
         elif isinstance(result, Mapping) and is_record(result, self._reading):
-            self._records.take([self._record(result)])
+            self._take([result], has_names)
+        elif isinstance(result, list | tuple):
+            for begin in range(0, len(result), PART):
+                self._take(result[begin : begin + PART], has_names)
         else:
-            if isinstance(result, Mapping):
-                result = {n: _listed(column) for n, column in result.items()}
-            records = records_of(self._file, result, self._reading.names)
-            for begin in range(0, len(records), PART):
-                self._records.take([self._record(part) for part in records[begin : begin + PART]])
+            for part in column_parts(self._file, result, self._reading.names, PART):
+                self._take(part, has_names)
         if self._whole and self._records.count:
-            raise self._mixed()
+            message = "holds records and columns of arrays in turns"
+            raise DataError(self._file, message, hint=_FORMS)
 
     def _columns_of(self, value: Any) -> Any:
         """Columns by name, without those that nobody asks for; all else as it is.
@@ -174,7 +191,7 @@ class Content:
         result = value
         if isinstance(result, list | tuple) and len(result) == len(_ROLES):
             parts = [
-                part if isinstance(part, Mapping | Opaque) else plain(part, 1) for part in result
+                part if isinstance(part, Mapping | Placeholder) else opened(part) for part in result
             ]
             result = dict(zip(_ROLES, parts, strict=True)) if _are_arrays(parts) else result
         elif isinstance(result, np.ndarray) and result.ndim:
@@ -185,7 +202,10 @@ class Content:
         self._columns.pass_over(n for n in result if isinstance(n, str) and n not in names)
         if names[0] not in result:
             raise absent(self._file, names[0], [n for n in result if isinstance(n, str)])
-        return {name: plain(result[name], 1) for name in names if name in result}
+        return {name: opened(result[name]) for name in names if name in result}
+
+    def _take(self, records: Sequence[Any], has_names: bool) -> None:
+        self._records.take([self._record(part) for part in records] if has_names else records)
 
     def _record(self, record: Any) -> Any:
         """A record with what is asked for as numbers, lists and arrays, and nothing of the rest."""
@@ -194,23 +214,6 @@ class Content:
             return result
         asked = {n: _number(plain(result[n], 2)) for n in self._reading.names if n in result}
         return {**dict.fromkeys(result), **asked}
-
-    def _mixed(self) -> DataError:
-        message = "holds records, columns of arrays and columns of lists in turns"
-        return DataError(self._file, message, hint=_FORMS)
-
-    def _rest_of_columns(self, machine: Machine, value: dict[Any, Any]) -> None:
-        for name, column in value.items():
-            if name not in self._reading.names:
-                continue
-            if isinstance(column, Growing) and column.handed:
-                machine.rest(column)
-                continue
-            whole = plain(column, 1)
-            if not isinstance(whole, list | np.ndarray):
-                raise not_a_list(self._file, name, type(whole).__name__)
-            for begin in range(0, len(whole), PART):
-                self.take(name, whole[begin : begin + PART])
 
     def _add_arrays(self, found: Mapping[str, Column]) -> None:
         if self._whole and set(found) != set(self._columns.names()):
@@ -242,20 +245,10 @@ class Content:
         """After the last pickle.
 
         Raises:
-            DataError: there are no records, or columns differ in length.
+            DataError: there are no records.
         """
-        if not self._by_column:
-            if not self._whole:
-                self._records.close()
-            return
-        asked = {n: self._by_column[n] for n in self._reading.names if n in self._by_column}
-        if self._reading.input not in asked:
-            raise absent(self._file, self._reading.input, [*self._columns.others(), *asked])
-        check_lengths(self._file, {name: reader.count for name, (reader, _) in asked.items()})
-        if self._reading.lenient:
-            self._columns.note(
-                first_defects([np.concatenate(noted) for _, noted in asked.values()])
-            )
+        if not self._whole:
+            self._records.close()
 
 
 def _blocks(column: Column) -> Iterator[Column]:
@@ -264,12 +257,6 @@ def _blocks(column: Column) -> Iterator[Column]:
     step = max(1, _BLOCK // row)
     for begin in range(0, max(1, len(column)), step):
         yield column[begin : begin + step]
-
-
-def _listed(column: Any) -> Any:
-    if isinstance(column, np.ndarray):
-        return list(column) if column.ndim else column.item()
-    return column
 
 
 def _number(value: Any) -> Any:
@@ -285,7 +272,9 @@ FORMAT: Final = Format(
     name="pickle",
     suffixes=(".pkl", ".pickle"),
     read=read_pickle,
-    version=4,
+    version=5,
     shaped_by=("lenient", "trust_pickle"),  # what was read with trust must not be found without it
+    sandboxed=True,
+    memory_factor=2,
 )
-"""Read by a machine of our own."""
+"""Read by the library's unpickler, which calls nothing that a pickle names."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -14,206 +12,22 @@ import numpy as np
 
 from forge_plugins.formats.columns import exact
 from forge_plugins.formats.columns.column_writer import ColumnFolder
-from forge_plugins.formats.columns.table import PROBLEMS, Column, absent
+from forge_plugins.formats.columns.table import Column, absent
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
+from forge_plugins.formats.readers.field_values import (
+    DefectError,
+    missing,
+    row_of,
+    rows_of,
+    type_name,
+    wrong_length,
+    wrong_shape,
+    wrong_type,
+)
 
 BLOCK: Final = 4096
 """Records that are turned into arrays at a time."""
-MAX_DEPTH: Final = 8
-_EXACT: Final = 2**24  # integers beyond are not all 32-bit floats
-_LONG: Final = 2.0**64  # a parser that has no longer integers makes floats of them
-_NUMBERS: Final = frozenset({int, float, bool})
-"""Types of what is a number: true and false are 1 and 0, as arrays of any format have them."""
-
-
-class NoNumber:
-    """What stands for a number in a file and is none.
-
-    Args:
-        text: as it stands there.
-    """
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-_ABSENT: Final = (type(None), NoNumber)
-
-
-def type_name(value: Any) -> str:
-    """What a value is, for messages."""
-    return value.text[:40] if isinstance(value, NoNumber) else type(value).__name__
-
-
-class _DefectError(Exception):
-    def __init__(self, kind: int, message: str, hint: str) -> None:
-        self.kind, self.hint = kind, hint
-        super().__init__(message)
-
-
-def _missing(message: str) -> _DefectError:
-    return _DefectError(0, message, "give every record the same fields")
-
-
-def _wrong_type(message: str, hint: str = "give a number or lists of numbers") -> _DefectError:
-    return _DefectError(1, message, hint)
-
-
-def _wrong_shape(message: str) -> _DefectError:
-    return _DefectError(2, message, "give every record as many numbers")
-
-
-def _wrong_length(message: str) -> _DefectError:
-    return _DefectError(3, message, "give every record a list of one length, or cut and fill them")
-
-
-def _leaves(value: Any, found: list[Any], budget: int, depth: int = 0) -> tuple[int, ...]:
-    """Append the leaves of nested lists; their shape."""
-    if not isinstance(value, list | tuple):
-        found.append(value)
-        return ()
-    if depth >= MAX_DEPTH:
-        raise _wrong_shape(f"lists are nested deeper than {MAX_DEPTH}")
-    if not any(issubclass(kind, list | tuple) for kind in set(map(type, value))):
-        found.extend(value)
-        shape: tuple[int, ...] = ()
-    else:
-        shapes = set()
-        for part in value:
-            shapes.add(_leaves(part, found, budget, depth + 1))
-            if len(shapes) > 1:
-                raise _wrong_shape("is ragged: its lists are not of one length")
-        shape = shapes.pop()
-    if len(found) > budget:
-        raise _wrong_shape(f"holds more than {budget} numbers, more than the file has bytes")
-    return (len(value), *shape)
-
-
-def _array_row(value: Column) -> Column:
-    """An array as int64 or float32."""
-    if value.dtype.kind not in "iufb":
-        raise _wrong_type(f"is an array of {value.dtype}, not of numbers")
-    if value.dtype.kind == "u" and value.dtype.itemsize == 8 and (value > 2**63 - 1).any():
-        raise _wrong_type("an integer does not fit 64 bits")
-    if value.dtype.kind != "f":
-        return value.astype(np.int64)
-    with np.errstate(over="ignore"):
-        narrow = value.astype(np.float32)
-    if (np.isfinite(value) & ~np.isfinite(narrow)).any():
-        raise _wrong_type("a number is too large for 32-bit floats")
-    return narrow
-
-
-def _row(value: Any, budget: int, *, lenient: bool) -> Column:
-    """One field of one record as an array of int64 or float32."""
-    if isinstance(value, np.ndarray):
-        return _array_row(value)
-    leaves: list[Any] = []
-    shape = _leaves(value, leaves, budget)
-    kinds = set(map(type, leaves))
-    if lenient and not kinds.isdisjoint({type(None), NoNumber}):
-        leaves = [float("nan") if isinstance(leaf, _ABSENT) else leaf for leaf in leaves]
-        kinds = kinds - {type(None), NoNumber} | {float}
-    if not kinds <= _NUMBERS:
-        raise _no_number(leaves, kinds)
-    if float not in kinds:
-        try:
-            return np.array(leaves, np.int64).reshape(shape)
-        except OverflowError:
-            raise _wrong_type("an integer does not fit 64 bits") from None
-    for leaf in leaves if int in kinds else ():
-        if type(leaf) is int and not exact.is_exact(leaf):
-            raise _wrong_type(exact.rounded(leaf), exact.HINT)
-    wide = np.array(leaves, np.float64)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    strange_numbers = ~np.isfinite(narrow)
-    if strange_numbers.any() and np.isfinite(wide[strange_numbers]).any():
-        raise _wrong_type("a number is too large for 32-bit floats")
-    return narrow.reshape(shape)
-
-
-def _no_number(leaves: Sequence[Any], kinds: set[type]) -> _DefectError:
-    """What to say of values that are no numbers."""
-    if NoNumber in kinds:
-        text = next(leaf.text for leaf in leaves if type(leaf) is NoNumber)
-        named = text.lstrip("-") in ("NaN", "Infinity")
-        message = "NaN and Infinity are not JSON" if named else f"{text[:40]} is beyond all floats"
-        hint = "mend it, or set quality_threshold above 0 to leave such samples out"
-        return _wrong_type(message, hint)
-    strange = min(kind.__name__ for kind in kinds - _NUMBERS)
-    message = "null" if strange == "NoneType" else strange
-    return _wrong_type(f"holds a value of the type {message}, not a number")
-
-
-def rows_of(values: Sequence[Any], dots: int | None = None) -> Column | None:
-    """Many records' values of one field at once, as `_row` gives them one by one.
-
-    Args:
-        values: of the records.
-        dots: in the values' JSON text; when they are as many as the numbers, all are floats.
-
-    Returns:
-        int64 or float32, shape (values, ...); None when they are not all alike or one may have a
-        defect, so that each must be looked at.
-    """
-    flat, inner, kinds = _flat(values, dots)
-    if kinds == {np.ndarray} and not inner:
-        return _stacked(values)
-    if not kinds or not kinds <= _NUMBERS or -1 in inner:
-        return None
-    if float not in kinds:
-        try:
-            return np.array(flat, np.int64).reshape(len(values), *inner)
-        except OverflowError:
-            return None
-    # struct is three times as fast as numpy, and takes the same numbers
-    try:
-        wide = np.frombuffer(struct.pack(f"{len(flat)}d", *flat), np.float64)
-    except struct.error:  # the dots were those of other things
-        return None
-    sizes = np.abs(wide)
-    doubtful = (sizes >= _LONG) | ((sizes > _EXACT) if int in kinds else False)
-    narrow = None if doubtful.any() else _narrowed(wide)
-    return None if narrow is None else narrow.reshape(len(values), *inner)
-
-
-def _flat(values: Sequence[Any], dots: int | None) -> tuple[Sequence[Any], list[int], set[type]]:
-    """The leaves of nested lists, their shape (-1: ragged) and types."""
-    inner: list[int] = []
-    flat, kinds = values, set(map(type, values))
-    for _ in range(MAX_DEPTH):
-        if kinds != {list}:
-            break
-        widths = set(map(len, flat))
-        inner.append(widths.pop() if len(widths) == 1 else -1)
-        flat = list(chain.from_iterable(flat))
-        plain = dots == len(flat) and bool(flat) and type(flat[0]) is float
-        kinds = {float} if plain else set(map(type, flat))
-    return flat, inner, kinds
-
-
-def _stacked(values: Sequence[Column]) -> Column | None:
-    if len({(part.dtype, part.shape) for part in values}) != 1:
-        return None
-    numbers = np.stack(values)
-    if numbers.dtype.kind == "f":
-        return _narrowed(numbers)
-    whole = numbers.dtype.kind in "iub" and numbers.dtype != np.uint64
-    return numbers.astype(np.int64) if whole else None
-
-
-def _narrowed(wide: Column) -> Column | None:
-    """As 32-bit floats; None when a finite number becomes infinite."""
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    strange = ~np.isfinite(narrow)
-    return None if strange.any() and np.isfinite(wide[strange]).any() else narrow
-
-
 Places = Callable[[int], str | None]
 """Tells the place in the file of a record of a block, by its number in the block."""
 
@@ -346,7 +160,7 @@ class RecordColumns:
                     self._settle(rows)
             except DataError as fault:
                 defect = fault.__cause__
-                if not (self._lenient and isinstance(defect, _DefectError)):
+                if not (self._lenient and isinstance(defect, DefectError)):
                     self._check(block, rows, defects)  # an earlier record may have a wrong shape
                     raise
                 first = first or fault
@@ -367,7 +181,7 @@ class RecordColumns:
         self._write(columns, defects)
 
     def _rows(self, number: int, place: str | None, record: Any) -> dict[str, Column]:
-        def refused(defect: _DefectError, name: str | None) -> DataError:
+        def refused(defect: DefectError, name: str | None) -> DataError:
             fault = DataError(
                 self._file, str(defect), record=number, field=name, place=place, hint=defect.hint
             )
@@ -377,25 +191,25 @@ class RecordColumns:
         if not isinstance(record, Mapping):
             result = type_name(record)
             hint = "each record is an object with the fields input and target"
-            raise refused(_wrong_type(f"the record is a {result}, not an object", hint), None)
+            raise refused(wrong_type(f"the record is a {result}, not an object", hint), None)
         if self._input not in record and not self._shapes:
             if any(not isinstance(name, str) for name in record):
                 hint = "name fields by texts"
-                raise refused(_wrong_type("a field's name is no text", hint), None)
+                raise refused(wrong_type("a field's name is no text", hint), None)
             fault = absent(self._file, self._input, record, number)
-            fault.__cause__ = _missing(fault.message)
+            fault.__cause__ = missing(fault.message)
             raise fault
         rows = {}
         for name in self._names:
             if name not in record:
                 if name in self._shapes:
-                    raise refused(_missing("is missing"), name)
+                    raise refused(missing("is missing"), name)
                 continue
             if self._shapes and name not in self._shapes:
-                raise refused(_missing("the first records do not have this field"), name)
+                raise refused(missing("the first records do not have this field"), name)
             try:
-                rows[name] = _row(record[name], self._budget, lenient=self._lenient)
-            except _DefectError as defect:
+                rows[name] = row_of(record[name], self._budget, lenient=self._lenient)
+            except DefectError as defect:
                 raise refused(defect, name) from defect
         return rows
 
@@ -436,15 +250,15 @@ class RecordColumns:
         for at, row in enumerate(rows):
             if row is None:
                 continue
-            wrong: tuple[str, _DefectError] | None = None
+            wrong: tuple[str, DefectError] | None = None
             for name in sorted({*self._shapes, *row}):
                 if name not in row:
-                    wrong = name, _missing("is missing")
+                    wrong = name, missing("is missing")
                 elif name not in self._shapes:
-                    wrong = name, _missing("the first records do not have this field")
+                    wrong = name, missing("the first records do not have this field")
                 elif row[name].shape != self._shapes[name]:
                     result, expected = list(row[name].shape), list(self._shapes[name])
-                    kind = _wrong_length if len(result) == len(expected) == 1 else _wrong_shape
+                    kind = wrong_length if len(result) == len(expected) == 1 else wrong_shape
                     wrong = name, kind(f"has the shape {result}, not {expected}")
                 if wrong:
                     break
@@ -488,19 +302,20 @@ def first_defects(columns: Sequence[Column]) -> Column:
     return first
 
 
-def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
-    """The records of a list of mappings or of a mapping of columns.
+def column_parts(
+    file: Path, value: Any, names: Sequence[str], count: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of a mapping of columns, some at a time.
 
     Args:
         file: for the messages.
-        value: the list or the mapping.
+        value: the mapping of names to lists or arrays.
         names: of the columns that are read; the first must be there.
+        count: records at a time.
 
     Raises:
-        DataError: it is neither, or the columns are not of one length.
+        DataError: it is no such mapping, or the columns are not of one length.
     """
-    if isinstance(value, list | tuple):
-        return value
     forms = "give a list of records or one object of columns, with the fields input and target"
     if not isinstance(value, Mapping) or any(not isinstance(name, str) for name in value):
         raise DataError(file, f"the whole is a {type_name(value)}", hint=forms)
@@ -508,11 +323,13 @@ def records_of(file: Path, value: Any, names: Sequence[str]) -> Sequence[Any]:
         raise absent(file, names[0], value)
     asked = {name: value[name] for name in names if name in value}
     for name, column in asked.items():
-        if not isinstance(column, list | tuple):
+        single = isinstance(column, np.ndarray) and not column.ndim
+        if single or not isinstance(column, list | tuple | np.ndarray):
             raise not_a_list(file, name, type(column).__name__)
     check_lengths(file, {name: len(column) for name, column in asked.items()})
-    rows = zip(*asked.values(), strict=True)
-    return [dict(zip(asked, row, strict=True)) for row in rows]
+    for begin in range(0, len(asked[names[0]]), count):
+        rows = zip(*(column[begin : begin + count] for column in asked.values()), strict=True)
+        yield [dict(zip(asked, row, strict=True)) for row in rows]
 
 
 def not_a_list(file: Path, name: str, found: str) -> DataError:
@@ -537,6 +354,3 @@ def check_lengths(file: Path, lengths: Mapping[str, int]) -> None:
                 record=min(length, count),
                 hint="give each column as many records",
             )
-
-
-assert len(PROBLEMS) == 4, "the kinds of _DefectError are places in PROBLEMS"

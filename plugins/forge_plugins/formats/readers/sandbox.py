@@ -31,13 +31,16 @@ Work = Callable[[Callable[[], None]], Any]
 """Does it, calls its argument now and then as a sign of life, and gives something for JSON."""
 
 
-def run_sandboxed(file: Path, work: Work, *, patience: float = PATIENCE) -> Any:
+def run_sandboxed(
+    file: Path, work: Work, *, patience: float = PATIENCE, memory: int = MEMORY
+) -> Any:
     """What `work` gives, done in a process of its own.
 
     Args:
         file: the data file, for messages.
         work: what is done.
         patience: seconds without a sign of life.
+        memory: bytes that the process may have beside what it was forked with.
 
     Raises:
         DataError: what the work raised, or the process crashed, needed too much memory or hung.
@@ -51,7 +54,7 @@ def run_sandboxed(file: Path, work: Work, *, patience: float = PATIENCE) -> Any:
         child = os.fork()
     if not child:
         os.close(read)
-        _in_child(work, write)
+        _in_child(work, write, memory)
     os.close(write)
     with open(read, "rb", buffering=0) as stream:
         try:
@@ -99,15 +102,15 @@ def _result(file: Path, text: bytes, status: int) -> Any:
     return result["value"]
 
 
-def _in_child(work: Work, write: int) -> NoReturn:
+def _in_child(work: Work, write: int, memory: int) -> NoReturn:
     """Do it and end, without the ends of the process that was forked."""
     try:
         faulthandler.disable()  # a crash is told by the parent
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # last words of a library that gives up
-        _bound_memory()
-        text = json.dumps(_done(work, lambda: _tell(write, b"."))).encode()
+        _bound_memory(memory)
+        text = json.dumps(_done(work, lambda: _tell(write, b"."), memory)).encode()
         for begin in range(0, len(text), 2**16):
             _tell(write, text[begin : begin + 2**16])
     finally:
@@ -121,13 +124,13 @@ def _tell(write: int, text: bytes) -> None:
         left = left[os.write(write, left) :]
 
 
-def _done(work: Work, alive: Callable[[], None]) -> dict[str, Any]:
+def _done(work: Work, alive: Callable[[], None], memory: int) -> dict[str, Any]:
     try:
         return {"value": work(alive)}
     except DataError as fault:
         return {"fault": fault.to_data()}
     except MemoryError:
-        message = f"needs more than {MEMORY} bytes of memory"
+        message = f"needs more than {memory} bytes of memory"
         return {"fault": {"message": message, "hint": _HINT}}
     except OSError as error:
         return {"error": [error.errno, error.strerror or str(error)]}
@@ -135,13 +138,13 @@ def _done(work: Work, alive: Callable[[], None]) -> dict[str, Any]:
         return {"bug": traceback.format_exc()}
 
 
-def _bound_memory() -> None:
+def _bound_memory(memory: int) -> None:
     import resource
 
     with open("/proc/self/statm", encoding="ascii") as stream:
         held = int(stream.read().split()[5]) * resource.getpagesize()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = held + MEMORY
+    limit = held + memory
     resource.setrlimit(
         resource.RLIMIT_DATA,
         (limit if most == resource.RLIM_INFINITY else min(limit, most), most),

@@ -53,7 +53,7 @@ def read_torch(file: Path, columns: ColumnFolder, reading: Reading, names: Colle
     _check_archive(file)
     content = Content(file, columns, reading)
     try:
-        content.add(None, _loaded(file, trusted=reading.trust_pickle), 0)
+        content.add(_loaded(file, trusted=reading.trust_pickle))
     except RefusedError as error:
         raise DataError(file, f"is refused: {error}", hint=_HINT) from error
     content.close()

@@ -26,7 +26,7 @@ from forge_plugins.data.resumable_epochs import Epochs
 from forge_plugins.formats.columns.table import Table
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.inspection.quality import REASONS, assess
-from forge_plugins.formats.readers.records_to_columns import rows_of
+from forge_plugins.formats.readers.field_values import rows_of
 
 __all__ = [
     "CachedDataset",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import datetime
-import enum
 import io
 import json
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
@@ -33,6 +32,11 @@ from agent_forge.phases.phase5_training.pipeline.training_loop import (
     TrainingState,
 )
 from agent_forge.phases.phase5_training.pipeline.validation import RealTimeValidator
+from agent_forge.phases.phase5_training.pipeline_metrics import (
+    PipelineMetrics,
+    PipelinePhase,
+    PipelineState,
+)
 from agent_forge.phases.phase5_training.pipeline_settings import (
     Declaration,
     Lengths,
@@ -64,6 +68,7 @@ from forge_kernel.embedding import (
     check_pipeline,
     fill,
     plan,
+    read_yaml,
     with_absolute_paths,
     write_bytes,
     write_json,
@@ -91,83 +96,6 @@ LOCK: Final = "was changed after setup(): the run is decided; make a new pipelin
 RUNS: Final = "runs"
 IDENTITY: Final = "phase5_model.json"
 """File of a run folder that tells which model the run began with."""
-
-
-class PipelineState(enum.Enum):
-    """Where a pipeline is."""
-
-    INITIALIZING = "initializing"
-    READY = "ready"
-    TRAINING = "training"
-    VALIDATING = "validating"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    ERROR = "error"
-
-
-class PipelinePhase(enum.Enum):
-    """What a pipeline is at."""
-
-    SETUP = "setup"
-    DATA_LOADING = "data_loading"
-    MODEL_PREPARATION = "model_preparation"
-    TRAINING = "training"
-    VALIDATION = "validation"
-    COMPLETION = "completion"
-
-
-class PipelineMetrics:
-    """Durations, events and the metrics of a pipeline, in plain values."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._open: dict[str, float] = {}
-        self._durations: dict[str, float] = {}
-        self._events = 0
-        self._metrics: dict[str, dict[str, dict[str, Any]]] = {"training": {}, "validation": {}}
-
-    def start_phase(self, phase: PipelinePhase) -> None:
-        """A phase begins."""
-        self._events += 1
-        self._open[phase.value] = time.monotonic()
-
-    def end_phase(self, phase: PipelinePhase) -> None:
-        """A phase is over; durations of the same phase add up."""
-        begun = self._open.pop(phase.value, None)
-        if begun is not None:
-            passed = time.monotonic() - begun
-            self._durations[phase.value] = self._durations.get(phase.value, 0.0) + passed
-
-    def record_event(self) -> None:
-        """Something was told."""
-        self._events += 1
-
-    def _record(self, kind: str, metrics: Mapping[str, Any]) -> None:
-        known = self._metrics[kind]
-        for name, value in metrics.items():
-            entry = known.setdefault(name, {"latest": None, "count": 0})
-            entry["latest"] = value
-            entry["count"] += value is not None
-
-    def record_training_metrics(self, metrics: Mapping[str, float | None]) -> None:
-        """Metrics of a log interval."""
-        self._record("training", metrics)
-
-    def record_validation_metrics(self, metrics: Mapping[str, float | None]) -> None:
-        """Metrics of a validation."""
-        self._record("validation", metrics)
-
-    def get_summary(self) -> dict[str, Any]:
-        """All of it; `training_summary` and `validation_summary` have, for each metric, the latest
-        value and how many there were.
-        """
-        return {
-            "total_time": time.monotonic() - self._begun,
-            "phase_durations": dict(self._durations),
-            "total_events": self._events,
-            "training_summary": copy.deepcopy(self._metrics["training"]),
-            "validation_summary": copy.deepcopy(self._metrics["validation"]),
-        }
 
 
 class _Follower:
@@ -617,28 +545,19 @@ class TrainingPipeline:
         self.validator.stop_monitoring_thread()
         self._close_log()
 
-    def _in_phase(self, phase: PipelinePhase) -> _Phase:
-        return _Phase(self, phase)
-
-
-class _Phase:
-    """A stretch of the pipeline that is timed under its name."""
-
-    def __init__(self, pipeline: TrainingPipeline, phase: PipelinePhase) -> None:
-        self._pipeline, self._phase = pipeline, phase
-
-    def __enter__(self) -> None:
-        self._pipeline.phase = self._phase
-        self._pipeline.metrics.start_phase(self._phase)
-
-    def __exit__(self, *_: object) -> None:
-        self._pipeline.metrics.end_phase(self._phase)
+    @contextlib.contextmanager
+    def _in_phase(self, phase: PipelinePhase) -> Iterator[None]:
+        """A stretch of the pipeline that is timed under its name."""
+        self.phase = phase
+        self.metrics.start_phase(phase)
+        try:
+            yield
+        finally:
+            self.metrics.end_phase(phase)
 
 
 def _declared(file: Path) -> Any:
     """A recorded pipeline without what the recorder added."""
-    from forge_kernel.embedding import read_yaml
-
     data = dict(read_yaml(file).data)
     data.pop("x-live", None)
     return data
