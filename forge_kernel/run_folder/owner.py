@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -72,6 +73,7 @@ class Owner:
         os.pwrite(descriptor, json.dumps(_facts()).encode(), 0)
         self._descriptor = descriptor
         _OWNERS.add(self)
+        _watch_forks()
 
     def release(self, *, unused: bool = False) -> None:
         """Leave the folder to others; may be called again.
@@ -95,7 +97,7 @@ class Owner:
     def __del__(self) -> None:
         self.release()
 
-    def forget(self) -> None:
+    def close_inherited(self) -> None:
         """Give up the lock in a forked process, which does not end it in this one."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
@@ -106,13 +108,16 @@ class Owner:
 _OWNERS: Final[weakref.WeakSet[Owner]] = weakref.WeakSet()
 
 
-def _forget_all() -> None:
+def _close_inherited() -> None:
     """A worker that outlives its parent must not hold what is the parent's."""
     for owner in list(_OWNERS):
-        owner.forget()
+        owner.close_inherited()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+@functools.cache
+def _watch_forks() -> None:
+    """Once a process, when it first owns a folder: nothing is registered by an import."""
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 def look(folder: Path) -> tuple[State, Mapping[str, Any]]:

@@ -190,8 +190,9 @@ def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
     def look() -> None:
         while not looking.is_set():
             owner.look(tmp_path)
+            time.sleep(0.001)
 
-    watchers = [threading.Thread(target=look) for _ in range(4)]
+    watchers = [threading.Thread(target=look) for _ in range(2)]
     for watcher in watchers:
         watcher.start()
     try:
@@ -213,7 +214,7 @@ def test_a_forked_worker_does_not_hold_its_parents_folder(tmp_path: Path) -> Non
         "from forge_kernel.run_folder.owner import Owner\n"
         "mine = Owner(Path(sys.argv[1])); mine.acquire()\n"
         "child = os.fork()\n"
-        "if child == 0: time.sleep(60); os._exit(0)\n"
+        "if child == 0: os.close(1); time.sleep(60); os._exit(0)\n"
         "print(child, flush=True); os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(

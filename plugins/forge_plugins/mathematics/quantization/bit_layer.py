@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -232,8 +232,15 @@ class BitLayer(nn.Module):
         small = as_int8 or fresh
         alone = self._levels_stand_alone() and not draw
         if alone and (fused := kernels(self.weight.device)) is not None:
-            return self._quantized_by(fused, None if as_int8 else dtype, small=small)
-        if alone and self._goes_in_parts() and (as_int8 or dtype is not torch.float32):
+            weight, qmax = self.weight.detach(), self.scheme.qmax
+            given = None if self.scheme.step_from == "absmean" else self.scale()
+            kind_of_applied = None if as_int8 else dtype
+            return Quantized(
+                *fused.weight_on_grid(weight, given, qmax, as_int8=small, dtype=kind_of_applied)
+            )
+        # on a CPU, fresh memory for all of the fp32 in between costs more than the arithmetic
+        in_parts = self.weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        if alone and in_parts and (as_int8 or dtype is not torch.float32):
             return self._quantized_in_parts(None if as_int8 else dtype, small=small)
         levels, scale = self._rounded(draw=draw)
         whole_levels = levels.to(torch.int8) if small else None
@@ -246,16 +253,6 @@ class BitLayer(nn.Module):
         plain = scheme.granularity == "tensor" and scheme.weight_bits != 1 and scheme.parity == "hf"
         bare = self.threshold is None and self.anchor is None and not self.quantization.sparsity
         return plain and bare and self.weight.is_contiguous()
-
-    def _goes_in_parts(self) -> bool:
-        """On a CPU, fresh memory for all of the fp32 in between costs more than the arithmetic."""
-        return self.weight.device.type == "cpu" and not torch.compiler.is_compiling()
-
-    def _quantized_by(self, fused: Any, dtype: torch.dtype | None, *, small: bool) -> Quantized:
-        """By the kernels of the device."""
-        scale = None if self.scheme.step_from == "absmean" else self.scale()
-        weight, qmax = self.weight.detach(), self.scheme.qmax
-        return Quantized(*fused.weight_on_grid(weight, scale, qmax, as_int8=small, dtype=dtype))
 
     def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
         weight, scheme, scale = self.weight.detach(), self.scheme, self.scale()

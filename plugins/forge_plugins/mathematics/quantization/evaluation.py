@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch.nn import functional
 
 from forge_plugins.mathematics.quantization.device_kernels import scaled_product
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+    from forge_plugins.mathematics.quantization.weight_cache import Quantized
 
 
-def evaluated_linear(layer: BitLinear, input: Tensor) -> Tensor:
+class EvaluatedLayer(Protocol):
+    """What is asked of a layer; see `BitLinear`."""
+
+    out_features: int
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape (out_features, in_features)."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Shape (out_features,)."""
+
+    def multiplies_integers(self, input: Tensor) -> bool:
+        """Whether this input is multiplied in whole numbers."""
+
+    def product_type(self, input: Tensor) -> torch.dtype:
+        """The dtype of the product."""
+
+    def quantized(self, dtype: torch.dtype, *, as_int8: bool, keep: bool) -> Quantized:
+        """The weight on its grid."""
+
+    def levels_of(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The input in whole numbers and their scale."""
+
+    def values_of(self, input: Tensor, dtype: torch.dtype) -> Tensor:
+        """The input on its grid, in the dtype of the product."""
+
+
+def evaluated_linear(layer: EvaluatedLayer, input: Tensor) -> Tensor:
     """`Q(x) Q(W)^T + b`, bit for bit what the layer gives with gradients.
 
     The quantized weight is kept from call to call, as long as it is the same weight.
