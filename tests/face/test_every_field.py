@@ -56,14 +56,14 @@ class Declares:
         value: in place of the default.
         beside: what the field needs, by group and field ("LossConfig.loss_type").
         bitnet, grokfast: switches of the pipeline.
-        held_out: whether there is a file to validate with.
+        validation: whether there is a file to validate with.
     """
 
     value: Any
     beside: dict[str, Any] = field(default_factory=dict)
     bitnet: bool = False
     grokfast: bool = False
-    held_out: bool = True
+    validation: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def settings(group: str, name: str, value: Any, row: Any) -> dict[str, Any]:
 
 def declared(row: Any, options: dict[str, Any]) -> Any:
     pipeline = create_training_pipeline(
-        network(), "train.json", val_data_path="val.json" if getattr(row, "held_out", True) else None,
+        network(), "train.json", val_data_path="val.json" if getattr(row, "validation", True) else None,
         use_bitnet=getattr(row, "bitnet", False), use_grokfast=getattr(row, "grokfast", False),
         **{"output_dir": "out", **options},
     )  # fmt: skip
@@ -233,7 +233,7 @@ SHOWN: dict[str, Any] = {
     "DataConfig.max_sequence_length": Gives(5, windows),
     "DataConfig.cache_size": Declares(5),
     "DataConfig.streaming": Declares(True),
-    "DataConfig.validation_split": Declares(0.3, held_out=False),
+    "DataConfig.validation_split": Declares(0.3, validation=False),
     "DataConfig.quality_threshold": Declares(0.5),
     "DataConfig.seed": Declares(3),
     "DataConfig.data_format": Declares("json"),
@@ -432,7 +432,7 @@ def test_a_field_that_is_set_alone_is_never_passed_over_in_silence(
     if elsewhere or (group in ("BitNetConfig", "GrokfastConfig") and not isinstance(row, Declares)):
         return  # it shows elsewhere than in a pipeline's declaration
     flags = Declares(
-        None, bitnet=group == "BitNetConfig", grokfast=group == "GrokfastConfig", held_out=True
+        None, bitnet=group == "BitNetConfig", grokfast=group == "GrokfastConfig", validation=True
     )
     without = declared(flags, settings(group, name, None, None))
     caplog.clear()

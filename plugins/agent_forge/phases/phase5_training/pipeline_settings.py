@@ -242,8 +242,8 @@ class Declaration:
         training = self.file_settings(self.training, trained_on=True)
         if self.validation is None:
             return UseData("file", training)
-        held_out = self.file_settings(self.validation, trained_on=False)
-        parts = {"training": training, "validation": held_out}
+        validation = self.file_settings(self.validation, trained_on=False)
+        parts = {"training": training, "validation": validation}
         return UseData(
             "train_validation",
             {name: {"use": "file", "with": item} for name, item in parts.items()},
