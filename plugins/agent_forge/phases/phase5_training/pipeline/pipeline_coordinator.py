@@ -32,17 +32,13 @@ from agent_forge.phases.phase5_training.pipeline.training_loop import (
     TrainingState,
 )
 from agent_forge.phases.phase5_training.pipeline.validation import RealTimeValidator
+from agent_forge.phases.phase5_training.pipeline_config import PipelineConfig
 from agent_forge.phases.phase5_training.pipeline_metrics import (
     PipelineMetrics,
     PipelinePhase,
     PipelineState,
 )
-from agent_forge.phases.phase5_training.pipeline_settings import (
-    Declaration,
-    Lengths,
-    PipelineConfig,
-    face_names,
-)
+from agent_forge.phases.phase5_training.pipeline_settings import Declaration, Lengths, face_names
 from agent_forge.phases.phase5_training.training_identity import TrainingIdentity
 from forge_kernel import resume, run
 from forge_kernel.api import (
@@ -271,7 +267,7 @@ class TrainingPipeline:
         for path, trained_on in files:
             if path is None:
                 continue
-            settings = declaration.file_settings(path, trained_on=trained_on)
+            settings = declaration.data.file_settings(path, trained_on=trained_on)
             source: Any = File(msgspec.convert(settings, FileConfig))
             data = source.make_data(looking)
             result.append(data)
