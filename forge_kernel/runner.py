@@ -399,6 +399,7 @@ def _recorded(session: Session, record: RunRecord) -> RunResult:
 def _drive(session: Session, record: RunRecord) -> RunResult:
     """Take a session through its life; an error is told to everyone, then raised again."""
     from forge_kernel.storage.atomic_files import write_json
+    from forge_kernel.training.events import pass_events
 
     folder = session.run.folder
     assert folder is not None
@@ -419,12 +420,35 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
         record.end(session.run, result)
         for listen in session.bus.calls("on_run_end"):
             listen(session.run, result)
+        pass_events(session.run, session.bus)
         return result
     except BaseException as error:
+        _save_what_there_is(session, record, error)
         _tell_failure(session, record, error)
         raise
     finally:
         session.close()
+
+
+def _save_what_there_is(session: Session, record: RunRecord, error: BaseException) -> None:
+    """Keep the last whole step of a run that fails, so that a resume loses nothing.
+
+    Not of one that was ended at once by hand, nor where an update was cut: its weights are of no
+    step.
+    """
+    run = session.run
+    if not isinstance(error, Exception) or not session.is_set_up or run.strategy.world_size > 1:
+        return
+    step = run.progress.step
+    if step in (0, session.saved_at) or session.optimizer_step.updating:
+        return
+    try:
+        folder = session.save()
+    except Exception as second:  # noqa: BLE001  the first error is the one to show
+        record.event("emergency_save_failed", level="error", problem=repr(second))
+        return
+    if folder is not None:
+        error.add_note(f"the weights of step {run.progress.step} are saved: forge resume")
 
 
 def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,8 +56,8 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
             for note in getattr(error, "__notes__", ()):
                 print(f"forge: {note}", file=sys.stderr)
             raise
-        except KeyboardInterrupt as error:  # the second signal
-            raise typer.Exit(128 + (interrupt.signal or 2)) from error
+        except KeyboardInterrupt as error:  # the second signal, or one before the first step
+            raise typer.Exit(interrupt.ended()) from error
         except Exception as error:
             print(f"forge: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
             for note in getattr(error, "__notes__", ()):
@@ -90,7 +91,7 @@ def show_result(result: RunResult) -> None:
 
     infos = RunFolder(result.folder).metric_infos() if result.folder is not None else MetricInfos()
     for name, value in result.final.items():
-        number = infos.of(name).number
+        number = partial(infos.of(name).number, grouped=False)
         best = result.best.get(name.removeprefix(VALIDATION))
         shown = "not measured" if value is None else number(value)
         beside = f"  (best {number(best)})" if best is not None and VALIDATION in name else ""

@@ -15,6 +15,7 @@ from forge_kernel.errors import CheckpointError, NonFiniteError, RunError
 from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.storage.random_state import read_random_state, write_random_state
 from forge_kernel.training.extra_state import extra_states, load_extra_states
+from forge_kernel.training.finite_state import non_finite_names, state_of_parameters
 from forge_kernel.training.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.training.session_state import SessionState
 
@@ -145,18 +146,41 @@ def load_pinned_weights(session: SessionState, tag: str) -> None:
 
 
 def roll_back(session: SessionState, where: str) -> None:
-    """Back to the newest checkpoint, on with the data: the windows after it are lost."""
-    assert session.store is not None
+    """Back to the newest checkpoint, on with the data: the windows after it are lost.
+
+    Where that one was gone back to already and nothing was kept since, what came of it is known:
+    back to the one before it.
+    """
+    store = session.owned_store
+    assert store is not None
     progress = session.run.progress
     rollbacks, skipped = progress.rollbacks + 1, progress.skipped
     if rollbacks > MAX_ROLLBACKS:
         raise NonFiniteError(f"not finite {where}, after {MAX_ROLLBACKS} rollbacks")
     epoch, place = progress.epoch, progress.place
-    snapshot, _, _ = session.store.newest()
+    steps, last = store.steps(), session.rolled_back_to
+    again = last is not None and (not steps or steps[-1] <= last)
+    older = [step for step in steps if last is not None and step < last]
+    snapshot, _, _ = store.newest(before=last if again and older else None)
+    session.rolled_back_to = snapshot.step
+    store.drop_after(snapshot.step)
     load_snapshot(session, snapshot, random=False)
     progress.epoch, progress.place = epoch, place
     progress.rollbacks, progress.skipped = rollbacks, skipped
     session.optimizer_step.open()
+
+
+def non_finite_parts(session: SessionState, snapshot: Snapshot) -> list[str]:
+    """What of a snapshot is no number: of the model, and of all memories that follow a parameter.
+
+    A buffer that held infinities from the start (a mask) is as it should be.
+    """
+    shapes = {parameter.shape for parameter in session.run.parameters.values()}
+    kept = {name: snapshot.trees[name] for name in ("optimizer", "plugins")}
+    tensors = {**snapshot.model, **state_of_parameters(kept, shapes)}
+    for name in session.never_finite:
+        tensors.pop(name, None)
+    return non_finite_names(tensors)
 
 
 def differences(session: SessionState, about: Mapping[str, Any]) -> list[str]:
