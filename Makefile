@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## train the showcase to its target
 	$(BIN)/forge run pipelines/bitnet_grokfast.yaml
 
+# compiled code is kept whatever the user's shell says: hundreds of processes would compile it anew
 test: $(STAMP)  ## the tests, without the deep batteries
-	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not deep" $(if $(ORDER),--order $(ORDER))
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not deep" $(if $(ORDER),--order $(ORDER))
 
 # torch's cache of compiled code does not ask for the instruction set: it has a folder of its own
 avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
