@@ -7,23 +7,24 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from torch import nn
 
 from forge_kernel.planning import catalog
 from forge_kernel.run_folder import record
-from forge_plugins.batch_sizes import watched
-from forge_plugins.clients import verification
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(1)
+TORCH = find_spec("torch") is not None
+if TORCH:  # `make py313` runs what needs none where there is none
+    import torch
+
+    torch.set_num_threads(1)
 
 # what a newcomer runs is the same each time; `make deep` searches for new examples
 # how long an example takes to draw depends on the machine's load: no test fails of that
@@ -116,13 +117,17 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def programs_without_waiting() -> Iterator[None]:
     """Clients and trials are processes of their own as ever, which need not import torch first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "subprocess", forked)
-        patch.setattr(watched, "subprocess", forked)
+        if TORCH:
+            from forge_plugins.batch_sizes import watched
+            from forge_plugins.clients import verification
+
+            patch.setattr(verification, "subprocess", forked)
+            patch.setattr(watched, "subprocess", forked)
         yield
 
 
 @pytest.fixture
-def linear() -> nn.Module:
+def linear() -> torch.nn.Module:
     """A small model, the same in each test."""
     torch.manual_seed(3)
-    return nn.Linear(4, 3)
+    return torch.nn.Linear(4, 3)
