@@ -119,11 +119,13 @@ def run_tests(python: Path, files: Sequence[str], *options: str) -> None:
             "-o", "junit_family=xunit1", f"--junitxml={report}", *options, *files,
         )  # fmt: skip
         cases = list(ElementTree.parse(report).iter("testcase"))
-    passed = Counter(case.get("file") for case in cases if case.find("skipped") is None)
+    passed = Counter(case.get("classname") for case in cases if case.find("skipped") is None)
     skipped = [case.get("name") for case in cases if case.find("skipped") is not None]
+    modules = {place: place.removesuffix(".py").replace("/", ".") for place in files}
     empty = [
-        place for place in files if not any(name and name.startswith(place) for name in passed)
-    ]
+        place for place, module in modules.items()
+        if not any(f"{name}.".startswith(f"{module}.") for name in passed)
+    ]  # fmt: skip
     if empty or (skipped and not options):
         sys.exit(f"no test of {empty} was run; skipped: {skipped}")
     print(f"{sum(passed.values())} tests passed, {len(skipped)} skipped")
