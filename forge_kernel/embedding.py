@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from forge_kernel.planning.path_settings import with_absolute_paths
     from forge_kernel.planning.pipeline_file import check_pipeline, fill
     from forge_kernel.planning.plan import plan
+    from forge_kernel.recorded_run import result_of
     from forge_kernel.run_folder.folder import RunFolder
-    from forge_kernel.runner import result_of
     from forge_kernel.storage.atomic_files import write_bytes, write_json, write_text
     from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
     from forge_kernel.storage.random_state import process_state_kept
@@ -115,7 +115,7 @@ _HOMES: Final = {
     "process_state_kept": "forge_kernel.storage.random_state",
     "read_yaml": "forge_kernel.config.yaml_file",
     "resolve_device": "forge_kernel.training.device",
-    "result_of": "forge_kernel.runner",
+    "result_of": "forge_kernel.recorded_run",
     "with_absolute_paths": "forge_kernel.planning.path_settings",
     "write_bytes": "forge_kernel.storage.atomic_files",
     "write_json": "forge_kernel.storage.atomic_files",

@@ -37,7 +37,7 @@ def ended_by_signals() -> Iterator[None]:
                 signal.signal(number, _end)
         yield
     except Ended as ended:
-        tell(f"\nforge: {signal.Signals(ended.args[0]).name}: ended\n")
+        write_line(f"\nforge: {signal.Signals(ended.args[0]).name}: ended\n")
         sys.exit(ended.exit_status)
     finally:
         for number, handler in before.items():
@@ -66,7 +66,7 @@ class Interrupt:
         if again or not self._asked:
             raise KeyboardInterrupt
         name = signal.Signals(number).name
-        tell(f"\nforge: {name}: stopping after this step and saving (again: at once)\n")
+        write_line(f"\nforge: {name}: stopping after this step and saving (again: at once)\n")
 
     def __enter__(self) -> Interrupt:
         for number in SIGNALS:
@@ -82,11 +82,11 @@ class Interrupt:
         """Say which signal ended the command; its exit status."""
         number = self.signal or signal.SIGINT
         when = "" if self._asked else " before the first step: nothing was trained"
-        tell(f"\nforge: {signal.Signals(number).name}: ended at once{when}\n")
+        write_line(f"\nforge: {signal.Signals(number).name}: ended at once{when}\n")
         return 128 + number
 
 
-def tell(text: str) -> None:
+def write_line(text: str) -> None:
     """Say something on the terminal in a signal's handler.
 
     Past Python's own stream: the signal may have come in the middle of a write to it, and writing

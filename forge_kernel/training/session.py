@@ -23,22 +23,22 @@ from torch import Tensor, nn
 from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.values import Batch, LogRecord
-from forge_kernel.errors import NonFiniteError, RunError
+from forge_kernel.errors import RunError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.plan import plan
 from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
-from forge_kernel.training.finite_state import in_words, non_finite_names
+from forge_kernel.training.finite_check import non_finite_names
 from forge_kernel.training.session_state import SessionState
 from forge_kernel.training.set_up import build, check_exports, emit_notices
 from forge_kernel.training.snapshot import (
     differences,
     load_pinned_weights,
     load_snapshot,
-    non_finite_parts,
-    roll_back,
+    may_be_kept,
+    need_finite_weights,
     take_snapshot,
 )
 
@@ -260,30 +260,13 @@ class Session(SessionState):
         if self.owned_store is None:
             return None
         snapshot = self.snapshot()
-        names = non_finite_parts(self, snapshot)
-        if names:
-            self._refuse_to_keep(names)
+        if not may_be_kept(self, snapshot):
             return None
         folder = self.owned_store.save(snapshot, tags)
         self.saved_at = self.run.progress.step
         for listen in self.bus.calls("on_checkpoint"):
             listen(self.run, folder)
         return folder
-
-    def _refuse_to_keep(self, names: list[str]) -> None:
-        """Apply the policy to weights or memories that are not finite."""
-        step, policy = self.run.progress.step, self.settings.non_finite
-        what = (
-            f"not finite after step {step}: {in_words(names)}. The gradients were finite, so a "
-            "filter, the optimizer or a callback made it: lower the learning rate, or look at them"
-        )
-        if policy == "off":
-            self.run.emit_event("not_saved", f"The checkpoint was not written: {what}.")
-            pass_events(self.run, self.bus)
-        elif policy == "rollback" and self.owned_store is not None and self.owned_store.steps():
-            roll_back(self, f"after step {step}: {in_words(names)}")
-        else:
-            raise NonFiniteError(what)
 
     def restore(self) -> list[str]:
         """Take up the newest intact checkpoint of the run folder; nothing is written.
@@ -325,7 +308,7 @@ class Session(SessionState):
         if step != self.saved_at:
             self.save()
         if self.settings.non_finite != "off":
-            self._need_finite_weights(step)
+            need_finite_weights(self, step)
         if self.cancelled:
             return {}
         if step and step != self.logged_at:
@@ -347,22 +330,6 @@ class Session(SessionState):
             )
             pass_events(self.run, self.bus)
         return self.export()
-
-    def _need_finite_weights(self, step: int) -> None:
-        """No run completes with weights that are no numbers.
-
-        Raises:
-            NonFiniteError: they are not finite, or the run went back from where it ended.
-        """
-        names = non_finite_names(self.run.strategy.model_state(self.run))
-        names = [name for name in names if name not in self.never_finite]
-        if names:
-            raise NonFiniteError(f"not finite at the end, after step {step}: {in_words(names)}")
-        if self.run.progress.step != step:
-            raise NonFiniteError(
-                f"not finite at the end, after step {step}: the weights are those of step "
-                f"{self.run.progress.step}, which the run went back to"
-            )
 
     def hand_over(self) -> None:
         """Put the weights that validation and export used into the run's model.

@@ -14,8 +14,9 @@ from forge_kernel.contract.values import Progress
 from forge_kernel.errors import CheckpointError, NonFiniteError, RunError
 from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.storage.random_state import read_random_state, write_random_state
+from forge_kernel.training.events import pass_events
 from forge_kernel.training.extra_state import extra_states, load_extra_states
-from forge_kernel.training.finite_state import non_finite_names, state_of_parameters
+from forge_kernel.training.finite_check import in_words, non_finite_names, state_of_parameters
 from forge_kernel.training.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.training.session_state import SessionState
 
@@ -181,6 +182,51 @@ def non_finite_parts(session: SessionState, snapshot: Snapshot) -> list[str]:
     for name in session.never_finite:
         tensors.pop(name, None)
     return non_finite_names(tensors)
+
+
+def may_be_kept(session: SessionState, snapshot: Snapshot) -> bool:
+    """Whether a snapshot is made of numbers; else the policy is applied.
+
+    Raises:
+        NonFiniteError: it is not, and the policy is neither to go back nor to go on.
+    """
+    names = non_finite_parts(session, snapshot)
+    if not names:
+        return True
+    policy, store = session.settings.non_finite, session.owned_store
+    what = (
+        f"not finite after step {snapshot.step}: {in_words(names)}. The gradients were finite, so "
+        "a filter, the optimizer or a callback made it: lower the learning rate, or look at them"
+    )
+    if policy == "off":
+        session.run.emit_event("not_saved", f"The checkpoint was not written: {what}.")
+        pass_events(session.run, session.bus)
+    elif policy == "rollback" and store is not None and store.steps():
+        roll_back(session, f"after step {snapshot.step}: {in_words(names)}")
+    else:
+        raise NonFiniteError(what)
+    return False
+
+
+def need_finite_weights(session: SessionState, step: int) -> None:
+    """No run completes with weights that are no numbers.
+
+    Args:
+        session: at its end.
+        step: at which it ended.
+
+    Raises:
+        NonFiniteError: they are not finite, or the run went back from where it ended.
+    """
+    names = non_finite_names(session.run.strategy.model_state(session.run))
+    names = [name for name in names if name not in session.never_finite]
+    if names:
+        raise NonFiniteError(f"not finite at the end, after step {step}: {in_words(names)}")
+    if session.run.progress.step != step:
+        raise NonFiniteError(
+            f"not finite at the end, after step {step}: the weights are those of step "
+            f"{session.run.progress.step}, which the run went back to"
+        )
 
 
 def differences(session: SessionState, about: Mapping[str, Any]) -> list[str]:

@@ -161,7 +161,7 @@ def test_only_training_calls_hooks() -> None:
         if any(f"bus.{verb}(" in file.read_text() for verb in ("calls", "call", "transform"))
     }
     elsewhere = {name for name in users if not name.startswith(("training/", "testing/"))}
-    assert elsewhere == {"runner.py"}
+    assert elsewhere == {"recorded_run.py"}
     assert len(users) > 5
 
 

@@ -143,6 +143,7 @@ class Raw(io.RawIOBase):
 
 sys.stderr = io.TextIOWrapper(io.BufferedWriter(Raw()), line_buffering=True)
 with Interrupt() as interrupt:
+    assert not interrupt.is_set()  # as a run in its steps asks
     print("line", file=sys.stderr)
 assert interrupt.is_set()
 """

@@ -112,7 +112,7 @@ def test_an_error_after_the_first_step_keeps_the_last_whole_step(tmp_path: Path,
         chosen = {"on_batch": on_batch, "on_log": on_log}[hook]
         return make_plugin("culprit", Kind.CALLBACKS, **{hook: chosen})
 
-    settings = ("run.log_every=1", "data.with.batch_size=8")
+    settings = ("run.log_every=1", "data.with.batch_size=8", "observers=null")
     straight = tmp_path / "straight"
     run(smoke(*settings), plugins=[make(False)], output_dir=straight, quiet=True)
     with pytest.raises(ArithmeticError, match="planned") as error:
