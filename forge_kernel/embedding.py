@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         write_rate,
     )
     from forge_kernel.training.session import Session
+    from forge_kernel.trust import code_allowed
 
 __all__ = [
     "IGNORE_INDEX",
@@ -63,6 +64,7 @@ __all__ = [
     "UseWrapper",
     "batch_from",
     "check_pipeline",
+    "code_allowed",
     "did_you_mean",
     "fill",
     "initial_momentum",
@@ -105,6 +107,7 @@ _HOMES: Final = {
     "UseWrapper": "forge_kernel.config.use",
     "WEIGHTS": "forge_kernel.contract.data",
     "batch_from": "forge_kernel.training.loaders.data_loaders",
+    "code_allowed": "forge_kernel.trust",
     "check_pipeline": "forge_kernel.planning.pipeline_file",
     "did_you_mean": "forge_kernel.config.spelling",
     "fill": "forge_kernel.planning.pipeline_file",

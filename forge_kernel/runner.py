@@ -44,6 +44,7 @@ from forge_kernel.training.loaders.in_memory import (
     ProgressCallback,
     ProgressObserver,
 )
+from forge_kernel.trust import code_allowed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +67,7 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     cancel: Cancel | None = None,
     strategy: Strategy | None = None,
     quiet: bool = False,
+    allow_code: bool = False,
 ) -> RunResult:
     """Run a pipeline to its end.
 
@@ -84,6 +86,7 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
         cancel: asked at each step's edge whether to stop; the run is then resumable.
         strategy: how to spread the run; one process otherwise.
         quiet: observers that write to the screen keep silent.
+        allow_code: also run code that the file names (functions, pickles as they are).
 
     Raises:
         ConfigError, PlanError, PluginError: nothing was run and nothing written.
@@ -93,9 +96,11 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     catalog = catalog or Catalog.installed()
     checked = _made_definite(_checked(pipeline, catalog, _kinds(live, plugins), live))
     record = RunRecord()
-    decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
+    handed_in = _handed_in(live, plugins, record, on_progress)
+    with code_allowed(allow_code):
+        decided = plan(checked, catalog, plugins=handed_in)
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
-    with closing(_new_folder(checked, output_dir, names)) as owner:
+    with code_allowed(allow_code), closing(_new_folder(checked, output_dir, names)) as owner:
         session = _session_in(owner.folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
         with session.streams.kept():
             return recorded(session, record)
@@ -167,6 +172,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     strategy: Strategy | None = None,
     quiet: bool = False,
     take_over: bool = False,
+    allow_code: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest intact checkpoint.
 
@@ -180,6 +186,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         strategy: see `run`.
         quiet: see `run`.
         take_over: also of a process on another machine, which did not end the run.
+        allow_code: see `run`.
 
     Raises:
         ConfigError: the folder is no run folder, live parts are missing, or another process is
@@ -194,9 +201,11 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
     )
     record = RunRecord()
-    decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
+    handed_in = _handed_in(live, plugins, record, on_progress)
+    with code_allowed(allow_code):
+        decided = plan(pipeline, catalog, plugins=handed_in)
     session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
-    with closing(Owner(folder)) as owner, session.streams.kept():
+    with code_allowed(allow_code), closing(Owner(folder)) as owner, session.streams.kept():
         owner.acquire(take_over=take_over)
         try:
             session.opened(resume=True)

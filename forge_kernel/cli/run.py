@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forge_kernel.cli.options import File, Settings
+from forge_kernel.cli.options import AllowCode, File, Settings
+from forge_kernel.trust import code_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +27,17 @@ def run_command(
         str | None, typer.Option(help="The run folder (new or empty); below runs/ otherwise.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train the pipeline of a file. Prints the run folder and the final metrics."""
     from forge_kernel.planning.pipeline_file import read_document
     from forge_kernel.runner import run_document
 
     document = read_document(file, settings or ())
-    train(lambda cancel: run_document(
-        document, output_dir=output_dir, cancel=cancel, quiet=quiet, planned=_show_notices
-    ))  # fmt: skip
+    with code_allowed(allow_code):
+        train(lambda cancel: run_document(
+            document, output_dir=output_dir, cancel=cancel, quiet=quiet, planned=_show_notices
+        ))  # fmt: skip
 
 
 def _show_notices(pipeline: PipelineConfig) -> None:

@@ -62,6 +62,7 @@ from forge_kernel.embedding import (
     OneProcess,
     RunConfig,
     check_pipeline,
+    code_allowed,
     fill,
     plan,
     read_yaml,
@@ -239,7 +240,8 @@ class TrainingPipeline:
                 self._fit_capabilities(self.trainer, whole, lengths.total)
             catalog = Catalog.installed()
             pipeline = check_pipeline(pipeline, catalog, {Kind.MODEL})
-            plan(pipeline, catalog, plugins=[InMemoryModel(self.model), *self._plugins()])
+            with code_allowed(config.data_config.trust_pickle):  # the program says so, no file
+                plan(pipeline, catalog, plugins=[InMemoryModel(self.model), *self._plugins()])
         config.lock(LOCK)
         self._declaration, self._pipeline = declaration, pipeline
         for device in (self.trainer, self.validator):
@@ -347,8 +349,8 @@ class TrainingPipeline:
     def _run(self, on_progress: Callable[[Mapping[str, Any]], None] | None) -> RunResult:
         assert self._pipeline is not None
         parts: dict[str, Any] = {
-            "on_progress": on_progress,
             "model": self.model, "plugins": self._plugins(), "cancel": self._cancel, "quiet": True,
+            "on_progress": on_progress, "allow_code": self.config.data_config.trust_pickle,
         }  # fmt: skip
         self._identity = TrainingIdentity.of(self.model)
         unfinished = self._unfinished(self._identity)
