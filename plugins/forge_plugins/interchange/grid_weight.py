@@ -135,8 +135,8 @@ def applied_state(model: nn.Module) -> dict[str, Any]:
             continue
         prefix = f"{name}." if name else ""
         if layer.scheme.quantizes_weight:
-            mine = applied_weight(layer)
-            alike = known.setdefault(id(layer.weight), [])
+            mine = layer.as_stored(applied_weight(layer))
+            alike = known.setdefault(id(layer.latent), [])
             result = next((item for item in alike if torch.equal(item, mine)), None)
             if result is None:
                 result = mine

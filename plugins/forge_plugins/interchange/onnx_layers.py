@@ -112,7 +112,7 @@ def pack_layers(copy: nn.Module, encoding: Encoding, *, finished: bool) -> dict[
         if not finished:
             layer.quantization.blend = 1.0  # the copy's own
         weight, form = grid_weight(layer), form_of(layer, encoding)
-        alike = weights.setdefault(id(layer.weight), [])
+        alike = weights.setdefault(id(layer.latent), [])
         held = next(
             (item for item in alike if item.packed.form == form and _same(item, weight)), None
         )

@@ -94,6 +94,16 @@ class BitLayer(nn.Module):
         self.register_buffer("anchor", None)
         self.sub_norm = None
 
+    @property
+    def latent(self) -> Tensor:
+        """The parameter itself, of which `weight` may be a view: what ties are told by."""
+        parameter = self._parameters.get("weight")
+        return self.weight if parameter is None else parameter
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as a state dict has it."""
+        return weight
+
     # -- levels -------------------------------------------------------------------------------
 
     def scale(self) -> Tensor:
