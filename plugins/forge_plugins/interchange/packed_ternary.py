@@ -34,7 +34,7 @@ from forge_plugins.interchange.grid_weight import (
 )
 from forge_plugins.mathematics.optimizers.tied_tensors import tied_names
 from forge_plugins.mathematics.quantization import packing
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, as_stored
 
 Layout = Literal["two_bits", "base_three"]
 Packing = Literal["one_bit", "two_bits", "base_three", "four_bits", "eight_bits"]
@@ -145,8 +145,8 @@ def _as_stored(layer: BitLayer, name: str) -> GridWeight:
         ValueError: it is stored transposed, which more than one scale does not follow.
     """
     weight = grid_weight(layer)
-    levels = layer.as_stored(weight.levels)
-    if levels.shape != weight.levels.shape and len(weight.factor) > 1:
+    levels = as_stored(layer, weight.levels)
+    if layer.transposed and len(weight.factor) > 1:
         raise ValueError(
             f"{name} is stored transposed, and has a scale for each {layer.scheme.granularity}: "
             "train with granularity tensor, or export with state_dict (weights: applied)"

@@ -91,7 +91,11 @@ def _without_trace(seed: int) -> Iterator[None]:
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+            torch.compiler.set_stance("force_eager"),  # its unpacking is compiled: seconds for once
+        ):
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(seed)
             yield

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from forge_plugins.mathematics.quantization.bit_layer import QuantizationState
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.scheme import Scheme
+from forge_plugins.mathematics.quantization.weight_cache import Quantized
 
 
 class BitConv1D(BitLinear):
     """`BitLinear` whose parameter stands as `Conv1D` of transformers has it: shape (in, out).
 
-    State dicts, optimizers and files see the parameter as it was; the layer works with `weight`, a
-    view of it of shape (out, in). The parameter's memory lies so that the view is contiguous.
+    State dicts, optimizers and files see the parameter as it was, contiguous; the layer works with
+    `weight`, a view of it of shape (out, in).
     """
+
+    transposed: ClassVar[bool] = True
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -31,7 +36,7 @@ class BitConv1D(BitLinear):
         scheme: Scheme | None = None,
         quantization: QuantizationState | None = None,
     ) -> BitConv1D:
-        """The same layer with the very same parameters, their memory laid out anew.
+        """The same layer with the very same parameters, so that ties and dtypes stay.
 
         Raises:
             ValueError: the scheme's groups do not divide the rows.
@@ -41,17 +46,16 @@ class BitConv1D(BitLinear):
         parameter = layer._parameters["weight"]
         assert parameter is not None
         result.in_features, result.out_features = parameter.shape
-        with torch.no_grad():
-            parameter.data = parameter.data.t().contiguous().t()
         result._parameters["weight"] = parameter
         result._parameters["bias"] = layer._parameters["bias"]
         result.configure(scheme or Scheme(), quantization)
         result.train(layer.training)
         return result
 
-    def as_stored(self, weight: Tensor) -> Tensor:
-        """See `BitLayer.as_stored`: transposed, contiguous."""
-        return weight.t().contiguous()
+    def _computed(self, kind: tuple[bool, torch.dtype, bool], *, fresh: bool) -> Quantized:
+        result = super()._computed(kind, fresh=fresh)
+        levels = None if result.levels is None else result.levels.contiguous()
+        return result._replace(levels=levels)  # what products of whole numbers read
 
 
 def is_conv1d(module: nn.Module) -> bool:

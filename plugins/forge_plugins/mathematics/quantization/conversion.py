@@ -17,7 +17,7 @@ from forge_plugins.mathematics.metrics.layer_changes import (
 )
 from forge_plugins.mathematics.quantization.bit_conv1d import BitConv1D, is_conv1d
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState, latent
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.resume_from_quantized import (
     continue_from,
@@ -63,7 +63,9 @@ class ConversionReport:
     @property
     def converted_weights(self) -> int:
         """Weights that have levels, each once."""
-        return sum({id(item.latent): item.weight.numel() for item in self.layers.values()}.values())
+        return sum(
+            {id(latent(item)): item.weight.numel() for item in self.layers.values()}.values()
+        )
 
     def fraction(self, weights: int) -> float:
         """A number of weights as a fraction of all."""
@@ -321,7 +323,7 @@ def _account(report: ConversionReport, model: nn.Module, reasons: dict[str, Reas
         name: 0 if isinstance(one, nn.parameter.UninitializedParameter) else one.numel()
         for name, one in named
     }
-    done = {id(layer.latent) for layer in report.layers.values()}
+    done = {id(latent(layer)) for layer in report.layers.values()}
     named_modules = reasons.keys() | report.layers.keys()
     loose: dict[str, list[str]] = {}  # matrices that no layer has, by module
     owners: dict[str, str | None] = {}
@@ -398,13 +400,13 @@ def _exchanged(
             carry_over(module, nn.Linear, layer)
         origin = "packed" if packed else "latent"
     weight = layer.weight
-    if id(layer.latent) in continued:
+    if id(latent(layer)) in continued:
         layer.continued = True
         origin = "grid"
     elif scheme.quantizes_weight:
         step = step_of(weight, scheme)
         if step is not None and continue_from(layer, step):
-            continued.add(id(layer.latent))
+            continued.add(id(latent(layer)))
             origin = origin if origin == "packed" else "grid"
     report.origins[name] = origin
     return layer
