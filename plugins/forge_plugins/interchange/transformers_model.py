@@ -93,10 +93,8 @@ def _without_trace(seed: int) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng(devices=[]),
-            warnings.catch_warnings(),
             torch.compiler.set_stance("force_eager"),  # its unpacking is compiled: seconds for once
         ):
-            warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(seed)
             yield
     finally:
@@ -135,7 +133,8 @@ def load_model(
             model, or one holds a number that is not finite.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of optional parts that the library looks for
+        for kind in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", kind)  # of optional parts that the library looks for
         import transformers
     with _without_trace(seed):
         config = _read_config(transformers, folder, classes if random else None)
