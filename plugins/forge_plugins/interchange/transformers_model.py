@@ -66,6 +66,9 @@ class InputForm:
         del module
         if given and isinstance(given[0], Tensor):
             given = (self._formed(given[0]), *given[1:])
+        for name in ("input_ids", "pixel_values"):
+            if isinstance(named.get(name), Tensor):
+                named[name] = self._formed(named[name])
         if self.takes_cache:
             named.setdefault("use_cache", False)
         return given, named

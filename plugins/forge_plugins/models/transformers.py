@@ -93,11 +93,13 @@ def required(config: TransformersConfig) -> tuple[str, ...]:
 
 
 def provided(config: TransformersConfig) -> tuple[str, ...]:
-    """What exporters need to know before anything is built; nothing of a folder that is wrong."""
+    """What exporters need to know before anything is built."""
+    if config.path is None:
+        return ()
     try:
         folder = _need_folder(config)
-    except PluginError:
-        return ()  # `required` says why
+    except PluginError:  # `required` says why: no exporter need complain as well
+        return ("model:transformers", "model:rows_of_256", "model:columns_of_4")
     kind = str(folder.text.get("model_type", "")).replace("-", "_")
     result = ["model:transformers", f"model:transformers_{kind}"]
     columns, rows = folder.rows()

@@ -367,7 +367,7 @@ LOADED: dict[Callable[[Path], None], tuple[str, ...]] = {
 def test_a_model_that_does_not_fit_itself_is_refused_before_the_first_step(
     change: Callable[[Path], None], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: finite numbers not looked for; a pickled file read with weights_only=False."""
+    """Planted: finite numbers not looked for."""
     monkeypatch.setenv("FORGE_TEST_HARM", str(tmp_path / "harm"))
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)

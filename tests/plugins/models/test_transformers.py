@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from model_folders import FAMILIES, PACKED, TIED, library, make_folder, settings
+from safetensors.torch import load_file
 from torch import Tensor
 
 from forge_kernel import load_pipeline, resume, run
@@ -19,6 +20,9 @@ from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_plugins.interchange.model_folder import read_model_folder
 from forge_plugins.interchange.transformers_model import load_model, prepare_inputs
+from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
+from forge_plugins.mathematics.quantization.quantizers import quantize_weight
+from forge_plugins.mathematics.quantization.resume_from_quantized import dequantized_state
 
 QUICK = ("llama", "gpt2", "bert", "vit", "bitnet_bitlinear")
 DEEP = [
@@ -71,7 +75,7 @@ def test_the_untrained_model_gives_the_librarys_own_logits(family: str, tmp_path
 def test_twenty_ternary_steps_by_yaml_alone_and_a_resumed_run_is_the_same(
     family: str, tmp_path: Path
 ) -> None:
-    """Planted: the transposed layer's memory as it was, a random stream that loading moves."""
+    """Planted: the memory of the transposed layer's parameter laid out anew."""
     folder = make_folder(tmp_path / "model", family)
     chosen = settings(family, folder, tmp_path)
     told: list[dict[str, Any]] = []
@@ -116,6 +120,53 @@ def check_account(family: str, account: dict[str, Any], told: list[dict[str, Any
         assert account["left_shares"][name] > 0.2
         (line,) = [one for one in told if one.get("name") == "quantized"]
         assert "MixtralExperts" in line["message"]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [PACKED[1], *(pytest.param(name, marks=pytest.mark.deep) for name in (PACKED[0], PACKED[2]))],
+)
+@pytest.mark.usefixtures("eager")
+def test_levels_go_on_where_they_were(family: str, tmp_path: Path) -> None:
+    """Planted: a packed weight quantized a second time, which shrinks it by a third."""
+    folder = make_folder(tmp_path / "model", family)
+    wanted = logits_here(folder, family)
+    loaded = load_model(read_model_folder(str(folder)), seed=1).model
+    model, report = convert_model_to_bitnet(loaded)
+    with torch.no_grad():
+        found = model(inputs_of(family)).logits
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-3  # an activation's level or two
+    assert len(report.layers) == 14
+    state = load_file(folder / "model.safetensors")
+    about = json.loads((folder / "config.json").read_text())["quantization_config"]
+    plain = dequantized_state(state, quantization=about)
+    for name, layer in report.layers.items():
+        weight = plain[f"{name}.weight"]
+        meant = quantize_weight(weight) if family == PACKED[0] else weight
+        assert torch.equal(layer.applied_weight(), meant)
+
+
+@pytest.mark.parametrize("family", ["vit", "bert", "bert_tokens"])
+def test_classifiers_are_judged(family: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", family)
+    chosen = settings(family, folder, tmp_path, "run.max_steps=2", "data.with.validation_split=0.5",
+                      "validators=[{use: classification}]")  # fmt: skip
+    result = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "run", quiet=True)
+    accuracy = result.final["validation_accuracy"]
+    assert accuracy is not None
+    assert 0.0 <= accuracy <= 1.0
+
+
+def test_inputs_by_name_are_brought_into_form_too(tmp_path: Path) -> None:
+    folder = read_model_folder(str(make_folder(tmp_path / "model", "bert")))
+    model = load_model(folder, seed=1).model
+    prepare_inputs(model, folder)
+    tokens, mask = inputs_of("bert"), torch.ones(3, 17, dtype=torch.long)
+    with torch.no_grad():
+        plain, named = model(tokens).logits, model(input_ids=tokens, attention_mask=mask).logits
+    torch.testing.assert_close(plain, named)
+    with pytest.raises(ValueError, match="64 positions"):
+        model(input_ids=tokens.repeat(1, 4))
 
 
 def test_loading_leaves_no_trace_in_the_process(tmp_path: Path) -> None:
@@ -217,8 +268,6 @@ def test_a_model_learns_from_itself_and_from_another_run(family: str, tmp_path: 
 
 
 def test_a_sharded_folder_and_a_pickled_one_are_the_same_model(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     folder = make_folder(tmp_path / "model", "llama")
     wanted = logits_here(folder, "llama")
     transformers = library()
