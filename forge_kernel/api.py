@@ -34,7 +34,7 @@ from forge_kernel.contract.values import (
     ScheduleFactors,
     Step,
 )
-from forge_kernel.errors import ForgeError, PluginError, RunError
+from forge_kernel.errors import Fault, ForgeError, PluginError, RunError
 from forge_kernel.trained_model import trained_model
 from forge_kernel.training.precision import fast_precision
 from forge_kernel.trust import HINT as ALLOW_CODE_HINT
@@ -48,6 +48,7 @@ __all__ = [
     "Data",
     "DataSpec",
     "Event",
+    "Fault",
     "ForgeError",
     "Goal",
     "Kind",

@@ -87,7 +87,11 @@ class Order:
 
 
 Facts = tuple[str, ...] | Callable[[Any], tuple[str, ...]]
-"""Words that the planner matches, fixed or a function of the plugin's configuration."""
+"""Words that the planner matches, fixed or a function of the plugin's configuration.
+
+A function raises `PluginError` to refuse the settings when they are planned, such as a folder that
+is not there; the path of each `Fault` is a setting's.
+"""
 
 
 @dataclass(frozen=True, slots=True)

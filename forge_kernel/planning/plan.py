@@ -17,7 +17,7 @@ from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.config.use import Use
 from forge_kernel.contract import hookspecs
 from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Order, PluginInfo, facts
-from forge_kernel.errors import Fault, Mark, PlanError
+from forge_kernel.errors import Fault, Mark, PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.order import CycleError, stable_order
 from forge_kernel.planning.pipeline_file import check_pipeline, nested_uses
@@ -318,6 +318,12 @@ class _Planner:
         """What a plugin provides or requires with its settings."""
         try:
             return facts(getattr(entry.info, sense), entry.config)
+        except PluginError as error:  # settings that it refuses, in its own words
+            for fault in error.faults:
+                inner = ("with", *fault.path.split(".")) if fault.path else ()
+                message = f"{entry.info.name}: {fault.message}"
+                self.fault(message, (*entry.path, *inner), *fault.hints)
+            return ()
         except Exception as error:  # noqa: BLE001  a plugin's function may raise anything
             why = f"{type(error).__name__}: {error}"
             self.fault(f"{entry.label}: its `{sense}` cannot be told: {why}", entry.path)

@@ -151,6 +151,7 @@ class TrialLoss:
     def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:
         """Over the last dimension."""
         del run, step
+        outputs = _answers(outputs)
         if batch.targets.is_floating_point():
             return nn.functional.mse_loss(outputs, batch.targets, reduction="none")
         if outputs.ndim == 3 and outputs.shape[1] != batch.targets.shape[1]:
@@ -159,6 +160,11 @@ class TrialLoss:
         return nn.functional.cross_entropy(
             logits, batch.targets.reshape(-1), reduction="none", ignore_index=batch.ignore_index
         )
+
+
+def _answers(outputs: Any) -> Any:
+    """What a model gives, or the logits among it, as models of transformers give them."""
+    return getattr(outputs, "logits", outputs)
 
 
 class _TrialMetric:
@@ -170,6 +176,7 @@ class _TrialMetric:
 
     def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
         del loss, weight
+        outputs = _answers(outputs)
         targets = batch.targets.reshape(-1)
         hits = outputs.reshape(len(targets), -1, outputs.shape[-1])[:, -1].argmax(-1) == targets
         weights = batch.counted.weights

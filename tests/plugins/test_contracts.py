@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+from model_folders import make_folder
 
 from forge_kernel.testing.contracts import *  # noqa: F403  pytest collects what is imported
 
@@ -18,7 +22,22 @@ CHOSEN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes a tiny model folder, once."""
+
+    @cache
+    def made() -> Path:
+        return make_folder(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+    return made
+
+
 @pytest.fixture
-def forge_config(forge_plugin: str, forge_config: dict[str, Any]) -> dict[str, Any]:
+def forge_config(
+    forge_plugin: str, forge_config: dict[str, Any], model_folder: Callable[[], Path]
+) -> dict[str, Any]:
     """Settings where the defaults cannot train."""
+    if forge_plugin == "model.transformers":
+        return {"path": str(model_folder())}
     return CHOSEN.get(forge_plugin, forge_config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_folders import make_folder
 
 from forge_kernel.config.schema import bind_config, config_schema
 from forge_kernel.contract.plugin import Kind
@@ -23,6 +25,7 @@ DEAR = {
     "exporters.onnx",
     "exporters.gguf",
     "exporters.transformers",
+    "model.transformers",
     "observers.mlflow",
     "observers.prometheus",
     "optimizer.adamw_8bit",
@@ -116,6 +119,12 @@ KEYS = [
 ]
 
 
+@cache
+def model_folder() -> str:
+    """A tiny model folder, made once."""
+    return str(make_folder(Path(tempfile.mkdtemp()) / "model", "llama"))
+
+
 def draws(count: int) -> Any:
     """So many settings of a plugin."""
     health = list(HealthCheck)
@@ -157,6 +166,8 @@ def a_step(key: str, data: st.DataObject) -> None:
         chosen["hidden"] = []  # names of layers that the trial's model has not
     if key == "loss.language_model":
         chosen["head"] = "4"  # the last layer of the trial's model
+    if key == "model.transformers":
+        chosen |= {"path": model_folder(), "task": None}  # which the trial's loss is for
     if key == "data.text":  # a share too small for one window is refused at the start
         chosen.pop("validation_split", None)
     if key == "model.python_class":  # one with weights, that fits the trial's data

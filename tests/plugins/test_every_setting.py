@@ -187,6 +187,10 @@ ELSEWHERE: dict[str, str] = {
         f"observers.memory_profile.{name}": "tests/plugins/observers/test_memory_profile.py"
         for name in ("step", "depth")
     },
+    **{
+        f"model.transformers.{name}": "tests/plugins/models/test_transformers.py"
+        for name in ("path", "task", "random", "attention", "dtype")
+    },
     "observers.progress_bar.refresh_seconds": "tests/plugins/observers/test_progress_bar.py",
     "observers.prometheus.port": "tests/plugins/test_loggers.py",
     "observers.prometheus.host": "tests/plugins/test_loggers.py",

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from forge_kernel.api import Batch, PluginError
+from forge_plugins.mathematics.metrics.label_positions import main_output
 
 TIMEOUT: Final = 900  # seconds for loading and a few hundred tokens
 INSTALL: Final = "pip install 'forge-kernel[clients]'"
@@ -49,7 +50,7 @@ def reference_logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """What the model gives in evaluation, on the CPU in fp32; the model itself is not touched."""
     copy = deepcopy(model).to("cpu", torch.float32).eval()
     with torch.no_grad():
-        result: Tensor = copy(inputs)
+        result: Tensor = main_output(copy(inputs))
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,13 +15,15 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 if TYPE_CHECKING:
     import torch
     from safetensors import torch as safetensors_torch
+    from torch import Tensor, nn
 
     from forge_plugins.clients import verification
-    from forge_plugins.interchange import tokenizer_files, transformers_folder
+    from forge_plugins.interchange import library_folder, tokenizer_files, transformers_folder
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
     verification = LazyModule("forge_plugins.clients.verification")
+    library_folder = LazyModule("forge_plugins.interchange.library_folder")
     tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
     transformers_folder = LazyModule("forge_plugins.interchange.transformers_folder")
 
@@ -51,14 +53,15 @@ class TransformersConfig:
 
 def requirements(config: TransformersConfig) -> tuple[str, ...]:
     """Rows must fill the packed layouts."""
-    needs = ("model:ternary", "model:llama")
+    needs = ("model:ternary", "model:transformers")
     return needs if config.layout == "online" else (*needs, "model:columns_of_4")
 
 
 class Transformers:
     """The network as a folder that the transformers library loads.
 
-    Writes weights, `config.json` and the tokenizer, then asks transformers for its logits.
+    Writes weights, `config.json` and the tokenizer, then asks transformers for its logits. A model
+    of transformers goes back into its own architecture, with the tokenizer of its first folder.
     """
 
     info = PluginInfo(
@@ -77,7 +80,10 @@ class Transformers:
     def check_export(self, run: Run) -> str | None:
         """Another architecture, and layers that the client does not have."""
         try:
-            _ = transformers_folder.check_folder(run.model, self.config.layout)
+            if library_folder.is_library_model(run.model):
+                library_folder.check_library_model(run.model, self.config.layout)
+            else:
+                _ = transformers_folder.check_folder(run.model, self.config.layout)
         except ValueError as error:
             return str(error)
         return None
@@ -90,29 +96,19 @@ class Transformers:
             PluginError: the model is of another architecture or has no ternary layer, or the
                 client computes something else.
         """
-        config = self.config
-        tokenizer = getattr(run.data, "tokenizer", None)
-        end = None if tokenizer is None else tokenizer.end
+        config, model = self.config, run.active_model
+        write = self._written_back if library_folder.is_library_model(model) else self._written_anew
         try:
-            model = transformers_folder.check_folder(run.active_model, config.layout)
-            tensors = transformers_folder.folder_tensors(
-                model, config.layout, getattr(torch, config.dtype)
-            )
-            about = transformers_folder.folder_config(model, config.layout, config.dtype, end)
+            tensors, about, files, is_wrong = write(model, getattr(run.data, "tokenizer", None))
         except ValueError as error:
             raise PluginError(f"transformers: {error}") from error
         file = folder / "model.safetensors"
         safetensors_torch.save_file(tensors, file, {"format": "pt"})
-        stored = safetensors_torch.load_file(file)
-        wrong = transformers_folder.wrong_tensors(model, config.layout, tensors, stored)
+        wrong = is_wrong(safetensors_torch.load_file(file))
         if wrong:
             raise PluginError(f"transformers: {wrong[0]} came back from {file} with other values")
-        files = {"config.json": about}
-        if tokenizer is not None:
-            files |= tokenizer_files.transformers_files(tokenizer)
-            files["generation_config.json"] = {"bos_token_id": end, "eos_token_id": end}
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for name, content in {**files, "config.json": _as_json(about)}.items():
+            (folder / name).write_bytes(content)
         return {
             "format": f"transformers {config.layout}",
             "architecture": about["architectures"][0],
@@ -122,10 +118,38 @@ class Transformers:
             "verified": self._verified(run, folder),
         }
 
+    def _written_back(self, model: nn.Module, tokenizer: Any) -> _Written:
+        """A model of the library: its own names, configuration and tokenizer."""
+        del tokenizer
+        layout, dtype = self.config.layout, self.config.dtype
+        tensors = library_folder.library_tensors(model, layout, getattr(torch, dtype))
+        about = library_folder.library_config(model, layout, dtype)
+        return (
+            tensors, about, library_folder.kept_files(model),
+            lambda stored: library_folder.wrong_library_tensors(model, layout, tensors, stored),
+        )  # fmt: skip
+
+    def _written_anew(self, model: nn.Module, tokenizer: Any) -> _Written:
+        """A Llama of ours, and the data's tokenizer."""
+        layout, dtype = self.config.layout, self.config.dtype
+        end = None if tokenizer is None else tokenizer.end
+        llama = transformers_folder.check_folder(model, layout)
+        tensors = transformers_folder.folder_tensors(llama, layout, getattr(torch, dtype))
+        files: dict[str, bytes] = {}
+        if tokenizer is not None:
+            made = tokenizer_files.transformers_files(tokenizer)
+            made["generation_config.json"] = {"bos_token_id": end, "eos_token_id": end}
+            files = {name: _as_json(content) for name, content in made.items()}
+        return (
+            tensors, transformers_folder.folder_config(llama, layout, dtype, end), files,
+            lambda stored: transformers_folder.wrong_tensors(llama, layout, tensors, stored),
+        )  # fmt: skip
+
     def _verified(self, run: Run, folder: Path) -> dict[str, Any]:
         if not self.config.verify:
             return verification.NOT_ASKED
-        inputs = verification.sample_inputs(run.data.validation(), 4, 64)
+        length = None if run.data.spec.features is not None else 64  # of tokens
+        inputs = verification.sample_inputs(run.data.validation(), 4, length)
         return verification.verify(
             verification.TRANSFORMERS,
             folder,
@@ -133,3 +157,16 @@ class Transformers:
             run.active_model,
             worst=WORST[self.config.dtype],
         )
+
+
+_Written = tuple[
+    "dict[str, Tensor]",
+    dict[str, Any],
+    dict[str, bytes],
+    Callable[["dict[str, Tensor]"], list[str]],
+]
+"""Tensors, `config.json`, further files, and which of the tensors that were read are wrong."""
+
+
+def _as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

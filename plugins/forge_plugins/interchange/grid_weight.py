@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, as_stored, latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,8 @@ def applied_state(model: nn.Module) -> dict[str, Any]:
             continue
         prefix = f"{name}." if name else ""
         if layer.scheme.quantizes_weight:
-            mine = applied_weight(layer)
-            alike = known.setdefault(id(layer.weight), [])
+            mine = as_stored(layer, applied_weight(layer))
+            alike = known.setdefault(id(latent(layer)), [])
             result = next((item for item in alike if torch.equal(item, mine)), None)
             if result is None:
                 result = mine

@@ -20,7 +20,7 @@ from forge_plugins.interchange.grid_weight import (
 from forge_plugins.interchange.onnx_weight import Form, PackedWeight, fitting_block
 from forge_plugins.mathematics.quantization import quantizers
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, latent
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 
 Encoding = Literal["matmul_nbits", "int2", "matmul_integer"]
@@ -112,7 +112,7 @@ def pack_layers(copy: nn.Module, encoding: Encoding, *, finished: bool) -> dict[
         if not finished:
             layer.quantization.warmup_lambda = 1.0  # the copy's own
         weight, form = grid_weight(layer), form_of(layer, encoding)
-        alike = weights.setdefault(id(layer.weight), [])
+        alike = weights.setdefault(id(latent(layer)), [])
         held = next(
             (item for item in alike if item.packed.form == form and _same(item, weight)), None
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,6 +34,7 @@ from forge_plugins.interchange.grid_weight import (
 )
 from forge_plugins.mathematics.optimizers.tied_tensors import tied_names
 from forge_plugins.mathematics.quantization import packing
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, as_stored
 
 Layout = Literal["two_bits", "base_three"]
 Packing = Literal["one_bit", "two_bits", "base_three", "four_bits", "eight_bits"]
@@ -127,7 +128,7 @@ def pack_model(model: nn.Module, layout: Layout = "two_bits") -> tuple[dict[str,
         if name not in layers:
             tensors[name] = tensor.detach().to("cpu").contiguous().clone()
             continue
-        weight = grid_weight(layers[name])
+        weight = _as_stored(layers[name], name)
         kind = _packing_of(weight, layout)
         plain = not weight.multiplied and len(weight.factor) == 1
         tensors[f"{name}.levels"] = _PACK[kind](weight.levels)
@@ -135,6 +136,22 @@ def pack_model(model: nn.Module, layout: Layout = "two_bits") -> tuple[dict[str,
         weights[name] = PackedWeight(tuple(weight.levels.shape), kind, weight.dtype, plain)
     left_out = tuple(sorted(whole.keys() - state.keys()))
     return tensors, Contents(weights, ties, left_out)
+
+
+def _as_stored(layer: BitLayer, name: str) -> GridWeight:
+    """Levels and factors of a layer's weight as the state has it.
+
+    Raises:
+        ValueError: it is stored transposed, which more than one scale does not follow.
+    """
+    weight = grid_weight(layer)
+    levels = as_stored(layer, weight.levels)
+    if layer.transposed and len(weight.factor) > 1:
+        raise ValueError(
+            f"{name} is stored transposed, and has a scale for each {layer.scheme.granularity}: "
+            "train with granularity tensor, or export with state_dict (weights: applied)"
+        )
+    return replace(weight, levels=levels)
 
 
 def layout_name(contents: Contents, layout: Layout) -> str:

@@ -1,36 +1,29 @@
 """A `Llama` as a folder that `AutoModelForCausalLM.from_pretrained` of transformers loads.
 
-Layouts, as the client's `integrations/bitnet.py` reads them:
-
-- `bitlinear`: packed levels, `weight_scale` is the factor `s` (applied = level / s), the bias is
-  added after the scaling;
-- `autobitlinear`: packed levels, `weight_scale` is `1 / s`, and the bias is added *before* the
-  scaling, so the file holds `bias * s`;
-- `online`: latent weights, quantized by the client in each forward pass.
+The layouts are those of `packed_layout`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from forge_plugins.interchange.grid_weight import need_grid_layers
 from forge_plugins.interchange.llama_names import TRANSFORMERS, translate
+from forge_plugins.interchange.packed_layout import (
+    Layout,
+    check_layouts,
+    quantization_entry,
+    ternary_tensors,
+)
 from forge_plugins.mathematics.networks.llama import Llama
 from forge_plugins.mathematics.optimizers.tied_tensors import same_bits
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer
-from forge_plugins.mathematics.quantization.packing import pack_two_bits
 from forge_plugins.mathematics.quantization.resume_from_quantized import unpack_rows
-from forge_plugins.mathematics.quantization.ternary_layers import (
-    TernaryLayer,
-    check_layers,
-    read_layers,
-)
+from forge_plugins.mathematics.quantization.ternary_layers import read_layers
 
-Layout = Literal["bitlinear", "autobitlinear", "online"]
 _BLOCK: Final = "model.layers.{}"
 
 
@@ -53,51 +46,8 @@ def check_folder(model: nn.Module, layout: Layout) -> Llama:
             "BitNetForCausalLM has no bias in its perceptron: set model.with.feed_bias: false, or "
             "model.with.sub_norms: false"
         )
-    shapes, layers = check_layers(model), need_grid_layers(model)
-    for name, (rows, _) in shapes.items():
-        bits = layers[name].scheme.activation_bits
-        if bits != 8:
-            raise ValueError(
-                f"{name} has {bits}-bit activations, the client's layers round to 8 bits: set "
-                "quantizer.with.activation_bits: 8"
-            )
-        if layout != "online" and rows % 4:
-            raise ValueError(
-                f"{name} has {rows} rows, which is not a multiple of 4: the packed layouts hold "
-                "four rows in one; change the model's width, groups or hidden, or use the layout "
-                "'online'"
-            )
-        if layout == "online" and not _is_quantized_alike(layers[name]):
-            raise ValueError(
-                f"{name} is not quantized as the client would quantize its latent weight again "
-                "(weight_bits 1.58 by absmean, to the nearest level, without target_sparsity): use "
-                "the layout 'bitlinear', which holds the levels"
-            )
+    check_layouts(model, layout)
     return model
-
-
-def _is_quantized_alike(layer: BitLayer) -> bool:
-    """Whether the levels are those that the client takes from the latent weight."""
-    scheme = layer.scheme
-    plain = scheme.is_reference and scheme.parity == "hf" and layer.threshold is None
-    return plain and layer.anchor is None and not layer.quantization.sparsity
-
-
-def _ternary_tensors(
-    name: str, layer: TernaryLayer, bias: Tensor | None, layout: Layout, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    rows, columns = layer.levels.shape
-    scale = layer.scale.reshape(1)
-    result = {f"{name}.weight": pack_two_bits(layer.levels).view(rows // 4, columns)}
-    if layout == "bitlinear":
-        result[f"{name}.weight_scale"] = scale.to(dtype)
-        if bias is not None:
-            result[f"{name}.bias"] = bias.to(dtype)
-    else:
-        result[f"{name}.weight_scale"] = (1.0 / scale).to(dtype)
-        if bias is not None:
-            result[f"{name}.bias"] = (bias.float() * scale).to(dtype)
-    return result
 
 
 def folder_tensors(
@@ -120,7 +70,7 @@ def folder_tensors(
             tensors[f"{theirs}.{kind}"] = value.to(dtype).contiguous().clone()
         elif kind == "weight":
             bias = state.get(f"{module}.bias")
-            tensors |= _ternary_tensors(theirs, layers[module], bias, layout, dtype)
+            tensors |= ternary_tensors(theirs, layers[module], bias, layout, dtype)
     return tensors
 
 
@@ -165,10 +115,6 @@ def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> 
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name not in ternary
     ]
-    quantization: dict[str, Any] = {"quant_method": "bitnet", "modules_to_not_convert": plain}
-    if layout != "bitlinear":
-        quantization["linear_class"] = "autobitlinear"
-        quantization["quantization_mode"] = "online" if layout == "online" else "offline"
     config: dict[str, Any] = {
         "architectures": ["BitNetForCausalLM" if shape.sub_norms else "LlamaForCausalLM"],
         "model_type": "bitnet" if shape.sub_norms else "llama",
@@ -189,7 +135,7 @@ def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> 
         "eos_token_id": end,
         "dtype": dtype,
         "torch_dtype": dtype,
-        "quantization_config": quantization,
+        "quantization_config": quantization_entry(layout, plain),
     }
     if not shape.sub_norms:
         config |= {"mlp_bias": shape.feed_bias, "head_dim": shape.head_width}

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from weakref import WeakKeyDictionary
 
 from msgspec import Meta
 
-from forge_kernel.api import Batch, Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
+from forge_kernel.api import (
+    Batch,
+    Kind,
+    LazyModule,
+    PluginError,
+    PluginInfo,
+    Run,
+    Step,
+    call_model,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
-    import inspect
-
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from forge_plugins.mathematics.losses import chunked_cross_entropy, deferred_logits
+    from forge_plugins.mathematics.metrics import label_positions
 else:
-    inspect = LazyModule("inspect")
     chunked_cross_entropy = LazyModule("forge_plugins.mathematics.losses.chunked_cross_entropy")
     deferred_logits = LazyModule("forge_plugins.mathematics.losses.deferred_logits")
+    label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
+
+_FEW: Final = slice(0, 1)
+"""Samples by which a model's head is looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +42,12 @@ class LanguageModelLossConfig:
     renamed: ClassVar[Mapping[str, str]] = {"ignore": "run.ignore_index"}
 
     head: Annotated[
-        str,
-        Meta(min_length=1, description="the model's last layer, by module name (lm_head in models "
-             "of transformers)"),
-    ] = "head"  # fmt: skip
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="the model's last layer, by module name; null: what the model's "
+            "get_output_embeddings() gives (all models of transformers), else its layer head"
+        ),
+    ] = None
     piece: Annotated[int, Meta(ge=1, description="rows of logits that are there at a time")] = 512
     label_smoothing: Annotated[
         float, Meta(ge=0, lt=1, description="share of the target spread over all tokens")
@@ -58,6 +73,8 @@ class LanguageModelLoss:
 
     def __init__(self, config: LanguageModelLossConfig) -> None:
         self.config = config
+        self._heads: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        """The head's name in each model that was looked at."""
 
     @hookimpl
     def compute_outputs(self, run: Run, step: Step, batch: Batch) -> Any:
@@ -68,25 +85,39 @@ class LanguageModelLoss:
         """
         del step
         model, config = run.active_model, self.config
-        options: dict[str, Any] = {}
-        if (
-            batch.positions is not None
-            and "positions" in inspect.signature(model.forward).parameters
-        ):
-            options["positions"] = batch.positions
-        try:
-            with deferred_logits.without_head(model, config.head) as head:
-                hidden = model(batch.inputs, **options)
-        except KeyError as error:
-            raise PluginError(
-                f"language_model: {type(model).__name__} has no layer '{config.head}' "
-                f"(loss.with.head); it has {', '.join(name for name, _ in model.named_children())}"
-            ) from error
+        if model not in self._heads:
+            self._look_at(model, batch)
+        with deferred_logits.without_head(model, self._heads[model]) as head:
+            hidden = label_positions.main_output(call_model(model, batch))
         result = deferred_logits.DeferredLogits(hidden, head, config.piece)
         wanted = batch.targets.shape[1] if batch.targets.ndim > 1 else hidden.shape[1]
         if batch.positions is not None and hidden.ndim == 3 and hidden.shape[1] != wanted:
             return result.at(batch.positions)  # a model that answers everywhere
         return result
+
+    def _look_at(self, model: nn.Module, batch: Batch) -> None:
+        """Find the head of a model; where the model names it, see that nothing follows it.
+
+        Raises:
+            PluginError: the model has no such layer, or changes what the head gives.
+        """
+        said = deferred_logits.head_name(model)
+        name = self.config.head or said or "head"
+        if name not in dict(model.named_modules()):
+            raise PluginError(
+                f"language_model: {type(model).__name__} has no layer '{name}' "
+                f"(loss.with.head); it has {', '.join(name for name, _ in model.named_children())}"
+            )
+        few = batch.rows(_FEW)
+        if said and deferred_logits.changes_after_head(
+            model, name, lambda: label_positions.main_output(call_model(model, few))
+        ):
+            raise PluginError(
+                f"language_model: {type(model).__name__} changes what its layer '{name}' gives "
+                "(such as a soft cap of the logits), which pieces would miss: use the loss "
+                "cross_entropy"
+            )
+        self._heads[model] = name
 
     @hookimpl
     def compute_loss(self, run: Run, step: Step, batch: Batch, outputs: Any) -> Tensor:

@@ -59,7 +59,7 @@ class LlamaDecoderConfig:
 
 def form(config: LlamaDecoderConfig) -> tuple[str, ...]:
     """What exporters need to know before anything is built."""
-    result = ["model:llama", f"model:{config.activation}"]
+    result = ["model:llama", "model:transformers", f"model:{config.activation}"]
     narrow = (config.groups or config.heads) * (config.width // config.heads)
     rows = (config.width, config.hidden)
     if not any(size % 256 for size in rows):

@@ -55,7 +55,7 @@ class QuantizationDistance:
     def on_run_start(self, run: Run) -> None:
         """Find the quantized layers; tied weights count once."""
         result = {
-            id(module.weight): module
+            id(bit_layer.latent(module)): module
             for module in run.model.modules()
             if isinstance(module, bit_layer.BitLayer)
             and module.scheme.quantizes_weight

@@ -82,7 +82,7 @@ class WeightSize:
         result = [value for _, value in run.named_parameters()]
         if self.config.weights == "quantized":
             layers = [item for item in run.model.modules() if isinstance(item, bit_layer.BitLayer)]
-            result = [item.weight for item in layers if item.scheme.quantizes_weight]  # type: ignore[misc]
+            result = [bit_layer.latent(item) for item in layers if item.scheme.quantizes_weight]  # type: ignore[misc]
         self._weights = [value for value in result if value.requires_grad]
         if not self._weights:
             raise PluginError(

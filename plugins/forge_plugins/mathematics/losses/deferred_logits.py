@@ -88,3 +88,38 @@ def without_head(model: nn.Module, name: str) -> Iterator[nn.Module]:
         yield head
     finally:
         setattr(parent, own, head)
+
+
+def head_name(model: nn.Module) -> str:
+    """The name of the layer that a model's `get_output_embeddings()` gives; empty: it says none."""
+    give = getattr(model, "get_output_embeddings", None)
+    try:
+        head = give() if callable(give) else None
+    except (AttributeError, NotImplementedError, TypeError):
+        return ""  # the transformers library has models that raise for "none"
+    return next((name for name, module in model.named_modules() if module is head), "")
+
+
+def changes_after_head(model: nn.Module, name: str, answer: Callable[[], Tensor]) -> bool:
+    """Whether a model gives something else than its head does.
+
+    Args:
+        model: looked at in evaluation mode, so that nothing is drawn.
+        name: of the head.
+        answer: what the model gives for a few samples.
+
+    Raises:
+        KeyError: there is no such module.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            with without_head(model, name) as head:
+                hidden = answer()
+            logits, whole = head(hidden).double(), answer().double()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    same_shape = logits.shape == whole.shape
+    return not same_shape or bool((logits - whole).norm() > 1e-2 * whole.norm())

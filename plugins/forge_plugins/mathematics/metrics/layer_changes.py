@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer
@@ -41,7 +42,7 @@ def lost_by_exchange(module: nn.Module, base: type[nn.Module], taken: type[BitLa
 
     Args:
         module: the layer.
-        base: the plain kind that it is of, `nn.Linear` or `nn.Conv2d`.
+        base: the plain kind that it is of: `nn.Linear`, `nn.Conv2d`, or `Conv1D` of transformers.
         taken: the kind that would take its place.
 
     Returns:
@@ -68,7 +69,8 @@ def lost_by_exchange(module: nn.Module, base: type[nn.Module], taken: type[BitLa
 
 def further_attributes(module: nn.Module, base: type[nn.Module]) -> dict[str, Any]:
     """What somebody set on a layer, beside what every layer of its kind has."""
-    plain = base(1, 1, *([1] if base is nn.Conv2d else []), device="meta")  # nothing done to it
+    with torch.device("meta"):
+        plain = base(1, 1, *([1] if base is nn.Conv2d else []))  # nothing done to it
     known = vars(plain).keys() | {"__annotations__"}
     return {name: value for name, value in vars(module).items() if name not in known}
 

@@ -62,6 +62,8 @@ class BitLayer(nn.Module):
 
     follows: ClassVar[tuple[str, ...]] = ("quantization",)
     """What an averaged copy of the layer must share with it: warm-up and sparsity go on."""
+    transposed: ClassVar[bool] = False
+    """Whether the parameter has shape (in, out), and `weight` is a view of it."""
 
     weight: Tensor
     scheme: Scheme
@@ -217,7 +219,7 @@ class BitLayer(nn.Module):
 
     def _evaluated(self, kind: tuple[bool, torch.dtype, bool]) -> Quantized:
         """Kept from the last evaluation, where the weight is still the same."""
-        parts = [self.weight, *(p for p in (self.threshold, self.anchor) if p is not None)]
+        parts = [latent(self), *(p for p in (self.threshold, self.anchor) if p is not None)]
         now = Evidence.of(tuple(parts), (self.quantization.sparsity, self.scheme))
         known = self.weight_cache.evaluated.get(kind)
         if now is not None and known is not None and known[0].agrees(now):
@@ -326,6 +328,17 @@ class BitLayer(nn.Module):
             f"{super().extra_repr()}, weight_bits={scheme.weight_bits:g}, "
             f"activation_bits={scheme.activation_bits}"
         )
+
+
+def latent(layer: BitLayer) -> Tensor:
+    """The parameter itself, of which `weight` may be a view: what ties are told by."""
+    parameter = layer._parameters.get("weight")
+    return layer.weight if parameter is None else parameter
+
+
+def as_stored(layer: BitLayer, weight: Tensor) -> Tensor:
+    """A tensor of the shape of a layer's weight as the state dict has it, contiguous."""
+    return weight.t().contiguous() if layer.transposed else weight
 
 
 SMALLEST_STEP = 1e-30

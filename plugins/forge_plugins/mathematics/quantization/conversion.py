@@ -15,8 +15,9 @@ from forge_plugins.mathematics.metrics.layer_changes import (
     lost_by_exchange,
     replaced_calls,
 )
+from forge_plugins.mathematics.quantization.bit_conv1d import BitConv1D, is_conv1d
 from forge_plugins.mathematics.quantization.bit_conv2d import BitConv2d
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState, latent
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.resume_from_quantized import (
     continue_from,
@@ -62,7 +63,9 @@ class ConversionReport:
     @property
     def converted_weights(self) -> int:
         """Weights that have levels, each once."""
-        return sum({id(item.weight): item.weight.numel() for item in self.layers.values()}.values())
+        return sum(
+            {id(latent(item)): item.weight.numel() for item in self.layers.values()}.values()
+        )
 
     def fraction(self, weights: int) -> float:
         """A number of weights as a fraction of all."""
@@ -109,7 +112,7 @@ def convert_model_to_bitnet(
     convolutions: bool = False,
     sub_norm: Sequence[str] = (),
 ) -> tuple[nn.Module, ConversionReport]:
-    """Exchange `nn.Linear` (and `nn.Conv2d`) for quantized layers.
+    """Exchange `nn.Linear`, `Conv1D` of transformers (and `nn.Conv2d`) for quantized layers.
 
     Parameters stay the very same objects, so that ties, dtypes, devices and optimizers go on. A
     layer that is quantized already is taken over as it is: converting twice changes nothing. A
@@ -205,7 +208,7 @@ def _packed(module: nn.Module) -> Literal["", "inverted", "direct"]:
 
 def _could_be(module: nn.Module) -> bool:
     kinds = nn.Linear | nn.Conv2d | nn.Embedding | nn.EmbeddingBag | nn.MultiheadAttention
-    return isinstance(module, kinds) or bool(_packed(module))
+    return isinstance(module, kinds) or is_conv1d(module) or bool(_packed(module))
 
 
 class _Place:
@@ -291,6 +294,8 @@ def _reason_of_change(module: nn.Module) -> Reason | None:
         return Reason("in changed layers", text)
     if _is_online(module):
         changed = replaced_calls(module)
+    elif is_conv1d(module):
+        changed = lost_by_exchange(module, type(module), BitConv1D)
     elif isinstance(module, nn.Conv2d):
         changed = lost_by_exchange(module, nn.Conv2d, BitConv2d)
     else:
@@ -306,9 +311,6 @@ def _other_reason(module: nn.Module, names: Sequence[str]) -> Reason:
     kind = type(module).__name__
     if isinstance(module, nn.modules.conv._ConvNd):
         return Reason("in convolutions", f"a {kind}: of convolutions nn.Conv2d is quantized")
-    if kind == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-        text = "a Conv1D of transformers, whose weight is transposed: use nn.Linear"
-        return Reason("in Conv1D of transformers", text)
     text = f"{kind} holds parameters of its own ({', '.join(names)}), no layer to exchange"
     return Reason(f"in {kind}", text)
 
@@ -321,7 +323,7 @@ def _account(report: ConversionReport, model: nn.Module, reasons: dict[str, Reas
         name: 0 if isinstance(one, nn.parameter.UninitializedParameter) else one.numel()
         for name, one in named
     }
-    done = {id(layer.weight) for layer in report.layers.values()}
+    done = {id(latent(layer)) for layer in report.layers.values()}
     named_modules = reasons.keys() | report.layers.keys()
     loose: dict[str, list[str]] = {}  # matrices that no layer has, by module
     owners: dict[str, str | None] = {}
@@ -384,6 +386,9 @@ def _exchanged(
     if isinstance(module, nn.Conv2d):
         layer: BitLayer = BitConv2d.from_conv2d(module, scheme, quantization)
         carry_over(module, nn.Conv2d, layer)
+    elif is_conv1d(module):
+        layer = BitConv1D.from_conv1d(module, scheme, quantization)
+        carry_over(module, type(module), layer)
     else:
         packed = _packed(module)
         linear = _unpacked(module, inverted=packed == "inverted") if packed else module
@@ -395,13 +400,13 @@ def _exchanged(
             carry_over(module, nn.Linear, layer)
         origin = "packed" if packed else "latent"
     weight = layer.weight
-    if id(weight) in continued:
+    if id(latent(layer)) in continued:
         layer.continued = True
         origin = "grid"
     elif scheme.quantizes_weight:
         step = step_of(weight, scheme)
         if step is not None and continue_from(layer, step):
-            continued.add(id(weight))
+            continued.add(id(latent(layer)))
             origin = origin if origin == "packed" else "grid"
     report.origins[name] = origin
     return layer

@@ -61,7 +61,7 @@ def continue_from(layer: BitLayer, step: Tensor) -> bool:
     """
     scheme = layer.scheme
     with torch.no_grad():
-        before = layer.weight.detach().clone()
+        before = layer.weight.detach().clone(memory_format=torch.contiguous_format)
         file = quantizers.arranged(before, scheme).float()
         levels = file.sign()
         sizes = torch.full_like(levels.view(-1), 1.0 - SPREAD)

@@ -1,0 +1,88 @@
+"""Models of transformers go back into their own architecture, and are the same there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_exports import manifest
+from model_folders import FAMILIES, PACKED, library, make_folder, settings
+from safetensors.torch import load_file
+
+from forge_kernel import load_pipeline, run
+from forge_kernel.errors import PluginError
+from forge_plugins.interchange.model_folder import read_model_folder
+from forge_plugins.interchange.transformers_model import load_model
+
+BACK = [
+    pytest.param(name, marks=[] if name == "qwen2" else pytest.mark.deep)
+    for name in (*FAMILIES, "bitnet_online")
+    if name != "gpt2"
+]
+
+
+def exported(family: str, place: Path, layout: str, *more: str, verify: bool = True) -> Any:
+    """Twenty ternary steps and the export."""
+    folder = make_folder(place / "model", family)
+    (folder / "tokenizer_config.json").write_text('{"chat_template":  "{{ messages }}"}')
+    (folder / "chat_template.jinja").write_bytes(b"{{ messages }}\r\n")
+    exporter = f"{{use: transformers, with: {{layout: {layout}, verify: {str(verify).lower()}}}}}"
+    chosen = settings(family, folder, place, f"exporters=[{exporter}]", *more)
+    return run(load_pipeline("smoke", chosen), output_dir=place / "run", quiet=True)
+
+
+@pytest.mark.parametrize("family", BACK)
+def test_the_online_export_is_bit_equal_in_a_fresh_process(family: str, tmp_path: Path) -> None:
+    """Planted: the latent weights written in bfloat16."""
+    result = exported(family, tmp_path, "online")
+    assert result.failed_exports == {}
+    told = manifest(tmp_path / "run", "transformers")
+    assert told["verified"]["relative_l2"] == 0.0
+    assert told["verified"]["rows"] >= 4
+    assert told["architecture"] == json.loads(
+        (tmp_path / "model/config.json").read_text()
+    )["architectures"][0]  # fmt: skip
+    written = tmp_path / "run/exports/transformers"
+    for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        first = tmp_path / "model" / name
+        assert not first.exists() or (written / name).read_bytes() == first.read_bytes()
+    assert load_file(written / "model.safetensors").keys() == load_file(
+        tmp_path / "model/model.safetensors"
+    ).keys()  # fmt: skip
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("layout", ["bitlinear", "autobitlinear"])
+@pytest.mark.parametrize("family", [*(name for name in FAMILIES if name != "gpt2"), PACKED[1]])
+def test_a_packed_export_is_near_and_is_trained_on_here(
+    family: str, layout: str, tmp_path: Path
+) -> None:
+    result = exported(family, tmp_path, layout)
+    assert result.failed_exports == {}
+    told = manifest(tmp_path / "run", "transformers")
+    assert told["verified"]["relative_l2"] < 1e-2
+    assert told["verified"]["top1_agreement"] > 0.95
+    again = read_model_folder(str(tmp_path / "run/exports/transformers"))
+    model = load_model(again, seed=0).model
+    assert type(model).__name__ == told["architecture"]
+
+
+def test_our_own_export_is_a_folder_that_a_run_begins_with(tmp_path: Path) -> None:
+    result = exported("qwen2", tmp_path, "online", verify=False)
+    folder = tmp_path / "run/exports/transformers"
+    chosen = settings("qwen2", folder, tmp_path, "run.max_steps=1", "optimizer.with.lr=1e-30")
+    again = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "again", quiet=True)
+    tokens = torch.randint(260, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(result.model.eval()(tokens).logits, again.model.eval()(tokens).logits)
+
+
+def test_the_transposed_layers_of_gpt2_have_no_place_in_the_librarys_quantized_layers(
+    tmp_path: Path,
+) -> None:
+    library()
+    with pytest.raises(PluginError, match=r"Conv1D.*state_dict \(weights: applied\)"):
+        exported("gpt2", tmp_path, "online")
