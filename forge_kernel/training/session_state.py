@@ -86,6 +86,7 @@ class SessionState:
         self.cancelled = self.closed = False
         self.problems: list[str] = []
         self.rolled_back_to: int | None = None  # step
+        self.trains: frozenset[str] = frozenset()  # modules in training mode when it began
         self.never_finite: frozenset[str] = frozenset()  # tensors of the model, from the start on
         self.logged_at = self.saved_at = -1  # steps
         self.clock = Clock(self.run.progress)

@@ -232,3 +232,62 @@ def test_a_reader_that_goes_away_ends_no_run(tmp_path: Path) -> None:
     os.close(read)
     assert process.wait(timeout=120) == 0
     assert json.loads((tmp_path / "r/result.json").read_text())["outcome"] == "completed"
+
+
+def trespass(what: str, run: Any) -> None:
+    import torch
+
+    if what == "module modes":
+        run.model.eval()
+    elif what == "progress":
+        run.progress.skipped += 1
+    elif what == "grad mode":
+        torch.set_grad_enabled(False)
+    else:
+        os.chdir(os.pardir)
+
+
+@pytest.mark.parametrize("what", ["module modes", "progress", "grad mode", "the working folder"])
+@pytest.mark.parametrize("hook", ["on_step_end", "on_log", "on_batch"])
+def test_the_checked_mode_names_who_leaves_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, hook: str
+) -> None:
+    import torch
+
+    from forge_kernel.errors import OwnershipError
+
+    monkeypatch.chdir(tmp_path)
+    functions = {
+        "on_step_end": lambda self, run, step: trespass(self.what, run),
+        "on_log": lambda self, run, record: trespass(self.what, run),
+        "on_batch": lambda self, run, step, batch: trespass(self.what, run),
+    }
+    plugin = make_plugin("culprit", Kind.CALLBACKS, **{hook: functions[hook]})
+    plugin.what = what
+    try:
+        with pytest.raises(OwnershipError, match=f"culprit wrote {what} in {hook}"):
+            run(
+                smoke("run.checked=true", "run.log_every=1"),
+                plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
+            )  # fmt: skip
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def test_modules_left_in_evaluation_mode_are_told_once_without_the_checked_mode(
+    tmp_path: Path,
+) -> None:
+    """Red when nobody looks: the run trains on without dropout."""
+
+    def on_validation(self: Any, run: Any, metrics: Any) -> None:
+        run.model.eval()
+
+    plugin = make_plugin("culprit", Kind.CALLBACKS, on_validation=on_validation)
+    run(
+        smoke("run.log_every=1", "run.validate_every=3"),
+        plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
+    )  # fmt: skip
+    log = (tmp_path / "r" / "forge.log").read_text()
+    assert log.count("modules are in evaluation mode since training began") == 1
+    run(smoke("run.log_every=1"), output_dir=tmp_path / "s", quiet=True)
+    assert "evaluation mode" not in (tmp_path / "s" / "forge.log").read_text()
