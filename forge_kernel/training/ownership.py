@@ -100,7 +100,7 @@ def training_modules(run: Run) -> frozenset[str]:
     return frozenset(name for name, module in run.model.named_modules() if module.training)
 
 
-def told_of_modes(run: Run, trained: frozenset[str]) -> frozenset[str]:
+def still_training(run: Run, trained: frozenset[str]) -> frozenset[str]:
     """Tell once, also outside of the checked mode, of modules that were left in evaluation mode.
 
     Args:

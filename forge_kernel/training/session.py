@@ -31,7 +31,7 @@ from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
 from forge_kernel.training.finite_check import non_finite_names
-from forge_kernel.training.ownership import told_of_modes, training_modules
+from forge_kernel.training.ownership import still_training, training_modules
 from forge_kernel.training.session_state import SessionState
 from forge_kernel.training.set_up import build, check_exports, emit_notices
 from forge_kernel.training.snapshot import (
@@ -220,7 +220,7 @@ class Session(SessionState):
         for answer in self.bus.calls("log_metrics"):
             for name, value in answer(run, step).items():
                 run.metrics.put(name, value)
-        self.trains = told_of_modes(run, self.trains)
+        self.trains = still_training(run, self.trains)
         progress = run.progress
         record = LogRecord(progress.step, progress.epoch, time.time(), run.metrics.read())
         self.logged_at = progress.step
