@@ -78,7 +78,7 @@ HOUSE_WORDS = {
     "told", "deck", "deal", "dealt", "survey", "keeper", "adopt", "forget", "shortest", "share",
     "shares", "apart", "attend", "bank", "sink", "sinks", "live",
 }  # fmt: skip
-"""Words of before, for which the field has better ones (CONTRIBUTING has the list)."""
+"""Words of before, for which the field has better ones (CONTRIBUTING has those of today)."""
 GIVEN_NAMES = {"reports.live:live", "reports.live:LivePage"}  # the live page of `forge watch`
 
 

@@ -81,7 +81,7 @@ def open_table(
 
     Args:
         file: the file.
-        format: one of `installed.names()`, or `auto`.
+        format: one of `registry.names()`, or `auto`.
         reading: what is asked of the reader.
         cache_dir: where converted columns are kept; None: below the user's cache folder.
         verify: hash the file and its cache again instead of trusting sizes and times.
