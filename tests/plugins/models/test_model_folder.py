@@ -437,3 +437,17 @@ def test_a_longer_sequence_of_live_data_is_refused_where_it_comes(whole: Path) -
     prepare_inputs(model, folder)
     with pytest.raises(ValueError, match="65 tokens for a model with 64 positions"):
         model(torch.zeros(1, 65, dtype=torch.long))
+
+
+@pytest.mark.parametrize("random", ["true", "false"])
+def test_an_architecture_without_fused_attention_says_what_to_set(
+    random: str, tmp_path: Path
+) -> None:
+    transformers = library()
+    config = transformers.MambaConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=1, pad_token_id=0
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    chosen = settings("llama", tmp_path / "model", tmp_path, f"model.with.random={random}")
+    with pytest.raises(PluginError, match="MambaForCausalLM has no fused attention.*eager"):
+        run(load_pipeline("smoke", chosen), output_dir=tmp_path / "run", quiet=True)
