@@ -28,6 +28,7 @@ from forge_plugins.interchange.model_folder import (
     largest_token,
     read_model_folder,
 )
+from forge_plugins.interchange.safetensors_header import read_header
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 20,
@@ -136,6 +137,14 @@ def no_map(folder: Path) -> None:
     (folder / INDEX).write_text("[]")
 
 
+def map_in_a_row(folder: Path) -> None:
+    (folder / INDEX).write_text('{"weight_map": ["a.safetensors"]}')
+
+
+def empty_map(folder: Path) -> None:
+    write_index(folder, {})
+
+
 WRONG: dict[Callable[[Path], None], tuple[str, ...]] = {
     cut: ("b.safetensors is not whole", "of", "download it again"),
     cut_in_header: ("b.safetensors", "cut off", "download it again"),
@@ -157,6 +166,8 @@ WRONG: dict[Callable[[Path], None], tuple[str, ...]] = {
     no_architecture: ("(none)", "set task"),
     other_vocabulary: ("model.embed_tokens.weight has 20 rows", "a vocabulary of 24"),
     no_map: (INDEX, "has no weight_map"),
+    map_in_a_row: (INDEX, "has no weight_map"),
+    empty_map: (INDEX, "has no weight_map"),
 }
 
 
@@ -272,6 +283,17 @@ def test_sizes_are_those_of_the_family(tmp_path: Path) -> None:
     assert read_model_folder(str(folder)).longest == 32
     edit_config(folder, image_size=[8, 6])
     assert read_model_folder(str(folder)).image == (3, 8, 6)
+
+
+def test_a_header_tells_all_tensors_and_an_empty_file_none(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}, file)
+    found = read_header(file)
+    assert {name: (one.shape, one.dtype, one.file) for name, one in found.items()} == {
+        "a": ((2, 3), "F32", "x.safetensors"), "b": ((4,), "BF16", "x.safetensors"),
+    }  # fmt: skip
+    file.write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert read_header(file) == {}
 
 
 def test_the_largest_token_of_a_tokenizer_counts_added_ones(tmp_path: Path) -> None:
