@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 SAMPLE ?= 5
 
-.PHONY: run test avx2 lint deep mutation bench spec schemas format clean
+.PHONY: run test avx2 lint deep mutation bench py312 py313 lowest spec schemas format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## train the showcase to its target
 	$(BIN)/forge run pipelines/bitnet_grokfast.yaml
 
+# compiled code is kept whatever the user's shell says: hundreds of processes would compile it anew
 test: $(STAMP)  ## the tests, without the deep batteries
-	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not deep" $(if $(ORDER),--order $(ORDER))
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not deep" $(if $(ORDER),--order $(ORDER))
 
 # torch's cache of compiled code does not ask for the instruction set: it has a folder of its own
 avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
@@ -28,6 +29,13 @@ avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
 deep: $(STAMP)  ## the long batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "hypothesis and not deep" --hypothesis-profile=search
+	$(MAKE) py312 py313 lowest
+
+py312 py313: py3%: $(STAMP)  ## what needs no torch, and the types, on another Python where there is one
+	$(BIN)/python tests/other_environments.py without-torch 3.$*
+
+lowest: $(STAMP)  ## the lowest stated versions of all but torch
+	$(BIN)/python tests/other_environments.py lowest
 
 mutation: $(STAMP)  ## faults planted one at a time: which do the tests miss?
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py --sample $(SAMPLE)

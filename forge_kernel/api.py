@@ -37,8 +37,11 @@ from forge_kernel.contract.values import (
 from forge_kernel.errors import Fault, ForgeError, PluginError, RunError
 from forge_kernel.trained_model import trained_model
 from forge_kernel.training.precision import fast_precision
+from forge_kernel.trust import HINT as ALLOW_CODE_HINT
+from forge_kernel.trust import code_is_allowed
 
 __all__ = [
+    "ALLOW_CODE_HINT",
     "API_VERSION",
     "Batch",
     "Counted",
@@ -79,6 +82,7 @@ __all__ = [
     "UseSchedule",
     "UseValidator",
     "call_model",
+    "code_is_allowed",
     "fast_precision",
     "hookimpl",
     "loss_terms",

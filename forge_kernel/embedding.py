@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from forge_kernel.planning.path_settings import with_absolute_paths
     from forge_kernel.planning.pipeline_file import check_pipeline, fill
     from forge_kernel.planning.plan import plan
+    from forge_kernel.recorded_run import result_of
     from forge_kernel.run_folder.folder import RunFolder
-    from forge_kernel.runner import result_of
     from forge_kernel.storage.atomic_files import write_bytes, write_json, write_text
     from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
     from forge_kernel.storage.random_state import process_state_kept
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         write_rate,
     )
     from forge_kernel.training.session import Session
+    from forge_kernel.trust import code_allowed
 
 __all__ = [
     "IGNORE_INDEX",
@@ -63,6 +64,7 @@ __all__ = [
     "UseWrapper",
     "batch_from",
     "check_pipeline",
+    "code_allowed",
     "did_you_mean",
     "fill",
     "initial_momentum",
@@ -105,6 +107,7 @@ _HOMES: Final = {
     "UseWrapper": "forge_kernel.config.use",
     "WEIGHTS": "forge_kernel.contract.data",
     "batch_from": "forge_kernel.training.loaders.data_loaders",
+    "code_allowed": "forge_kernel.trust",
     "check_pipeline": "forge_kernel.planning.pipeline_file",
     "did_you_mean": "forge_kernel.config.spelling",
     "fill": "forge_kernel.planning.pipeline_file",
@@ -115,7 +118,7 @@ _HOMES: Final = {
     "process_state_kept": "forge_kernel.storage.random_state",
     "read_yaml": "forge_kernel.config.yaml_file",
     "resolve_device": "forge_kernel.training.device",
-    "result_of": "forge_kernel.runner",
+    "result_of": "forge_kernel.recorded_run",
     "with_absolute_paths": "forge_kernel.planning.path_settings",
     "write_bytes": "forge_kernel.storage.atomic_files",
     "write_json": "forge_kernel.storage.atomic_files",

@@ -30,11 +30,11 @@ from forge_kernel.planning.pipeline_file import (
     read_document,
 )
 from forge_kernel.planning.plan import Plan, plan
-from forge_kernel.run_folder.folder import CONFIG, ENVIRONMENT, RunFolder
+from forge_kernel.recorded_run import recorded
+from forge_kernel.run_folder.folder import CONFIG, RunFolder
 from forge_kernel.run_folder.owner import Owner
 from forge_kernel.run_folder.record import (
     RunRecord,
-    environment,
     new_run_folder,
     write_config,
 )
@@ -44,6 +44,7 @@ from forge_kernel.training.loaders.in_memory import (
     ProgressCallback,
     ProgressObserver,
 )
+from forge_kernel.trust import code_allowed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +67,7 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     cancel: Cancel | None = None,
     strategy: Strategy | None = None,
     quiet: bool = False,
+    allow_code: bool = False,
 ) -> RunResult:
     """Run a pipeline to its end.
 
@@ -84,6 +86,7 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
         cancel: asked at each step's edge whether to stop; the run is then resumable.
         strategy: how to spread the run; one process otherwise.
         quiet: observers that write to the screen keep silent.
+        allow_code: also run code that the file names (functions, pickles as they are).
 
     Raises:
         ConfigError, PlanError, PluginError: nothing was run and nothing written.
@@ -93,12 +96,14 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     catalog = catalog or Catalog.installed()
     checked = _made_definite(_checked(pipeline, catalog, _kinds(live, plugins), live))
     record = RunRecord()
-    decided = plan(checked, catalog, plugins=_handed_in(live, plugins, record, on_progress))
+    handed_in = _handed_in(live, plugins, record, on_progress)
+    with code_allowed(allow_code):
+        decided = plan(checked, catalog, plugins=handed_in)
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
-    with closing(_new_folder(checked, output_dir, names)) as owner:
+    with code_allowed(allow_code), closing(_new_folder(checked, output_dir, names)) as owner:
         session = _session_in(owner.folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
         with session.streams.kept():
-            return _recorded(session, record)
+            return recorded(session, record)
 
 
 def run_document(
@@ -130,7 +135,7 @@ def run_document(
     with closing(_new_folder(checked, output_dir)) as owner:
         session = _session_in(owner.folder, decided, cancel=cancel, quiet=quiet)
         with session.streams.kept():
-            return _recorded(session, record)
+            return recorded(session, record)
 
 
 def _made_definite(pipeline: PipelineConfig) -> PipelineConfig:
@@ -167,6 +172,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     strategy: Strategy | None = None,
     quiet: bool = False,
     take_over: bool = False,
+    allow_code: bool = False,
 ) -> RunResult:
     """Go on with a run from its newest intact checkpoint.
 
@@ -180,6 +186,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         strategy: see `run`.
         quiet: see `run`.
         take_over: also of a process on another machine, which did not end the run.
+        allow_code: see `run`.
 
     Raises:
         ConfigError: the folder is no run folder, live parts are missing, or another process is
@@ -194,9 +201,11 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
     )
     record = RunRecord()
-    decided = plan(pipeline, catalog, plugins=_handed_in(live, plugins, record, on_progress))
+    handed_in = _handed_in(live, plugins, record, on_progress)
+    with code_allowed(allow_code):
+        decided = plan(pipeline, catalog, plugins=handed_in)
     session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
-    with closing(Owner(folder)) as owner, session.streams.kept():
+    with code_allowed(allow_code), closing(Owner(folder)) as owner, session.streams.kept():
         owner.acquire(take_over=take_over)
         try:
             session.opened(resume=True)
@@ -208,7 +217,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         if settings:
             names = tuple(pipeline.notes.get("x-live", ()))
             write_config(folder, with_absolute_paths(fill(pipeline), pipeline), names)
-        return _recorded(session, record)
+        return recorded(session, record)
 
 
 def recorded_pipeline(
@@ -384,96 +393,3 @@ def _session_in(folder: Path, decided: Plan, **options: Any) -> Session:
     from forge_kernel.training.session import Session
 
     return Session(decided, folder=folder, about={"config": digest(decided.pipeline)}, **options)
-
-
-def _recorded(session: Session, record: RunRecord) -> RunResult:
-    """Drive a session while its folder is written; one that is not opened yet begins anew."""
-    assert session.run.folder is not None
-    record.open(session.run.folder)
-    try:
-        return _drive(session, record)
-    finally:
-        record.close()
-
-
-def _drive(session: Session, record: RunRecord) -> RunResult:
-    """Take a session through its life; an error is told to everyone, then raised again."""
-    from forge_kernel.storage.atomic_files import write_json
-
-    folder = session.run.folder
-    assert folder is not None
-    try:
-        record.state("initializing")
-        for notice in session.settings.notices():
-            record.event("notice", level="warning", notice=notice)
-        if not session.is_set_up:
-            session.opened()
-        for problem in session.problems:
-            record.event("checkpoint", level="warning", problem=problem)
-        write_json(folder / ENVIRONMENT, environment(session.plan, session.run))
-        session.start()
-        session.train()
-        exports = session.finish()
-        session.hand_over()
-        result = result_of(session, exports, None)
-        record.end(session.run, result)
-        for listen in session.bus.calls("on_run_end"):
-            listen(session.run, result)
-        return result
-    except BaseException as error:
-        _tell_failure(session, record, error)
-        raise
-    finally:
-        session.close()
-
-
-def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> None:
-    """Name the plugin that raised, tell the listeners, write the result."""
-    blamed = session.bus.blame(error.__traceback__)
-    step = session.run.progress.step + 1
-    if blamed is not None:
-        error.add_note(f"raised by {blamed[0]} in {blamed[1]}, step {step}")
-    record.event(
-        "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
-    )
-    record.end(session.run, result_of(session, {}, error))
-    for listen in session.bus.calls("on_error"):
-        try:
-            listen(session.run, error)
-        except Exception as second:  # noqa: BLE001  the first error is the one to show
-            record.event("on_error_failed", level="error", problem=repr(second))
-
-
-def result_of(
-    session: Session, exports: dict[str, str], error: BaseException | None = None
-) -> RunResult:
-    """What a session has come to, for a program that drives one.
-
-    Args:
-        session: finished, stopped or failed.
-        exports: what `finish` gave.
-        error: what it failed of.
-    """
-    run, metrics = session.run, session.run.metrics
-    outcome = "failed" if error else "stopped" if session.cancelled else "completed"
-    final: dict[str, float | None] = dict(metrics.latest)
-    final.update({f"validation_{name}": value for name, value in metrics.validation.items()})
-    message = f"{type(error).__name__}: {error}" if error else None
-    return RunResult(
-        outcome=outcome,  # type: ignore[arg-type]
-        steps=run.progress.step,
-        epochs=run.progress.epoch,
-        seconds=round(session.seconds(), 3),
-        stop_reason=session.stop_reason if error is None else "error",
-        final=final,
-        best=dict(metrics.best),
-        exports=exports,
-        failed_exports={
-            name: f"{type(failed).__name__}: {failed}"
-            for name, failed in session.failed_exports.items()
-        },
-        error=message,
-        folder=run.folder,
-        model=getattr(run, "model", None),
-        training_model=session.training_model,
-    )

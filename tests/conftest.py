@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from torch import nn
 
-from forge_plugins.batch_sizes import watched
-from forge_plugins.clients import verification
+from forge_kernel.planning import catalog
+from forge_kernel.run_folder import record
 
-torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+
+TORCH = find_spec("torch") is not None
+if TORCH:  # `make py313` runs what needs none where there is none
+    import torch
+
+    torch.set_num_threads(1)
 
 # what a newcomer runs is the same each time; `make deep` searches for new examples
 # how long an example takes to draw depends on the machine's load: no test fails of that
@@ -40,6 +48,61 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=keys.__getitem__)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end: the collector need not walk it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk_without_waiting() -> Iterator[None]:
+    """No machine crashes between two tests: what they write need not reach the disk.
+
+    That everything is synced before it is renamed, and what happens when it cannot be, is tested
+    in `kernel/test_checkpoint.py`; programs of their own, the installed ones too, really wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", forked.without_waiting)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings_read_once() -> Iterator[None]:
+    """What is installed, and the checkout's revision: a third of a short run was to ask for them.
+
+    It is asked anew when the import path or one of its folders has changed, and elsewhere than in
+    the checkout. What asks is tested in `kernel/test_third_party.py` and `kernel/test_run_status.py`.
+    """
+
+    remembered: dict[Any, Any] = {}
+
+    def once(ask: Callable[..., Any], *place: Any, **asked: Any) -> Any:
+        key = (ask, place, tuple(asked.items()))
+        if key not in remembered:
+            remembered[key] = ask(**asked)
+        return remembered[key]
+
+    def import_path() -> tuple[Any, ...]:
+        folders = [entry for entry in sys.path if os.path.isdir(entry)]
+        return (*sys.path, *(os.stat(folder).st_mtime_ns for folder in folders))
+
+    entries, version, revision = catalog.entry_points, record.version, record._git_revision
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            catalog, "entry_points", lambda group: once(entries, import_path(), group=group)
+        )
+        patch.setattr(
+            record,
+            "version",
+            lambda package: once(version, import_path(), distribution_name=package),
+        )
+        patch.setattr(
+            record, "_git_revision",
+            lambda: once(revision) if Path.cwd() == ROOT else revision(),
+        )  # fmt: skip
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests convert does not fill the user's cache; pip's own stays where it is."""
@@ -54,13 +117,17 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def programs_without_waiting() -> Iterator[None]:
     """Clients and trials are processes of their own as ever, which need not import torch first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "subprocess", forked)
-        patch.setattr(watched, "subprocess", forked)
+        if TORCH:
+            from forge_plugins.batch_sizes import watched
+            from forge_plugins.clients import verification
+
+            patch.setattr(verification, "subprocess", forked)
+            patch.setattr(watched, "subprocess", forked)
         yield
 
 
 @pytest.fixture
-def linear() -> nn.Module:
+def linear() -> torch.nn.Module:
     """A small model, the same in each test."""
     torch.manual_seed(3)
-    return nn.Linear(4, 3)
+    return torch.nn.Linear(4, 3)

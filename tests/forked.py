@@ -19,6 +19,7 @@ import array
 import atexit
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -97,7 +98,9 @@ _SERVERS: dict[tuple[Any, ...], Server] = {}  # by process: a forked test has no
 _SEEN: set[tuple[Any, ...]] = set()  # environments that were asked for once
 
 
-def server(command: list[str], options: dict[str, Any]) -> Server | None:
+def server(
+    command: list[str], options: dict[str, Any], modules: tuple[str, ...] = FORGE
+) -> Server | None:
     """Who can take a command over, started when first asked for; None: it is no such command."""
     if sys.platform != "linux" or options.keys() - OPTIONS or command[:1] != [sys.executable]:
         return None
@@ -105,13 +108,13 @@ def server(command: list[str], options: dict[str, Any]) -> Server | None:
     if command[1:2] != ["-c"] and not module.startswith("forge_"):
         return None
     environment = dict(options.get("env") or os.environ)
-    clients = module.startswith("forge_plugins.clients.")
-    key = (os.getpid(), clients, _read_early(environment))
+    modules = CLIENTS if module.startswith("forge_plugins.clients.") else modules
+    key = (os.getpid(), modules, _read_early(environment))
     if key not in _SERVERS:
-        if not clients and key not in _SEEN and key[2] != _read_early(dict(os.environ)):
+        if modules is FORGE and key not in _SEEN and key[2] != _read_early(dict(os.environ)):
             _SEEN.add(key)
             return None
-        _SERVERS[key] = Server(environment, CLIENTS if clients else FORGE)
+        _SERVERS[key] = Server(environment, modules)
         atexit.register(_SERVERS[key].close)
     return _SERVERS[key]
 
@@ -126,10 +129,10 @@ def _read_early(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 class Popen(subprocess.Popen[Any]):
-    """As `subprocess.Popen`; the child is the server's."""
+    """As `subprocess.Popen`; the child is the server's, which has imported `modules`."""
 
-    def __init__(self, command: Any, **options: Any) -> None:
-        self._server = server(command, options) if isinstance(command, list) else None
+    def __init__(self, command: Any, *, modules: tuple[str, ...] = FORGE, **options: Any) -> None:
+        self._server = server(command, options, modules) if isinstance(command, list) else None
         self._status = -1
         super().__init__(command, **options)
 
@@ -214,6 +217,11 @@ def run(
     return done
 
 
+def without_waiting(descriptor: Any) -> None:
+    """As `os.fsync` of a disk that is as fast as memory: a file that is not open is still refused."""
+    os.fstat(descriptor if isinstance(descriptor, int) else descriptor.fileno())
+
+
 # -- the other side ----------------------------------------------------------------------------
 
 
@@ -224,6 +232,8 @@ def serve(number: int, modules: tuple[str, ...]) -> NoReturn:
     for name in modules:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    os.fsync = without_waiting
+    gc.freeze()  # a child's collector would copy every page that it walks
     requests = socket.socket(fileno=number)
     wake, woken = os.pipe()
     for end in (wake, woken):

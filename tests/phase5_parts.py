@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from pathlib import Path
@@ -20,9 +21,14 @@ def samples(count: int, seed: int, width: int = 128) -> list[dict[str, Any]]:
     return rows
 
 
+@functools.cache  # drawing them took longer than most tests that read them
+def _text(count: int, seed: int, width: int) -> str:
+    return json.dumps(samples(count, seed, width))
+
+
 def write_samples(file: Path, count: int, seed: int, width: int = 128) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(samples(count, seed, width)))
+    file.write_text(_text(count, seed, width))
     return file
 
 

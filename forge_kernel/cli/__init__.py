@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -23,6 +24,7 @@ from forge_kernel.cli import (
     status,
     watch,
 )
+from forge_kernel.cli.interrupt import ended_by_signals
 from forge_kernel.errors import FaultsError, ForgeError
 
 COMMANDS = "forge_kernel.commands"
@@ -92,15 +94,27 @@ def _show_every_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _part_with_readers() -> None:
+    """A reader that has gone (`| head`) is no error: what was to be done is done."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def main() -> None:
     """Run the command line; errors of the family `ForgeError` are told without a traceback."""
     _show_every_name()
-    try:
-        build_app()()
-    except FaultsError as error:
-        count = len(error.faults)
-        print(f"{error}\n\n{count} {'fault' if count == 1 else 'faults'}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except ForgeError as error:
-        print(f"forge: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    with ended_by_signals():
+        try:
+            build_app()()
+        except FaultsError as error:
+            count = len(error.faults)
+            print(f"{error}\n\n{count} {'fault' if count == 1 else 'faults'}", file=sys.stderr)
+            sys.exit(error.exit_status)
+        except ForgeError as error:
+            print(f"forge: {error}", file=sys.stderr)
+            sys.exit(error.exit_status)
+        finally:
+            _part_with_readers()

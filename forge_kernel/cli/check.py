@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 
-from forge_kernel.cli.options import AsJson, File, Settings
+from forge_kernel.cli.options import AllowCode, AsJson, File, Settings
+from forge_kernel.trust import code_allowed
 
 
-def check_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
+def check_command(
+    file: File,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    allow_code: AllowCode = False,
+) -> None:
     """Check a pipeline file. All faults with line and column, without torch."""
     from forge_kernel.errors import FaultsError
     from forge_kernel.planning.catalog import Catalog
@@ -18,7 +24,8 @@ def check_command(file: File, settings: Settings = None, as_json: AsJson = False
     try:
         document = read_document(file, settings or ())
         pipeline = check_document(document, catalog)
-        decided = plan(pipeline, catalog, document=document)
+        with code_allowed(allow_code):
+            decided = plan(pipeline, catalog, document=document)
     except FaultsError as error:
         if as_json:
             faults = [
@@ -36,8 +43,10 @@ def check_command(file: File, settings: Settings = None, as_json: AsJson = False
         raise
     notices = pipeline.run.notices()
     if as_json:
-        print(json.dumps({"faults": [], "notices": notices}, indent=1))
+        print(json.dumps({"faults": [], "notices": notices, "code": decided.code}, indent=1))
         return
     for notice in notices:
         print(f"note: {notice}")
+    for text in decided.code:
+        print(f"runs code: {text}")
     print(f"{file}: no faults ({len(decided.entries)} plugins)")

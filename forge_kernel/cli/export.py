@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from forge_kernel.cli.options import AllowCode
+from forge_kernel.trust import code_allowed
+
 
 def export_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
@@ -22,13 +25,15 @@ def export_command(
             "path (run.device=cpu); repeatable.",
         ),
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Export what a run has learned. From its newest intact checkpoint; prints the manifest."""
     from forge_kernel.errors import ForgeError
     from forge_kernel.runner import export
 
     try:
-        written = export(run_dir, use, settings or ())
+        with code_allowed(allow_code):
+            written = export(run_dir, use, settings or ())
     except ForgeError:
         raise
     except Exception as error:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 
-from forge_kernel.cli.options import AsJson, File, Settings
+from forge_kernel.cli.options import AllowCode, AsJson, File, Settings
+from forge_kernel.trust import code_allowed
 
 
-def plan_command(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
+def plan_command(
+    file: File,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    allow_code: AllowCode = False,
+) -> None:
     """Show which plugins run in each hook, in what order and why. Without torch."""
     from forge_kernel.config.document import show_path
     from forge_kernel.planning.catalog import Catalog
@@ -16,7 +22,8 @@ def plan_command(file: File, settings: Settings = None, as_json: AsJson = False)
 
     catalog = Catalog.installed()
     document = read_document(file, settings or ())
-    decided = plan(check_document(document, catalog), catalog, document=document)
+    with code_allowed(allow_code):
+        decided = plan(check_document(document, catalog), catalog, document=document)
     if as_json:
         print(json.dumps(decided.to_data(), indent=1))
         return
@@ -30,5 +37,7 @@ def plan_command(file: File, settings: Settings = None, as_json: AsJson = False)
         names = [show_path(entry.path) for entry in decided.answering(hook)]
         if names:
             print(f"  {hook:<24} {' -> '.join(names)}")
+    for text in decided.code:
+        print(f"\nruns code: {text}")
     for notice in decided.pipeline.run.notices():
         print(f"\nnote: {notice}")

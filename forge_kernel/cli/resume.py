@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from forge_kernel.cli.options import Settings
+from forge_kernel.cli.options import AllowCode, Settings
 from forge_kernel.cli.run import train
+from forge_kernel.trust import code_allowed
 
 
 def resume_command(
@@ -21,9 +22,13 @@ def resume_command(
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Resume a run from its newest intact checkpoint. Exactly; `--set` changes are kept."""
     from forge_kernel.runner import resume
 
     chosen = settings or ()
-    train(lambda cancel: resume(run_dir, chosen, cancel=cancel, quiet=quiet, take_over=take_over))
+    with code_allowed(allow_code):
+        train(
+            lambda cancel: resume(run_dir, chosen, cancel=cancel, quiet=quiet, take_over=take_over)
+        )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from forge_kernel.cli.options import File, Settings
+from forge_kernel.cli.options import AllowCode, File, Settings
+from forge_kernel.trust import code_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,15 +27,17 @@ def run_command(
         str | None, typer.Option(help="The run folder (new or empty); below runs/ otherwise.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train the pipeline of a file. Prints the run folder and the final metrics."""
     from forge_kernel.planning.pipeline_file import read_document
     from forge_kernel.runner import run_document
 
     document = read_document(file, settings or ())
-    train(lambda cancel: run_document(
-        document, output_dir=output_dir, cancel=cancel, quiet=quiet, planned=_show_notices
-    ))  # fmt: skip
+    with code_allowed(allow_code):
+        train(lambda cancel: run_document(
+            document, output_dir=output_dir, cancel=cancel, quiet=quiet, planned=_show_notices
+        ))  # fmt: skip
 
 
 def _show_notices(pipeline: PipelineConfig) -> None:
@@ -55,8 +59,8 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
             for note in getattr(error, "__notes__", ()):
                 print(f"forge: {note}", file=sys.stderr)
             raise
-        except KeyboardInterrupt as error:  # the second signal
-            raise typer.Exit(128 + (interrupt.signal or 2)) from error
+        except KeyboardInterrupt as error:  # the second signal, or one before the first step
+            raise typer.Exit(interrupt.ended()) from error
         except Exception as error:
             print(f"forge: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
             for note in getattr(error, "__notes__", ()):
@@ -90,7 +94,7 @@ def show_result(result: RunResult) -> None:
 
     infos = RunFolder(result.folder).metric_infos() if result.folder is not None else MetricInfos()
     for name, value in result.final.items():
-        number = infos.of(name).number
+        number = partial(infos.of(name).number, grouped=False)
         best = result.best.get(name.removeprefix(VALIDATION))
         shown = "not measured" if value is None else number(value)
         beside = f"  (best {number(best)})" if best is not None and VALIDATION in name else ""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from forge_kernel.cli.interrupt import Ended
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -40,7 +42,7 @@ def watch_command(
         else:
             console = Console()
             result = _view(run_dir, console) if console.is_terminal else _lines(run_dir)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Ended):
         raise typer.Exit(130) from None  # the run itself goes on
     print(f"{run_dir}: {result.said}")
     if result.condition == "gone":

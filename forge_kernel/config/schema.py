@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_origin
@@ -71,6 +72,8 @@ def _read_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema
         raise PluginError([Fault(message, hints=hints)]) from error
     closed = {title: copy.deepcopy(part) for title, part in parts.items()}
     for part in closed.values():
+        if "description" in part:  # a docstring: Python 3.13 and later take its indent away
+            part["description"] = inspect.cleandoc(part["description"])
         if part.get("type") == "object" and "properties" in part:
             part.setdefault("additionalProperties", False)
     own = closed[top[0]["$ref"].removeprefix(f"#/$defs/{name}:")]

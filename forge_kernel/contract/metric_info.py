@@ -35,10 +35,14 @@ class MetricInfo:
     title: str = ""
     section: str = ""
 
-    def number(self, value: float | None) -> str:
+    def number(self, value: float | None, *, grouped: bool = True) -> str:
         """A value with its digits and, where it does not go without saying, its unit.
 
         A dash for what was not measured. A whole number is shown in full.
+
+        Args:
+            value: of the metric.
+            grouped: with commas between thousands, for people; a program has more use for none.
         """
         if value is None or not math.isfinite(value):
             return ABSENT
@@ -51,6 +55,8 @@ class MetricInfo:
             text = f"{value:,.0f}"
         else:
             text = plain_exponent(f"{value:,.{self.digits}g}")
+        if not grouped:
+            text = text.replace(",", "")
         return text + _UNITS.get(self.unit, "")
 
     def to_data(self) -> dict[str, Any]:

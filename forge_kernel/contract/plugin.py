@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -112,6 +112,8 @@ class PluginInfo:
         packages: optional modules that it cannot work without, each with what installs it; a run
             without one of them is refused when it is planned.
         metrics: those that it logs or computes.
+        foreign_code: what its settings would let run, beside the plugin itself: (in words, whether
+            somebody must allow it from outside the file).
         hears_unfinished: a policy that hears of validations of a network that is not yet what will
             be exported, since it judges no metrics.
         couples_samples: a loss whose value for a sample depends on the other samples of the
@@ -131,6 +133,7 @@ class PluginInfo:
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[MetricInfo, ...] = ()
+    foreign_code: Callable[[Any], Sequence[tuple[str, bool]]] | None = None
     hears_unfinished: bool = False
     couples_samples: bool = False
 

@@ -53,6 +53,11 @@ class RunConfig:
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="optimizer steps between checkpoints; null: only at the end"),
     ] = None
+    save_minutes: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="minutes after which a checkpoint is written at the latest; null: none "
+             "for the time alone"),
+    ] = 10.0  # fmt: skip
     keep_checkpoints: Annotated[
         int, Meta(ge=2, description="newest checkpoints kept, beside those that a callback pins")
     ] = 2

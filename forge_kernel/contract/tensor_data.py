@@ -23,7 +23,7 @@ class TensorData:
         targets: training targets, shape (n, ...).
         batch_size: samples in a batch; the last one of an epoch may be smaller.
         seed: start of the order; None keeps the samples' own order.
-        held_out: validation inputs and targets.
+        validation: validation inputs and targets.
         positions: positions of the sequence that the loss reads (see `Batch`).
 
     Data that a tokenizer made may offer it as `tokenizer`.
@@ -39,7 +39,7 @@ class TensorData:
         batch_size: int,
         seed: int | None,
         spec: DataSpec | None = None,
-        held_out: tuple[Tensor, Tensor] | None = None,
+        validation: tuple[Tensor, Tensor] | None = None,
         validation_batch_size: int | None = None,
         positions: Any = None,
     ) -> None:
@@ -49,7 +49,7 @@ class TensorData:
         self._inputs, self._targets = inputs, targets
         self._batch_size = batch_size
         self._seed = seed
-        self._held_out = held_out
+        self._validation = validation
         self._validation_batch_size = validation_batch_size or batch_size
         self._positions = positions
         self.batches_per_epoch: int | None = -(-len(inputs) // batch_size)
@@ -80,13 +80,13 @@ class TensorData:
     @property
     def has_validation(self) -> bool:
         """Whether samples were held out."""
-        return self._held_out is not None and len(self._held_out[0]) > 0
+        return self._validation is not None and len(self._validation[0]) > 0
 
     def validation(self) -> Iterator[Batch]:
         """The held-out samples in their own order."""
-        if self._held_out is None:
+        if self._validation is None:
             return
-        inputs, targets = self._held_out
+        inputs, targets = self._validation
         for begin in range(0, len(inputs), self._validation_batch_size):
             chosen = slice(begin, begin + self._validation_batch_size)
             yield Batch(inputs[chosen], targets[chosen], None, self._positions)

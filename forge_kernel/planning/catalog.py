@@ -13,6 +13,7 @@ from forge_kernel.contract.plugin import API_VERSION, Kind, PluginInfo
 from forge_kernel.errors import Fault, PluginError
 
 GROUP: Final = "forge_kernel.plugins"
+_KINDS: Final = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def _offer(entry: EntryPoint, known: dict[int, tuple[str, str]]) -> Offer | str:
     """Read an entry point, or say what is wrong with its name."""
     kind, dot, name = entry.name.partition(".")
     distribution, version = _origin(entry, known)
-    if not dot or not name or kind not in set(Kind):
+    if not dot or not name or kind not in _KINDS:
         kinds = ", ".join(Kind)
         return (
             f"{distribution} {version}: the entry point '{entry.name}' must be named "

@@ -21,6 +21,7 @@ from forge_kernel.errors import Fault, Mark, PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.order import CycleError, stable_order
 from forge_kernel.planning.pipeline_file import check_pipeline, nested_uses
+from forge_kernel.trust import HINT, code_is_allowed
 
 HOOKS: Final = tuple(
     name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec")
@@ -54,6 +55,7 @@ class Plan:
     pipeline: PipelineConfig
     entries: tuple[Planned, ...]  # in the order in which hooks call them
     reasons: Mapping[Path, str] = field(default_factory=dict)
+    code: tuple[str, ...] = ()  # what runs beside plugins, in words
 
     def answering(self, hook: str) -> list[Planned]:
         """Those that answer a hook, in order."""
@@ -175,6 +177,7 @@ class _Planner:
         self.entries: list[Planned] = []
         self.faults: list[Fault] = []
         self.reasons: dict[Path, str] = {}
+        self.code: list[str] = []
         self.manager = _specified()
 
     def mark(self, path: Path) -> Mark | None:
@@ -289,6 +292,16 @@ class _Planner:
                     self.fault(
                         f"{entry.info.key} cannot run beside {key}", entry.path, "keep one of them"
                     )
+
+    def check_code(self) -> None:
+        """What settings would let run is allowed, from outside the file."""
+        allowed = code_is_allowed()
+        for entry in self.entries:
+            ask = entry.info.foreign_code
+            for what, needs in ask(entry.config) if ask is not None else ():
+                self.code.append(f"{entry.label}: {what}")
+                if needs and not allowed:
+                    self.fault(f"{entry.label} would run {what}", entry.path, HINT)
 
     def check_packages(self) -> None:
         """Optional modules are looked for, not imported."""
@@ -408,7 +421,8 @@ def plan(
     planner.check_single_answers()
     planner.check_facts()
     planner.check_packages()
+    planner.check_code()
     entries = planner.ordered()
     if planner.faults:
         raise PlanError(planner.faults)
-    return Plan(pipeline, tuple(entries), planner.reasons)
+    return Plan(pipeline, tuple(entries), planner.reasons, tuple(planner.code))

@@ -119,6 +119,23 @@ RECORDS: Final[dict[str, Schema]] = {
             "threads": {"type": "integer", "minimum": 1},
             "git_revision": _TEXT_OR_NULL,
             "plugins": {"type": "object", "additionalProperties": {"type": "string"}},
+            "metrics": {
+                "description": "what the metrics of the run are; a name's * stands for any letters",
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string"},
+                        "unit": {"type": "string"},
+                        "goal": {"enum": ["max", "min"]},
+                        "digits": {"type": "integer", "minimum": 1},
+                        "title": {"type": "string"},
+                        "section": {"type": "string"},
+                    },
+                    "required": ["name"],
+                    "additionalProperties": False,
+                },
+            },
             "command": {"type": "array", "items": {"type": "string"}},
         },
     ),
@@ -131,6 +148,7 @@ RECORDS: Final[dict[str, Schema]] = {
             "aliases": {"type": "object"},
             "files": {"$ref": "#/$defs/files"},
         },
+        optional={"finite": {"const": True, "description": "weights and memories were looked at"}},
     ),
     "export": _record(
         "manifest.json of an export: its files with size and SHA-256, beside what it says itself",

@@ -17,7 +17,7 @@ def metrics_text(metrics: Any, infos: MetricInfos | None = None) -> str:
         return ""
     infos = infos or MetricInfos()
     return "  ".join(
-        f"{name} {infos.of(name).number(value)}"
+        f"{name} {infos.of(name).number(value, grouped=False)}"
         for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     )

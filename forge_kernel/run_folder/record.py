@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
-from forge_kernel.run_folder.folder import CONFIG, LOG, RESULT, STATUS
+from forge_kernel.run_folder.folder import CONFIG, LOG, RESULT, STATUS, RunFolder
 from forge_kernel.run_folder.owner import LOCK, Owner
 from forge_kernel.storage.atomic_files import write_json, write_text
 from forge_kernel.training.loaders.in_memory import NoConfig
@@ -57,9 +56,10 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         owner = Owner(folder)
-        owner.acquire()
-        _clear_if_never_begun(folder)
-        used = {path.name for path in folder.iterdir()} - {LOCK}
+        used = _is_used(folder)
+        if not used:
+            owner.acquire()
+            used = _is_used(folder)  # by who was quicker
     except (OSError, ValueError) as error:
         raise ConfigError([Fault(f"cannot make the run folder {folder}: {error}")]) from error
     if used:
@@ -67,22 +67,6 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
         hint = "name a new one, or continue it with: forge resume"
         message = f"the folder {folder} is not empty: a run never reuses one"
         raise ConfigError([Fault(message, hints=(hint,))])
-    return owner
-
-
-def _clear_if_never_begun(folder: Path) -> None:
-    """Empty the folder of a run that failed before its first step; others are left alone.
-
-    Only what the run left there is removed (`status.json` says what that was): with anything else
-    in it the folder stays as it is.
-    """
-    try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        left = set(status["left"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return
-    if status.get("state") != "failed" or {path.name for path in folder.iterdir()} - left - {LOCK}:
-        return
     for path in folder.iterdir():
         if path.name == LOCK:
             continue
@@ -90,6 +74,18 @@ def _clear_if_never_begun(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+    return owner
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether there is anything in it but what a run left that failed before its first step.
+
+    Its `status.json` says what that was: with anything else in it the folder stays as it is.
+    """
+    names = {path.name for path in folder.iterdir()} - {LOCK}
+    status = RunFolder(folder).status()
+    left = status.get("left") if status.get("state") == "failed" else None
+    return bool(names - set(left)) if isinstance(left, list) else bool(names)
 
 
 def write_config(folder: Path, data: Mapping[str, Any], live: tuple[str, ...]) -> None:

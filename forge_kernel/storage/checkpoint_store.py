@@ -85,6 +85,13 @@ def _load_tensors(file: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
     return tensors
 
 
+def _refuse_nan(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that an older kernel kept without a look at them."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise CheckpointError(f"{folder} holds a NaN in {name}")
+
+
 class CheckpointReader:
     """The checkpoints of one run, for whoever reads them; nothing is written.
 
@@ -135,6 +142,8 @@ class CheckpointReader:
                     tree["plugins"] = {
                         label_today(label): own for label, own in tree.get("plugins", {}).items()
                     }
+            if not manifest.get("finite"):
+                _refuse_nan(folder, model)
             return Snapshot(int(manifest["step"]), model, trees, about)
         except CheckpointError:
             raise
@@ -165,8 +174,11 @@ class CheckpointReader:
                 result.setdefault(int(match[1]), path)
         return [result[step] for step in sorted(result)]
 
-    def newest(self) -> tuple[Snapshot, Path, list[str]]:
+    def newest(self, before: int | None = None) -> tuple[Snapshot, Path, list[str]]:
         """The newest checkpoint that is intact.
+
+        Args:
+            before: only those of earlier steps than this one.
 
         Returns:
             Its content, its folder, and what was wrong with newer ones.
@@ -176,6 +188,8 @@ class CheckpointReader:
         """
         problems: list[str] = []
         for folder in reversed(self._intact_names()):
+            if before is not None and int(_NAME.search(folder.name)[1]) >= before:  # type: ignore[index]
+                continue
             try:
                 return self.load(folder), folder, problems
             except CheckpointError as error:
@@ -236,10 +250,18 @@ class CheckpointStore(CheckpointReader):
             "format": FORMAT,
             "step": snapshot.step,
             "about": snapshot.about,
+            "finite": True,
             "aliases": aliases,
             "files": atomic_files.manifest_of(folder),
         }
         atomic_files.write_json(folder / MANIFEST, manifest)
+
+    def drop_after(self, step: int) -> None:
+        """Remove what a run came to after a step that it goes on from; pinned ones stay."""
+        pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}
+        for later in self.steps():
+            if later > step and self.path(later).name not in pins:
+                shutil.rmtree(self.path(later), ignore_errors=True)
 
     def _prune(self) -> None:
         pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}

@@ -14,7 +14,7 @@ from forge_kernel.contract.hookspecs import hookimpl
 from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.values import Batch, Step
-from forge_kernel.runner import result_of
+from forge_kernel.recorded_run import result_of
 from forge_kernel.storage.state_tree import split_tree
 from forge_kernel.testing.trial import Trial
 from forge_kernel.training.loaders.in_memory import NoConfig

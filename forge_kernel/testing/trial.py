@@ -93,7 +93,7 @@ class TrialData:
             batch_size=4,
             seed=run.seed,
             spec=spec,
-            held_out=(inputs[:9], targets[:9]),
+            validation=(inputs[:9], targets[:9]),
             positions=self._positions(),
         )
         if self._text:

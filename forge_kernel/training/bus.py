@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import CodeType, TracebackType
-from typing import Any
+from typing import Any, Final
 
 import pluggy
 
 from forge_kernel.config.document import Path
 from forge_kernel.contract import hookspecs
-from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Stateful
-from forge_kernel.errors import PluginError
+from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Stateful
+from forge_kernel.errors import OwnershipError, PluginError
 from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
 from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
 
 Call = Callable[..., Any]
 Guard = Callable[[str, str, Call], Call]
+Report = Callable[[str, str, Exception], None]
+FAILURES_IN_A_ROW: Final = 10  # after which an observer is no longer asked
 
 
 def build(plan: Plan) -> dict[Path, Any]:
@@ -81,10 +84,13 @@ class Bus:
     Args:
         plan: what runs, in which order.
         guard: wraps each call as `guard(hook, label, call)`; None outside the checked mode.
+        report: hears of observers that failed, by label and hook; None: they end the run.
     """
 
-    def __init__(self, plan: Plan, guard: Guard | None = None) -> None:
-        self.plan = plan
+    def __init__(
+        self, plan: Plan, guard: Guard | None = None, report: Report | None = None
+    ) -> None:
+        self.plan, self._report = plan, report
         self.instances = build(plan)
         self.labels = {id(self.instances[entry.path]): entry.label for entry in plan.entries}
         manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -106,7 +112,13 @@ class Bus:
             method = result[entry.label]
             self._codes[inspect.unwrap(method).__code__] = (entry.label, hook)
             call = _positional(method, hook)
-            calls.append(call if guard is None else guard(hook, entry.label, call))
+            if guard is not None:
+                call = guard(hook, entry.label, call)
+            watches = entry.info.kind is Kind.OBSERVERS and hook in _WATCHING
+            watches = watches and not getattr(self.instances[entry.path], "ends_run", False)
+            if watches and self._report is not None:
+                call = _outlived(call, partial(self._report, entry.label, hook), _WATCHING[hook])
+            calls.append(call)
         return calls
 
     def calls(self, hook: str) -> tuple[Call, ...]:
@@ -158,6 +170,42 @@ class Bus:
                 result = (label, known[1])
             traceback = traceback.tb_next
         return result
+
+
+_WATCHING: Final[Mapping[str, Any]] = {
+    **{
+        hook: None
+        for hook in HOOKS
+        if hook.startswith("on_")
+        and hook not in ("on_run_start", "on_gradients", "on_weights", "on_error")
+    },
+    "log_metrics": {},
+}
+"""Hooks that an observer may fail in, and what is answered in its place; before the first step
+nothing is lost by an error, which is then told at once; `on_error` has a guard of its own."""
+
+
+def _outlived(call: Call, report: Callable[[Exception], None], instead: Any) -> Call:
+    """A call that what it raises does not end: who only watches cannot end a run."""
+    failures = 0
+
+    def watched(*arguments: Any) -> Any:
+        nonlocal failures
+        if failures >= FAILURES_IN_A_ROW:
+            return instead
+        try:
+            answer = call(*arguments)
+        except OwnershipError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is
+            failures += 1
+            if failures == 1:
+                report(error)
+            return instead
+        failures = 0
+        return answer
+
+    return watched
 
 
 def hook_table(plugin: type[Any]) -> Mapping[str, Sequence[str]]:

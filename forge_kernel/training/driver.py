@@ -42,7 +42,8 @@ class Driver:
         self.run: Run = session.run
         self._several = session.run.strategy.world_size > 1
         self._next_due = 0
-        self._deadline: float | None = None
+        self._deadline: float | None = None  # the next moment at which something is due
+        self._save_at: float | None = None
 
     def train(self) -> None:
         """Step until the end, a request to stop, or a cancel."""
@@ -58,26 +59,34 @@ class Driver:
         requests, cancelled, clock = self.run.requests, self.session.cancel.is_set, time.monotonic
         # between steps other threads' runs take their turn
         step = self.session.streams.holding(self.session.optimizer_step.take)
-        for batch in self.run.data.batches(progress.epoch, start):
-            window.append(batch)
-            samples += batch.samples
-            if len(window) < size:
-                continue
-            progress.place = start + samples
-            step(window)
-            drawn = True
-            window.clear()
-            if (
-                progress.step >= self._next_due
-                or requests
-                or cancelled()
-                or (self._deadline is not None and clock() >= self._deadline)
-            ) and not self.run_due_actions():
-                return
-        if window:
-            progress.place = start + samples
-            step(window)
-            drawn = True
+        done, counted = start, progress.step  # after the last window that was stepped or dropped
+        try:
+            for batch in self.run.data.batches(progress.epoch, start):
+                window.append(batch)
+                samples += batch.samples
+                if len(window) < size:
+                    continue
+                progress.place = start + samples
+                step(window)
+                done, counted = progress.place, progress.step
+                drawn = True
+                window.clear()
+                if (
+                    progress.step >= self._next_due
+                    or requests
+                    or cancelled()
+                    or (self._deadline is not None and clock() >= self._deadline)
+                ) and not self.run_due_actions():
+                    return
+            if window:
+                progress.place = start + samples
+                step(window)
+                done, counted = progress.place, progress.step
+                drawn = True
+        except BaseException:
+            if progress.step == counted:  # a save now is of before the window that was cut short
+                progress.place = done
+            raise
         if not drawn and not start:
             raise RunError("the training data gave no batch: nothing can be trained")
         if self.session.optimizer_step.empty and drawn and not start and progress.step == stepped:
@@ -112,8 +121,15 @@ class Driver:
         if settings.max_steps is not None:
             due.append(settings.max_steps)
         self._next_due = step if self._several else min(due)  # ranks decide together, each step
+        now = time.monotonic()
+        moments = []
         if settings.max_seconds is not None:
-            self._deadline = time.monotonic() + settings.max_seconds - self.session.clock.seconds()
+            moments.append(now + settings.max_seconds - self.session.clock.seconds())
+        if settings.save_minutes is not None and self.session.owned_store is not None:
+            if self._save_at is None:
+                self._save_at = now + 60 * settings.save_minutes
+            moments.append(self._save_at)
+        self._deadline = min(moments, default=None)
 
     def run_due_actions(self) -> bool:
         """Do what is due after a step: validate, log, save, serve requests, in this order.
@@ -129,8 +145,13 @@ class Driver:
             self.actions.log()
         saves, tags = self.serve_requests()
         due = settings.save_every is not None and step % settings.save_every == 0
-        if saves or (due and step and step != self.session.saved_at):
+        late = self._save_at is not None and time.monotonic() >= self._save_at
+        if self._several:
+            late = bool(self.run.strategy.decide(int(late)))
+        if saves or ((due or late) and step and step != self.session.saved_at):
             self.actions.save(tags)
+        if late or step == self.session.saved_at:
+            self._save_at = None  # counted anew
         self.schedule()
         return not self.should_stop()
 

@@ -62,6 +62,7 @@ class OptimizerStep:
         self.window = GradientAccumulation()
         self.phase: str | None = None
         self.empty = 0
+        self.updating = False  # weights and memories are between two steps
         self._skips = 0  # windows dropped in a row
         # local names for the hot path: one attribute each, no look-ups by name in the step
         self._to_device, self._training_loss = forward.to_device, forward.training_loss
@@ -209,6 +210,7 @@ class OptimizerStep:
             return False
         if step.logs:
             self._put_norm(gradients)
+        self.updating = True  # filters remember what they were shown
         for listen in self._on_gradients:
             listen(run, step)
         if self._compute_schedule_factors is not None:
@@ -227,6 +229,7 @@ class OptimizerStep:
         run.progress.step += 1
         for listen in self._on_step_end:
             listen(run, step)
+        self.updating = False
         if run.events:
             pass_events(self.run, self.bus)
         for parameter in step.parameters:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from forge_kernel.contract.run import Run
 
 OWNED: Final[dict[str, frozenset[str]]] = {
-    "transform_model": frozenset({"parameters", "gradients", "rates"}),
+    "transform_model": frozenset({"parameters", "gradients", "rates", "module modes"}),
     "make_optimizer": frozenset({"rates"}),
     "on_gradients": frozenset({"gradients"}),
     "on_weights": frozenset({"parameters"}),
@@ -31,8 +33,18 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().clone().view(-1).view(torch.uint8)
 
 
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
+
+
 class OwnershipGuard:
-    """Wraps hook calls with a comparison of weights, gradients and rates before and after."""
+    """Wraps hook calls with a comparison, before and after, of what the run goes by.
+
+    Weights, gradients, rates, the modules' modes, progress, grad mode and the working folder.
+    """
 
     def __init__(self) -> None:
         self.run: Run | None = None
@@ -49,6 +61,10 @@ class OwnershipGuard:
             "parameters": [_bits(parameter) for parameter in parameters],
             "gradients": [None if p.grad is None else _bits(p.grad) for p in parameters],
             "rates": [float(group["lr"]) for group in groups],
+            "module modes": [module.training for module in run.model.modules()],
+            "progress": list(astuple(run.progress)),
+            "grad mode": [torch.is_grad_enabled()],
+            "the working folder": [_working_folder()],
         }
 
     @staticmethod
@@ -77,3 +93,30 @@ class OwnershipGuard:
             return answer
 
         return checked
+
+
+def training_modules(run: Run) -> frozenset[str]:
+    """The names of the modules that are in training mode."""
+    return frozenset(name for name, module in run.model.named_modules() if module.training)
+
+
+def still_training(run: Run, trained: frozenset[str]) -> frozenset[str]:
+    """Tell once, also outside of the checked mode, of modules that were left in evaluation mode.
+
+    Args:
+        run: between two steps.
+        trained: modules that were in training mode when it began.
+
+    Returns:
+        Those of them that still are.
+    """
+    now = training_modules(run) & trained
+    left = sorted(trained - now)
+    if left:
+        names = ", ".join(name or "the model itself" for name in left[:3])
+        run.emit_event(
+            "modes_changed",
+            f"{len(left)} modules are in evaluation mode since training began ({names}): a plugin "
+            "or a hook has left them so; run.checked names it",
+        )
+    return now

@@ -30,12 +30,16 @@ from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
+from forge_kernel.training.finite_check import non_finite_names
+from forge_kernel.training.ownership import still_training, training_modules
 from forge_kernel.training.session_state import SessionState
 from forge_kernel.training.set_up import build, check_exports, emit_notices
 from forge_kernel.training.snapshot import (
     differences,
     load_pinned_weights,
     load_snapshot,
+    may_be_kept,
+    need_finite_weights,
     take_snapshot,
 )
 
@@ -104,6 +108,8 @@ class Session(SessionState):
         self.validation.check()
         check_exports(self)
         self.run.seal()
+        self.never_finite = frozenset(non_finite_names(self.run.strategy.model_state(self.run)))
+        self.trains = training_modules(self.run)
         self.clock.start()
         self._driver.schedule()
         self.optimizer_step.open()
@@ -214,6 +220,7 @@ class Session(SessionState):
         for answer in self.bus.calls("log_metrics"):
             for name, value in answer(run, step).items():
                 run.metrics.put(name, value)
+        self.trains = still_training(run, self.trains)
         progress = run.progress
         record = LogRecord(progress.step, progress.epoch, time.time(), run.metrics.read())
         self.logged_at = progress.step
@@ -248,10 +255,17 @@ class Session(SessionState):
 
         Args:
             tags: names to pin it under.
+
+        Raises:
+            NonFiniteError: weights or memories are not finite: nothing is written. Under the policy
+                `rollback` the run goes back instead, under `off` it goes on.
         """
         if self.owned_store is None:
             return None
-        folder = self.owned_store.save(self.snapshot(), tags)
+        snapshot = self.snapshot()
+        if not may_be_kept(self, snapshot):
+            return None
+        folder = self.owned_store.save(snapshot, tags)
         self.saved_at = self.run.progress.step
         for listen in self.bus.calls("on_checkpoint"):
             listen(self.run, folder)
@@ -296,6 +310,8 @@ class Session(SessionState):
         step = self.run.progress.step
         if step != self.saved_at:
             self.save()
+        if self.settings.non_finite != "off":
+            need_finite_weights(self, step)
         if self.cancelled:
             return {}
         if step and step != self.logged_at:

@@ -73,7 +73,7 @@ class SessionState:
         self.cancel: Cancel = cancel or threading.Event()
         self.about = dict(about or {})
         guard = OwnershipGuard() if settings.checked else None
-        self.bus = Bus(plan, guard)
+        self.bus = Bus(plan, guard, self._observer_failed)
         self.run = Run(settings, folder, strategy or self._planned_strategy(), quiet=quiet)
         if guard is not None:
             guard.run = self.run
@@ -85,6 +85,9 @@ class SessionState:
         self.stop_reason = ""
         self.cancelled = self.closed = False
         self.problems: list[str] = []
+        self.rolled_back_to: int | None = None  # step
+        self.trains: frozenset[str] = frozenset()  # modules in training mode when it began
+        self.never_finite: frozenset[str] = frozenset()  # tensors of the model, from the start on
         self.logged_at = self.saved_at = -1  # steps
         self.clock = Clock(self.run.progress)
         self.training_model: nn.Module | None = None  # see `Session.hand_over`
@@ -102,6 +105,13 @@ class SessionState:
                     raise PluginError(f"{entry.label} is no strategy: it lacks {missing}")
                 return result  # type: ignore[no-any-return]
         return OneProcess()
+
+    def _observer_failed(self, label: str, hook: str, error: Exception) -> None:
+        """Tell once what an observer failed of; the run goes on."""
+        why = f"{type(error).__name__}: {error}"
+        self.run.emit_event(
+            "observer_failed", f"{label} failed in {hook}: {why}. The run goes on.", hook=hook
+        )
 
     @property
     def owned_store(self) -> CheckpointStore | None:

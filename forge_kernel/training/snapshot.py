@@ -14,7 +14,9 @@ from forge_kernel.contract.values import Progress
 from forge_kernel.errors import CheckpointError, NonFiniteError, RunError
 from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.storage.random_state import read_random_state, write_random_state
+from forge_kernel.training.events import pass_events
 from forge_kernel.training.extra_state import extra_states, load_extra_states
+from forge_kernel.training.finite_check import in_words, non_finite_names, state_of_parameters
 from forge_kernel.training.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.training.session_state import SessionState
 
@@ -145,18 +147,86 @@ def load_pinned_weights(session: SessionState, tag: str) -> None:
 
 
 def roll_back(session: SessionState, where: str) -> None:
-    """Back to the newest checkpoint, on with the data: the windows after it are lost."""
-    assert session.store is not None
+    """Back to the newest checkpoint, on with the data: the windows after it are lost.
+
+    Where that one was gone back to already and nothing was kept since, what came of it is known:
+    back to the one before it.
+    """
+    store = session.owned_store
+    assert store is not None
     progress = session.run.progress
     rollbacks, skipped = progress.rollbacks + 1, progress.skipped
     if rollbacks > MAX_ROLLBACKS:
         raise NonFiniteError(f"not finite {where}, after {MAX_ROLLBACKS} rollbacks")
     epoch, place = progress.epoch, progress.place
-    snapshot, _, _ = session.store.newest()
+    steps, last = store.steps(), session.rolled_back_to
+    again = last is not None and (not steps or steps[-1] <= last)
+    older = [step for step in steps if last is not None and step < last]
+    snapshot, _, _ = store.newest(before=last if again and older else None)
+    session.rolled_back_to = snapshot.step
+    store.drop_after(snapshot.step)
     load_snapshot(session, snapshot, random=False)
     progress.epoch, progress.place = epoch, place
     progress.rollbacks, progress.skipped = rollbacks, skipped
     session.optimizer_step.open()
+
+
+def non_finite_parts(session: SessionState, snapshot: Snapshot) -> list[str]:
+    """What of a snapshot is no number: of the model, and of all memories that follow a parameter.
+
+    A buffer that held infinities from the start (a mask) is as it should be.
+    """
+    shapes = {parameter.shape for parameter in session.run.parameters.values()}
+    kept = {name: snapshot.trees[name] for name in ("optimizer", "plugins")}
+    tensors = {**snapshot.model, **state_of_parameters(kept, shapes)}
+    for name in session.never_finite:
+        tensors.pop(name, None)
+    return non_finite_names(tensors)
+
+
+def may_be_kept(session: SessionState, snapshot: Snapshot) -> bool:
+    """Whether a snapshot is made of numbers; else the policy is applied.
+
+    Raises:
+        NonFiniteError: it is not, and the policy is neither to go back nor to go on.
+    """
+    names = non_finite_parts(session, snapshot)
+    if not names:
+        return True
+    policy, store = session.settings.non_finite, session.owned_store
+    what = (
+        f"not finite after step {snapshot.step}: {in_words(names)}. The gradients were finite, so "
+        "a filter, the optimizer or a callback made it: lower the learning rate, or look at them"
+    )
+    if policy == "off":
+        session.run.emit_event("not_saved", f"The checkpoint was not written: {what}.")
+        pass_events(session.run, session.bus)
+    elif policy == "rollback" and store is not None and store.steps():
+        roll_back(session, f"after step {snapshot.step}: {in_words(names)}")
+    else:
+        raise NonFiniteError(what)
+    return False
+
+
+def need_finite_weights(session: SessionState, step: int) -> None:
+    """No run completes with weights that are no numbers.
+
+    Args:
+        session: at its end.
+        step: at which it ended.
+
+    Raises:
+        NonFiniteError: they are not finite, or the run went back from where it ended.
+    """
+    names = non_finite_names(session.run.strategy.model_state(session.run))
+    names = [name for name in names if name not in session.never_finite]
+    if names:
+        raise NonFiniteError(f"not finite at the end, after step {step}: {in_words(names)}")
+    if session.run.progress.step != step:
+        raise NonFiniteError(
+            f"not finite at the end, after step {step}: the weights are those of step "
+            f"{session.run.progress.step}, which the run went back to"
+        )
 
 
 def differences(session: SessionState, about: Mapping[str, Any]) -> list[str]:

@@ -171,12 +171,12 @@ def test_a_split_is_disjoint_exhaustive_and_reproducible(streaming: bool, tmp_pa
     """Spec: B8, B16."""
     file = lines(tmp_path)
     chosen = config(tmp_path, validation_split=0.3, streaming=streaming, batch_size=8)
-    training, held_out = DataLoaderFactory.create_validation_split(file, chosen)
-    assert (training.samples, held_out.samples) == (35, 15)
-    assert len(held_out) == len(list(held_out)) == 2
-    found = firsts(training), firsts(held_out)
+    training, validation = DataLoaderFactory.create_validation_split(file, chosen)
+    assert (training.samples, validation.samples) == (35, 15)
+    assert len(validation) == len(list(validation)) == 2
+    found = firsts(training), firsts(validation)
     assert sorted(found[0] + found[1]) == INPUTS[:, 0].tolist()
-    assert firsts(held_out) == found[1]
+    assert firsts(validation) == found[1]
     again = DataLoaderFactory.create_validation_split(file, chosen)
     assert (firsts(again[0]), firsts(again[1])) == found
     other = DataLoaderFactory.create_validation_split(

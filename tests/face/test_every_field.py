@@ -6,6 +6,7 @@ row is red, and so is a row without a field. Planted: a field that nothing reads
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -56,14 +57,14 @@ class Declares:
         value: in place of the default.
         beside: what the field needs, by group and field ("LossConfig.loss_type").
         bitnet, grokfast: switches of the pipeline.
-        held_out: whether there is a file to validate with.
+        validation: whether there is a file to validate with.
     """
 
     value: Any
     beside: dict[str, Any] = field(default_factory=dict)
     bitnet: bool = False
     grokfast: bool = False
-    held_out: bool = True
+    validation: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,25 @@ def settings(group: str, name: str, value: Any, row: Any) -> dict[str, Any]:
 
 def declared(row: Any, options: dict[str, Any]) -> Any:
     pipeline = create_training_pipeline(
-        network(), "train.json", val_data_path="val.json" if getattr(row, "held_out", True) else None,
+        network(), "train.json", val_data_path="val.json" if getattr(row, "validation", True) else None,
         use_bitnet=getattr(row, "bitnet", False), use_grokfast=getattr(row, "grokfast", False),
         **{"output_dir": "out", **options},
     )  # fmt: skip
     pipeline.setup()
-    return json.loads(json.dumps(fill(pipeline._pipeline)))
+    return json.loads(json.dumps(fill(pipeline._pipeline)).replace(str(Path.cwd()), "<here>"))
+
+
+WITHOUT: dict[str, Any] = {}
+"""Declared runs in which the field under test is at its default: hundreds of tests, few runs."""
+
+
+def declared_once(row: Any, options: dict[str, Any]) -> Any:
+    """`declared`, which gives the same wherever it stands: each test's folder has the same files."""
+    flags = [getattr(row, name, None) for name in ("held_out", "bitnet", "grokfast")]
+    key = repr((flags, options))
+    if key not in WITHOUT:
+        WITHOUT[key] = declared(row, options)
+    return WITHOUT[key]
 
 
 # -- probes ------------------------------------------------------------------------------------
@@ -233,7 +247,7 @@ SHOWN: dict[str, Any] = {
     "DataConfig.max_sequence_length": Gives(5, windows),
     "DataConfig.cache_size": Declares(5),
     "DataConfig.streaming": Declares(True),
-    "DataConfig.validation_split": Declares(0.3, held_out=False),
+    "DataConfig.validation_split": Declares(0.3, validation=False),
     "DataConfig.quality_threshold": Declares(0.5),
     "DataConfig.seed": Declares(3),
     "DataConfig.data_format": Declares("json"),
@@ -387,15 +401,21 @@ def all_fields() -> Iterator[str]:
                 yield f"{group}.{item.name}"
 
 
+@functools.cache
+def with_other_names(text: str) -> str:
+    """Rows with other names of their columns beside."""
+    rows = json.loads(text)
+    return json.dumps([{**row, "features": row["input"], "label": row["target"]} for row in rows])
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_samples(tmp_path / "train.json", 120, 1)
     write_samples(tmp_path / "val.json", 41, 2)
-    for name in ("train.json", "val.json"):  # with other names of its columns beside
-        rows = json.loads((tmp_path / name).read_text())
-        more = [{**row, "features": row["input"], "label": row["target"]} for row in rows]
-        (tmp_path / name).write_text(json.dumps(more))
+    for name in ("train.json", "val.json"):
+        file = tmp_path / name
+        file.write_text(with_other_names(file.read_text()))
     return tmp_path
 
 
@@ -417,7 +437,7 @@ def test_each_field_does_what_its_row_says(place: str, data: Path) -> None:
         with pytest.raises(SettingError, match=place):
             declared(row, settings(group, name, row.value, row))
     else:
-        without = declared(row, settings(group, name, None, row))
+        without = declared_once(row, settings(group, name, None, row))
         assert declared(row, settings(group, name, row.value, row)) != without
 
 
@@ -432,9 +452,9 @@ def test_a_field_that_is_set_alone_is_never_passed_over_in_silence(
     if elsewhere or (group in ("BitNetConfig", "GrokfastConfig") and not isinstance(row, Declares)):
         return  # it shows elsewhere than in a pipeline's declaration
     flags = Declares(
-        None, bitnet=group == "BitNetConfig", grokfast=group == "GrokfastConfig", held_out=True
+        None, bitnet=group == "BitNetConfig", grokfast=group == "GrokfastConfig", validation=True
     )
-    without = declared(flags, settings(group, name, None, None))
+    without = declared_once(flags, settings(group, name, None, None))
     caplog.clear()
     try:
         changed = declared(flags, settings(group, name, row.value, None)) != without
@@ -451,6 +471,19 @@ ALONE = {
 """Shown by a call, and told of a pipeline too."""
 SPAN = {"GrokfastConfig.performance_window", "GrokfastConfig.knowledge_retention_weight"}
 """Read by what the run is too short for (consolidation), and by the metrics that are kept."""
+
+
+def test_the_same_run_is_declared_in_another_folder(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `declared_once` rests on: without it a difference would be that of two folders."""
+    row = Declares(None, bitnet=True, grokfast=True)
+    first = declared(row, settings("DataConfig", "seed", None, row))
+    other = tmp_path_factory.mktemp("elsewhere")
+    for name in ("train.json", "val.json"):
+        (other / name).write_bytes((data / name).read_bytes())
+    monkeypatch.chdir(other)
+    assert declared(row, settings("DataConfig", "seed", None, row)) == first
 
 
 def test_nothing_of_a_scheduler_is_assigned_until_it_is() -> None:

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel.errors import CheckpointError
-from forge_kernel.storage.atomic_files import committed_folder
+from forge_kernel.storage.atomic_files import committed_folder, write_json
 from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
 from forge_kernel.storage.state_tree import join_tree, split_tree
+from forge_plugins.formats.open_table import open_table
+from forge_plugins.observers.line_file import LineFile
 
 
 def snapshot(step: int, **trees: Any) -> Snapshot:
@@ -194,6 +196,51 @@ def test_a_failed_save_is_one_named_error_and_the_last_one_stays(
         path.name for path in (tmp_path / "c").iterdir()
     ) == ["latest", "step-1"]
     assert store.newest()[0].step == 1
+
+
+def test_what_has_its_name_is_on_the_disk_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted, each alone: no sync of a file, of its folder, of a checkpoint's files; red each time.
+
+    The suite's own `os.fsync` does not wait: this test is what holds the product to calling it.
+    """
+    synced: set[int] = set()
+    early: list[str] = []
+
+    def watched(rename: Any) -> Any:
+        def renamed(self: Path, target: Any) -> Path:
+            below = [self, *self.rglob("*")] if self.is_dir() else [self]
+            unfinished = any(".partial-" in part for part in Path(target).parts)  # not yet named
+            if not unfinished and not self.name.startswith(".building-"):  # its files are, below
+                early.extend(path.name for path in below if path.stat().st_ino not in synced)
+            synced.discard(Path(target).parent.stat().st_ino)  # it has a new entry
+            return rename(self, target)  # type: ignore[no-any-return]
+
+        return renamed
+
+    monkeypatch.setattr(os, "fsync", lambda number: synced.add(os.fstat(number).st_ino))
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+
+    write_json(tmp_path / "status.json", {"state": "running"})
+    assert (early, tmp_path.stat().st_ino in synced) == ([], True)
+    folder = CheckpointStore(tmp_path / "c").save(snapshot(1))
+    assert (early, folder.parent.stat().st_ino in synced) == ([], True)
+
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"input": [1.0, 2.0], "target": 1}\n' * 9)
+    open_table(file, cache_dir=tmp_path / "cache")
+    (kept,) = (path.parent for path in (tmp_path / "cache").rglob("manifest.json"))
+    assert early == []
+    assert {path.stat().st_ino for path in kept.iterdir()} <= synced
+
+    lines = LineFile()
+    lines.begin(tmp_path / "metrics.jsonl")
+    lines.write("{}")
+    lines.sync()
+    lines.close()
+    assert (tmp_path / "metrics.jsonl").stat().st_ino in synced
 
 
 def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(

@@ -20,6 +20,7 @@ import pytest
 from forge_kernel.config.yaml_file import read_yaml
 from forge_kernel.planning.pipeline_file import shipped_pipelines
 from forge_kernel.planning.schemas import RECORDS
+from forge_kernel.run_folder.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--set", "run.max_steps=6", "--set", "run.validate_every=3", "--set", "run.log_every=2"]
@@ -47,23 +48,18 @@ def test_a_run_prints_its_folder_and_final_metrics(finished: Path) -> None:
     assert lines[0] == "run"
     assert lines[1].startswith("completed after 6 steps")
     result = json.loads((finished / "run/result.json").read_text())
-    shown = {
-        match[1]: float(match[2])
-        for line in lines
-        if (match := re.match(r"  ([\w-]+): ([-\d.e+]+)", line))
-    }
+    infos = RunFolder(finished / "run").metric_infos()
     for name, value in result["final"].items():
-        if value is None:
-            assert f"  {name}: not measured" in lines
-        else:
-            assert shown[name] == pytest.approx(value, rel=1e-4)
+        number = infos.of(name).number(value, grouped=False)
+        shown = f"  {name}: {'not measured' if value is None else number}"
+        assert any(line == shown or line.startswith(f"{shown}  (best ") for line in lines), shown
 
 
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     run = finished / "run"
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "config.yaml", "environment.json", "status.json", "metrics.jsonl", "forge.log",
+        "config.yaml", "environment.json", "status.json", "metrics.jsonl", "forge.log", "owner.json",
         "checkpoints", "exports", "result.json", "report.html", "quantization.json",
         "resources.json",
     }  # fmt: skip
@@ -147,6 +143,7 @@ class Raw(io.RawIOBase):
 
 sys.stderr = io.TextIOWrapper(io.BufferedWriter(Raw()), line_buffering=True)
 with Interrupt() as interrupt:
+    assert not interrupt.is_set()  # as a run in its steps asks
     print("line", file=sys.stderr)
 assert interrupt.is_set()
 """

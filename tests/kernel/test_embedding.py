@@ -312,7 +312,7 @@ def test_a_validation_without_a_finite_metric_is_null_in_every_file(tmp_path: Pa
                 parameter.data.fill_(float("nan"))
 
     poison = make_plugin("poison", Kind.CALLBACKS, on_weights=on_weights)
-    run(pipeline(non_finite="off", save_every=3), plugins=[poison], output_dir=tmp_path / "run")
+    run(pipeline(non_finite="off", save_every=1), plugins=[poison], output_dir=tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["outcome"] == "completed"
     assert result["final"]["validation_loss"] is None

@@ -451,7 +451,7 @@ def test_every_hook_is_called_in_a_run_and_described_in_the_book(tmp_path: Any) 
     def broken(self: Any, run: Any, step: Any) -> None:
         raise ArithmeticError("planned")
 
-    bad = make_plugin("bad", Kind.OBSERVERS, on_step_end=broken)
+    bad = make_plugin("bad", Kind.CALLBACKS, on_step_end=broken)
     parts = [TrialData(tokens=False), TrialModel(), TrialOptimizer(), TrialLoss()]
     with pytest.raises(ArithmeticError, match="planned"):
         run(pipeline, plugins=[*parts, *recorder(events), bad], output_dir=tmp_path / "b")
@@ -579,7 +579,7 @@ def test_checked_mode_names_the_plugin_that_wrote_what_it_does_not_own(
         else:
             run.optimizer.param_groups[0]["lr"] = 7.0
 
-    culprit = make_plugin("culprit", Kind.OBSERVERS, on_step_end=write)
+    culprit = make_plugin("culprit", Kind.CALLBACKS, on_step_end=write)
     session = make_session(linear, batches(1), plugins=[culprit], checked=True)
     with pytest.raises(OwnershipError, match=r"culprit wrote .* in on_step_end"):
         session.step(batches(1)[0])
@@ -602,7 +602,7 @@ def test_an_error_in_a_hook_keeps_its_type_and_names_plugin_hook_and_step(tmp_pa
         if step.number == 3:
             {}["missing"]
 
-    bad = make_plugin("bad", Kind.OBSERVERS, on_step_end=broken)
+    bad = make_plugin("bad", Kind.CALLBACKS, on_step_end=broken)
     parts = [TrialData(tokens=False), TrialModel(), TrialOptimizer(), TrialLoss(), bad]
     with pytest.raises(KeyError) as caught:
         run(pipeline_of(max_steps=5), plugins=parts, output_dir=tmp_path / "run")

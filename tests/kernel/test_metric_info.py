@@ -13,8 +13,8 @@ from kernel_parts import make_plugin
 from forge_kernel import run
 from forge_kernel.api import MetricInfo, MetricInfos
 from forge_kernel.contract.plugin import Kind
+from forge_kernel.run_folder.folder import RunFolder
 from forge_kernel.run_folder.log_text import metrics_text
-from forge_kernel.run_folder.status import read_metric_infos
 
 
 @pytest.mark.parametrize(
@@ -108,5 +108,5 @@ def test_what_a_plugin_declares_decides_the_best_and_is_kept_with_the_run(
         plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
     )  # fmt: skip
     assert result.best["score"] == best
-    shown = metrics_text({"validation_score": 0.4567}, read_metric_infos(tmp_path / "r"))
+    shown = metrics_text({"validation_score": 0.4567}, RunFolder(tmp_path / "r").metric_infos())
     assert shown == f"validation_score {'0.46 %' if declared else '0.4567'}"

@@ -84,7 +84,7 @@ def test_a_run_that_is_training_is_resumed_by_nobody_else(live: Any) -> None:
     assert "kill" in done.stderr
     with pytest.raises(ConfigError, match=f"is being written by process {process.pid}"):
         resume(folder, quiet=True)
-    with pytest.raises(ConfigError, match="is being written by"):
+    with pytest.raises(ConfigError, match="is not empty: a run never reuses one"):
         run(load_pipeline("smoke"), output_dir=folder, quiet=True)
     assert process.poll() is None
     assert read_status(folder).condition == "running"

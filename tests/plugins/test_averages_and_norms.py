@@ -161,7 +161,7 @@ def test_a_restore_of_the_best_brings_the_average_back_too(tmp_path: Path) -> No
     targets = inputs[:, :3].argmax(1)
     data = TensorData(
         inputs, targets, batch_size=8, seed=3, spec=DataSpec(features=4, classes=3),
-        held_out=(inputs, targets),
+        validation=(inputs, targets),
     )  # fmt: skip
     best = {"metric": "loss", "patience": 2, "restore_best": True}
     pipeline = PipelineConfig(

@@ -210,13 +210,13 @@ def test_a_quantized_weight_is_applied_bit_for_bit_and_trains_on(
     linear = quantized(scheme, dtype, seed)
     file, parameter = linear.weight.detach().clone(), linear.weight
     layer, report = convert_model_to_bitnet(
-        linear, scheme, quantization=QuantizationState(blend=0.0)
+        linear, scheme, quantization=QuantizationState(warmup_lambda=0.0)
     )
     assert isinstance(layer, BitLinear)
     assert layer.weight is parameter
     assert report.origins == {"": "grid"}
     assert torch.equal(layer.applied_weight(), file)
-    assert layer.blend == 1.0  # no warm-up: it is where it should be
+    assert layer.warmup_lambda == 1.0  # no warm-up: it is where it should be
     assert layer.trained_quantized
     levels, scale = layer.levels()
     close = {"atol": 0, "rtol": 2e-7 if dtype is torch.float32 else 1e-2}

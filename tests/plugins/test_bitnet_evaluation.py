@@ -59,10 +59,10 @@ def test_evaluation_is_bit_for_bit_what_has_gradients(
 @pytest.mark.parametrize("blend", [0.0, 0.4])
 def test_a_layer_in_its_warm_up_evaluates_what_it_trains(blend: float) -> None:
     layer, input = layer_of(Scheme()), torch.randn(5, 64)
-    layer.quantization.blend = blend
+    layer.quantization.warmup_lambda = blend
     with torch.no_grad():
         assert torch.equal(layer(input), fresh(layer, input))
-        layer.quantization.blend = 1.0
+        layer.quantization.warmup_lambda = 1.0
         assert torch.equal(layer(input), fresh(layer, input))
 
 

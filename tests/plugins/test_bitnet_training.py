@@ -37,7 +37,7 @@ from forge_plugins.mathematics.quantization.quantizers import (
     straight_through,
 )
 from forge_plugins.mathematics.quantization.scheme import Scheme
-from forge_plugins.mathematics.quantization.warmup import blend, fitting
+from forge_plugins.mathematics.quantization.warmup import fitting, warmup_lambda
 from forge_plugins.mathematics.quantization.weight_statistics import (
     bars,
     weight_metrics,
@@ -120,17 +120,17 @@ def test_the_warmup_begins_with_the_model_as_it_is_and_ends_on_levels(curve: str
     layer, *_ = layers_of(session)
     shares = []
     for batch in batches(4):
-        shares.append(layer.blend)
+        shares.append(layer.warmup_lambda)
         latent = layer.weight.detach()
         levels, scale = layer.levels()
         wanted = latent + shares[-1] * (levels / scale - latent)
         assert torch.allclose(layer.applied_weight(), wanted, atol=1e-6)
         assert not layer.trained_quantized
         session.step(batch)
-    assert shares == [blend(step, 4, curve) for step in range(4)]
+    assert shares == [warmup_lambda(step, 4, curve) for step in range(4)]
     assert shares[0] == 0.0
     assert shares == sorted(shares)
-    assert layer.blend == 1.0
+    assert layer.warmup_lambda == 1.0
     assert len(layer.applied_weight().unique()) == 2
     session.step(batches(1)[0])
     assert layer.trained_quantized
@@ -138,19 +138,19 @@ def test_the_warmup_begins_with_the_model_as_it_is_and_ends_on_levels(curve: str
 
 @pytest.mark.parametrize("curve", ["linear", "exponential", "sigmoid"])
 def test_every_curve_rises_from_zero_to_one(curve: Any) -> None:
-    found = [blend(step, 50, curve) for step in range(60)]
+    found = [warmup_lambda(step, 50, curve) for step in range(60)]
     assert found[0] == 0.0
     assert found == sorted(found)
     assert found[50:] == [1.0] * 10
     assert found[49] < 1.0
-    assert blend(0, 0, curve) == 1.0
+    assert warmup_lambda(0, 0, curve) == 1.0
 
 
 def test_the_curves_differ_as_their_names_say() -> None:
-    assert blend(25, 100, "linear") == 0.25
-    assert blend(25, 100, "exponential") == pytest.approx(1 - 0.75**4)
-    assert blend(25, 100, "sigmoid") < 0.05
-    assert blend(50, 100, "sigmoid") == pytest.approx(0.5)
+    assert warmup_lambda(25, 100, "linear") == 0.25
+    assert warmup_lambda(25, 100, "exponential") == pytest.approx(1 - 0.75**4)
+    assert warmup_lambda(25, 100, "sigmoid") < 0.05
+    assert warmup_lambda(50, 100, "sigmoid") == pytest.approx(0.5)
 
 
 @pytest.mark.spec("D7")
@@ -174,9 +174,9 @@ def test_a_short_run_ends_quantized_and_says_that_it_shortened_the_warmup(
     assert fitting(7, None, 0.5) == 7
     session = session_of(warmup_steps=80, warmup_fraction=0.75, max_steps=100)
     for _ in range(75):
-        assert layers_of(session)[0].blend < 1
+        assert layers_of(session)[0].warmup_lambda < 1
         session.step(batches(1)[0])
-    assert layers_of(session)[0].blend == 1
+    assert layers_of(session)[0].warmup_lambda == 1
 
 
 def test_a_run_of_unknown_length_is_told_of_the_risk(caplog: pytest.LogCaptureFixture) -> None:
@@ -382,7 +382,7 @@ def test_totals_alone_are_the_default_and_unknown_flips_are_null() -> None:
     session.step(*batches(1))
     record = session.log()
     assert record.metrics["weight_flips"] is None
-    assert record.metrics["quantization_blend"] == pytest.approx(0.2)
+    assert record.metrics["warmup_lambda"] == pytest.approx(0.2)
     assert not any("/" in name for name in record.metrics)
     session.step(*batches(1))
     assert session.log().metrics["weight_flips"] is not None

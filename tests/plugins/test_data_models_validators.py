@@ -327,7 +327,7 @@ def test_the_papers_experiment_has_its_weights_split_and_shuffles() -> None:
     equation = torch.stack(
         [left, torch.full_like(left, 98), right, torch.full_like(left, 97), left * right % 97]
     )
-    chosen, held_out = torch.randperm(9312).split(4656)
+    chosen, validation = torch.randperm(9312).split(4656)
     rows, epochs = equation[:, chosen], []
     for _ in range(3):
         rows = rows[:, torch.randperm(4656)]
@@ -353,4 +353,4 @@ def test_the_papers_experiment_has_its_weights_split_and_shuffles() -> None:
             assert torch.equal(torch.cat([b.inputs for b in batches]).T, epochs[epoch][:4])
             assert torch.equal(torch.cat([b.targets for b in batches])[:, 0], epochs[epoch][4])
         asked = torch.cat([batch.inputs for batch in session.run.data.validation()])
-        assert torch.equal(asked.T, equation[:4, held_out])
+        assert torch.equal(asked.T, equation[:4, validation])

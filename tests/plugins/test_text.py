@@ -57,10 +57,10 @@ def test_training_and_validation_share_no_token() -> None:
     trained = {
         token for epoch in range(9) for row in windows(source.batches(epoch, 0)) for token in row
     }
-    held_out = {token for row in windows(source.validation()) for token in row}
+    validation = {token for row in windows(source.validation()) for token in row}
     assert trained
-    assert held_out
-    assert trained.isdisjoint(held_out)
+    assert validation
+    assert trained.isdisjoint(validation)
 
 
 @given(epoch=st.integers(0, 20), start=st.integers(0, 5))

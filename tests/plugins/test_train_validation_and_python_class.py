@@ -92,7 +92,9 @@ def test_sources_whose_samples_differ_in_form_are_refused(tmp_path: Path) -> Non
     data = two(
         write(tmp_path / "a.json", [0, 1]), write(tmp_path / "b.json", [0, 1], width=5), tmp_path
     )
-    with pytest.raises(PluginError, match="features of the training samples is 3, of the others 5"):
+    with pytest.raises(
+        PluginError, match="features is 3 in the training samples, and 5 in the others"
+    ):
         run(pipeline(data, None), model=nn.Linear(3, 2), output_dir=tmp_path / "run", quiet=True)
 
 
@@ -102,6 +104,7 @@ def forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"forms_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(FORMS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)  # what lies here is the user's own
     yield name  # type: ignore[misc]
     sys.modules.pop(name, None)
 
@@ -128,7 +131,7 @@ def test_a_class_with_weights_is_the_live_model_with_them(tmp_path: Path, forms:
     [
         ({"factory": "{forms}:Missing"}, "cannot be imported"),
         ({"factory": "no_such_module:Net"}, "PYTHONPATH"),
-        ({"factory": "{forms}:number"}, "gave a int, not an nn.Module"),
+        ({"factory": "{forms}:number"}, "is not the class of a network"),
         ({"factory": "{forms}:Net", "arguments": {"widht": 3}}, "widht"),
         ({"factory": "{forms}:Net", "state": "nothing.safetensors"}, "there is no file"),
     ],

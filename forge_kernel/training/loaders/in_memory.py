@@ -134,8 +134,9 @@ def _check_form(data: Any) -> None:
 
 
 class ProgressObserver:
-    """Calls a function with each event of a run, as plain data."""
+    """Calls a function with each event of a run, as plain data; what it raises ends the run."""
 
+    ends_run = True  # it is the program's own, which may want just that
     info = PluginInfo(name="on_progress", kind=Kind.OBSERVERS, config=NoConfig)
 
     def __init__(self, callback: ProgressCallback) -> None:

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import Any
 
 from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
 from forge_plugins.callbacks.improvement import Improvement
+from forge_plugins.callbacks.watched_metric import MetricName, MinDelta, Mode, NotBefore
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestCheckpointConfig:
     """Which metric."""
 
-    metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
-    mode: Annotated[
-        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
-    ] = "min"
-    min_delta: Annotated[
-        float, Meta(ge=0, description="smallest change that counts as an improvement")
-    ] = 0.0
-    not_before: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="validations before this step are not looked at; null: none is looked at "
-             "before the network is what will be exported (levels still being blended in); a "
-             "number: from that step on, whatever the network is"),
-    ] = None  # fmt: skip
+    metric: MetricName = "loss"
+    mode: Mode = "min"
+    min_delta: MinDelta = 0.0
+    not_before: NotBefore = None
 
 
 class BestCheckpoint:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, MetricInfo, PluginInfo, Run, Step, hookimpl
 from forge_plugins.callbacks.improvement import Improvement
+from forge_plugins.callbacks.watched_metric import Mode, NotBefore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,7 @@ class Capability:
 
     metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")]
     threshold: Annotated[float, Meta(description="value that the metric must reach")]
-    mode: Annotated[
-        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
-    ] = "max"
+    mode: Mode = "max"
     duration: Annotated[
         int, Meta(ge=1, description="validations in a row that must hold the threshold")
     ] = 1
@@ -44,12 +43,7 @@ class CapabilitiesConfig:
             description="what to watch, by a name of yours",
         ),
     ] = field(default_factory=lambda: {"learned": Capability(metric="accuracy", threshold=0.95)})
-    not_before: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="validations before this step are not looked at; null: none is looked at "
-             "before the network is what will be exported (levels still being blended in); a "
-             "number: from that step on, whatever the network is"),
-    ] = None  # fmt: skip
+    not_before: NotBefore = None
 
 
 class Track:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, Step, hookimpl
 from forge_plugins.callbacks.improvement import Improvement
+from forge_plugins.callbacks.watched_metric import MetricName, Mode, NotBefore
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +39,9 @@ class ConsolidationConfig:
         Annotated[str, Meta(min_length=1)] | None,
         Meta(description="attempts are made in this phase only; null: throughout the run"),
     ] = "consolidation"
-    metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
-    mode: Annotated[
-        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
-    ] = "min"
-    not_before: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="validations before this step are not looked at; null: none is looked at "
-             "before the network is what will be exported (levels still being blended in); a "
-             "number: from that step on, whatever the network is"),
-    ] = None  # fmt: skip
+    metric: MetricName = "loss"
+    mode: Mode = "min"
+    not_before: NotBefore = None
 
 
 def _needs(config: ConsolidationConfig) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
 from forge_plugins.callbacks.improvement import Improvement
+from forge_plugins.callbacks.watched_metric import MetricName, MinDelta, Mode, NotBefore
 
 TAG = "early_stopping"
 
@@ -19,22 +20,13 @@ TAG = "early_stopping"
 class EarlyStoppingConfig:
     """Which metric, and how much patience."""
 
-    metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = "loss"
-    mode: Annotated[
-        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
-    ] = "min"
+    metric: MetricName = "loss"
+    mode: Mode = "min"
     patience: Annotated[
         int, Meta(ge=1, description="validations without a better metric before the stop")
     ] = 10
-    min_delta: Annotated[
-        float, Meta(ge=0, description="smallest change that counts as an improvement")
-    ] = 0.0
-    not_before: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="validations before this step are not looked at; null: none is looked at "
-             "before the network is what will be exported (levels still being blended in); a "
-             "number: from that step on, whatever the network is"),
-    ] = None  # fmt: skip
+    min_delta: MinDelta = 0.0
+    not_before: NotBefore = None
     restore_best: Annotated[
         bool, Meta(description="end with the weights of the best validation")
     ] = False

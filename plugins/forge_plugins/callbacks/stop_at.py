@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from forge_kernel.api import Kind, PluginInfo, Run, hookimpl
+from forge_plugins.callbacks.watched_metric import MetricName, Mode, NotBefore
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopAtConfig:
     """Which metric, and where."""
 
-    metric: Annotated[str, Meta(min_length=1, description="name of a validation metric")] = (
-        "accuracy"
-    )
+    metric: MetricName = "accuracy"
     threshold: Annotated[float, Meta(description="stop when the metric reaches this value")] = 0.95
-    mode: Annotated[
-        Literal["max", "min"], Meta(description="whether higher (max) or lower (min) is better")
-    ] = "max"
-    not_before: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Meta(description="validations before this step are not looked at; null: none is looked at "
-             "before the network is what will be exported (levels still being blended in); a "
-             "number: from that step on, whatever the network is"),
-    ] = None  # fmt: skip
+    mode: Mode = "max"
+    not_before: NotBefore = None
 
 
 class StopAt:

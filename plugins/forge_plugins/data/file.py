@@ -166,6 +166,11 @@ def _check(
         )  # fmt: skip
 
 
+def foreign_code(config: FileConfig) -> list[tuple[str, bool]]:
+    """A pickle that is run as it is may do whatever its author likes."""
+    return [(f"the pickle {config.path} as it is", True)] if config.trust_pickle else []
+
+
 class File:
     """Samples of a file: JSON, HDF5, pickle, torch, records, numpy, safetensors, Parquet, tokens.
 
@@ -177,6 +182,7 @@ class File:
         kind=Kind.DATA,
         config=FileConfig,
         provides=provided,
+        foreign_code=foreign_code,
         metrics=(
             MetricInfo("cache_hit_rate", "share", title="Reads from the cache, share"),
             MetricInfo("cache_loads", title="Reads past the cache"),

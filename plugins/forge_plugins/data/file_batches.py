@@ -139,8 +139,8 @@ class FileData:
         """
         self._unchanged()
         size = self.config.validation_batch_size * self._world
-        for begin in range(0, self.sampler.held_out, size):
-            index = self.sampler.held_out_samples(begin, begin + size)[self._rank :: self._world]
+        for begin in range(0, self.sampler.validation, size):
+            index = self.sampler.validation_samples(begin, begin + size)[self._rank :: self._world]
             if len(index):
                 yield self.samples(index)
 

@@ -42,7 +42,7 @@ class GrokfastPaperData(TensorData):
     def __init__(self, draws: experiment.Draws, config: GrokfastPaperConfig) -> None:
         tokens, answers = experiment.table()
         answers = answers.unsqueeze(1)
-        held_out = draws.validation
+        validation = draws.validation
         super().__init__(
             tokens[draws.training],
             answers[draws.training],
@@ -51,7 +51,7 @@ class GrokfastPaperData(TensorData):
             spec=DataSpec(
                 vocabulary=experiment.TOKENS, sequence=experiment.LENGTH, classes=experiment.TOKENS
             ),
-            held_out=(tokens[held_out], answers[held_out]),
+            validation=(tokens[validation], answers[validation]),
             validation_batch_size=config.validation_batch_size,
             positions=slice(-1, None),
         )

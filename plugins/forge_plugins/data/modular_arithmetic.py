@@ -98,7 +98,7 @@ class ModularArithmetic:
             batch_size=config.batch_size,
             seed=run.seed,
             spec=spec,
-            held_out=(tokens[validation], answers[validation].unsqueeze(1)),
+            validation=(tokens[validation], answers[validation].unsqueeze(1)),
             validation_batch_size=config.validation_batch_size,
             positions=slice(-1, None),
         )

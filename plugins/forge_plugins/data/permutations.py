@@ -170,12 +170,12 @@ class HashSplit:
 
     def __init__(self, count: int, share: float, key: int) -> None:
         self._count, self._key = count, key
-        self.held_out = min(max(1, round(count * share)), count - 1) if share and count else 0
-        self.training = count - self.held_out
+        self.validation = min(max(1, round(count * share)), count - 1) if share and count else 0
+        self.training = count - self.validation
 
     def _before(self, strata: Numbers) -> Numbers:
         """Samples held out in all strata before these."""
-        return np.minimum(strata * STRATUM, self._count) * self.held_out // max(1, self._count)
+        return np.minimum(strata * STRATUM, self._count) * self.validation // max(1, self._count)
 
     def _ranked(self, strata: Numbers) -> Numbers:
         """The samples of strata by their hash, shape (strata, STRATUM); beyond the end: last."""
@@ -188,7 +188,7 @@ class HashSplit:
 
     def training_before(self, samples: Numbers) -> Numbers:
         """How many of the samples before each of these numbers are trained on."""
-        if not self.held_out:
+        if not self.validation:
             return samples
         strata = np.minimum(samples // STRATUM, max(0, -(-self._count // STRATUM) - 1))
         known, back = np.unique(strata, return_inverse=True)
@@ -199,36 +199,36 @@ class HashSplit:
         trained: Numbers = samples - before[back] - mine.sum(1)
         return trained
 
-    def held_out_samples(self, places: Numbers) -> Numbers:
+    def validation_samples(self, places: Numbers) -> Numbers:
         """The samples at places of the held-out part."""
-        return self._at(places, held_out=True)
+        return self._at(places, validation=True)
 
     def training_samples(self, places: Numbers) -> Numbers:
         """The samples at places of the training part, in the file's order."""
-        return self._at(places, held_out=False)
+        return self._at(places, validation=False)
 
-    def _at(self, places: Numbers, *, held_out: bool) -> Numbers:
-        if not self.held_out:
+    def _at(self, places: Numbers, *, validation: bool) -> Numbers:
+        if not self.validation:
             return places
-        strata = self._strata(places, held_out=held_out)
+        strata = self._strata(places, validation=validation)
         known, back = np.unique(strata, return_inverse=True)
         before = self._before(known)
         number = self._before(known + 1) - before  # held out in each stratum
         ranked = self._ranked(known)
         inside = np.arange(STRATUM)
-        mine = inside < number[:, None] if held_out else inside >= number[:, None]
+        mine = inside < number[:, None] if validation else inside >= number[:, None]
         ranked = np.sort(np.where(mine, ranked, np.int64(2**62)), axis=1)
-        start = before if held_out else known * STRATUM - before
+        start = before if validation else known * STRATUM - before
         result: Numbers = ranked[back, places - start[back]]
         return result
 
-    def _strata(self, places: Numbers, *, held_out: bool) -> Numbers:
+    def _strata(self, places: Numbers, *, validation: bool) -> Numbers:
         """Which stratum a place falls into: a guess, moved by at most a few."""
-        part = self.held_out if held_out else self.training
+        part = self.validation if validation else self.training
 
         def start(strata: Numbers) -> Numbers:
             before = self._before(strata)
-            return before if held_out else np.minimum(strata * STRATUM, self._count) - before
+            return before if validation else np.minimum(strata * STRATUM, self._count) - before
 
         last = max(0, -(-self._count // STRATUM) - 1)
         strata = np.minimum(places * self._count // (part * STRATUM), last)

@@ -26,13 +26,13 @@ class Sampler(Protocol):
     """Sample numbers by place: a function of (seed, epoch, place)."""
 
     training: int
-    held_out: int
+    validation: int
 
     def training_samples(self, epoch: int, begin: int, end: int) -> Any:
         """The samples at the places `begin` to `end` of an epoch."""
         ...
 
-    def held_out_samples(self, begin: int, end: int) -> Any:
+    def validation_samples(self, begin: int, end: int) -> Any:
         """The held-out samples from `begin` to `end`, in the file's order."""
         ...
 
@@ -62,8 +62,8 @@ class IndexSampler:
     """
 
     def __init__(self, kept: Any, config: FileConfig, seed: int) -> None:
-        self._training, self._held_out = split(kept, config, seed)
-        self.training, self.held_out = len(self._training), len(self._held_out)
+        self._training, self._validation = split(kept, config, seed)
+        self.training, self.validation = len(self._training), len(self._validation)
         self._all = self.training == 0 or int(self._training[-1]) == self.training - 1
         self._shuffle, self._seed = config.shuffle, seed
         self._epoch: tuple[int, Any] | None = None
@@ -78,9 +78,9 @@ class IndexSampler:
             self._epoch = epoch, drawn if self._all else self._training[drawn]
         return self._epoch[1][begin:end]
 
-    def held_out_samples(self, begin: int, end: int) -> Any:
+    def validation_samples(self, begin: int, end: int) -> Any:
         """Rows of the held-out part."""
-        return self._held_out[begin:end]
+        return self._validation[begin:end]
 
 
 class PermutationSampler:
@@ -104,7 +104,7 @@ class PermutationSampler:
         self._split = permutations.HashSplit(
             count, config.validation_split, stream_seed(own, "split")
         )
-        self.training, self.held_out = self._split.training, self._split.held_out
+        self.training, self.validation = self._split.training, self._split.validation
         self._index, self._shuffle, self._seed = index, config.shuffle, seed
         self._order: BlockOrder | UnevenOrder = (
             permutations.BlockOrder(self.training) if blocks is None else self._uneven(blocks)
@@ -148,10 +148,10 @@ class PermutationSampler:
             self._kept = (key, number), self._numbers(self._split.training_samples(places))
         return self._kept[1]
 
-    def held_out_samples(self, begin: int, end: int) -> Any:
+    def validation_samples(self, begin: int, end: int) -> Any:
         """In the file's order within strata that follow each other."""
-        places = np.arange(begin, min(end, self.held_out), dtype=np.int64)
-        return self._numbers(self._split.held_out_samples(places))
+        places = np.arange(begin, min(end, self.validation), dtype=np.int64)
+        return self._numbers(self._split.validation_samples(places))
 
     def _numbers(self, samples: Any) -> Any:
         return samples if self._index is None else np.asarray(self._index)[samples]

@@ -257,18 +257,18 @@ class Text:
         config = self.config
         row = read_row(config)
         place = chunks.cut(len(row.tokens), config.validation_split)
-        training, held_out = row.tokens[:place], row.tokens[place:]
-        if len(training) < 2 * config.sequence_length or len(held_out) <= config.sequence_length:
+        training, validation = row.tokens[:place], row.tokens[place:]
+        if len(training) < 2 * config.sequence_length or len(validation) <= config.sequence_length:
             raise PluginError(
                 f"text: {len(row.tokens)} tokens are too few for sequences of "
                 f"{config.sequence_length}: {len(training)} are left to train on and "
-                f"{len(held_out)} to validate; lower data.with.sequence_length, change "
+                f"{len(validation)} to validate; lower data.with.sequence_length, change "
                 "data.with.validation_split, or give a longer text"
             )
         if row.left_out:
             run.emit_event("documents_left_out", f"data.text: {json.dumps(row.left_out)}")
         self._identity.set(config.path or _SHIPPED, row.content, len(row.tokens))
         return text_batches.TokenSequences(
-            training, held_out, config, run.seed, row.tokenizer,
+            training, validation, config, run.seed, row.tokenizer,
             rank=run.strategy.rank, world=run.strategy.world_size,
         )  # fmt: skip

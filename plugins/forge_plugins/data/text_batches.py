@@ -60,7 +60,7 @@ class TokenSequences:
 
     Args:
         training: tokens, shape (n,).
-        held_out: tokens for validation, cut from offset 0 and in their own order.
+        validation: tokens for validation, cut from offset 0 and in their own order.
         config: sizes.
         seed: of offsets and orders.
         tokenizer: of the tokens.
@@ -71,7 +71,7 @@ class TokenSequences:
     def __init__(
         self,
         training: Column,
-        held_out: Column,
+        validation: Column,
         config: TextConfig,
         seed: int,
         tokenizer: Tokenizer,
@@ -83,8 +83,8 @@ class TokenSequences:
         vocabulary = tokenizer.vocabulary
         self.tokenizer = tokenizer
         self._training = Sequences(training, config.sequence_length)
-        self._held_out = Sequences(held_out, config.sequence_length)
-        self._held_out_sequences = sequence_count(len(held_out), config.sequence_length)
+        self._validation = Sequences(validation, config.sequence_length)
+        self._validation_sequences = sequence_count(len(validation), config.sequence_length)
         self._config, self._seed = config, seed
         self._rank, self._world = rank, world
         # whatever the offset is, an epoch has as many sequences
@@ -140,8 +140,8 @@ class TokenSequences:
             self._config.sequence_length,
             self._config.validation_batch_size * self._world,
         )
-        for begin in range(0, self._held_out_sequences, size):
-            end = min(begin + size, self._held_out_sequences)
+        for begin in range(0, self._validation_sequences, size):
+            end = min(begin + size, self._validation_sequences)
             places = np.arange(begin + self._rank, end, self._world, dtype=np.int64)
             if len(places):
-                yield self._held_out.batch(places * length)
+                yield self._validation.batch(places * length)

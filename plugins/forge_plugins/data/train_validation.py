@@ -49,7 +49,7 @@ class TrainValidationData:
     """One source's training batches, the other's as validation."""
 
     def __init__(self, training: Data, validation: Data) -> None:
-        self.training, self.held_out = training, validation
+        self.training, self._validation = training, validation
         self.batches_per_epoch = training.batches_per_epoch
         self.spec = merged(training.spec, validation.spec)
 
@@ -59,7 +59,7 @@ class TrainValidationData:
 
     def validation(self) -> Iterator[Batch]:
         """The other source's batches, always in the order of its first epoch."""
-        return self.held_out.batches(0, 0)
+        return self._validation.batches(0, 0)
 
 
 def merged(training: DataSpec, validation: DataSpec) -> DataSpec:

@@ -273,7 +273,7 @@ def quantization_info(model: nn.Module) -> dict[str, Any] | None:
         "weights": weights,
         "weight_bits": first.weight_bits if len(schemes) == 1 else None,
         "activation_bits": first.activation_bits if len(schemes) == 1 else None,
-        "blend": min(layer.blend for layer in result.values()),
+        "blend": min(layer.warmup_lambda for layer in result.values()),
     }
     if len(schemes) == 1:
         sums = [weight_statistics.weight_sums(layer, None).cpu() for layer in result.values()]

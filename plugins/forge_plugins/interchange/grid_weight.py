@@ -85,10 +85,10 @@ def check_finished(layer: BitLayer) -> None:
     Raises:
         ValueError: the levels are blended in only in part.
     """
-    if layer.blend != 1.0:
+    if layer.warmup_lambda != 1.0:
         raise ValueError(
-            f"the warm-up has blended in {layer.blend:.0%} of the levels only: the weights are not "
-            "on them yet; train on, or shorten warmup_steps"
+            f"the warm-up has blended in {layer.warmup_lambda:.0%} of the levels only: the weights "
+            "are not on them yet; train on, or shorten warmup_steps"
         )
 
 

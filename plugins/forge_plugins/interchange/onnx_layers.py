@@ -110,7 +110,7 @@ def pack_layers(copy: nn.Module, encoding: Encoding, *, finished: bool) -> dict[
             result[name] = layers[id(layer)]
             continue
         if not finished:
-            layer.quantization.blend = 1.0  # the copy's own
+            layer.quantization.warmup_lambda = 1.0  # the copy's own
         weight, form = grid_weight(layer), form_of(layer, encoding)
         alike = weights.setdefault(id(latent(layer)), [])
         held = next(

@@ -72,7 +72,10 @@ class Consistency:
         kind=Kind.LOSS,
         config=ConsistencyConfig,
         requires=("model:quantized",),
-        metrics=(MetricInfo("consistency", goal="min"),),
+        metrics=(
+            MetricInfo("consistency", goal="min"),
+            MetricInfo("target_loss", goal="min"),
+        ),
     )
 
     def __init__(self, config: ConsistencyConfig) -> None:

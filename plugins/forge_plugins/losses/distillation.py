@@ -103,6 +103,7 @@ class Distillation:
         metrics=(
             MetricInfo("distillation", goal="min"),
             MetricInfo("hidden_distance", goal="min"),
+            MetricInfo("target_loss", goal="min"),
         ),
     )
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
+from forge_kernel.api import (
+    ALLOW_CODE_HINT,
+    Kind,
+    LazyModule,
+    PluginError,
+    PluginInfo,
+    Run,
+    code_is_allowed,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +58,40 @@ class PythonClassConfig:
     ] = None
 
 
+def origin(module: str) -> tuple[str, bool]:
+    """Where a module comes from, without importing it, and whether that needs a permission.
+
+    None is needed for a package that was installed, which has been trusted then, nor for a file
+    below the folder that the command runs in.
+    """
+    top = module.partition(".")[0]
+    if packages_distributions().get(top):
+        return f"{module} of the installed package {top}", False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return module, False  # there is nothing to run; `load_factory` says so
+    place = spec.origin if spec.has_location else "".join(spec.submodule_search_locations or ())
+    if not place:  # built in, or frozen
+        return f"{module} of Python itself", True
+    here = Path(place).resolve().is_relative_to(Path.cwd().resolve())
+    return f"{module} from {place}", not here
+
+
+def foreign_code(config: PythonClassConfig) -> list[tuple[str, bool]]:
+    """What a configuration would run."""
+    module, _, name = config.factory.partition(":")
+    place, needs = origin(module)
+    return [(f"{name} of the module {place}", needs)]
+
+
 def load_factory(name: str) -> Callable[..., Any]:
     """The class or function that `module:name` means.
 
     Raises:
-        PluginError: there is none.
+        PluginError: there is none; or it is no network's class, and nobody has allowed more.
     """
     module, _, inner = name.partition(":")
     try:
@@ -65,6 +105,12 @@ def load_factory(name: str) -> Callable[..., Any]:
         ) from error
     if not callable(result):
         raise PluginError(f"python_class: {name} is a {type(result).__name__}, not a class")
+    network = isinstance(result, type) and issubclass(result, nn.Module)
+    if not network and not code_is_allowed():
+        raise PluginError(
+            f"python_class: {name} is not the class of a network (an nn.Module), and what else it "
+            f"does nobody knows; {ALLOW_CODE_HINT}"
+        )
     return result  # type: ignore[no-any-return]
 
 
@@ -77,7 +123,9 @@ class PythonClass:
     random stream, so that the run is that of a live model with these weights.
     """
 
-    info = PluginInfo(name="python_class", kind=Kind.MODEL, config=PythonClassConfig)
+    info = PluginInfo(
+        name="python_class", kind=Kind.MODEL, config=PythonClassConfig, foreign_code=foreign_code
+    )
 
     def __init__(self, config: PythonClassConfig) -> None:
         self.config = config

@@ -215,7 +215,7 @@ class BitNet:
                     ("weight_sparsity", "share", "Weights that are zero, share"),
                     ("weight_flips", "share", "Weights that changed level, share"),
                     ("quantization_error", "share", ""),
-                    ("quantization_blend", "share", ""),
+                    ("warmup_lambda", "share", ""),
                     ("latent_mean", "", "Latent weights, mean"),
                     ("latent_std", "", "Latent weights, deviation"),
                     ("latent_kurtosis", "", "Latent weights, kurtosis"),
@@ -350,9 +350,11 @@ class BitNet:
         quantization, done = self._quantization, run.progress.step
         if self.config.rounding == "stochastic":
             quantization.seed = stream_seed(run.seed, "rounding", done)
-        quantization.blend = warmup.blend(done, self._warmup, self.config.warmup_curve)
+        quantization.warmup_lambda = warmup.warmup_lambda(
+            done, self._warmup, self.config.warmup_curve
+        )
         quantization.steps = max(0, done - self._warmup)
-        ramp = warmup.blend(done, self._ramp, "linear")
+        ramp = warmup.warmup_lambda(done, self._ramp, "linear")
         quantization.sparsity = self.config.target_sparsity * ramp
 
     @hookimpl
@@ -362,8 +364,8 @@ class BitNet:
         quantization = self._quantization
         if quantization is None or not self._layers:
             return None
-        if quantization.blend < 1.0:
-            return f"bitnet: the levels are blended in at {quantization.blend:.3g}"
+        if quantization.warmup_lambda < 1.0:
+            return f"bitnet: the levels are blended in at {quantization.warmup_lambda:.3g}"
         if quantization.sparsity < self.config.target_sparsity:
             wanted = self.config.target_sparsity
             return f"bitnet: the sparsity is {quantization.sparsity:.3g} of {wanted:g}"
@@ -396,7 +398,7 @@ class BitNet:
         """Error, sparsity, flips, levels and latent distribution, over all layers and of each."""
         metrics: dict[str, Any] = {}
         if self._warmup:
-            metrics["quantization_blend"] = self._quantization.blend
+            metrics["warmup_lambda"] = self._quantization.warmup_lambda
         layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
         if not layers or self.config.weight_bits >= 16:
             return metrics

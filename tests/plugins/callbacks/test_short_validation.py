@@ -33,11 +33,11 @@ def session(data: Any, count: int) -> Any:
 @pytest.mark.parametrize("count", [1, 3, 5, 99])
 def test_the_metrics_are_of_the_first_batches_each_time(count: int) -> None:
     """Planted: one iterator for all validations, so that the second has none left."""
-    held_out = batches(5)
+    validation = batches(5)
     spec = DataSpec(classes=3)
-    running = session(LoaderData([], held_out, spec=spec), count)
+    running = session(LoaderData([], validation, spec=spec), count)
     torch.manual_seed(0)
-    by_hand = make_session(nn.Linear(4, 3), LoaderData([], held_out[:count], spec=spec))
+    by_hand = make_session(nn.Linear(4, 3), LoaderData([], validation[:count], spec=spec))
     expected = by_hand.validate()
     assert running.validate() == expected
     assert running.validate() == expected
@@ -47,7 +47,7 @@ def test_the_data_stay_what_they_are_otherwise() -> None:
     inputs, targets = torch.randn(10, 4), torch.randint(3, (10,))
     data = TensorData(
         inputs, targets, batch_size=4, seed=1, spec=DataSpec(classes=3),
-        held_out=(inputs, targets),
+        validation=(inputs, targets),
     )  # fmt: skip
     running = session(data, 2)
     found = running.run.data

@@ -307,8 +307,10 @@ def test_the_windows_of_all_processes_are_those_of_one(
         for start in range(len(lots[0])):
             again = next(made[0].batches(epoch, start * size * world))
             assert torch.equal(again.inputs, lots[0][start].inputs)
-    held_out = [row[0] for part in made for batch in part.validation() for row in batch.inputs]
-    assert sorted(map(int, held_out)) == list(range(0, (count // 2 - 1) // length * length, length))
+    validation = [row[0] for part in made for batch in part.validation() for row in batch.inputs]
+    assert sorted(map(int, validation)) == list(
+        range(0, (count // 2 - 1) // length * length, length)
+    )
 
 
 def test_windows_keep_the_type_of_the_row_where_they_are_asked_for_as_rows() -> None:

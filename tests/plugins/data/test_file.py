@@ -85,11 +85,11 @@ def test_an_epoch_is_a_permutation_of_what_the_split_leaves(
     batches = list(data.batches(epoch, 0))
     assert len(batches) == data.batches_per_epoch
     assert all(len(batch.inputs) == size for batch in batches[:-1])
-    training, held_out = ids(batches), ids(data.validation())
-    assert sorted(training + held_out) == list(range(count))
+    training, validation = ids(batches), ids(data.validation())
+    assert sorted(training + validation) == list(range(count))
     expected = min(max(1, round(count * share)), count - 1) if share else 0
-    assert len(held_out) == expected
-    assert held_out == ids(data.validation())
+    assert len(validation) == expected
+    assert validation == ids(data.validation())
     assert all(len(batch.inputs) <= size for batch in data.validation())
     again = numbered(count, seed, batch_size=size, validation_split=share)
     assert ids(again.batches(epoch, 0)) == training

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ print(sum(len(batch.inputs) for batch in data.batches(0, 0)))
 
 def limited(*numbers: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", LIMITED, *map(str, numbers)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return forked.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
@@ -106,7 +107,7 @@ print(len(multiprocessing.active_children()))
 @pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
 def test_workers_that_cannot_be_begun_are_told_and_none_is_left_behind() -> None:
     command = [sys.executable, "-c", BEGUN]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = forked.run(command, capture_output=True, text=True, check=False, timeout=300)
     told, left = done.stdout.strip().splitlines()
     assert "RunError 8 workers cannot be begun: [Errno 24] Too many open files" in told
     assert "lower workers or prefetch" in told

@@ -133,11 +133,11 @@ def test_a_split_by_hash_is_disjoint_exhaustive_and_of_the_size_asked_for(
     count: int, share: float, key: int, data: st.DataObject
 ) -> None:
     split = HashSplit(count, share, key)
-    held_out = split.held_out_samples(np.arange(split.held_out))
+    validation = split.validation_samples(np.arange(split.validation))
     training = split.training_samples(np.arange(split.training))
-    assert np.array_equal(np.sort(np.concatenate([held_out, training])), np.arange(count))
+    assert np.array_equal(np.sort(np.concatenate([validation, training])), np.arange(count))
     wanted = min(max(1, round(count * share)), count - 1) if share else 0
-    assert len(held_out) == wanted
+    assert len(validation) == wanted
     assert (np.diff(training) > 0).all()
     some = np.array(data.draw(st.lists(st.integers(0, split.training - 1), max_size=9)), np.int64)
     assert np.array_equal(HashSplit(count, share, key).training_samples(some), training[some])
@@ -179,9 +179,9 @@ def test_processes_share_each_batch_and_every_sample_is_read_once(
         assert sorted(ids(real)) == sorted(ids([whole]))
         for filler in (b for b in batches if b.weights is not None):
             assert filler.weights.tolist() == [0.0]
-    held_out = sorted(i for part in parts for i in ids(part.validation()))
-    assert held_out == sorted(ids(alone.validation()))
-    assert sorted(held_out + ids(alone.batches(0, 0))) == list(range(count))
+    validation = sorted(i for part in parts for i in ids(part.validation()))
+    assert validation == sorted(ids(alone.validation()))
+    assert sorted(validation + ids(alone.batches(0, 0))) == list(range(count))
 
 
 @pytest.mark.spec("B4", "B7")
@@ -432,8 +432,8 @@ def test_a_file_larger_than_the_memory_is_streamed(threshold: str, tmp_path: Pat
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1500:]
-    seen, held_out, left_out = done.stdout.split(" ", 2)
-    assert int(seen) // 2 + int(held_out) == count - (2 if threshold != "0" else 0)
+    seen, validation, left_out = done.stdout.split(" ", 2)
+    assert int(seen) // 2 + int(validation) == count - (2 if threshold != "0" else 0)
     expected = {"label out of range": 2} if threshold != "0" else {}
     assert left_out.strip() == str(expected)
 

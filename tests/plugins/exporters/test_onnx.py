@@ -263,7 +263,7 @@ def test_a_warm_up_that_is_not_over_is_refused_at_the_end_alone(tmp_path: Path) 
     need("onnx", "onnxscript")
     from forge_plugins.interchange.onnx_export import export_network
 
-    model = nn.Sequential(BitLinear(16, 16, quantization=QuantizationState(blend=0.5)))
+    model = nn.Sequential(BitLinear(16, 16, quantization=QuantizationState(warmup_lambda=0.5)))
     export_network(model, torch.randn(2, 16), "int2", finished=False)
     with pytest.raises(ValueError, match="50% of the levels"):
         exported(model, torch.randn(2, 16), "int2", tmp_path / "m.onnx")

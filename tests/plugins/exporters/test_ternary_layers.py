@@ -43,7 +43,7 @@ def test_what_no_format_holds_is_refused_by_name(scheme: dict[str, Any], message
 
 def test_weights_that_are_not_ternary_yet_are_refused() -> None:
     layer = layer_of()
-    layer.quantization = QuantizationState(blend=0.4)
+    layer.quantization = QuantizationState(warmup_lambda=0.4)
     with pytest.raises(ValueError, match="40% of the levels"):
         read_layer(layer)
 

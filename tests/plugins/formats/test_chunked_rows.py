@@ -126,10 +126,10 @@ def test_packed_chunks_are_streamed_without_a_copy_each_once_an_epoch(
     assert not kept  # nothing was converted
     batches = [*data.batches(0, 0)]
     seen = [int(row[0]) for batch in batches for row in batch.inputs]
-    held_out = [int(row[0]) for batch in data.validation() for row in batch.inputs]
+    validation = [int(row[0]) for batch in data.validation() for row in batch.inputs]
     good = [at for at in range(3000) if not threshold or not 100 <= at < 170]
-    assert sorted(seen + held_out) == good
-    assert len(held_out) == round(0.2 * len(good))
+    assert sorted(seen + validation) == good
+    assert len(validation) == round(0.2 * len(good))
     for batch in batches:
         index = batch.inputs[:, 0].numpy().astype(int)
         assert np.array_equal(batch.inputs.numpy(), inputs[index])

@@ -137,7 +137,7 @@ def data(positions: Any = None, count: int = 4) -> TensorData:
     tokens = torch.randint(11, (10, 4), generator=generator)
     targets = torch.randint(11, (10, count), generator=generator)
     return TensorData(
-        tokens, targets, batch_size=4, seed=1, held_out=(tokens, targets), positions=positions,
+        tokens, targets, batch_size=4, seed=1, validation=(tokens, targets), positions=positions,
         spec=DataSpec(vocabulary=11, sequence=4, classes=11),
     )  # fmt: skip
 

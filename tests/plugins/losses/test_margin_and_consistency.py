@@ -134,7 +134,9 @@ def test_consistency_adds_the_divergence_from_the_latent_answers(
     assert told.item() > 1e-4
     assert float(session.step(given)) == pytest.approx(base + weight * told.item(), rel=1e-5)
     assert session.log().metrics["target_loss"] == pytest.approx(base, rel=1e-6)
-    assert all(one.blend == 1.0 for one in session.run.model.modules() if isinstance(one, BitLayer))
+    assert all(
+        one.warmup_lambda == 1.0 for one in session.run.model.modules() if isinstance(one, BitLayer)
+    )
 
 
 def test_a_validation_has_the_loss_towards_the_targets_alone() -> None:

@@ -27,13 +27,13 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
-def data(held_out: bool = True) -> TensorData:
+def data(validation: bool = True) -> TensorData:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(24, 4, generator=generator)
     targets = inputs[:, :3].argmax(1)
     return TensorData(
         inputs, targets, batch_size=8, seed=3, spec=DataSpec(features=4, classes=3),
-        held_out=(inputs, targets) if held_out else None,
+        validation=(inputs, targets) if validation else None,
     )  # fmt: skip
 
 

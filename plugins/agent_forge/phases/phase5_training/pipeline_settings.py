@@ -1,4 +1,4 @@
-"""Settings of a whole pipeline, and the kernel's pipeline that they declare."""
+"""The kernel's pipeline that the settings of a whole one declare."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any
 
-from msgspec import Meta
-
-from agent_forge.phases.phase5_training.configuration import Configuration, SettingError
+from agent_forge.phases.phase5_training.configuration import SettingError
+from agent_forge.phases.phase5_training.data_declaration import DataDeclaration
 from agent_forge.phases.phase5_training.grokfast_settings import GrokfastConfig
 from agent_forge.phases.phase5_training.measuring import NAMES
 from agent_forge.phases.phase5_training.pipeline.bitnet_optimizer import (
     LONGEST_WARMUP,
-    BitNetConfig,
 )
-from agent_forge.phases.phase5_training.pipeline.data_loader import DataConfig, DataFormat
-from agent_forge.phases.phase5_training.pipeline.loss_functions import LossConfig, LossType
-from agent_forge.phases.phase5_training.pipeline.validation import ValidationConfig
+from agent_forge.phases.phase5_training.pipeline.loss_functions import LossType
+from agent_forge.phases.phase5_training.pipeline_config import PipelineConfig, agreed
 from agent_forge.phases.phase5_training.pipeline_loss import pipeline_loss, pipeline_regularizers
 from agent_forge.phases.phase5_training.schedule_settings import (
     READ,
@@ -38,7 +35,6 @@ from agent_forge.phases.phase5_training.training_settings import (
 from forge_kernel.api import (
     Use,
     UseCallback,
-    UseData,
     UseGradients,
     UseObserver,
     UseOptimizer,
@@ -51,83 +47,6 @@ from forge_plugins.mathematics.grokfast.phase_lengths import fitted
 from forge_plugins.mathematics.quantization.warmup import fitting
 
 log = logging.getLogger("agent_forge.phase5_training")
-
-CACHE: Final = "data_cache"
-VALIDATION_BATCH: Final = 1024
-
-
-class PipelineConfig(Configuration):
-    """A whole pipeline.
-
-    Where several groups name the same thing (the learning rate, the interval of validations, the
-    patience), the one that the program set is meant; two that contradict each other are refused.
-    """
-
-    experiment_name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = (
-        "agent_forge_training"
-    )
-    output_dir: str = "./training_output"
-    device: str = "auto"
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
-    mixed_precision: bool = True
-    distributed: bool = False
-    data_config: DataConfig = field(default_factory=DataConfig)
-    model_config: dict[str, int] = field(default_factory=dict)  # num_classes: labels are below it
-    training_config: TrainingConfig = field(default_factory=TrainingConfig)
-    bitnet_config: BitNetConfig | None = None
-    grokfast_config: GrokfastConfig | None = None
-    loss_config: LossConfig = field(default_factory=LossConfig)
-    scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
-    validation_config: ValidationConfig = field(default_factory=ValidationConfig)
-    max_training_time: Annotated[float, Meta(gt=0)] | None = None  # seconds
-    save_intermediate_checkpoints: bool = True
-    auto_resume: bool = True
-    performance_profiling: bool = True
-
-    def check(self) -> None:
-        """Also what the groups mean together."""
-        super().check()
-        if self.distributed:
-            raise SettingError(
-                "PipelineConfig.distributed: one process trains; several are not built yet. Leave "
-                "it False"
-            )
-        if set(self.model_config) - {"num_classes"}:
-            raise SettingError(
-                f"PipelineConfig.model_config has {sorted(self.model_config)}: only num_classes is "
-                "read, the model is handed in"
-            )
-        switches = (("bitnet_enabled", "bitnet"), ("grokfast_enabled", "grokfast"))
-        for name, part in switches:
-            if getattr(self.training_config, name) and getattr(self, f"{part}_config") is None:
-                raise SettingError(
-                    f"TrainingConfig.{name}: in a pipeline, say use_{part}=True (or give "
-                    f"PipelineConfig.{part}_config)"
-                )
-
-
-def agreed(*named: tuple[Configuration | None, str], otherwise: Any) -> Any:
-    """The value of the one that the program set, of several fields that mean the same.
-
-    Args:
-        named: groups (None: not in use) with the name of the field.
-        otherwise: when none was set.
-
-    Raises:
-        SettingError: two were set to different values.
-    """
-    result = [
-        (f"{type(group).__name__}.{name}", getattr(group, name))
-        for group, name in named
-        if group is not None and group.given(name)
-    ]
-    for place, value in result[1:]:
-        if value != result[0][1]:
-            raise SettingError(
-                f"{result[0][0]} is {result[0][1]} and {place} is {value}: they mean the same, so "
-                "set one of them, or both alike"
-            )
-    return result[0][1] if result else otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,98 +75,10 @@ class Declaration:
 
     def __init__(self, config: PipelineConfig, training: Path, validation: Path | None) -> None:
         self.config = config
-        self.training, self.validation = training, validation
+        self.validation = validation
         self.device = resolve_device(config.device)
         self.notices: list[str] = []
-
-    # -- data -----------------------------------------------------------------------------------
-
-    def file_settings(self, path: Path, *, trained_on: bool) -> dict[str, Any]:
-        """Settings of the kernel's `data.file` for one of the files."""
-        config = self.config
-        data = config.data_config
-        numbers = config.loss_config.loss_type is LossType.REGRESSION
-        alone = trained_on and self.validation is None
-        result: dict[str, Any] = {
-            "path": str(path),
-            "target": "number" if numbers else "class",
-            "input_column": data.input_column,
-            "target_column": data.target_column,
-            "batch_size": data.batch_size if trained_on else self._validation_batch(),
-            "validation_batch_size": self._validation_batch(),
-            "shuffle": data.shuffle and trained_on,
-            "drop_last": data.drop_last and trained_on,
-            "streaming": data.streaming,
-            "validation_split": data.validation_split if alone else 0.0,
-            "quality_threshold": data.quality_threshold,
-            "cache_dir": data.cache_dir or str(Path(config.output_dir) / CACHE),
-            "trust_pickle": data.trust_pickle,
-            "split_seed": data.seed if data.given("seed") else None,
-        }
-        if data.data_format is not None:
-            result["format"] = self._format(data.data_format)
-        asked = ("num_workers", "prefetch_factor", "persistent_workers")
-        if data.num_workers and any(data.given(name) for name in asked):  # none is fastest
-            result["workers"] = data.num_workers
-            result["prefetch"] = data.prefetch_factor
-            result["keep_workers"] = data.persistent_workers
-        if data.given("cache_size"):
-            result["cache_size"] = data.cache_size
-        classes = config.model_config.get("num_classes", data.num_classes)
-        if data.num_classes not in (None, classes):
-            raise SettingError(
-                f"PipelineConfig.model_config has num_classes {classes}, DataConfig.num_classes is "
-                f"{data.num_classes}: they mean the same"
-            )
-        if classes is not None and not numbers:
-            result["classes"] = classes
-        return result
-
-    def _validation_batch(self) -> int:
-        """Samples in a validation batch; `validation_steps` counts batches of `batch_size`."""
-        config = self.config
-        counted = config.validation_config.validation_steps is not None
-        return config.data_config.batch_size if counted else VALIDATION_BATCH
-
-    def _check_data(self) -> None:
-        """What a pipeline does not read of the data's settings."""
-        data = self.config.data_config
-        if not data.num_workers:
-            data.refuse("prefetch_factor", "num_workers is 0")
-        if data.pin_memory:
-            data.refuse("pin_memory", "a pipeline's batches are gathered from a mapped file; it is "
-                        "of loaders (DataLoaderFactory)")  # fmt: skip
-        if data.pin_memory is False:
-            self.notices.append("DataConfig.pin_memory: a pipeline pins no memory anyway")
-        data.refuse("max_sequence_length", "a pipeline's rows are as long as the file has them; it "
-                    "is of loaders (DataLoaderFactory)")  # fmt: skip
-        if self.validation is not None and data.assigned("validation_split"):
-            self.notices.append(
-                "DataConfig.validation_split: there is a file to validate with, so that nothing is "
-                "held out of the other"
-            )
-
-    @staticmethod
-    def _format(chosen: DataFormat) -> str:
-        """The kernel's word for a form of file that has samples with a target."""
-        if chosen in (DataFormat.TEXT, DataFormat.TOKENIZED):
-            raise SettingError(
-                f"DataConfig.data_format {chosen.name}: the pipeline trains on samples with a "
-                "target; train a language model with TrainingLoop or forge run char_llama_gguf"
-            )
-        return "auto" if chosen is DataFormat.PREPROCESSED else chosen.value
-
-    def data(self) -> Use[Any]:
-        """The data source."""
-        training = self.file_settings(self.training, trained_on=True)
-        if self.validation is None:
-            return UseData("file", training)
-        held_out = self.file_settings(self.validation, trained_on=False)
-        parts = {"training": training, "validation": held_out}
-        return UseData(
-            "train_validation",
-            {name: {"use": "file", "with": item} for name, item in parts.items()},
-        )
+        self.data = DataDeclaration(config, training, validation, self.notices)
 
     # -- rates ----------------------------------------------------------------------------------
 
@@ -545,11 +376,11 @@ class Declaration:
             bitnet_enabled=bitnet is not None,
             grokfast_enabled=grokfast is not None and grokfast.enable_grokfast,
         )
-        self._check_data()
+        self.data.check()
         schedule, rate = self.schedule(lengths)
         result: dict[str, Any] = {
             "run": self.run(lengths),
-            "data": self.data(),
+            "data": self.data.use(),
             "optimizer": self.optimizer(rate),
             "loss": self.loss(),
             "regularizers": self.regularizers(),

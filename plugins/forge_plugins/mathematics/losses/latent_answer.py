@@ -26,17 +26,17 @@ def latent_answer(model: nn.Module, call: Callable[[], Answer]) -> Answer:
     """
     modules = list(model.modules())
     layers = [item for item in modules if isinstance(item, BitLayer)]
-    blends = [(quantization, quantization.blend) for quantization in {id(c): c for c in
+    before = [(quantization, quantization.warmup_lambda) for quantization in {id(c): c for c in
               (item.quantization for item in layers)}.values()]  # fmt: skip
     modes = [(item, item.training) for item in modules if not isinstance(item, BitLayer)]
     try:
-        for quantization, _ in blends:
-            quantization.blend = 0.0
+        for quantization, _ in before:
+            quantization.warmup_lambda = 0.0
         for module, _ in modes:
             module.training = False
         return call()
     finally:
-        for quantization, blend in blends:
-            quantization.blend = blend
+        for quantization, kept in before:
+            quantization.warmup_lambda = kept
         for module, mode in modes:
             module.training = mode

@@ -11,7 +11,7 @@ from torch import Tensor
 from forge_plugins.mathematics.optimizers.gradient_scaling import hold_spikes
 from forge_plugins.mathematics.optimizers.plain_parameters import with_plain_parameters
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer
-from forge_plugins.mathematics.quantization.warmup import blend
+from forge_plugins.mathematics.quantization.warmup import warmup_lambda
 from forge_plugins.mathematics.quantization.weight_statistics import weight_metrics, weight_sums
 
 SCALE_DECAY = 0.99
@@ -73,9 +73,9 @@ class BitNetOptimizer(torch.optim.AdamW):
         done = self.steps_done() if self.layers else 0
         for layer in self.layers:
             quantization = layer.quantization
-            quantization.blend = blend(done, self.warmup_steps)
+            quantization.warmup_lambda = warmup_lambda(done, self.warmup_steps)
             quantization.steps = max(0, done - self.warmup_steps)
-            quantization.sparsity = self.sparsity * blend(done, self.sparsity_steps)
+            quantization.sparsity = self.sparsity * warmup_lambda(done, self.sparsity_steps)
             layer.invalidate()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -124,7 +124,7 @@ class BitNetOptimizer(torch.optim.AdamW):
         info: dict[str, float | None] = {
             "layers": len(self.layers),
             "weights": sum(layer.weight.numel() for layer in self.layers),
-            "blend": self.layers[0].blend if self.layers else None,
+            "blend": self.layers[0].warmup_lambda if self.layers else None,
             "target_sparsity": self.layers[0].quantization.sparsity if self.layers else None,
         }
         with_levels = [layer for layer in self.layers if layer.scheme.quantizes_weight]

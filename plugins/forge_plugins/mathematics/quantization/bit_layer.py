@@ -24,15 +24,15 @@ class QuantizationState:
     """What changes for all layers of a model while it trains; who converts a model holds it.
 
     Args:
-        blend: share of the quantized values in what is applied (warm-up), 1 when it is over.
+        warmup_lambda: share of the quantized values in what is applied, 1 after the warm-up.
         sparsity: smallest fraction of exact zeros in each applied weight.
-        steps: optimizer steps done with `blend` at 1; 0 means that the layers were never trained
-            on their levels.
+        steps: optimizer steps done with `warmup_lambda` at 1; 0 means that the layers were never
+            trained on their levels.
         seed: of stochastic rounding until the next update, so that a layer that is computed twice
             (activation checkpointing) rounds alike; None: torch's stream goes on.
     """
 
-    blend: float = 1.0
+    warmup_lambda: float = 1.0
     sparsity: float = 0.0
     steps: int = 0
     seed: int | None = None
@@ -173,9 +173,9 @@ class BitLayer(nn.Module):
             return self._blended(self.weight.detach(), applied)
 
     @property
-    def blend(self) -> float:
+    def warmup_lambda(self) -> float:
         """Share of the quantized values in what is applied."""
-        return 1.0 if self.continued else self.quantization.blend
+        return 1.0 if self.continued else self.quantization.warmup_lambda
 
     @property
     def trained_quantized(self) -> bool:
@@ -183,10 +183,10 @@ class BitLayer(nn.Module):
         return self.continued or self.quantization.steps > 0
 
     def _blended(self, latent: Tensor, quantized: Tensor) -> Tensor:
-        blend = self.blend
-        if blend == 1.0:
+        warmup_lambda = self.warmup_lambda
+        if warmup_lambda == 1.0:
             return quantized
-        return latent if blend == 0.0 else latent + (quantized - latent) * blend
+        return latent if warmup_lambda == 0.0 else latent + (quantized - latent) * warmup_lambda
 
     # -- keeping ------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class BitLayer(nn.Module):
     def _estimated(self, applied: Tensor, scale: Tensor) -> Tensor:
         """`applied` with the estimator's gradient towards the latent weight and the threshold."""
         return quantizers.estimated(
-            self.weight, self._border(), applied, scale, self.scheme, self.blend
+            self.weight, self._border(), applied, scale, self.scheme, self.warmup_lambda
         )
 
     def estimated_weight(self) -> Tensor:

@@ -90,7 +90,7 @@ class BitLinear(BitLayer, nn.Linear):
         """Apply the layer to shape (..., in_features)."""
         if self.sub_norm is not None:
             input = self.sub_norm(input)
-        if self.blend < 1.0 or not self.scheme.quantizes_weight:
+        if self.warmup_lambda < 1.0 or not self.scheme.quantizes_weight:
             # the plain form: what is blended is on no grid
             return functional.linear(
                 self.estimated_input(input), self.estimated_weight(), self.bias

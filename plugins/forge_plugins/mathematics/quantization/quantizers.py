@@ -389,10 +389,10 @@ class _Estimated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         latent, threshold, scale = ctx.saved_tensors
-        scheme, blend = ctx.how
+        scheme, warmup_lambda = ctx.how
         values = in_levels(latent, scale, scheme)
         passed: Tensor | None = gradient
-        share = 1.0 - blend
+        share = 1.0 - warmup_lambda
         if scheme.ste == "clipped":
             inside = (values.abs() <= scheme.qmax).view(latent.shape)
             passed = gradient * (inside + ~inside * share)
@@ -402,7 +402,7 @@ class _Estimated(torch.autograd.Function):
         if threshold is not None and ctx.needs_input_grad[1]:
             of_threshold = threshold_gradient(
                 arranged(gradient, scheme).float(), values, threshold, scale, scheme
-            ).mul_(blend)
+            ).mul_(warmup_lambda)
         return passed, of_threshold, None, None, None
 
 
@@ -440,7 +440,7 @@ def estimated(
     applied: Tensor,
     scale: Tensor,
     scheme: Scheme,
-    blend: float = 1.0,
+    warmup_lambda: float = 1.0,
 ) -> Tensor:
     """`applied` with the gradient that the scheme's estimator gives towards what is trained.
 
@@ -451,11 +451,11 @@ def estimated(
         scale: of the levels.
         scheme: `plain` passes the gradient, `clipped` passes it within the grid, `off` does not;
             what is blended in of the latent weight itself keeps its gradient.
-        blend: share of the quantized weight in `applied`.
+        warmup_lambda: share of the quantized weight in `applied`.
     """
     if threshold is None and scheme.ste == "identity":
         return straight_through(latent, applied)
-    if threshold is None and scheme.ste == "none" and blend == 1.0:
+    if threshold is None and scheme.ste == "none" and warmup_lambda == 1.0:
         return applied
-    result: Tensor = _Estimated.apply(latent, threshold, applied, scale, (scheme, blend))  # type: ignore[no-untyped-call]
+    result: Tensor = _Estimated.apply(latent, threshold, applied, scale, (scheme, warmup_lambda))  # type: ignore[no-untyped-call]
     return result

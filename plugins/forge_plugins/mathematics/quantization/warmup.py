@@ -13,7 +13,7 @@ Curve = Literal["linear", "exponential", "sigmoid"]
 STEEPNESS: Final = {"exponential": 4.0, "sigmoid": 15.0}
 
 
-def blend(step: int, steps: int, curve: Curve = "linear") -> float:
+def warmup_lambda(step: int, steps: int, curve: Curve = "linear") -> float:
     """Share of the quantized tensor.
 
     Args:

@@ -256,7 +256,7 @@ class Loader:
 
     Args:
         data: the samples.
-        held_out: give the held-out samples, in one fixed order.
+        validation: give the held-out samples, in one fixed order.
         pin: copy batches into pinned memory, where CUDA is.
         profiler: is told of each batch.
     """
@@ -265,31 +265,31 @@ class Loader:
         self,
         data: FileData,
         *,
-        held_out: bool = False,
+        validation: bool = False,
         pin: bool = False,
         profiler: DataLoadingProfiler | None = None,
     ) -> None:
         self.data, self.profiler = data, profiler
         self.batch_size = data.config.batch_size
-        self._held_out, self._pin = held_out, pin and torch.cuda.is_available()
+        self._validation, self._pin = validation, pin and torch.cuda.is_available()
         self._epochs = Epochs(data)
         self._resumed = False
 
     def __len__(self) -> int:
-        if self._held_out:
-            return math.ceil(self.data.sampler.held_out / self.data.config.validation_batch_size)
+        if self._validation:
+            return math.ceil(self.data.sampler.validation / self.data.config.validation_batch_size)
         return len(self._epochs)
 
     @property
     def samples(self) -> int:
         """Samples of an epoch."""
-        return self.data.sampler.held_out if self._held_out else self.data.sampler.training
+        return self.data.sampler.validation if self._validation else self.data.sampler.training
 
     def __iter__(self) -> Iterator[Sample]:
-        if not self._held_out and not self._resumed:
+        if not self._validation and not self._resumed:
             self._epochs.begin()
         self._resumed = False
-        batches = self.data.validation() if self._held_out else iter(self._epochs)
+        batches = self.data.validation() if self._validation else iter(self._epochs)
         begin = time.perf_counter()
         for batch in batches:
             ready = {n: t.pin_memory() for n, t in batch.items()} if self._pin else batch
@@ -375,7 +375,7 @@ class DataLoaderFactory:
         """
         data = _data(path, config, validation_split=config.validation_split)
         return Loader(data, pin=config.pin_memory is not False), Loader(
-            data, held_out=True, pin=config.pin_memory is not False
+            data, validation=True, pin=config.pin_memory is not False
         )
 
 

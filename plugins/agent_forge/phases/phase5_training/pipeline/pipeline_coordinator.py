@@ -32,17 +32,13 @@ from agent_forge.phases.phase5_training.pipeline.training_loop import (
     TrainingState,
 )
 from agent_forge.phases.phase5_training.pipeline.validation import RealTimeValidator
+from agent_forge.phases.phase5_training.pipeline_config import PipelineConfig
 from agent_forge.phases.phase5_training.pipeline_metrics import (
     PipelineMetrics,
     PipelinePhase,
     PipelineState,
 )
-from agent_forge.phases.phase5_training.pipeline_settings import (
-    Declaration,
-    Lengths,
-    PipelineConfig,
-    face_names,
-)
+from agent_forge.phases.phase5_training.pipeline_settings import Declaration, Lengths, face_names
 from agent_forge.phases.phase5_training.training_identity import TrainingIdentity
 from forge_kernel import resume, run
 from forge_kernel.api import (
@@ -66,6 +62,7 @@ from forge_kernel.embedding import (
     OneProcess,
     RunConfig,
     check_pipeline,
+    code_allowed,
     fill,
     plan,
     read_yaml,
@@ -243,7 +240,8 @@ class TrainingPipeline:
                 self._fit_capabilities(self.trainer, whole, lengths.total)
             catalog = Catalog.installed()
             pipeline = check_pipeline(pipeline, catalog, {Kind.MODEL})
-            plan(pipeline, catalog, plugins=[InMemoryModel(self.model), *self._plugins()])
+            with code_allowed(config.data_config.trust_pickle):  # the program says so, no file
+                plan(pipeline, catalog, plugins=[InMemoryModel(self.model), *self._plugins()])
         config.lock(LOCK)
         self._declaration, self._pipeline = declaration, pipeline
         for device in (self.trainer, self.validator):
@@ -271,7 +269,7 @@ class TrainingPipeline:
         for path, trained_on in files:
             if path is None:
                 continue
-            settings = declaration.file_settings(path, trained_on=trained_on)
+            settings = declaration.data.file_settings(path, trained_on=trained_on)
             source: Any = File(msgspec.convert(settings, FileConfig))
             data = source.make_data(looking)
             result.append(data)
@@ -351,8 +349,8 @@ class TrainingPipeline:
     def _run(self, on_progress: Callable[[Mapping[str, Any]], None] | None) -> RunResult:
         assert self._pipeline is not None
         parts: dict[str, Any] = {
-            "on_progress": on_progress,
             "model": self.model, "plugins": self._plugins(), "cancel": self._cancel, "quiet": True,
+            "on_progress": on_progress, "allow_code": self.config.data_config.trust_pickle,
         }  # fmt: skip
         self._identity = TrainingIdentity.of(self.model)
         unfinished = self._unfinished(self._identity)

@@ -1,0 +1,293 @@
+"""What only watches cannot end a run, and what ends it loses no step."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+from kernel_parts import make_plugin
+
+from forge_kernel import resume, run
+from forge_kernel.contract.plugin import Kind
+from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_kernel.storage.checkpoint_store import CheckpointStore
+from forge_kernel.testing.compare import differences
+
+PLAIN = ("exporters=null", "callbacks=null", "run.max_steps=9")
+
+
+def smoke(*settings: str) -> Any:
+    return load_pipeline("smoke", [*PLAIN, *settings])
+
+
+def steps(folder: Path) -> list[int]:
+    return CheckpointStore(folder / "checkpoints").steps()
+
+
+WATCHED = {
+    "on_batch": lambda self, run, step, batch: self.fail(),
+    "on_step_end": lambda self, run, step: self.fail(),
+    "on_log": lambda self, run, record: self.fail(),
+    "on_validation": lambda self, run, metrics: self.fail(),
+    "on_checkpoint": lambda self, run, folder: self.fail(),
+    "on_epoch_end": lambda self, run: self.fail(),
+    "on_event": lambda self, run, event: self.fail(),
+    "on_run_end": lambda self, run, result: self.fail(),
+    "log_metrics": lambda self, run, step: self.fail(),
+}
+
+
+@pytest.mark.parametrize("hook", WATCHED)
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(), KeyError()])
+def test_an_observer_that_fails_ends_no_run(tmp_path: Path, hook: str, error: Any) -> None:
+    """Red when an observer's error is raised: nothing of the run would be left."""
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise error
+
+    function = WATCHED[hook]
+    own = types.FunctionType(function.__code__, function.__globals__)  # it is named after the hook
+    plugin = make_plugin("watcher", Kind.OBSERVERS, **{hook: own})
+    plugin.fail = fail
+    result = run(
+        smoke("run.log_every=1", "run.validate_every=2", "run.save_every=1"),
+        plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
+    )  # fmt: skip
+    assert (result.outcome, result.steps) == ("completed", 9)
+    assert calls
+    if hook not in ("on_event", "on_epoch_end"):
+        log = (tmp_path / "r" / "forge.log").read_text()
+        assert log.count("watcher failed in ") == 1, log
+
+
+def test_an_observer_that_fails_again_and_again_is_left_alone(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        calls.append(step.number)
+        raise OSError("gone")
+
+    plugin = make_plugin("watcher", Kind.OBSERVERS, on_step_end=on_step_end)
+    run(smoke("run.max_steps=30"), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
+    assert calls == list(range(1, 11))
+
+
+def test_an_observer_that_cannot_begin_is_told_at_once(tmp_path: Path) -> None:
+    """Nothing is lost yet: whoever asked for it wants to know."""
+
+    def on_run_start(self: Any, run: Any) -> None:
+        raise OSError("no such place")
+
+    plugin = make_plugin("watcher", Kind.OBSERVERS, on_run_start=on_run_start)
+    with pytest.raises(OSError, match="no such place"):
+        run(smoke(), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
+
+
+@pytest.mark.parametrize("hook", ["on_batch", "on_log"])
+def test_an_error_after_the_first_step_keeps_the_last_whole_step(tmp_path: Path, hook: str) -> None:
+    """Red when nothing is saved, or what is saved is of a step that was cut."""
+
+    def make(fails: bool) -> Any:
+        def fail_at(number: int) -> None:
+            if fails and number == 6:
+                raise ArithmeticError("planned")
+
+        def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
+            fail_at(step.number)
+
+        def on_log(self: Any, run: Any, record: Any) -> None:
+            fail_at(record.step)
+
+        chosen = {"on_batch": on_batch, "on_log": on_log}[hook]
+        return make_plugin("culprit", Kind.CALLBACKS, **{hook: chosen})
+
+    settings = ("run.log_every=1", "data.with.batch_size=8", "observers=null")
+    straight = tmp_path / "straight"
+    run(smoke(*settings), plugins=[make(False)], output_dir=straight, quiet=True)
+    with pytest.raises(ArithmeticError, match="planned") as error:
+        run(smoke(*settings), plugins=[make(True)], output_dir=tmp_path / "r", quiet=True)
+    assert "forge resume" in "\n".join(error.value.__notes__)
+    assert steps(tmp_path / "r") == [5 if hook == "on_batch" else 6]
+    resume(tmp_path / "r", quiet=True, plugins=[make(False)])
+    left, right = (CheckpointStore(p / "checkpoints").path(9) for p in (straight, tmp_path / "r"))
+    assert differences(left, right) == []
+
+
+@pytest.mark.parametrize("hook", ["on_gradients", "on_weights", "on_step_end"])
+def test_an_update_that_is_cut_is_not_kept(tmp_path: Path, hook: str) -> None:
+    """Red when weights or memories between two steps are saved as those of one."""
+
+    def cut(self: Any, run: Any, step: Any) -> None:
+        if step.number == 6:
+            raise ArithmeticError("planned")
+
+    plugin = make_plugin("culprit", Kind.CALLBACKS, **{hook: cut})
+    with pytest.raises(ArithmeticError):
+        run(smoke("run.save_every=4"), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
+    assert steps(tmp_path / "r") == [4]
+
+
+def test_a_checkpoint_comes_with_the_time_as_well(tmp_path: Path) -> None:
+    """Red when only steps count: a slow step loses hours."""
+    seen: list[int] = []
+
+    def on_checkpoint(self: Any, run: Any, folder: Any) -> None:
+        seen.append(run.progress.step)
+
+    def slow(self: Any, run: Any, step: Any) -> None:
+        time.sleep(0.02)
+
+    plugins = [
+        make_plugin("seen", Kind.OBSERVERS, on_checkpoint=on_checkpoint),
+        make_plugin("slow", Kind.CALLBACKS, on_step_end=slow),
+    ]
+    run(smoke("run.save_minutes=0.0003"), plugins=plugins, output_dir=tmp_path / "a", quiet=True)
+    assert seen == list(range(1, 10))
+    seen.clear()
+    run(smoke("run.save_minutes=null"), plugins=plugins, output_dir=tmp_path / "b", quiet=True)
+    assert seen == [9]
+    left, right = (CheckpointStore(tmp_path / x / "checkpoints").path(9) for x in "ab")
+    assert differences(left, right) == []
+
+
+def begun(folder: Path, *, until: str) -> Any:
+    """A run without end in another process; `until`: "steps" or "set-up"."""
+    with (folder.parent / "stderr").open("wb") as stderr:
+        process = forked.Popen(
+            [
+                sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", str(folder),
+                "--quiet", "--set", "run.max_steps=1000000", "--set", "exporters=null",
+            ],
+            stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        status = folder / "status.json"
+        if until == "set-up" and folder.is_dir():
+            return process
+        try:
+            if json.loads(status.read_text())["step"]:
+                return process
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.01)
+    raise AssertionError("it did not begin")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_saves_and_stops(tmp_path: Path, name: str) -> None:
+    """Red when a signal has its usual meaning: death without a word."""
+    number = getattr(signal, name)
+    process = begun(tmp_path / "r", until="steps")
+    process.send_signal(number)
+    assert process.wait(timeout=120) == 128 + number
+    result = json.loads((tmp_path / "r/result.json").read_text())
+    assert result["outcome"] == "stopped"
+    assert steps(tmp_path / "r")[-1] == result["steps"]
+    assert f"forge: {name}: stopping" in (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_before_the_first_step_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    number = getattr(signal, name)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "r"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (tmp_path / "r").is_dir() and time.monotonic() < end:
+        time.sleep(0.002)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[0]
+    if "stopping after this step" in said:
+        pytest.skip("it was in its steps already")
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert f"forge: {name}: ended" in said
+
+
+def test_a_reader_that_goes_away_ends_no_run(tmp_path: Path) -> None:
+    """`forge run ... 2>&1 | head -1`: red when the bar's broken pipe ends the training."""
+    read, write = os.pipe()
+    process = forked.Popen(
+        [
+            sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir",
+            str(tmp_path / "r"), "--set", "run.max_steps=60", "--set", "run.log_every=1",
+        ],
+        stdout=write, stderr=write,
+    )  # fmt: skip
+    os.close(write)
+    assert os.read(read, 10)
+    os.close(read)
+    assert process.wait(timeout=120) == 0
+    assert json.loads((tmp_path / "r/result.json").read_text())["outcome"] == "completed"
+
+
+def trespass(what: str, run: Any) -> None:
+    import torch
+
+    if what == "module modes":
+        run.model.eval()
+    elif what == "progress":
+        run.progress.skipped += 1
+    elif what == "grad mode":
+        torch.set_grad_enabled(False)
+    else:
+        os.chdir(os.pardir)
+
+
+@pytest.mark.parametrize("what", ["module modes", "progress", "grad mode", "the working folder"])
+@pytest.mark.parametrize("hook", ["on_step_end", "on_log", "on_batch"])
+def test_the_checked_mode_names_who_leaves_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, hook: str
+) -> None:
+    import torch
+
+    from forge_kernel.errors import OwnershipError
+
+    monkeypatch.chdir(tmp_path)
+    functions = {
+        "on_step_end": lambda self, run, step: trespass(self.what, run),
+        "on_log": lambda self, run, record: trespass(self.what, run),
+        "on_batch": lambda self, run, step, batch: trespass(self.what, run),
+    }
+    plugin = make_plugin("culprit", Kind.CALLBACKS, **{hook: functions[hook]})
+    plugin.what = what
+    try:
+        with pytest.raises(OwnershipError, match=f"culprit wrote {what} in {hook}"):
+            run(
+                smoke("run.checked=true", "run.log_every=1"),
+                plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
+            )  # fmt: skip
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def test_modules_left_in_evaluation_mode_are_told_once_without_the_checked_mode(
+    tmp_path: Path,
+) -> None:
+    """Red when nobody looks: the run trains on without dropout."""
+
+    def on_validation(self: Any, run: Any, metrics: Any) -> None:
+        run.model.eval()
+
+    plugin = make_plugin("culprit", Kind.CALLBACKS, on_validation=on_validation)
+    run(
+        smoke("run.log_every=1", "run.validate_every=3"),
+        plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
+    )  # fmt: skip
+    log = (tmp_path / "r" / "forge.log").read_text()
+    assert log.count("modules are in evaluation mode since training began") == 1
+    run(smoke("run.log_every=1"), output_dir=tmp_path / "s", quiet=True)
+    assert "evaluation mode" not in (tmp_path / "s" / "forge.log").read_text()
