@@ -118,6 +118,17 @@ def test_copies_and_files_have_the_parameter_as_it_was(tmp_path: Path) -> None:
     assert load_file(tmp_path / "packed.safetensors")["0.weight.levels"].numel() == 16 * 24 / 4
 
 
+def test_another_layer_of_that_name_stays() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+    _, report = convert_model_to_bitnet(nn.Sequential(Conv1D(), nn.Linear(4, 4)))
+    assert set(report.layers) == {"1"}
+    assert "Conv1D holds parameters of its own" in report.left["0"]
+
+
 def test_scales_by_row_have_no_place_in_a_packed_file_of_transposed_weights() -> None:
     mine, _ = pair(granularity="row")
     with pytest.raises(

@@ -7,6 +7,7 @@ layers on levels are written as a layout says (see `packed_layout`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -86,7 +87,7 @@ def library_config(model: Any, layout: Layout, dtype: Dtype) -> dict[str, Any]:
     """The content of `config.json`: the model's own, with its quantization."""
     ternary = need_grid_layers(model)
     plain = [
-        name
+        _exactly(name) if any(other.endswith(name) for other in ternary) else name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name not in ternary
     ]
@@ -98,6 +99,11 @@ def library_config(model: Any, layout: Layout, dtype: Dtype) -> dict[str, Any]:
         "dtype": dtype,
         "quantization_config": quantization_entry(layout, plain),
     }
+
+
+def _exactly(name: str) -> str:
+    """A name that the library takes for no ending of a longer one: it reads patterns too."""
+    return f"^{re.escape(name)}$"
 
 
 def kept_files(model: Any) -> dict[str, bytes]:

@@ -101,11 +101,6 @@ class ModelFolder:
         return (_whole(self.config, "num_channels") or 3, *pair)
 
     @property
-    def bytes(self) -> int:
-        """Of the safetensors files."""
-        return sum((self.path / name).stat().st_size for name in self.files)
-
-    @property
     def files(self) -> list[str]:
         """Names of the safetensors files."""
         return sorted({tensor.file for tensor in self.tensors.values()})

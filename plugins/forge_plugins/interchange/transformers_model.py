@@ -178,7 +178,7 @@ def _drawn(auto: Any, folder: ModelFolder, config: Any, options: dict[str, Any])
     try:
         model: nn.Module = auto.from_config(config, **options)
     except Exception as error:
-        raise FolderError(f"{folder.path}: {_words(error)}") from error
+        raise FolderError(_not_loaded(folder, error)) from error
     return model
 
 
@@ -196,7 +196,7 @@ def _loaded(auto: Any, folder: ModelFolder, config: Any, options: dict[str, Any]
     except Exception as error:
         if "weights_only" in str(error) or isinstance(error.__cause__, UnpicklingError):
             raise FolderError(_not_only_tensors(folder)) from error
-        raise FolderError(f"{folder.path}: transformers cannot load it: {_words(error)}") from error
+        raise FolderError(_not_loaded(folder, error)) from error
     drawn, left = (sorted(map(str, account[key])) for key in ("missing_keys", "unexpected_keys"))
     _check_account(folder, account, drawn, left)
     for name, tensor in model.named_parameters():
@@ -249,6 +249,15 @@ def _not_only_tensors(folder: ModelFolder) -> str:
         f"{folder.path}: its pickled weights hold more than tensors, and are not run: save the "
         "model as safetensors where you trust it (save_pretrained)"
     )
+
+
+def _not_loaded(folder: ModelFolder, error: BaseException) -> str:
+    if "attention implementation" in str(error):
+        return (
+            f"{folder.path}: {folder.architecture} has no fused attention in this version of "
+            "transformers: set attention: eager"
+        )
+    return f"{folder.path}: transformers cannot load it: {_words(error)}"
 
 
 def _words(error: BaseException) -> str:

@@ -110,7 +110,9 @@ class LanguageModelLoss:
             )
         few = batch.rows(_FEW)
         if said and deferred_logits.changes_after_head(
-            model, name, lambda: label_positions.main_output(call_model(model, few))
+            model,
+            model.get_submodule(name),
+            lambda: label_positions.main_output(call_model(model, few)),
         ):
             raise PluginError(
                 f"language_model: {type(model).__name__} changes what its layer '{name}' gives "

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_parts import make_session
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from forge_kernel.config.use import UseLoss, UseValidator
@@ -19,7 +19,12 @@ from forge_kernel.contract.tensor_data import TensorData
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 from forge_plugins.mathematics.losses.chunked_cross_entropy import chunked_cross_entropy
-from forge_plugins.mathematics.losses.deferred_logits import DeferredLogits, without_head
+from forge_plugins.mathematics.losses.deferred_logits import (
+    DeferredLogits,
+    changes_after_head,
+    head_name,
+    without_head,
+)
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.quantization.scheme import Scheme
 
@@ -221,3 +226,48 @@ def test_to_those_who_do_not_know_of_pieces_it_is_the_tensor_of_all_logits() -> 
     assert deferred.shape == whole.shape
     assert torch.equal(functional.log_softmax(deferred, -1), functional.log_softmax(whole, -1))
     torch.testing.assert_close(torch.cat(list(deferred.pieces())), whole.flatten(0, 1))
+
+
+class Scaled(nn.Module):
+    """A model that says which layer is its head, and does something to what that gives."""
+
+    def __init__(self, after: Any, *, bias: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.lm_head = nn.Linear(8, 11, bias=bias)
+        self.after = after
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.embedding(tokens).to(self.lm_head.weight.dtype)
+        found: Tensor = self.after(self.lm_head(hidden))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("after", "bias", "changed"),
+    [
+        (lambda logits: logits, True, False),
+        (lambda logits: logits * 0.0625, False, False),
+        (lambda logits: logits * 0.0625, True, True),
+        (lambda logits: 30.0 * torch.tanh(logits / 30.0), False, True),
+        (lambda logits: logits[..., :5], False, True),
+        (lambda logits: torch.log_softmax(logits, -1), False, True),
+    ],
+)
+def test_what_follows_the_head_is_seen_whatever_the_size_of_the_logits(
+    after: Any, bias: bool, changed: bool
+) -> None:
+    model = Scaled(after, bias=bias).train()
+    tokens = torch.randint(11, (1, 4))
+    assert head_name(model) == "lm_head"
+    assert changes_after_head(model, model.lm_head, lambda: model(tokens)) is changed
+    assert model.training
+    assert not model.lm_head._forward_hooks
+    if not changed:
+        wanted = model(tokens)
+        with without_head(model, "lm_head") as head:
+            hidden = model(tokens)
+        torch.testing.assert_close(head(hidden), wanted)

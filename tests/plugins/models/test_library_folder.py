@@ -86,3 +86,38 @@ def test_the_transposed_layers_of_gpt2_have_no_place_in_the_librarys_quantized_l
     library()
     with pytest.raises(PluginError, match=r"Conv1D.*state_dict \(weights: applied\)"):
         exported("gpt2", tmp_path, "online")
+
+
+def test_a_plain_layer_whose_name_ends_anothers_is_named_exactly(tmp_path: Path) -> None:
+    """Planted: the name as it is; transformers took pre_classifier for it and left it plain."""
+    transformers = library()
+    config = transformers.DistilBertConfig(
+        vocab_size=260, dim=32, hidden_dim=64, n_layers=1, n_heads=4, max_position_embeddings=64,
+        num_labels=5,
+    )  # fmt: skip
+    folder = tmp_path / "model"
+    transformers.DistilBertForSequenceClassification(config).save_pretrained(folder)
+    chosen = settings(
+        "bert", folder, tmp_path, "run.max_steps=1",
+        "exporters=[{use: transformers, with: {layout: online, verify: false}}]",
+    )  # fmt: skip
+    result: Any = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "run", quiet=True)
+    written = tmp_path / "run/exports/transformers"
+    found = transformers.DistilBertForSequenceClassification.from_pretrained(written)
+    kinds = {name: type(module).__name__ for name, module in found.named_modules()}
+    assert kinds["pre_classifier"] == "AutoBitLinear"
+    assert kinds["classifier"] == "Linear"
+    assert torch.equal(found.classifier.weight, result.model.classifier.weight)
+
+
+def test_gpt2_as_applied_is_read_by_the_library_under_its_own_names(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", "gpt2")
+    chosen = settings("gpt2", folder, tmp_path, "run.max_steps=2",
+                      "exporters=[{use: state_dict, with: {weights: applied}}]")  # fmt: skip
+    result: Any = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "run", quiet=True)
+    written = load_file(tmp_path / "run/exports/state_dict/model.safetensors")
+    plain = library().GPT2LMHeadModel.from_pretrained(folder)
+    missing, unexpected = plain.load_state_dict(written, strict=False)
+    assert (set(missing) | set(unexpected)) <= {"lm_head.weight", "transformer.wte.weight"}
+    layer = result.model.transformer.h[0].mlp.c_fc
+    assert torch.equal(plain.transformer.h[0].mlp.c_fc.weight, layer.applied_weight().t())

@@ -28,6 +28,7 @@ from forge_plugins.interchange.model_folder import (
     largest_token,
     read_model_folder,
 )
+from forge_plugins.interchange.safetensors_header import read_header
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 20,
@@ -136,6 +137,14 @@ def no_map(folder: Path) -> None:
     (folder / INDEX).write_text("[]")
 
 
+def map_in_a_row(folder: Path) -> None:
+    (folder / INDEX).write_text('{"weight_map": ["a.safetensors"]}')
+
+
+def empty_map(folder: Path) -> None:
+    write_index(folder, {})
+
+
 WRONG: dict[Callable[[Path], None], tuple[str, ...]] = {
     cut: ("b.safetensors is not whole", "of", "download it again"),
     cut_in_header: ("b.safetensors", "cut off", "download it again"),
@@ -157,6 +166,8 @@ WRONG: dict[Callable[[Path], None], tuple[str, ...]] = {
     no_architecture: ("(none)", "set task"),
     other_vocabulary: ("model.embed_tokens.weight has 20 rows", "a vocabulary of 24"),
     no_map: (INDEX, "has no weight_map"),
+    map_in_a_row: (INDEX, "has no weight_map"),
+    empty_map: (INDEX, "has no weight_map"),
 }
 
 
@@ -272,6 +283,17 @@ def test_sizes_are_those_of_the_family(tmp_path: Path) -> None:
     assert read_model_folder(str(folder)).longest == 32
     edit_config(folder, image_size=[8, 6])
     assert read_model_folder(str(folder)).image == (3, 8, 6)
+
+
+def test_a_header_tells_all_tensors_and_an_empty_file_none(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}, file)
+    found = read_header(file)
+    assert {name: (one.shape, one.dtype, one.file) for name, one in found.items()} == {
+        "a": ((2, 3), "F32", "x.safetensors"), "b": ((4,), "BF16", "x.safetensors"),
+    }  # fmt: skip
+    file.write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert read_header(file) == {}
 
 
 def test_the_largest_token_of_a_tokenizer_counts_added_ones(tmp_path: Path) -> None:
@@ -437,3 +459,17 @@ def test_a_longer_sequence_of_live_data_is_refused_where_it_comes(whole: Path) -
     prepare_inputs(model, folder)
     with pytest.raises(ValueError, match="65 tokens for a model with 64 positions"):
         model(torch.zeros(1, 65, dtype=torch.long))
+
+
+@pytest.mark.parametrize("random", ["true", "false"])
+def test_an_architecture_without_fused_attention_says_what_to_set(
+    random: str, tmp_path: Path
+) -> None:
+    transformers = library()
+    config = transformers.MambaConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=1, pad_token_id=0
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    chosen = settings("llama", tmp_path / "model", tmp_path, f"model.with.random={random}")
+    with pytest.raises(PluginError, match="MambaForCausalLM has no fused attention.*eager"):
+        run(load_pipeline("smoke", chosen), output_dir=tmp_path / "run", quiet=True)

@@ -248,7 +248,7 @@ def test_a_soft_cap_behind_the_head_is_refused_by_the_chunked_loss(tmp_path: Pat
     """Planted: the look at what follows the head left out; the loss was of uncapped logits."""
     from forge_kernel.errors import PluginError
 
-    folder = make_folder(tmp_path / "model", "gemma3", final_logit_softcapping=0.05)
+    folder = make_folder(tmp_path / "model", "gemma3", final_logit_softcapping=30.0)
     chosen = settings("gemma3", folder, tmp_path, "loss={use: language_model}")
     with pytest.raises(PluginError, match="soft cap"):
         run(load_pipeline("smoke", chosen), output_dir=tmp_path / "run", quiet=True)
