@@ -114,8 +114,8 @@ class PluginInfo:
         metrics: those that it logs or computes.
         foreign_code: what its settings would let run, beside the plugin itself: (in words, whether
             somebody must allow it from outside the file).
-        hears_unfinished: a callback that hears of validations of a network that is not yet what will
-            be exported, since it judges no metrics.
+        hears_unfinished: a callback that hears of validations of a network that is not yet what
+            will be exported, since it judges no metrics.
         couples_samples: a loss whose value for a sample depends on the other samples of the
             micro-batch (pairs, groups): micro-batches do not add up to the whole batch, which a
             run with `run.accumulate` above 1 is told.

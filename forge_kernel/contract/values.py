@@ -48,15 +48,20 @@ class Batch:
         samples = self.samples
 
         def cut(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: cut(part) for name, part in value.items()}
             shape = getattr(value, "shape", None)
             return value[chosen] if shape and shape[0] == samples else value
 
+        def all_cut(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: cut(part) for name, part in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(cut(part) for part in value)
+            return cut(value)
+
         return replace(
             self,
-            inputs=cut(self.inputs),
-            targets=cut(self.targets),
+            inputs=all_cut(self.inputs),
+            targets=all_cut(self.targets),
             weights=None if self.weights is None else cut(self.weights),
         )
 

@@ -17,6 +17,7 @@ from forge_kernel.errors import ConfigError, Fault
 
 LOCK: Final = "owner.json"
 _PATIENCE_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 0.02
 
 State = Literal["held", "free", "foreign", "none"]
 
@@ -151,16 +152,12 @@ def _locked(descriptor: int) -> bool:
     """Whether the lock could be had; who only looks at it holds it for a moment."""
     import fcntl
 
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
+    for _ in range(max(1, round(_PATIENCE_SECONDS / _PAUSE_SECONDS))):
+        with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.02)
-        else:
             return True
+        time.sleep(_PAUSE_SECONDS)
+    return False
 
 
 def _read(descriptor: int) -> dict[str, Any]:

@@ -131,18 +131,21 @@ def state_of_parameters(tree: Any, shapes: Collection[torch.Size]) -> dict[str, 
         tree: mappings and lists with tensors in them.
         shapes: of the parameters.
     """
-    return {name: tensor for name, tensor in _tensors(tree, "") if tensor.shape in shapes}
+    return {name: tensor for name, tensor in _tensors(tree) if tensor.shape in shapes}
 
 
-def _tensors(tree: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, Tensor):
-        yield name, tree
-    elif isinstance(tree, Mapping):
-        for key, part in tree.items():
-            yield from _tensors(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(tree, list | tuple):
-        for index, part in enumerate(tree):
-            yield from _tensors(part, f"{name}[{index}]")
+def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a tree with the way to each: `optimizer.state[0].exp_avg`."""
+    todo: list[tuple[str, Any]] = [("", tree)]
+    while todo:
+        name, value = todo.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping):
+            parts = [(f"{name}.{key}" if name else str(key), part) for key, part in value.items()]
+            todo += reversed(parts)
+        elif isinstance(value, list | tuple):
+            todo += reversed([(f"{name}[{index}]", part) for index, part in enumerate(value)])
 
 
 def in_words(names: list[str]) -> str:

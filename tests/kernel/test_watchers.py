@@ -185,13 +185,23 @@ def begun(folder: Path, *, until: str) -> Any:
     raise AssertionError("it did not begin")
 
 
+def heard(name: str) -> None:
+    """Under nohup a hang-up is ignored, here and in each process that is started from here."""
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored where these tests were started (nohup)")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_saves_and_stops(tmp_path: Path, name: str) -> None:
     """Red when a signal has its usual meaning: death without a word."""
     number = getattr(signal, name)
+    heard(name)
     process = begun(tmp_path / "r", until="steps")
-    process.send_signal(number)
-    assert process.wait(timeout=120) == 128 + number
+    try:
+        process.send_signal(number)
+        assert process.wait(timeout=120) == 128 + number
+    finally:
+        process.kill()
     result = json.loads((tmp_path / "r/result.json").read_text())
     assert result["outcome"] == "stopped"
     assert steps(tmp_path / "r")[-1] == result["steps"]
@@ -201,6 +211,7 @@ def test_a_signal_saves_and_stops(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_before_the_first_step_is_told_in_one_line(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
+    heard(name)
     process = subprocess.Popen(
         [sys.executable, "-m", "forge_kernel", "run", "smoke", "--output-dir", "r"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
