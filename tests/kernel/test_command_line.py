@@ -206,7 +206,7 @@ def test_check_can_speak_json(tmp_path: Path) -> None:
     faults = json.loads(done.stdout)["faults"]
     assert {"run.max_stepz"} <= {fault["path"] for fault in faults}
     good = forge("check", "smoke", "--json", cwd=tmp_path)
-    assert json.loads(good.stdout) == {"faults": [], "notices": []}
+    assert json.loads(good.stdout) == {"faults": [], "notices": [], "code": []}
 
 
 def test_a_run_that_fails_on_the_way_has_status_three_and_says_why(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ _RESERVE: Final = 2**22  # bytes to say in that the memory is used up
 _SIGN: Final = 2**24  # bytes between two signs of life
 _HINT: Final = (
     "pickle containers, numbers, numpy arrays or torch tensors only; or, if you trust whoever "
-    "wrote the file with your account, set trust_pickle: true"
+    "wrote the file with your account, set trust_pickle: true and run with --allow-code"
 )
 _FORMS: Final = "pickle a list of records, an object of columns, or one such object after the other"
 _SMALLER: Final = (
