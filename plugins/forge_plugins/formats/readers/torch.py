@@ -25,8 +25,8 @@ _NAME: Final = 30  # bytes of an archive's entry before its name
 _GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
 _HINT: Final = (
     "save tensors, numbers and lists of them only: torch.save({'input': x, 'target': y}, file); "
-    "or, if you trust whoever wrote the file with your account, set trust_pickle: true and run with "
-    "--allow-code"
+    "or, if you trust whoever wrote the file with your account, set trust_pickle: true and run "
+    "with --allow-code"
 )
 
 
