@@ -245,6 +245,7 @@ def export(
     model: nn.Module | None = None,
     data: Any = None,
     catalog: Catalog | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Path]:
     """Run an exporter on what a run has learned: its newest intact checkpoint.
 
@@ -257,6 +258,7 @@ def export(
             (`run.device=cpu`); they are not kept in the run's configuration.
         model: the live module again, if the run was given one; likewise `data`.
         catalog: plugins to choose from; the installed ones otherwise.
+        allow_code: see `run`.
 
     Returns:
         The folders written, by exporter.
@@ -269,7 +271,11 @@ def export(
     folder = Path(folder)
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
     chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
-    with restored(folder, chosen, live=_live_parts(model, data), catalog=catalog) as session:
+    live = _live_parts(model, data)
+    with (
+        code_allowed(allow_code),
+        restored(folder, chosen, live=live, catalog=catalog) as session,
+    ):
         written = session.export()
         for failed in session.failed_exports.values():
             raise failed

@@ -16,6 +16,7 @@ from forge_kernel import resume, run
 from forge_kernel.errors import PlanError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import export
+from forge_kernel.trained_model import trained_model
 from forge_kernel.trust import VARIABLE, code_allowed, code_is_allowed
 
 HEAD = """forge: 1
@@ -95,8 +96,10 @@ def test_a_file_elsewhere_is_not_even_imported(tmp_path: Path, monkeypatch: Any)
         resume("r", ["run.max_steps=3"], quiet=True)
     with pytest.raises(PlanError, match="--allow-code"):
         export("r", "state_dict")
-    with code_allowed(True):
-        assert export("r", "state_dict")
+    with pytest.raises(PlanError, match="--allow-code"):
+        trained_model("r")
+    assert trained_model("r", allow_code=True)
+    assert export("r", "state_dict", allow_code=True)
     assert resume("r", ["run.max_steps=3"], quiet=True, allow_code=True).steps == 3
 
 
