@@ -40,6 +40,9 @@ class Batch:
     @property
     def samples(self) -> int:
         """How many samples it holds; an empty one has 1, so that a place moves on with each."""
+        known = self._count
+        if known is not None and known[0] is self.targets:  # each step counts it
+            return known[4].samples or 1
         shape = getattr(self.targets, "shape", None)
         return int(shape[0] if shape else samples_of(self.inputs)) or 1
 

@@ -59,34 +59,28 @@ class Driver:
         requests, cancelled, clock = self.run.requests, self.session.cancel.is_set, time.monotonic
         # between steps other threads' runs take their turn
         step = self.session.streams.holding(self.session.optimizer_step.take)
-        done, counted = start, progress.step  # after the last window that was stepped or dropped
-        try:
-            for batch in self.run.data.batches(progress.epoch, start):
-                window.append(batch)
-                samples += batch.samples
-                if len(window) < size:
-                    continue
-                progress.place = start + samples
-                step(window)
-                done, counted = progress.place, progress.step
-                drawn = True
-                window.clear()
-                if (
-                    progress.step >= self._next_due
-                    or requests
-                    or cancelled()
-                    or (self._deadline is not None and clock() >= self._deadline)
-                ) and not self.run_due_actions():
-                    return
-            if window:
-                progress.place = start + samples
-                step(window)
-                done, counted = progress.place, progress.step
-                drawn = True
-        except BaseException:
-            if progress.step == counted:  # a save now is of before the window that was cut short
-                progress.place = done
-            raise
+        # the place moves on when the window is through: who saves after an error goes on with it
+        for batch in self.run.data.batches(progress.epoch, start):
+            window.append(batch)
+            if len(window) < size:
+                continue
+            step(window)
+            for each in window:
+                samples += each.samples
+            progress.place = start + samples
+            drawn = True
+            window.clear()
+            if (
+                progress.step >= self._next_due
+                or requests
+                or cancelled()
+                or (self._deadline is not None and clock() >= self._deadline)
+            ) and not self.run_due_actions():
+                return
+        if window:
+            step(window)
+            progress.place = start + samples + sum(each.samples for each in window)
+            drawn = True
         if not drawn and not start:
             raise RunError("the training data gave no batch: nothing can be trained")
         if self.session.optimizer_step.empty and drawn and not start and progress.step == stepped:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from forge_plugins.clients import verification
-    from forge_plugins.interchange import library_folder, tokenizer_files, transformers_folder
+    from forge_plugins.interchange import pretrained_folder, tokenizer_files, transformers_folder
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
     verification = LazyModule("forge_plugins.clients.verification")
-    library_folder = LazyModule("forge_plugins.interchange.library_folder")
+    pretrained_folder = LazyModule("forge_plugins.interchange.pretrained_folder")
     tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
     transformers_folder = LazyModule("forge_plugins.interchange.transformers_folder")
 
@@ -80,8 +80,8 @@ class Transformers:
     def check_export(self, run: Run) -> str | None:
         """Another architecture, and layers that the client does not have."""
         try:
-            if library_folder.is_library_model(run.model):
-                library_folder.check_library_model(run.model, self.config.layout)
+            if pretrained_folder.is_pretrained_model(run.model):
+                pretrained_folder.check_pretrained_model(run.model, self.config.layout)
             else:
                 _ = transformers_folder.check_folder(run.model, self.config.layout)
         except ValueError as error:
@@ -97,7 +97,11 @@ class Transformers:
                 client computes something else.
         """
         config, model = self.config, run.active_model
-        write = self._written_back if library_folder.is_library_model(model) else self._written_anew
+        write = (
+            self._written_back
+            if pretrained_folder.is_pretrained_model(model)
+            else self._written_anew
+        )
         try:
             tensors, about, files, is_wrong = write(model, getattr(run.data, "tokenizer", None))
         except ValueError as error:
@@ -122,11 +126,11 @@ class Transformers:
         """A model of the library: its own names, configuration and tokenizer."""
         del tokenizer
         layout, dtype = self.config.layout, self.config.dtype
-        tensors = library_folder.library_tensors(model, layout, getattr(torch, dtype))
-        about = library_folder.library_config(model, layout, dtype)
+        tensors = pretrained_folder.pretrained_tensors(model, layout, getattr(torch, dtype))
+        about = pretrained_folder.pretrained_config(model, layout, dtype)
         return (
-            tensors, about, library_folder.kept_files(model),
-            lambda stored: library_folder.wrong_library_tensors(model, layout, tensors, stored),
+            tensors, about, pretrained_folder.kept_files(model),
+            lambda stored: pretrained_folder.wrong_names(model, layout, tensors, stored),
         )  # fmt: skip
 
     def _written_anew(self, model: nn.Module, tokenizer: Any) -> _Written:

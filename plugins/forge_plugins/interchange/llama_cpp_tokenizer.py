@@ -76,7 +76,7 @@ NORMAL, CONTROL, USER, UNUSED = 1, 3, 4, 5
 ELSEWHERE: Final = "the exporter transformers takes any tokenizer.json"
 
 
-def library_vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
+def pretrained_vocabulary(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     """The entries `tokenizer.ggml.*` of a GGUF file.
 
     Raises:

@@ -11,14 +11,17 @@ Layouts, as the client's `integrations/bitnet.py` reads them:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from forge_plugins.interchange.grid_weight import need_grid_layers
+from forge_plugins.mathematics.optimizers.tied_tensors import same_bits
 from forge_plugins.mathematics.quantization.bit_layer import BitLayer
 from forge_plugins.mathematics.quantization.packing import pack_two_bits
+from forge_plugins.mathematics.quantization.resume_from_quantized import unpack_rows
 from forge_plugins.mathematics.quantization.ternary_layers import TernaryLayer, check_layers
 
 Layout = Literal["bitlinear", "autobitlinear", "online"]
@@ -97,3 +100,31 @@ def quantization_entry(layout: Layout, plain: list[str]) -> dict[str, Any]:
         result["linear_class"] = "autobitlinear"
         result["quantization_mode"] = "online" if layout == "online" else "offline"
     return result
+
+
+def wrong_tensors(
+    layout: Layout,
+    tensors: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    levels: Mapping[str, Tensor],
+) -> list[str]:
+    """The tensors of a file that are not what was meant, the levels of packed ones unpacked.
+
+    Args:
+        layout: of the file.
+        tensors: what was to be written.
+        stored: what was read.
+        levels: of the packed weights, by their names in the file.
+    """
+    wrong = [
+        name
+        for name, tensor in tensors.items()
+        if name not in stored or not same_bits(stored[name], tensor)
+    ]
+    if layout == "online":
+        return wrong
+    for name, meant in levels.items():
+        held = stored.get(name)
+        if name not in wrong and (held is None or not torch.equal(unpack_rows(held), meant)):
+            wrong.append(name)
+    return wrong

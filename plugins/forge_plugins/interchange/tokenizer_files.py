@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from forge_plugins.interchange.byte_alphabet import byte_alphabet
-from forge_plugins.interchange.llama_cpp_tokenizer import UNUSED, library_vocabulary
+from forge_plugins.interchange.llama_cpp_tokenizer import UNUSED, pretrained_vocabulary
 from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.text.tokenizers import END, UNKNOWN, CharacterTokenizer, Tokenizer
 
@@ -38,7 +38,7 @@ def gguf_vocabulary(tokenizer: Tokenizer | None, count: int) -> dict[str, Any]:
             "model that vocabulary"
         )
     if isinstance(tokenizer, LibraryTokenizer):
-        return _filled(library_vocabulary(tokenizer), count)
+        return _filled(pretrained_vocabulary(tokenizer), count)
     if tokenizer is None:
         return {
             "model": "gpt2",

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from forge_plugins.interchange import packed_layout
 from forge_plugins.interchange.grid_weight import need_grid_layers
 from forge_plugins.interchange.llama_names import TRANSFORMERS, translate
 from forge_plugins.interchange.packed_layout import (
@@ -20,8 +21,6 @@ from forge_plugins.interchange.packed_layout import (
     ternary_tensors,
 )
 from forge_plugins.mathematics.networks.llama import Llama
-from forge_plugins.mathematics.optimizers.tied_tensors import same_bits
-from forge_plugins.mathematics.quantization.resume_from_quantized import unpack_rows
 from forge_plugins.mathematics.quantization.ternary_layers import read_layers
 
 _BLOCK: Final = "model.layers.{}"
@@ -85,18 +84,11 @@ def wrong_tensors(
         tensors: what was to be written.
         stored: what was read.
     """
-    wrong = [
-        name
-        for name, tensor in tensors.items()
-        if name not in stored or not same_bits(stored[name], tensor)
-    ]
-    if layout == "online":
-        return wrong
-    for name, layer in read_layers(model).items():
-        theirs = f"{translate(name, TRANSFORMERS, _BLOCK)}.weight"
-        if theirs not in wrong and not torch.equal(unpack_rows(stored[theirs]), layer.levels):
-            wrong.append(theirs)
-    return wrong
+    levels = {
+        f"{translate(name, TRANSFORMERS, _BLOCK)}.weight": layer.levels
+        for name, layer in read_layers(model).items()
+    }
+    return packed_layout.wrong_tensors(layout, tensors, stored, levels)
 
 
 def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> dict[str, Any]:

@@ -21,10 +21,9 @@ from forge_plugins.interchange.packed_layout import (
     check_layouts,
     quantization_entry,
     ternary_tensors,
+    wrong_tensors,
 )
-from forge_plugins.mathematics.optimizers.tied_tensors import same_bits
 from forge_plugins.mathematics.quantization.bit_conv1d import BitConv1D
-from forge_plugins.mathematics.quantization.resume_from_quantized import unpack_rows
 from forge_plugins.mathematics.quantization.ternary_layers import read_layers
 
 Dtype = Literal["float32", "bfloat16"]
@@ -37,13 +36,13 @@ KEPT: Final = (
 """Files of the folder that it came from, which training does not change."""
 
 
-def is_library_model(model: nn.Module) -> bool:
+def is_pretrained_model(model: nn.Module) -> bool:
     """Whether a model is one of transformers, which need not be installed."""
     names = {f"{base.__module__}.{base.__name__}" for base in type(model).__mro__}
     return "transformers.modeling_utils.PreTrainedModel" in names
 
 
-def check_library_model(model: nn.Module, layout: Layout) -> None:
+def check_pretrained_model(model: nn.Module, layout: Layout) -> None:
     """Refuse, before anything is trained, what the library cannot compute.
 
     Raises:
@@ -58,13 +57,13 @@ def check_library_model(model: nn.Module, layout: Layout) -> None:
     check_layouts(model, layout)
 
 
-def library_tensors(model: nn.Module, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+def pretrained_tensors(model: nn.Module, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors of the weight files, by the names that the library's files have.
 
     Raises:
-        ValueError: see `check_library_model`; or the levels are not there yet.
+        ValueError: see `check_pretrained_model`; or the levels are not there yet.
     """
-    check_library_model(model, layout)
+    check_pretrained_model(model, layout)
     layers = read_layers(model)
     ties = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = {
@@ -83,7 +82,7 @@ def library_tensors(model: nn.Module, layout: Layout, dtype: torch.dtype) -> dic
     }
 
 
-def library_config(model: Any, layout: Layout, dtype: Dtype) -> dict[str, Any]:
+def pretrained_config(model: Any, layout: Layout, dtype: Dtype) -> dict[str, Any]:
     """The content of `config.json`: the model's own, with its quantization."""
     ternary = need_grid_layers(model)
     plain = [
@@ -112,7 +111,7 @@ def kept_files(model: Any) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in KEPT if (folder / name).is_file()}
 
 
-def wrong_library_tensors(
+def wrong_names(
     model: nn.Module, layout: Layout, tensors: Mapping[str, Tensor], stored: Mapping[str, Tensor]
 ) -> list[str]:
     """The tensors of a file that are not what was meant, the levels of packed ones unpacked.
@@ -123,19 +122,8 @@ def wrong_library_tensors(
         tensors: what was to be written.
         stored: what was read.
     """
-    wrong = [
-        name
-        for name, tensor in tensors.items()
-        if name not in stored or not same_bits(stored[name], tensor)
-    ]
-    if layout == "online":
-        return wrong
     levels = {f"{name}.weight": layer.levels for name, layer in read_layers(model).items()}
-    for name, meant in _as_in_files(model, levels).items():
-        held = stored.get(name)
-        if held is None or not torch.equal(unpack_rows(held), meant):
-            wrong.append(name)
-    return wrong
+    return wrong_tensors(layout, tensors, stored, _as_in_files(model, levels))
 
 
 def _as_in_files(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
