@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final, TypeVar
+
+_Tensor = TypeVar("_Tensor")
 
 KINDS: Final[Mapping[str, str]] = {"penalties": "regularizers", "policies": "callbacks"}
 """Sections of a pipeline file. The names of settings stand in the plugins' configurations."""
@@ -13,6 +15,9 @@ PLUGINS: Final[Mapping[str, Mapping[str, str]]] = {"data": {"two_sources": "trai
 
 RECORDS: Final[Mapping[str, str]] = {"figures": "metrics", "figures_step": "metrics_step"}
 """Keys of `status.json` and of the lines of `forge.log`."""
+
+TENSORS: Final[Mapping[str, str]] = {"anchor": "reference_scale"}
+"""The last part of a tensor's name in a checkpoint."""
 
 
 def label_today(label: str) -> str:
@@ -26,3 +31,13 @@ def label_today(label: str) -> str:
 def record_today(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with today's keys."""
     return {RECORDS.get(name, name): value for name, value in record.items()}
+
+
+def tensors_today(state: Mapping[str, _Tensor], wanted: Collection[str]) -> dict[str, _Tensor]:
+    """Tensors by today's names, where `wanted` has those and lacks the ones of before."""
+    result: dict[str, _Tensor] = {}
+    for name, tensor in state.items():
+        owner, dot, last = name.rpartition(".")
+        today = owner + dot + TENSORS.get(last, last)
+        result[today if name not in wanted and today in wanted else name] = tensor
+    return result

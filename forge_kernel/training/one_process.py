@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from forge_kernel.renamed import tensors_today
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ class OneProcess:
         import torch
 
         own = self.model_state(run)
+        state = tensors_today(state, own.keys())
         missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or foreign:
             raise KeyError(f"missing tensors {missing[:5]}, unknown tensors {foreign[:5]}")

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from kernel_parts import make_session
+from torch import nn
 
 from forge_kernel.config.yaml_file import parse_yaml
 from forge_kernel.contract.plugin import Kind
@@ -154,3 +157,25 @@ def test_records_of_before_have_todays_keys() -> None:
     assert record_today({"figures": {"loss": 1.0}, "figures_step": 3, "step": 4}) == {
         "metrics": {"loss": 1.0}, "metrics_step": 3, "step": 4,
     }  # fmt: skip
+
+
+class Scaled(nn.Linear):
+    def __init__(self, buffer: str) -> None:
+        super().__init__(4, 3)
+        self.register_buffer(buffer, torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("buffer", "kept"), [("reference_scale", "anchor"), ("reference_scale", "reference_scale"),
+                         ("anchor", "anchor")],
+)  # fmt: skip
+def test_a_tensor_of_a_checkpoint_of_before_comes_to_its_place(buffer: str, kept: str) -> None:
+    """A buffer that a user's own layer calls so stays his. Planted: names taken as they stand."""
+    data = [{"inputs": torch.zeros(2, 4), "targets": torch.zeros(2, dtype=torch.long)}]
+    session = make_session(nn.Sequential(Scaled(buffer)), data)
+    run, strategy = session.run, session.run.strategy
+    state = {name: value.clone() for name, value in strategy.model_state(run).items()}
+    del state[f"0.{buffer}"]
+    strategy.load_model_state(run, {**state, f"0.{kept}": torch.full((1,), 7.0)})
+    assert dict(run.model.named_buffers())[f"0.{buffer}"].item() == 7.0
+    session.__exit__(None, None, None)

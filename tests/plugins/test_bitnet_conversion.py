@@ -245,7 +245,7 @@ def test_a_continued_latent_weight_is_not_taken_for_a_quantized_one() -> None:
     assert step_of(layer.weight, Scheme()) is None
     other = nn.Linear(64, 32)
     other.load_state_dict(
-        {name: value for name, value in layer.state_dict().items() if name != "anchor"}
+        {name: value for name, value in layer.state_dict().items() if name != "reference_scale"}
     )
     second, report = convert_model_to_bitnet(other)
     assert report.origins == {"": "latent"}

@@ -69,8 +69,8 @@ def with_scale(layer: nn.Module) -> None:
     layer.scale = 3.0
 
 
-def with_anchor(layer: nn.Module) -> None:
-    layer.register_buffer("anchor", torch.ones(1))
+def with_reference_scale(layer: nn.Module) -> None:
+    layer.register_buffer("reference_scale", torch.ones(1))
 
 
 def in_whole_numbers(layer: nn.Module) -> None:
@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "parameter": (with_parameter, "parameters of its own (gain)"),
     "module": (with_module, "modules of its own (adapter)"),
     "name in use": (with_scale, "another use for its scale"),
-    "buffer in use": (with_anchor, "another use for its anchor"),
+    "buffer in use": (with_reference_scale, "another use for its reference_scale"),
     "whole numbers": (in_whole_numbers, "int8"),
 }
 

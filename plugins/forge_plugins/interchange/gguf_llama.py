@@ -92,7 +92,7 @@ def _parts(model: Llama, kind: BlockType, *, scale_tensors: bool, other: Other) 
     result: dict[str, _Part] = {}
     for name, value in model.state_dict().items():
         module, _, part = name.rpartition(".")
-        if (module == "head" and shape.tied) or part in ("threshold", "anchor"):
+        if (module == "head" and shape.tied) or part in ("threshold", "reference_scale"):
             continue
         theirs = translate(module, GGUF, "blk.{}")
         heads = {"query": shape.heads, "key": shape.groups}.get(module.rpartition(".")[2])

@@ -142,6 +142,6 @@ def applied_state(model: nn.Module) -> dict[str, Any]:
                 result = mine
                 alike.append(mine)
             state[f"{prefix}weight"] = result
-        for own in ("threshold", "anchor"):
+        for own in ("threshold", "reference_scale"):
             state.pop(f"{prefix}{own}", None)
     return state

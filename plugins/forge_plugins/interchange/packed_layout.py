@@ -59,7 +59,7 @@ def _is_quantized_alike(layer: BitLayer) -> bool:
     """Whether the levels are those that the client takes from the latent weight."""
     scheme = layer.scheme
     plain = scheme.is_reference and scheme.parity == "hf" and layer.threshold is None
-    return plain and layer.anchor is None and not layer.quantization.sparsity
+    return plain and layer.reference_scale is None and not layer.quantization.sparsity
 
 
 def ternary_tensors(

@@ -55,8 +55,8 @@ class BitLayer(nn.Module):
         threshold: the learned border between levels as a parameter (0-d, 0 is rounding), or None.
             The border lies `scheme.threshold_rate` times its value away from that of rounding, so
             that it moves as many times faster than the weights under any optimizer.
-        anchor: shape (2, *scale); for a continued weight whose file's step cannot be got from the
-            latent weight bit for bit: that step, and the measure that stands for it.
+        reference_scale: shape (2, *scale); for a continued weight whose file's step cannot be got
+            from the latent weight bit for bit: that step, and the measure that stands for it.
         sub_norm: a norm in front of the layer (SubLN), or None.
     """
 
@@ -73,7 +73,7 @@ class BitLayer(nn.Module):
     weight_cache: QuantizedWeightCache
     shared: SharedInput | None
     threshold: nn.Parameter | None
-    anchor: Tensor | None
+    reference_scale: Tensor | None
     sub_norm: nn.Module | None
 
     def configure(self, scheme: Scheme, quantization: QuantizationState | None = None) -> None:
@@ -93,31 +93,31 @@ class BitLayer(nn.Module):
         learned = scheme.rounding == "learned_threshold"
         border = self.weight.new_zeros((), dtype=torch.float32) if learned else None
         self.register_parameter("threshold", None if border is None else nn.Parameter(border))
-        self.register_buffer("anchor", None)
+        self.register_buffer("reference_scale", None)
         self.sub_norm = None
 
     # -- levels -------------------------------------------------------------------------------
 
     def scale(self) -> Tensor:
         """Levels in 1, fp32: 0-d, (out, 1) or (out, groups, 1)."""
-        if self.anchor is None:
+        if self.reference_scale is None:
             return quantizers.weight_scale(self.weight, self.scheme)
-        return 1.0 / self._anchored_step(self.anchor)
+        return 1.0 / self._continued_step(self.reference_scale)
 
     def step(self) -> Tensor | None:
-        """Of an anchored weight what a level is multiplied with, shaped as the scale; else None.
+        """With a reference scale: what a level is multiplied with, shaped as the scale; else None.
 
         Its inverse is the scale but for a rounding, which would not give the weight bit for bit.
         """
-        if self.anchor is None:
+        if self.reference_scale is None:
             return None
         with torch.no_grad():
-            return self._anchored_step(self.anchor)
+            return self._continued_step(self.reference_scale)
 
-    def _anchored_step(self, anchor: Tensor) -> Tensor:
+    def _continued_step(self, reference_scale: Tensor) -> Tensor:
         # the ratio is exactly 1 while the weight is the one that it began with
         measure = quantizers.unclamped_measure(self.weight, self.scheme)
-        return (anchor[0] * (measure / anchor[1])).clamp_(min=SMALLEST_STEP)
+        return (reference_scale[0] * (measure / reference_scale[1])).clamp_(min=SMALLEST_STEP)
 
     def _border(self) -> Tensor | None:
         if self.threshold is None:
@@ -219,7 +219,10 @@ class BitLayer(nn.Module):
 
     def _evaluated(self, kind: tuple[bool, torch.dtype, bool]) -> Quantized:
         """Kept from the last evaluation, where the weight is still the same."""
-        parts = [latent(self), *(p for p in (self.threshold, self.anchor) if p is not None)]
+        parts = [
+            latent(self),
+            *(p for p in (self.threshold, self.reference_scale) if p is not None),
+        ]
         now = Evidence.of(tuple(parts), (self.quantization.sparsity, self.scheme))
         known = self.weight_cache.evaluated.get(kind)
         if now is not None and known is not None and known[0].agrees(now):
@@ -253,7 +256,11 @@ class BitLayer(nn.Module):
         """Whether each weight's level is its own affair, once there is a scale."""
         scheme = self.scheme
         plain = scheme.granularity == "tensor" and scheme.weight_bits != 1 and scheme.parity == "hf"
-        bare = self.threshold is None and self.anchor is None and not self.quantization.sparsity
+        bare = (
+            self.threshold is None
+            and self.reference_scale is None
+            and not self.quantization.sparsity
+        )
         return plain and bare and self.weight.is_contiguous()
 
     def _quantized_in_parts(self, dtype: torch.dtype | None, *, small: bool) -> Quantized:
@@ -272,10 +279,10 @@ class BitLayer(nn.Module):
 
     def dequantized(self, levels: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """Levels to weights; overwrites the levels."""
-        if self.anchor is None:
+        if self.reference_scale is None:
             applied = levels.div_(scale)
         else:
-            applied = levels.mul_(self._anchored_step(self.anchor))
+            applied = levels.mul_(self._continued_step(self.reference_scale))
         return applied.view(self.weight.shape).to(self.weight.dtype).to(dtype)
 
     def invalidate(self) -> None:
@@ -342,4 +349,4 @@ def as_stored(layer: BitLayer, weight: Tensor) -> Tensor:
 
 
 SMALLEST_STEP = 1e-30
-"""Of an anchored weight: its inverse is still a number."""
+"""Of a weight with a reference scale: its inverse is still a number."""

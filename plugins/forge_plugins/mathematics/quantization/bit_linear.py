@@ -119,7 +119,7 @@ class BitLinear(BitLayer, nn.Linear):
             values = self.values_of(input, dtype)
         assert weight.applied is not None
         handle = self._handle(weight.scale)
-        levels = weight.levels if self.anchor is None else None
+        levels = weight.levels if self.reference_scale is None else None
         return fake_quant_linear(
             input, handle, self.bias, values, weight.applied, levels, weight.scale
         )

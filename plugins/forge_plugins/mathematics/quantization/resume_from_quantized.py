@@ -49,7 +49,8 @@ def continue_from(layer: BitLayer, step: Tensor) -> bool:
     The latent weight is the levels, each of a size one sixteenth above or below a common one, so
     that their mean (median) is the step: that is where the latent weights of a trained network
     lie, and it is on no grid, so that it is not taken for a quantized weight a second time. A
-    step that no mean gives in fp32 (or in the weight's dtype) is kept in the layer as `anchor`.
+    step that no mean gives in fp32 (or in the weight's dtype) is kept in the layer as
+    `reference_scale`.
 
     Args:
         layer: with the quantized weight as its latent one; changed in place.
@@ -84,12 +85,12 @@ def continue_from(layer: BitLayer, step: Tensor) -> bool:
             layer.weight.copy_(latent.view(before.shape))
             result = quantizers.unclamped_measure(layer.weight, scheme)
             item = torch.ones_like(step)
-            anchor = torch.stack(
+            reference_scale = torch.stack(
                 [torch.where(filled, step, item), torch.where(filled, result, item)]
             )
-            layer.anchor = anchor
+            layer.reference_scale = reference_scale
             if bool(_wrong(layer, before).any()):
-                layer.anchor = None
+                layer.reference_scale = None
                 layer.weight.copy_(before)
                 return False
         layer.continued = True
