@@ -107,6 +107,10 @@ class NonFiniteError(RunError):
     """A gradient or the loss was NaN or infinite and the policy is to stop."""
 
 
+class OutOfMemoryError(RunError):
+    """The memory of the device or the host did not suffice."""
+
+
 class CheckpointError(RunError):
     """A checkpoint cannot be written, found or trusted."""
 

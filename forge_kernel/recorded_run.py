@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forge_kernel.contract.result import RunResult
+from forge_kernel.errors import OutOfMemoryError
 from forge_kernel.run_folder.folder import ENVIRONMENT
 from forge_kernel.run_folder.record import RunRecord, environment
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from forge_kernel.training.session import Session
 
 
@@ -48,10 +51,16 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
             listen(session.run, result)
         pass_events(session.run, session.bus)
         return result
-    except BaseException as error:
+    except BaseException as raised:
+        from forge_kernel.training.guards.out_of_memory import reported
+
+        error = reported(session.run, raised, ())
         _save_what_there_is(session, record, error)
-        _tell_failure(session, record, error)
-        raise
+        arose = raised.__cause__ if isinstance(raised, OutOfMemoryError) else None
+        _tell_failure(session, record, error, (arose or raised).__traceback__)
+        if error is raised:
+            raise
+        raise error from raised
     finally:
         session.close()
 
@@ -77,9 +86,11 @@ def _save_what_there_is(session: Session, record: RunRecord, error: BaseExceptio
         error.add_note(f"the weights of step {run.progress.step} are saved: forge resume")
 
 
-def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> None:
+def _tell_failure(
+    session: Session, record: RunRecord, error: BaseException, trace: TracebackType | None
+) -> None:
     """Name the plugin that raised, tell the listeners, write the result."""
-    blamed = session.bus.blame(error.__traceback__)
+    blamed = session.bus.blame(trace)
     step = session.run.progress.step + 1
     if blamed is not None:
         error.add_note(f"raised by {blamed[0]} in {blamed[1]}, step {step}")

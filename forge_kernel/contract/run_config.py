@@ -80,6 +80,12 @@ class RunConfig:
         Literal["stop", "skip", "rollback", "off"],
         Meta(description="what to do about a NaN or infinite gradient, before the update"),
     ] = "stop"
+    on_out_of_memory: Annotated[
+        Literal["stop", "halve"],
+        Meta(description="what to do when the memory does not suffice for a step: end with a "
+             "report and a checkpoint, or take the same step in micro-batches of half the size, "
+             "from then on too"),
+    ] = "stop"  # fmt: skip
     deterministic: Annotated[
         bool, Meta(description="use only deterministic algorithms of torch")
     ] = False

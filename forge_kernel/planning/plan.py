@@ -293,6 +293,19 @@ class _Planner:
                         f"{entry.info.key} cannot run beside {key}", entry.path, "keep one of them"
                     )
 
+    def check_groups(self) -> None:
+        """A micro-batch is not made smaller where it is the group that a loss compares within."""
+        if self.pipeline.run.on_out_of_memory != "halve":
+            return
+        for entry in self.entries:
+            if entry.info.couples_samples:
+                self.fault(
+                    f"run.on_out_of_memory: halve would change what {entry.label} computes: it "
+                    "compares the samples of a micro-batch with each other",
+                    ("run", "on_out_of_memory"),
+                    "leave it at stop, and choose a batch_size that fits",
+                )
+
     def check_code(self) -> None:
         """What settings would let run is allowed, from outside the file."""
         allowed = code_is_allowed()
@@ -418,6 +431,7 @@ def plan(
     planner.add_named()
     planner.add_instances(plugins)
     planner.check_kinds()
+    planner.check_groups()
     planner.check_single_answers()
     planner.check_facts()
     planner.check_packages()

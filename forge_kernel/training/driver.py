@@ -64,7 +64,11 @@ class Driver:
             window.append(batch)
             if len(window) < size:
                 continue
-            step(window)
+            try:
+                step(window)
+            except BaseException:
+                self._place_of_counted_step(start + samples, window)
+                raise
             for each in window:
                 samples += each.samples
             progress.place = start + samples
@@ -78,7 +82,11 @@ class Driver:
             ) and not self.run_due_actions():
                 return
         if window:
-            step(window)
+            try:
+                step(window)
+            except BaseException:
+                self._place_of_counted_step(start + samples, window)
+                raise
             progress.place = start + samples + sum(each.samples for each in window)
             drawn = True
         if not drawn and not start:
@@ -90,6 +98,12 @@ class Driver:
         progress.epoch, progress.place = progress.epoch + 1, 0
         for listen in self.session.bus.calls("on_epoch_end"):
             listen(self.run)
+
+    def _place_of_counted_step(self, place: int, window: list[Batch]) -> None:
+        """Move the place on where somebody raised after the step was whole and counted."""
+        progress = self.run.progress
+        if progress.step == self.session.step_state.number:
+            progress.place = place + sum(each.samples for each in window)
 
     def should_stop(self) -> bool:
         """Whether the run is at its end; says why in the session's `stop_reason`."""

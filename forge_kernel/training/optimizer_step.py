@@ -21,13 +21,15 @@ from forge_kernel.errors import NonFiniteError, RunError
 from forge_kernel.training.accumulation import GradientAccumulation
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.events import pass_events
-from forge_kernel.training.finite_check import FiniteCheck, name_non_finite
 from forge_kernel.training.forward_pass import ForwardPass, term_means
 from forge_kernel.training.forward_state import ForwardState
+from forge_kernel.training.guards import out_of_memory
+from forge_kernel.training.guards.finite_check import FiniteCheck, name_non_finite
 from forge_kernel.training.loss_scale import LossScale
 from forge_kernel.training.param_group_schedule import ParamGroupSchedule
 
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
+MAX_HALVINGS: Final = 64  # no batch has 2^64 samples
 MAX_EMPTY: Final = 100  # windows in a row in which nothing counts
 
 
@@ -63,6 +65,7 @@ class OptimizerStep:
         self.phase: str | None = None
         self.empty = 0
         self.updating = False  # weights and memories are between two steps
+        self.parts = 1  # that a micro-batch is taken in, since memory was short
         self._skips = 0  # windows dropped in a row
         # local names for the hot path: one attribute each, no look-ups by name in the step
         self._to_device, self._training_loss = forward.to_device, forward.training_loss
@@ -93,6 +96,7 @@ class OptimizerStep:
             "skips": self._skips,
             "empty": self.empty,
             "phase": self.phase,
+            "parts": self.parts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,6 +104,7 @@ class OptimizerStep:
         self.loss_scale.value, self.loss_scale.clean = state["scale"], state["clean"]
         self._skips, self.empty = state["skips"], state["empty"]
         self.phase = self.step.phase = state["phase"]
+        self.parts = state["parts"]
 
     def open(self) -> None:
         """Number the step that comes."""
@@ -109,15 +114,49 @@ class OptimizerStep:
 
     def take(self, batches: Sequence[Batch]) -> None:
         """A whole window: each micro-batch, then the update."""
-        try:
-            if len(batches) == 1:  # nearly always, and a step is short
-                self.accumulate(batches[0], last=True)
-            else:
-                self._accumulate_all(batches)
-            _ = self.update()  # a dropped window is counted in `progress.skipped`
-        except BaseException:
-            self._abandon_window()
-            raise
+        whole = batches
+        for _ in range(MAX_HALVINGS):
+            if self.parts > 1:
+                batches = out_of_memory.split(whole, self.parts)
+            try:
+                if len(batches) == 1:  # nearly always, and a step is short
+                    self.accumulate(batches[0], last=True)
+                else:
+                    self._accumulate_all(batches)
+                _ = self.update()  # a dropped window is counted in `progress.skipped`
+                return
+            except BaseException as error:
+                updating = self.updating
+                self._abandon_window()
+                told = out_of_memory.reported(self.run, error, batches)
+                if told is error:
+                    raise
+                if updating or not self._can_halve(whole):
+                    raise told from error
+            # only here, where the error no longer holds what the pass had computed
+            self._halve()
+        raise AssertionError("a batch of one sample cannot be split")
+
+    def _can_halve(self, batches: Sequence[Batch]) -> bool:
+        halves = self.run.settings.on_out_of_memory == "halve" and not self._several
+        return halves and any(
+            out_of_memory.can_be_split(batch) and batch.samples > self.parts for batch in batches
+        )
+
+    def _halve(self) -> None:
+        """Smaller micro-batches from now on; the step is the same: means are over what counts."""
+        run = self.run
+        self.parts *= 2
+        out_of_memory.release(run.device)
+        norms = out_of_memory.norms_over_batches(run.model)
+        note = f" {norms[0]} computes its statistics over the smaller ones." if norms else ""
+        run.emit_event(
+            "out_of_memory",
+            f"Out of memory in step {run.progress.step + 1}: each micro-batch is taken in "
+            f"{self.parts} parts from now on, which gives the same step.{note}",
+            parts=self.parts,
+        )
+        pass_events(run, self.bus)
 
     def _accumulate_all(self, batches: Sequence[Batch]) -> None:
         """Several micro-batches; a loss of terms is told beforehand what they will count."""
@@ -227,9 +266,9 @@ class OptimizerStep:
         """Count the step, tell everyone, drop the gradients."""
         run, step = self.run, self.step
         run.progress.step += 1
+        self.updating = False  # whoever raises from here on, the step is whole and can be kept
         for listen in self._on_step_end:
             listen(run, step)
-        self.updating = False
         if run.events:
             pass_events(self.run, self.bus)
         for parameter in step.parameters:

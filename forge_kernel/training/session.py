@@ -30,8 +30,8 @@ from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
-from forge_kernel.training.finite_check import non_finite_names
-from forge_kernel.training.ownership import still_training, training_modules
+from forge_kernel.training.guards.finite_check import non_finite_names
+from forge_kernel.training.guards.ownership import still_training, training_modules
 from forge_kernel.training.session_state import SessionState
 from forge_kernel.training.set_up import build, check_exports, emit_notices
 from forge_kernel.training.snapshot import (

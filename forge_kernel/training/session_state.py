@@ -21,11 +21,11 @@ from forge_kernel.storage.checkpoint_store import CheckpointReader, CheckpointSt
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.clock import Clock
 from forge_kernel.training.forward_pass import ForwardPass
+from forge_kernel.training.guards.ownership import OwnershipGuard
 from forge_kernel.training.loaders.random_streams import RunStreams
 from forge_kernel.training.loss_scale import LossScale
 from forge_kernel.training.one_process import OneProcess
 from forge_kernel.training.optimizer_step import OptimizerStep
-from forge_kernel.training.ownership import OwnershipGuard
 from forge_kernel.training.validation import Validation
 
 _STRATEGY: Final = tuple(name for name in vars(OneProcess) if not name.startswith("_"))

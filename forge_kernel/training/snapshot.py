@@ -16,7 +16,11 @@ from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.storage.random_state import read_random_state, write_random_state
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.extra_state import extra_states, load_extra_states
-from forge_kernel.training.finite_check import in_words, non_finite_names, state_of_parameters
+from forge_kernel.training.guards.finite_check import (
+    in_words,
+    non_finite_names,
+    state_of_parameters,
+)
 from forge_kernel.training.optimizer_state import load_optimizer_state, optimizer_state
 from forge_kernel.training.session_state import SessionState
 

@@ -17,7 +17,7 @@ from forge_kernel.errors import CheckpointError, NonFiniteError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.storage.atomic_files import manifest_of, write_json
 from forge_kernel.storage.checkpoint_store import CheckpointStore
-from forge_kernel.training.finite_check import non_finite_names, state_of_parameters
+from forge_kernel.training.guards.finite_check import non_finite_names, state_of_parameters
 
 PLAIN = ("observers=null", "exporters=null", "callbacks=null", "run.save_every=2")
 

@@ -11,7 +11,7 @@ from torch import nn
 from forge_kernel.contract.values import ScheduleFactors
 from forge_kernel.errors import PluginError
 from forge_kernel.training.exports import write_exports
-from forge_kernel.training.finite_check import FiniteCheck
+from forge_kernel.training.guards.finite_check import FiniteCheck
 from forge_kernel.training.loss_scale import LossScale
 from forge_kernel.training.param_group_schedule import ParamGroupSchedule
 

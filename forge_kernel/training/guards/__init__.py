@@ -1,0 +1,1 @@
+"""What watches over a run: values, plugins, memory, the disk, and time."""
