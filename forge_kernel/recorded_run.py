@@ -78,7 +78,7 @@ def _save_what_there_is(session: Session, record: RunRecord, error: BaseExceptio
     if step in (0, session.saved_at) or session.optimizer_step.updating:
         return
     try:
-        folder = session.save()
+        folder = session.save(last=True)
     except Exception as second:  # noqa: BLE001  the first error is the one to show
         record.event("emergency_save_failed", level="error", problem=repr(second))
         return

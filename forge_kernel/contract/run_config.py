@@ -86,6 +86,14 @@ class RunConfig:
              "report and a checkpoint, or take the same step in micro-batches of half the size, "
              "from then on too"),
     ] = "stop"  # fmt: skip
+    on_disk_full: Annotated[
+        Literal["stop", "pause", "skip"],
+        Meta(description="what a checkpoint that finds no room does: end the run, wait for room, "
+             "or leave that checkpoint out (never the last one)"),
+    ] = "stop"  # fmt: skip
+    pause_minutes: Annotated[
+        float, Meta(gt=0, description="how long on_disk_full: pause waits for room")
+    ] = 60.0
     deterministic: Annotated[
         bool, Meta(description="use only deterministic algorithms of torch")
     ] = False

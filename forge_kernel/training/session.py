@@ -30,6 +30,7 @@ from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
+from forge_kernel.training.guards.disk_room import saved_as_room_allows, try_checkpoint
 from forge_kernel.training.guards.finite_check import non_finite_names
 from forge_kernel.training.guards.ownership import still_training, training_modules
 from forge_kernel.training.session_state import SessionState
@@ -107,6 +108,7 @@ class Session(SessionState):
         self.need_set_up()
         self.validation.check()
         check_exports(self)
+        try_checkpoint(self)
         self.run.seal()
         self.never_finite = frozenset(non_finite_names(self.run.strategy.model_state(self.run)))
         self.trains = training_modules(self.run)
@@ -250,22 +252,27 @@ class Session(SessionState):
         """
         load_snapshot(self, snapshot, random=random)
 
-    def save(self, tags: tuple[str, ...] = ()) -> Path | None:
+    def save(self, tags: tuple[str, ...] = (), *, last: bool = False) -> Path | None:
         """Commit a checkpoint; None for a run without a folder, or one that is only read.
 
         Args:
             tags: names to pin it under.
+            last: the run ends with it, so that it is not left out when the disk is full.
 
         Raises:
             NonFiniteError: weights or memories are not finite: nothing is written. Under the policy
                 `rollback` the run goes back instead, under `off` it goes on.
+            CheckpointError: it could not be written; on a full disk as `run.on_disk_full` says.
         """
         if self.owned_store is None:
             return None
         snapshot = self.snapshot()
         if not may_be_kept(self, snapshot):
             return None
-        folder = self.owned_store.save(snapshot, tags)
+        commit = partial(self.owned_store.save, snapshot, tags)
+        folder = saved_as_room_allows(self, commit, last=last)
+        if folder is None:
+            return None
         self.saved_at = self.run.progress.step
         for listen in self.bus.calls("on_checkpoint"):
             listen(self.run, folder)
@@ -309,7 +316,7 @@ class Session(SessionState):
         """
         step = self.run.progress.step
         if step != self.saved_at:
-            self.save()
+            self.save(last=True)
         if self.settings.non_finite != "off":
             need_finite_weights(self, step)
         if self.cancelled:
@@ -320,7 +327,7 @@ class Session(SessionState):
             self.validate()
             saves, tags = self._driver.serve_requests()
             if saves:
-                self.save(tags)
+                self.save(tags, last=True)
             if self.validation.at < 0:  # weights were restored meanwhile
                 self.validate()
         self.clock.accumulate_elapsed()
