@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 SAMPLE ?= 5
 
-.PHONY: run test batteries avx2 lint deep mutation bench py312 py313 lowest spec schemas format clean
+.PHONY: run test batteries sabotage avx2 lint deep mutation bench py312 py313 lowest spec schemas format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test: $(STAMP)  ## the tests, without the deep batteries
 batteries: $(STAMP)  ## kills, power loss, damage, signals, hostile files: their short sizes
 	OMP_NUM_THREADS=1 WORKERS=$(WORKERS) $(BIN)/python tests/batteries
 
+sabotage: $(STAMP)  ## guards taken away one at a time: do their batteries turn red?
+	OMP_NUM_THREADS=1 WORKERS=$(WORKERS) $(BIN)/python tests/sabotage.py
+
 # torch's cache of compiled code does not ask for the instruction set: it has a folder of its own
 avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-avx2 FORGE_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
@@ -32,6 +35,7 @@ avx2: $(STAMP)  ## the tests as on a processor with AVX2 alone
 deep: $(STAMP)  ## the long batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
 	OMP_NUM_THREADS=1 WORKERS=$(WORKERS) $(BIN)/python tests/batteries --size deep
+	$(MAKE) sabotage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "hypothesis and not deep" --hypothesis-profile=search
 	$(MAKE) py312 py313 lowest
 

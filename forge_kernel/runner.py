@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import re
 import secrets
@@ -377,12 +376,6 @@ def _with_precision(pipeline: PipelineConfig) -> PipelineConfig:
     return replace(pipeline, run=replace(pipeline.run, precision=result))
 
 
-def digest(pipeline: PipelineConfig) -> str:
-    """SHA-256 of the filled configuration, in hex."""
-    data = with_absolute_paths(fill(pipeline), pipeline)
-    return hashlib.sha256(write_yaml(data).encode()).hexdigest()
-
-
 def _handed_in(
     live: dict[Kind, Any],
     plugins: Sequence[Any],
@@ -398,4 +391,6 @@ def _session_in(folder: Path, decided: Plan, **options: Any) -> Session:
     """A session of a plan in a run folder, not opened; the options are those of `Session`."""
     from forge_kernel.training.session import Session
 
-    return Session(decided, folder=folder, about={"config": digest(decided.pipeline)}, **options)
+    pipeline = decided.pipeline
+    config = write_yaml(with_absolute_paths(fill(pipeline), pipeline))
+    return Session(decided, folder=folder, config=config, **options)

@@ -140,7 +140,7 @@ RECORDS: Final[dict[str, Schema]] = {
         },
     ),
     "checkpoint": _record(
-        "manifest.json of a checkpoint: its files with size and SHA-256",
+        "manifest.json of a checkpoint: its files with size and hash, and its own hash",
         {
             "format": {"type": "integer"},
             "step": _COUNT,
@@ -148,7 +148,14 @@ RECORDS: Final[dict[str, Schema]] = {
             "aliases": {"type": "object"},
             "files": {"$ref": "#/$defs/files"},
         },
-        optional={"finite": {"const": True, "description": "weights and memories were looked at"}},
+        optional={
+            "finite": {"const": True, "description": "weights and memories were looked at"},
+            "sha256": {
+                "type": "string",
+                "pattern": "^[0-9a-f]{64}$",
+                "description": "of this file's text without this entry; since format 3",
+            },
+        },
     ),
     "export": _record(
         "manifest.json of an export: its files with size and SHA-256, beside what it says itself",
@@ -157,17 +164,27 @@ RECORDS: Final[dict[str, Schema]] = {
     ),
 }
 
-_FILES: Final[Schema] = {
-    "type": "object",
-    "additionalProperties": {
-        "type": "object",
-        "properties": {"bytes": _COUNT, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
-        "required": ["bytes", "sha256"],
-        "additionalProperties": False,
-    },
-}
-for _name in ("checkpoint", "export"):
-    RECORDS[_name]["$defs"] = {"files": _FILES}
+
+def _files(*hashes: str) -> Schema:
+    """Files by name, each with its size and one of the hashes, in hex."""
+    digits = {"sha256": 64, "xxh3_128": 32}
+    kinds = [
+        {
+            "type": "object",
+            "properties": {
+                "bytes": _COUNT,
+                name: {"type": "string", "pattern": f"^[0-9a-f]{{{digits[name]}}}$"},
+            },
+            "required": ["bytes", name],
+            "additionalProperties": False,
+        }
+        for name in hashes
+    ]
+    return {"type": "object", "additionalProperties": {"oneOf": kinds}}
+
+
+RECORDS["checkpoint"]["$defs"] = {"files": _files("xxh3_128", "sha256")}
+RECORDS["export"]["$defs"] = {"files": _files("sha256")}
 
 
 def all_schemas(catalog: Catalog) -> dict[str, Schema]:

@@ -22,7 +22,7 @@ from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.run_folder.folder import CONFIG, LOG, RESULT, STATUS, RunFolder
 from forge_kernel.run_folder.owner import LOCK, Owner
-from forge_kernel.storage.atomic_files import write_json, write_text
+from forge_kernel.storage.atomic_files import make_folder, write_json, write_text
 from forge_kernel.training.loaders.in_memory import NoConfig
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
     else:
         folder = Path(output_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         owner = Owner(folder)
         used = _is_used(folder)
         if not used:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-_CHUNK: Final = 1 << 20
+from forge_kernel.storage.hashes import sha256
 
 
 def sync_file(file: Path) -> None:
@@ -29,15 +28,6 @@ def sync_folder(folder: Path) -> None:
     if os.name == "nt":
         return
     sync_file(folder)
-
-
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def json_text(data: Any) -> str:
@@ -80,6 +70,18 @@ def write_json(file: Path, data: Any, *, durable: bool = True) -> None:
     write_text(file, json_text(data), durable=durable)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each entry on the disk before the next; it may be there."""
+    missing: list[Path] = []
+    place = folder
+    while not place.is_dir() and len(missing) < len(folder.parts):
+        missing.append(place)
+        place = place.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        sync_folder(made.parent)
+
+
 def _sync_tree(folder: Path) -> None:
     for place, _, names in os.walk(folder):
         for name in names:
@@ -106,14 +108,27 @@ def committed_folder(final: Path) -> Iterator[Path]:
         if final.exists():
             old = final.with_name(f".{final.name}.replaced-{token}")
             final.rename(old)
-            partial.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
+            _in_place_of(old, partial, final)
         else:
             partial.rename(final)
+            sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _in_place_of(old: Path, partial: Path, final: Path) -> None:
+    """Give the new folder its name; the old one goes once that is on the disk.
+
+    Where the name cannot be given, the old one gets it back.
+    """
+    try:
+        partial.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
     sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -123,19 +138,3 @@ def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in files
     }
-
-
-def first_difference(
-    folder: Path, manifest: dict[str, Any], digest: Callable[[Path], str] = sha256
-) -> str | None:
-    """What of a folder differs from its manifest, or None."""
-    for name, known in manifest.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        size = file.stat().st_size
-        if size != known["bytes"]:
-            return f"{name} has {size} bytes, not {known['bytes']}"
-        if digest(file) != known["sha256"]:
-            return f"the content of {name} has changed"
-    return None

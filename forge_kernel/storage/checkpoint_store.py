@@ -1,8 +1,9 @@
 """Checkpoints: whole or absent, checked before use, and enough for a bit-exact continuation.
 
 A checkpoint is a folder `step-<n>` with tensors in safetensors, all else in JSON, and a manifest
-with the SHA-256 of each file. No pickle. The commit protocol: write beside, sync each file, write
-the manifest, sync, rename once, sync the parent, then move the pointers, then prune.
+with the XXH3-128 of each file and the SHA-256 of itself. No pickle. The commit protocol: write
+beside, write the manifest, sync each file, rename once, sync the parent, then move the pointers,
+then prune.
 """
 
 from __future__ import annotations
@@ -15,20 +16,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from forge_kernel.errors import CheckpointError
 from forge_kernel.renamed import label_today
 from forge_kernel.storage import atomic_files
+from forge_kernel.storage.manifest import (
+    check_files,
+    entry,
+    read_manifest,
+    unlisted,
+    write_manifest,
+)
 from forge_kernel.storage.state_tree import join_tree, split_tree
+from forge_kernel.storage.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMAT: Final = 2
-BEFORE_WORDS: Final = 1  # the same, with the names of kinds and plugins of before
-MANIFEST: Final = "manifest.json"
+FORMAT: Final = 3
+UNSEALED: Final = 2  # the same, with the SHA-256 of each file and none of the manifest
+BEFORE_WORDS: Final = 1  # the same again, with the names of kinds and plugins of before
+MODEL, STATE_TENSORS, STATE = "model.safetensors", "state.safetensors", "state.json"
+CONFIG_COPY: Final = "config.yaml"
+REQUIRED: Final = (MODEL, STATE_TENSORS, STATE)
 _NAME: Final = re.compile(r"step-([0-9]{1,12})")
 _TAG: Final = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
@@ -42,12 +54,16 @@ class Snapshot:
         model: parameters and buffers by name.
         trees: `optimizer`, `plugins`, `random`, `progress`, ... each a tree of state.
         about: facts for readers: configuration digest, versions.
+        config: the run's configuration as text; "" where there is none.
+        remarks: of one that was read: what else its folder holds.
     """
 
     step: int
     model: dict[str, Tensor]
     trees: dict[str, Any]
     about: dict[str, Any]
+    config: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -68,14 +84,8 @@ def _untie(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
                 aliases[name] = places[place]
                 continue
             places[place] = name
-        written[name] = tensor.detach().to("cpu").contiguous().clone()
+        written[name] = tensor.detach().to("cpu").contiguous()
     return written, aliases
-
-
-def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    written, aliases = _untie(tensors)
-    save_file(written, file)
-    return aliases
 
 
 def _load_tensors(file: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
@@ -90,6 +100,18 @@ def _refuse_nan(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise CheckpointError(f"{folder} holds a NaN in {name}")
+
+
+def _config_copy(folder: Path, files: Mapping[str, Any]) -> str:
+    """The configuration that a checkpoint keeps, which older ones do not."""
+    return (folder / CONFIG_COPY).read_text(encoding="utf-8") if CONFIG_COPY in files else ""
+
+
+def _remarks(folder: Path, files: Mapping[str, Any]) -> tuple[str, ...]:
+    strange = unlisted(folder, files)
+    if not strange:
+        return ()
+    return (f"{folder} holds what is not of the checkpoint, and is not read: {', '.join(strange)}",)
 
 
 class CheckpointReader:
@@ -129,12 +151,12 @@ class CheckpointReader:
             CheckpointError: it is damaged, foreign or of another format.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_manifest(folder)
             self._check(folder, manifest)
             aliases = manifest["aliases"]
-            model = _load_tensors(folder / "model.safetensors", aliases["model.safetensors"])
-            tensors = _load_tensors(folder / "state.safetensors", aliases["state.safetensors"])
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            model = _load_tensors(folder / MODEL, aliases[MODEL])
+            tensors = _load_tensors(folder / STATE_TENSORS, aliases[STATE_TENSORS])
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             trees = {name: join_tree(tree, tensors) for name, tree in state.items()}
             about = manifest["about"]
             if manifest["format"] == BEFORE_WORDS:
@@ -144,7 +166,11 @@ class CheckpointReader:
                     }
             if not manifest.get("finite"):
                 _refuse_nan(folder, model)
-            return Snapshot(int(manifest["step"]), model, trees, about)
+            return Snapshot(
+                int(manifest["step"]), model, trees, about,
+                config=_config_copy(folder, manifest["files"]),
+                remarks=_remarks(folder, manifest["files"]),
+            )  # fmt: skip
         except CheckpointError:
             raise
         except Exception as error:
@@ -153,14 +179,18 @@ class CheckpointReader:
 
     @staticmethod
     def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
-        """Refuse what is of another format or has changed since it was written."""
-        if manifest["format"] not in (BEFORE_WORDS, FORMAT):
+        """Refuse what is of another format or step or has changed since it was written."""
+        if manifest["format"] not in (BEFORE_WORDS, UNSEALED, FORMAT):
             raise CheckpointError(
                 f"{folder} has the format {manifest['format']}, this kernel reads {FORMAT}"
             )
-        wrong = atomic_files.first_difference(folder, manifest["files"])
-        if wrong is not None:
-            raise CheckpointError(f"{folder} is damaged: {wrong}")
+        named = _NAME.match(folder.name.removeprefix("."))  # moved aside, it has a dot before
+        if named is None or int(named[1]) != manifest["step"]:
+            raise CheckpointError(
+                f"{folder} is damaged: it holds step {manifest['step']}; "
+                f"the folder of that would be step-{manifest['step']}"
+            )
+        check_files(folder, manifest["files"], REQUIRED)
 
     def _intact_names(self) -> list[Path]:
         """Folders of whole checkpoints by step; nothing is written.
@@ -181,7 +211,7 @@ class CheckpointReader:
             before: only those of earlier steps than this one.
 
         Returns:
-            Its content, its folder, and what was wrong with newer ones.
+            Its content, its folder, and what was wrong with newer ones or is strange about it.
 
         Raises:
             CheckpointError: there is none.
@@ -191,7 +221,8 @@ class CheckpointReader:
             if before is not None and int(_NAME.search(folder.name)[1]) >= before:  # type: ignore[index]
                 continue
             try:
-                return self.load(folder), folder, problems
+                snapshot = self.load(folder)
+                return snapshot, folder, [*problems, *snapshot.remarks]
             except CheckpointError as error:
                 problems.append(str(error))
         result = "; ".join(problems) or "there is none"
@@ -219,7 +250,7 @@ class CheckpointStore(CheckpointReader):
         """
         final = self.path(snapshot.step)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_files.make_folder(self.folder)
             with atomic_files.committed_folder(final) as partial:
                 self._write(partial, snapshot)
             atomic_files.write_text(self.folder / "latest", f"{final.name}\n")
@@ -241,20 +272,26 @@ class CheckpointStore(CheckpointReader):
         for name, tree in snapshot.trees.items():
             state[name], result = split_tree(tree, name)
             tensors.update(result)
-        aliases = {
-            "model.safetensors": _save_tensors(folder / "model.safetensors", snapshot.model),
-            "state.safetensors": _save_tensors(folder / "state.safetensors", tensors),
-        }
-        atomic_files.write_json(folder / "state.json", state, durable=False)
+        files: dict[str, Any] = {}
+        aliases: dict[str, Any] = {}
+        for name, named in ((MODEL, snapshot.model), (STATE_TENSORS, tensors)):
+            written, aliases[name] = _untie(named)
+            files[name] = write_tensors(folder / name, written)
+        texts = {STATE: atomic_files.json_text(state)}
+        if snapshot.config:
+            texts[CONFIG_COPY] = snapshot.config
+        for name, text in texts.items():
+            atomic_files.write_text(folder / name, text, durable=False)
+            files[name] = entry(folder / name)
         manifest = {
             "format": FORMAT,
             "step": snapshot.step,
             "about": snapshot.about,
             "finite": True,
             "aliases": aliases,
-            "files": atomic_files.manifest_of(folder),
+            "files": files,
         }
-        atomic_files.write_json(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest)
 
     def drop_after(self, step: int) -> None:
         """Remove what a run came to after a step that it goes on from; pinned ones stay."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from forge_kernel.storage.atomic_files import committed_folder, manifest_of, write_json
+from forge_kernel.storage.atomic_files import committed_folder, make_folder, manifest_of, write_json
 
 
 def write_exports(
@@ -29,7 +29,7 @@ def write_exports(
         while name in written or name in failed:
             name += "_"  # noqa: PLW2901  the next free name
         final = folder / "exports" / name
-        final.parent.mkdir(exist_ok=True)
+        make_folder(final.parent)
         try:
             with committed_folder(final) as partial:
                 manifest = dict(fill(partial))

@@ -293,7 +293,7 @@ class Session(SessionState):
         known = snapshot.trees["loop"].get("total_steps", self.run.total_steps)
         self.run.total_steps_before = known
         self.saved_at = snapshot.step
-        return [*problems, *differences(self, snapshot.about)]
+        return [*problems, *differences(self, snapshot)]
 
     def restore_weights(self, tag: str) -> None:
         """Put the weights of a pinned checkpoint into the model; see `load_pinned_weights`.

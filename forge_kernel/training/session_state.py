@@ -39,7 +39,8 @@ class SessionState:
         folder: the run folder; None: nothing is written (no checkpoints, no exports).
         strategy: how the run is spread; one process otherwise.
         cancel: asked at each step's edge whether to stop.
-        about: facts kept in each checkpoint (configuration digest, versions).
+        about: facts kept in each checkpoint.
+        config: the filled configuration as YAML, kept in each checkpoint with its digest.
         quiet: observers that write to the screen keep silent.
         reads: the folder is only read: the session cannot save.
 
@@ -62,6 +63,7 @@ class SessionState:
         strategy: Strategy | None = None,
         cancel: Cancel | None = None,
         about: Mapping[str, Any] | None = None,
+        config: str = "",
         quiet: bool = False,
         reads: bool = False,
     ) -> None:
@@ -72,6 +74,7 @@ class SessionState:
         self.settings: RunConfig = settings
         self.cancel: Cancel = cancel or threading.Event()
         self.about = dict(about or {})
+        self.config = config
         guard = OwnershipGuard() if settings.checked else None
         self.bus = Bus(plan, guard, self._observer_failed)
         self.run = Run(settings, folder, strategy or self._planned_strategy(), quiet=quiet)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from forge_kernel.config.changes import changed_settings, config_digest
 from forge_kernel.contract.data import place_after
 from forge_kernel.contract.plugin import Stateful
 from forge_kernel.contract.values import Progress
@@ -48,11 +49,13 @@ def take_snapshot(session: SessionState) -> Snapshot:
     versions = {entry.label: entry.origin for entry, _ in session.bus.stateful()}
     about = {
         **session.about,
+        **({"config": config_digest(session.config)} if session.config else {}),
         "torch": torch.__version__,
         "optimizer": type(run.optimizer).__name__,
         "plugins": versions,
     }
-    return Snapshot(run.progress.step, run.strategy.model_state(run), trees, about)
+    model = run.strategy.model_state(run)
+    return Snapshot(run.progress.step, model, trees, about, config=session.config)
 
 
 def _loop_state(session: SessionState) -> dict[str, Any]:
@@ -233,21 +236,23 @@ def need_finite_weights(session: SessionState, step: int) -> None:
         )
 
 
-def differences(session: SessionState, about: Mapping[str, Any]) -> list[str]:
-    """What a checkpoint was made with that is another now.
+def differences(session: SessionState, snapshot: Snapshot) -> list[str]:
+    """What a checkpoint was made with that is another now: a line for each.
 
     Args:
         session: set up.
-        about: of the checkpoint.
+        snapshot: from the checkpoint.
     """
-    result = []
+    result, about = [], snapshot.about
     if about.get("torch") not in (None, torch.__version__):
         result.append(f"it was saved with torch {about['torch']}, this is {torch.__version__}")
     origins = {entry.label: entry.origin for entry, _ in session.bus.stateful()}
     for label, origin in about.get("plugins", {}).items():
         if label in origins and origins[label] != origin:
             result.append(f"{label} was {origin} when it was saved, and is {origins[label]}")
-    config = session.about.get("config")
-    if config is not None and about.get("config") not in (None, config):
-        result.append("the configuration is another than when it was saved")
-    return result
+    if not session.config or about.get("config") in (None, config_digest(session.config)):
+        return result
+    then = f"since the checkpoint of step {snapshot.step}"
+    changed = changed_settings(snapshot.config, session.config) if snapshot.config else []
+    lines = [f"changed {then}: {line}" for line in changed]
+    return [*result, *(lines or [f"the configuration has changed {then}"])]

@@ -183,6 +183,7 @@ def test_a_resume_that_is_refused_changes_not_one_byte(
 
 def test_a_checkpoint_that_lacks_a_part_is_told_as_one(tmp_path: Path) -> None:
     from forge_kernel.storage.atomic_files import manifest_of, write_json
+    from forge_kernel.storage.manifest import write_manifest
 
     smoke(tmp_path / "run", "run.max_steps=2", "callbacks=null")
     folder = tmp_path / "run/checkpoints/step-2"
@@ -192,7 +193,7 @@ def test_a_checkpoint_that_lacks_a_part_is_told_as_one(tmp_path: Path) -> None:
     def put(changed: dict[str, Any]) -> None:
         write_json(folder / "state.json", changed)
         (folder / "manifest.json").unlink()
-        write_json(folder / "manifest.json", {**manifest, "files": manifest_of(folder)})
+        write_manifest(folder, {**manifest, "files": manifest_of(folder)})
 
     older = {**state, "loop": {k: v for k, v in state["loop"].items() if k != "empty"}}
     older = {k: v for k, v in older.items() if k not in ("extra_state", "data")}

@@ -15,8 +15,9 @@ from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import CheckpointError, NonFiniteError
 from forge_kernel.planning.pipeline_file import load_pipeline
-from forge_kernel.storage.atomic_files import manifest_of, write_json
+from forge_kernel.storage.atomic_files import manifest_of
 from forge_kernel.storage.checkpoint_store import CheckpointStore
+from forge_kernel.storage.manifest import write_manifest
 from forge_kernel.training.guards.finite_check import non_finite_names, state_of_parameters
 
 PLAIN = ("observers=null", "exporters=null", "callbacks=null", "run.save_every=2")
@@ -179,7 +180,7 @@ def test_an_older_checkpoint_with_a_nan_in_it_is_not_chosen(tmp_path: Path) -> N
     manifest = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").unlink()
     del manifest["finite"]
-    write_json(newest / "manifest.json", {**manifest, "files": manifest_of(newest)})
+    write_manifest(newest, {**manifest, "files": manifest_of(newest)})
     store = CheckpointStore(folder / "checkpoints")
     with pytest.raises(CheckpointError, match="holds a NaN"):
         store.load(newest)

@@ -144,6 +144,7 @@ def counted_in_batches(folder: Path) -> None:
     progress["batch"] = -(-place // 6)
     write_json(checkpoint / "state.json", state)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["sha256"]  # which those had not
     (checkpoint / "manifest.json").unlink()
     write_json(
         checkpoint / "manifest.json", {**manifest, "format": 1, "files": manifest_of(checkpoint)}

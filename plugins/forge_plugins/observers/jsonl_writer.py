@@ -18,12 +18,15 @@ class JsonlWriter:
 
     def __init__(self) -> None:
         self._file = LineFile()
+        self._unsynced: OSError | None = None
 
     @hookimpl
     def on_checkpoint(self, run: Run, folder: Path) -> None:
-        """The state in the checkpoint counts on these lines being on the disk."""
+        """Tell that the lines before this checkpoint could not be put on the disk."""
         del run, folder
-        self._file.sync()
+        error, self._unsynced = self._unsynced, None
+        if error is not None:
+            raise error
 
     @hookimpl
     def on_run_end(self, run: Run, result: RunResult) -> None:
@@ -38,7 +41,14 @@ class JsonlWriter:
         self._file.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of lines in the file."""
+        """The number of lines in the file, which are on the disk before the checkpoint is.
+
+        Where they cannot be put there the checkpoint is written nevertheless.
+        """
+        try:
+            self._file.sync()
+        except OSError as error:
+            self._unsynced = error
         return {"lines": self._file.lines}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

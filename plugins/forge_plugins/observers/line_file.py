@@ -18,6 +18,17 @@ def keep_lines(file: Path, count: int) -> None:
     os.truncate(file, end)
 
 
+def _sync(folder: Path) -> None:
+    """A file whose entry is not on the disk may be gone after a crash, with all that it held."""
+    if os.name == "nt":  # no folder is opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class LineFile:
     """Appends lines and knows how many there are; closed, it takes lines and writes none."""
 
@@ -32,7 +43,9 @@ class LineFile:
 
     def begin(self, file: Path) -> None:
         """Open the file after its first `lines` lines; what follows them is cut off."""
-        file.touch()
+        if not file.exists():
+            file.touch()
+            _sync(file.parent)
         keep_lines(file, self.lines)
         self._stream = file.open("a", encoding="utf-8", newline="")
 

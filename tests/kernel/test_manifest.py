@@ -1,0 +1,179 @@
+"""A checkpoint's manifest: altered nowhere unseen, and of the step that its folder says."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from forge_kernel import resume, run
+from forge_kernel.config.changes import changed_settings
+from forge_kernel.errors import CheckpointError
+from forge_kernel.storage import tensor_file
+from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
+from forge_kernel.storage.manifest import write_manifest
+
+PIPELINE = """
+forge: 1
+run: {name: small, seed: 3, max_steps: 2, save_every: 1, validate_every: null}
+data: {use: modular_arithmetic, with: {modulus: 7, batch_size: 8}}
+model: {use: mlp, with: {hidden: [4], embedding: 4}}
+optimizer: {use: adamw, with: {lr: 0.01}}
+loss: {use: cross_entropy}
+"""
+
+
+def saved(folder: Path, *steps: int) -> CheckpointStore:
+    store = CheckpointStore(folder / "checkpoints", keep=9)
+    for step in steps:
+        model = {"w": torch.full((8,), float(step))}
+        store.save(Snapshot(step, model, {"plugins": {"n": step}}, {"a": "b"}, config="run: {}\n"))
+    return store
+
+
+def test_each_byte_of_a_manifest_counts(tmp_path: Path) -> None:
+    """Also those that JSON reads the same: blanks, and keys that nothing here needs."""
+    store = saved(tmp_path, 1)
+    manifest = store.path(1) / "manifest.json"
+    whole = manifest.read_bytes()
+    for place in range(len(whole)):
+        altered = bytearray(whole)
+        altered[place] ^= 1 << random.Random(place).randrange(8)
+        manifest.write_bytes(altered)
+        with pytest.raises(CheckpointError):
+            store.load(store.path(1))
+    for altered in (whole + b" ", whole[:-1], whole.replace(b'"step"', b'"step": 1, "step"')):
+        manifest.write_bytes(altered)
+        with pytest.raises(CheckpointError, match="not as it was written"):
+            store.load(store.path(1))
+    manifest.write_bytes(whole)
+    assert store.load(store.path(1)).step == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
+def test_a_manifest_that_lacks_a_required_file_is_damage(tmp_path: Path, name: str) -> None:
+    """Red when only what is listed is looked at: the file would be read unchecked."""
+    store = saved(tmp_path, 1)
+    facts = json.loads((store.path(1) / "manifest.json").read_text())
+    del facts["files"][name]
+    write_manifest(store.path(1), facts)
+    with pytest.raises(CheckpointError, match=f"does not list {name}"):
+        store.load(store.path(1))
+
+
+def test_an_unsealed_manifest_of_todays_format_is_damage(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1)
+    facts = json.loads((store.path(1) / "manifest.json").read_text())
+    del facts["sha256"]
+    (store.path(1) / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="not as it was written"):
+        store.load(store.path(1))
+
+
+def test_a_folder_under_another_steps_name_is_not_taken(tmp_path: Path) -> None:
+    """Planted: the folder's name is not compared. A run would go back untold."""
+    store = saved(tmp_path, 1, 2, 3)
+    shutil.rmtree(store.path(3))
+    store.path(1).rename(store.path(3))
+    with pytest.raises(CheckpointError, match="holds step 1.*would be step-1"):
+        store.load(store.path(3))
+    snapshot, folder, problems = store.newest()
+    assert (snapshot.step, folder.name, len(problems)) == (2, "step-2", 1)
+
+
+def test_a_file_that_is_not_of_the_checkpoint_is_told(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1)
+    (store.path(1) / "notes.txt").write_text("mine")
+    _, _, problems = store.newest()
+    assert len(problems) == 1
+    assert "notes.txt" in problems[0]
+
+
+def test_the_files_of_two_steps_cannot_be_mixed(tmp_path: Path) -> None:
+    """Every file of one step in the other's place; `config.yaml` is the same in both."""
+    store = saved(tmp_path, 1, 2)
+    names = ["manifest.json", "model.safetensors", "state.json"]
+    for name in names:
+        here, there = (store.path(step) / name for step in (1, 2))
+        kept = here.read_bytes()
+        here.write_bytes(there.read_bytes())
+        with pytest.raises(CheckpointError):
+            store.load(store.path(1))
+        here.write_bytes(kept)
+    assert store.load(store.path(1)).config == "run: {}\n"
+
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
+    torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu,
+    torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_are_written_to_the_byte_as_safetensors_writes_them(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    bits = torch.randint(0, 2, (3, 8, 16), dtype=torch.uint8)
+    tensors = {
+        "b": bits.view(dtype),
+        "a/\u00e4 \u4e2d": bits[:2].clone().view(dtype),
+        "scalar": bits.view(dtype).reshape(-1)[0].clone(),
+        "empty": torch.empty(0, 3, dtype=dtype),
+    }
+    tensor_file.write_tensors(tmp_path / "ours", tensors)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_tensors_of_many_types_come_back_aligned(tmp_path: Path) -> None:
+    tensors = {str(dtype): torch.ones(3).to(dtype) for dtype in DTYPES}
+    tensor_file.write_tensors(tmp_path / "file", tensors)
+    back = load_file(tmp_path / "file")
+    assert back.keys() == tensors.keys()
+    assert all(back[name].view(torch.uint8).equal(tensors[name].view(torch.uint8)) for name in back)
+
+
+def test_a_tensor_that_the_format_cannot_hold_is_named(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="z: a tensor of torch.complex128 cannot be kept"):
+        store.save(Snapshot(1, {"z": torch.ones(2, dtype=torch.complex128)}, {}, {}))
+    assert store.steps() == []
+
+
+def test_changed_settings_are_told_by_path_with_both_values() -> None:
+    before = "run: {max_steps: 4, name: a}\ngradients: [{use: x}, {use: y}]\n"
+    after = "run: {max_steps: 4.0, name: a, seed: 1}\ngradients: [{use: x}]\n"
+    assert changed_settings(before, before) == []
+    assert changed_settings(before, after) == [
+        "run.max_steps: 4 -> 4.0",
+        "run.seed: (absent) -> 1",
+        "gradients[1].use: \"y\" -> (absent)",
+    ]  # fmt: skip
+
+
+def events(folder: Path) -> list[str]:
+    lines = (json.loads(line) for line in (folder / "forge.log").read_text().splitlines())
+    return [line["problem"] for line in lines if "problem" in line]
+
+
+def test_a_resumed_run_tells_each_setting_that_was_edited_by_hand(tmp_path: Path) -> None:
+    """Red when the digest of the checkpoint is not compared, or the setting is not named."""
+    file, folder = tmp_path / "p.yaml", tmp_path / "run"
+    file.write_text(PIPELINE)
+    run(file, output_dir=folder, quiet=True)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.01", "lr: 0.5"))
+    resume(folder, ["run.max_steps=3"], quiet=True)
+    assert events(folder) == [
+        "changed since the checkpoint of step 2: run.max_steps: 2 -> 3",
+        "changed since the checkpoint of step 2: optimizer.with.lr: 0.01 -> 0.5",
+    ]
+    resume(folder, ["run.max_steps=4"], quiet=True)
+    assert events(folder)[2:] == ["changed since the checkpoint of step 3: run.max_steps: 3 -> 4"]

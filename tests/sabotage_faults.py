@@ -1,0 +1,67 @@
+"""Which guards are taken away, and which battery must notice; `sabotage.py` runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A guard that is taken away.
+
+    Args:
+        name: of the fault.
+        file: where the guard is.
+        guard: its text, which the file has once.
+        instead: what stands there with the fault.
+        battery: must find a trial wrong.
+        count: so many trials are enough.
+    """
+
+    name: str
+    file: str
+    guard: str
+    instead: str
+    battery: str
+    count: int
+
+
+_ATOMIC: Final = "forge_kernel/storage/atomic_files.py"
+_STORE: Final = "forge_kernel/storage/checkpoint_store.py"
+_MANIFEST: Final = "forge_kernel/storage/manifest.py"
+
+FAULTS: Final[tuple[Fault, ...]] = (
+    Fault(
+        "no-fsync-of-files", _ATOMIC,
+        "            sync_file(Path(place) / name)\n", "            pass\n",
+        "power-loss", 300,
+    ),
+    Fault(
+        "no-fsync-of-a-new-folders-entries", _ATOMIC,
+        "        sync_folder(Path(place))\n", "        pass\n",
+        "power-loss", 300,
+    ),
+    Fault(
+        "no-fsync-of-the-parent", _ATOMIC,
+        "            partial.rename(final)\n            sync_folder(final.parent)\n",
+        "            partial.rename(final)\n",
+        "power-loss", 600,
+    ),
+    Fault(
+        "a-replaced-folder-goes-first", _ATOMIC,
+        "    sync_folder(final.parent)\n    shutil.rmtree(old, ignore_errors=True)\n",
+        "    shutil.rmtree(old, ignore_errors=True)\n",
+        "power-loss", 600,
+    ),
+    Fault(
+        "no-fsync-of-the-run-folders-parent", _ATOMIC,
+        "        sync_folder(made.parent)\n", "        pass\n",
+        "power-loss", 300,
+    ),
+    Fault(
+        "lines-not-synced", "plugins/forge_plugins/observers/jsonl_writer.py",
+        "            self._file.sync()\n", "            pass\n",
+        "power-loss", 600,
+    ),
+)  # fmt: skip
