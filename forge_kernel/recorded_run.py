@@ -81,8 +81,9 @@ def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> 
     """Name the plugin that raised, tell the listeners, write the result."""
     blamed = session.bus.blame(error.__traceback__)
     step = session.run.progress.step + 1
-    if blamed is not None:
-        error.add_note(f"raised by {blamed[0]} in {blamed[1]}, step {step}")
+    words = session.bus.blame_in_words(error.__traceback__)
+    if words is not None:
+        error.add_note(f"raised by {words}, step {step}")
     record.event(
         "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
     )

@@ -106,7 +106,7 @@ class SessionState:
                 return result  # type: ignore[no-any-return]
         return OneProcess()
 
-    def _observer_failed(self, label: str, hook: str, error: Exception) -> None:
+    def _observer_failed(self, label: str, hook: str, error: BaseException) -> None:
         """Tell once what an observer failed of; the run goes on."""
         why = f"{type(error).__name__}: {error}"
         self.run.emit_event(
