@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forge_kernel.contract.result import RunResult
+from forge_kernel.errors import INTERRUPTS, Ended, RunError
 from forge_kernel.run_folder.folder import ENVIRONMENT
 from forge_kernel.run_folder.record import RunRecord, environment
 
@@ -49,11 +50,25 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
         pass_events(session.run, session.bus)
         return result
     except BaseException as error:
-        _save_what_there_is(session, record, error)
-        _tell_failure(session, record, error)
-        raise
+        raised = _as_error(session, error)
+        _save_what_there_is(session, record, raised)
+        _tell_failure(session, record, raised)
+        if raised is error:
+            raise
+        raise raised from error
     finally:
         session.close()
+
+
+def _as_error(session: Session, error: BaseException) -> BaseException:
+    """What to raise: a plugin that ends the program (`sys.exit`) has failed like any other."""
+    if isinstance(error, Exception | KeyboardInterrupt | Ended):
+        return error
+    words = session.bus.blame_in_words(error.__traceback__)
+    if words is None:
+        return error
+    what = f"{type(error).__name__}({error})"
+    return RunError(f"{words} raised {what}: a plugin reports a failure by an Exception")
 
 
 def _save_what_there_is(session: Session, record: RunRecord, error: BaseException) -> None:
@@ -91,7 +106,9 @@ def _tell_failure(session: Session, record: RunRecord, error: BaseException) -> 
     for listen in session.bus.calls("on_error"):
         try:
             listen(session.run, error)
-        except Exception as second:  # noqa: BLE001  the first error is the one to show
+        except INTERRUPTS:
+            raise
+        except BaseException as second:  # noqa: BLE001  the first error is the one to show
             record.event("on_error_failed", level="error", problem=repr(second))
 
 

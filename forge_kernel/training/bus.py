@@ -20,7 +20,7 @@ from forge_kernel.config.document import Path
 from forge_kernel.contract import hookspecs
 from forge_kernel.contract.answers import ANSWERED, IN_A_STEP, shown, wrong_answer
 from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Stateful
-from forge_kernel.errors import OwnershipError, PluginError
+from forge_kernel.errors import INTERRUPTS, OwnershipError, PluginError
 from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
 from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
 
@@ -47,7 +47,9 @@ def build(plan: Plan) -> dict[Path, Any]:
         }
         try:
             built[entry.path] = entry.plugin(replace_uses(entry.config, parts))
-        except Exception as error:
+        except INTERRUPTS:
+            raise
+        except BaseException as error:
             why = f"{type(error).__name__}: {error}"
             raise PluginError(f"{entry.label} ({entry.origin}) cannot be built: {why}") from error
         if entry.parent is not None:
@@ -267,7 +269,7 @@ def _outlived(call: Call, report: Callable[[BaseException], None], instead: Any)
             return instead
         try:
             answer = call(*arguments)
-        except (OwnershipError, KeyboardInterrupt):
+        except (OwnershipError, *INTERRUPTS):
             raise
         except BaseException as error:  # noqa: BLE001  whatever it is
             failures += 1

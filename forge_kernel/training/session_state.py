@@ -91,7 +91,7 @@ class SessionState:
         self.logged_at = self.saved_at = -1  # steps
         self.clock = Clock(self.run.progress)
         self.training_model: nn.Module | None = None  # see `Session.hand_over`
-        self.failed_exports: dict[str, Exception] = {}  # what each one failed of
+        self.failed_exports: dict[str, BaseException] = {}  # what each one failed of
         self.step_state = Step()
         self.streams = RunStreams(takes_turns=self.run.strategy.world_size == 1)
 
