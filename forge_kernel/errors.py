@@ -117,3 +117,15 @@ class CheckpointError(RunError):
 
 class OwnershipError(RunError):
     """Checked mode: a plugin wrote what its hook does not own."""
+
+
+class Ended(BaseException):
+    """A signal came while nothing was being trained; no part of the command line catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number
+
+
+INTERRUPTS: Final = (KeyboardInterrupt, Ended)
+"""What the user's signals raise; all else that ends a run is an error of whoever raised it."""

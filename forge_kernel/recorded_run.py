@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forge_kernel.contract.result import RunResult
-from forge_kernel.errors import OutOfMemoryError
+from forge_kernel.errors import INTERRUPTS, Ended, OutOfMemoryError, RunError
 from forge_kernel.run_folder.folder import ENVIRONMENT
 from forge_kernel.run_folder.record import RunRecord, environment
 
@@ -52,17 +52,33 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
         pass_events(session.run, session.bus)
         return result
     except BaseException as raised:
-        from forge_kernel.training.guards.out_of_memory import reported
-
-        error = reported(session.run, raised, ())
+        error = _as_error(session, raised)
         _save_what_there_is(session, record, error)
-        arose = raised.__cause__ if isinstance(raised, OutOfMemoryError) else None
-        _tell_failure(session, record, error, (arose or raised).__traceback__)
+        _tell_failure(session, record, error, _arose(raised))
         if error is raised:
             raise
         raise error from raised
     finally:
         session.close()
+
+
+def _as_error(session: Session, error: BaseException) -> BaseException:
+    """What to raise: a plugin that ends the program (`sys.exit`) has failed like any other."""
+    from forge_kernel.training.guards.out_of_memory import reported
+
+    if isinstance(error, Exception | KeyboardInterrupt | Ended):
+        return reported(session.run, error, ())
+    words = session.bus.blame_in_words(error.__traceback__)
+    if words is None:
+        return error
+    what = f"{type(error).__name__}({error})"
+    return RunError(f"{words} raised {what}: a plugin reports a failure by an Exception")
+
+
+def _arose(error: BaseException) -> TracebackType | None:
+    """The traceback down to where it began: that of memory is reported from the step."""
+    first = error.__cause__ if isinstance(error, OutOfMemoryError) else None
+    return (first or error).__traceback__
 
 
 def _save_what_there_is(session: Session, record: RunRecord, error: BaseException) -> None:
@@ -92,8 +108,9 @@ def _tell_failure(
     """Name the plugin that raised, tell the listeners, write the result."""
     blamed = session.bus.blame(trace)
     step = session.run.progress.step + 1
-    if blamed is not None:
-        error.add_note(f"raised by {blamed[0]} in {blamed[1]}, step {step}")
+    words = session.bus.blame_in_words(trace)
+    if words is not None:
+        error.add_note(f"raised by {words}, step {step}")
     record.event(
         "failed", level="error", error=repr(error), plugin=blamed, step=step, exc_info=error
     )
@@ -101,7 +118,9 @@ def _tell_failure(
     for listen in session.bus.calls("on_error"):
         try:
             listen(session.run, error)
-        except Exception as second:  # noqa: BLE001  the first error is the one to show
+        except INTERRUPTS:
+            raise
+        except BaseException as second:  # noqa: BLE001  the first error is the one to show
             record.event("on_error_failed", level="error", problem=repr(second))
 
 

@@ -10,16 +10,10 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final
 
+from forge_kernel.errors import Ended
+
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """The closed terminal and the queue that warns of the end of its time ask like the others."""
-
-
-class Ended(BaseException):
-    """A signal came while nothing was being trained; no part of the command line catches it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_status = 128 + number
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from forge_kernel.cli.interrupt import Ended
+from forge_kernel.errors import Ended
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from forge_kernel.contract.metrics import MetricStore
@@ -94,7 +95,8 @@ class Run:
             message: one sentence for people.
             facts: plain values, read already: a tensor has no place here.
         """
-        self.events.append(Event(self.progress.step, name, message, facts))
+        known = MappingProxyType(facts)  # what one listener wrote, the next would believe
+        self.events.append(Event(self.progress.step, name, message, known))
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters by name, those of companion modules after the model's."""

@@ -311,7 +311,14 @@ class _Planner:
         allowed = code_is_allowed()
         for entry in self.entries:
             ask = entry.info.foreign_code
-            for what, needs in ask(entry.config) if ask is not None else ():
+            try:
+                result = list(ask(entry.config)) if ask is not None else []
+            except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin's function may raise anything
+                why = f"{type(error).__name__}: {error}"
+                message = f"{entry.label}: its `foreign_code` cannot be told: {why}"
+                self.fault(message, entry.path)
+                continue
+            for what, needs in result:
                 self.code.append(f"{entry.label}: {what}")
                 if needs and not allowed:
                     self.fault(f"{entry.label} would run {what}", entry.path, HINT)
@@ -337,7 +344,7 @@ class _Planner:
                 message = f"{entry.info.name}: {fault.message}"
                 self.fault(message, (*entry.path, *inner), *fault.hints)
             return ()
-        except Exception as error:  # noqa: BLE001  a plugin's function may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin's function may raise anything
             why = f"{type(error).__name__}: {error}"
             self.fault(f"{entry.label}: its `{sense}` cannot be told: {why}", entry.path)
             return ()

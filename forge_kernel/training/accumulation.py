@@ -198,7 +198,7 @@ class GradientAccumulation:
         for number, (announced, counted) in enumerate(zip(expected, self._weights, strict=True)):
             if isinstance(announced, Tensor) or isinstance(counted, Tensor):
                 continue
-            if abs(announced - counted) > 1e-4 * max(announced, counted):
+            if not abs(announced - counted) <= 1e-4 * counted:  # also of NaN and infinity
                 raise RunError(
                     f"compute_loss_weights gave {announced:g} for term {number} of this step, and "
                     f"compute_loss counted {counted:g}: both must come from the targets alone"

@@ -18,14 +18,15 @@ import pluggy
 
 from forge_kernel.config.document import Path
 from forge_kernel.contract import hookspecs
+from forge_kernel.contract.answers import ANSWERED, IN_A_STEP, shown, wrong_answer
 from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Stateful
-from forge_kernel.errors import OwnershipError, PluginError
+from forge_kernel.errors import INTERRUPTS, OwnershipError, PluginError
 from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
 from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
 
 Call = Callable[..., Any]
 Guard = Callable[[str, str, Call], Call]
-Report = Callable[[str, str, Exception], None]
+Report = Callable[[str, str, BaseException], None]
 FAILURES_IN_A_ROW: Final = 10  # after which an observer is no longer asked
 
 
@@ -46,7 +47,9 @@ def build(plan: Plan) -> dict[Path, Any]:
         }
         try:
             built[entry.path] = entry.plugin(replace_uses(entry.config, parts))
-        except Exception as error:
+        except INTERRUPTS:
+            raise
+        except BaseException as error:
             why = f"{type(error).__name__}: {error}"
             raise PluginError(f"{entry.label} ({entry.origin}) cannot be built: {why}") from error
         if entry.parent is not None:
@@ -99,6 +102,9 @@ class Bus:
             manager.register(self.instances[entry.path], name=entry.label)
         manager.check_pending()
         self._codes: dict[CodeType, tuple[str, str]] = {}
+        self._places: dict[tuple[str, str], str] = {}  # of plugin and hook: file and line
+        self._given: dict[int, tuple[str, str]] = {}  # who gave an object, in which hook
+        self._kept: list[Any] = []  # these objects, whose ids stay theirs
         self._calls: dict[str, tuple[Call, ...]] = {
             hook: tuple(self._compile(manager, hook, guard)) for hook in HOOKS
         }
@@ -110,10 +116,14 @@ class Bus:
         calls: list[Call] = []
         for entry in self.plan.answering(hook):
             method = result[entry.label]
-            self._codes[inspect.unwrap(method).__code__] = (entry.label, hook)
+            code = inspect.unwrap(method).__code__
+            self._codes[code] = (entry.label, hook)
+            self._places[entry.label, hook] = f"{code.co_filename}:{code.co_firstlineno}"
             call = _positional(method, hook)
             if guard is not None:
                 call = guard(hook, entry.label, call)
+            if hook in ANSWERED and hook not in IN_A_STEP:
+                call = self._judged(call, hook, len(calls))
             watches = entry.info.kind is Kind.OBSERVERS and hook in _WATCHING
             watches = watches and not getattr(self.instances[entry.path], "ends_run", False)
             if watches and self._report is not None:
@@ -135,16 +145,56 @@ class Bus:
         """Pass a value through everyone who answers `hook(*before, value)`.
 
         Raises:
-            PluginError: one of them returned None.
+            PluginError: one of them returned what cannot be used.
         """
-        for entry, call in zip(self.plan.answering(hook), self._calls[hook], strict=True):
+        for call in self._calls[hook]:
             value = call(*before, value)
-            if value is None:
-                raise PluginError(
-                    f"{entry.label}.{hook} returned None: it must return what it was given, "
-                    "changed or not"
-                )
         return value
+
+    def _judged(self, call: Call, hook: str, index: int) -> Call:
+        """A call whose answer is looked at, and whose answer's methods are its plugin's."""
+
+        def judged(*arguments: Any) -> Any:
+            answer = call(*arguments)
+            self.judge(hook, answer, index)
+            for part in answer if hook == "make_metrics" else (answer,):
+                self._keep(part, hook, index)
+            return answer
+
+        return judged
+
+    def _keep(self, part: Any, hook: str, index: int) -> None:
+        """Remember whose an object is, so that its failures are told by name."""
+        if hook in _OBJECTS and id(part) not in self._given:
+            self._given[id(part)] = (self.plan.answering(hook)[index].label, hook)
+            self._kept.append(part)
+
+    def judge(self, hook: str, answer: Any, index: int = 0) -> None:
+        """Refuse an answer that cannot be used.
+
+        Args:
+            hook: that was asked.
+            answer: what was given.
+            index: of the plugin, of those that answer the hook.
+
+        Raises:
+            PluginError: naming plugin, hook, what was given and what is wanted.
+        """
+        wanted = wrong_answer(hook, answer)
+        if wanted is not None:
+            raise PluginError(f"{self.giver(hook, index)} returned {shown(answer)}: give {wanted}")
+
+    def giver_of(self, part: Any) -> str:
+        """Whose an object is that a plugin gave in a hook."""
+        label, hook = self._given[id(part)]
+        labels = [entry.label for entry in self.plan.answering(hook)]
+        return self.giver(hook, labels.index(label))
+
+    def giver(self, hook: str, index: int = 0) -> str:
+        """Who answers a hook, with version and place: `loss focal (acme 1.0), compute_loss ...`."""
+        entry = self.plan.answering(hook)[index]
+        place = self._places[entry.label, hook]
+        return f"{entry.label} ({entry.origin}) in {hook} ({place})"
 
     def stateful(self) -> list[tuple[Planned, Stateful]]:
         """The plugins with memory, in order."""
@@ -157,27 +207,48 @@ class Bus:
     def blame(self, traceback: TracebackType | None) -> tuple[str, str] | None:
         """The plugin and hook in which an error arose, read off its traceback.
 
-        The innermost hook frame counts. Costs nothing until something raises.
+        The innermost frame of a hook, or of an object that one gave, counts. Costs nothing until
+        something raises.
         """
+        return self._innermost(traceback)[0]
+
+    def blame_in_words(self, traceback: TracebackType | None) -> str | None:
+        """The same for people: plugin, version, hook, file and line."""
+        blamed, place = self._innermost(traceback)
+        if blamed is None:
+            return None
+        origins = {entry.label: entry.origin for entry in self.plan.entries}
+        label, hook = blamed
+        return f"{label} ({origins[label]}) in {hook} ({place})"
+
+    def _innermost(self, traceback: TracebackType | None) -> tuple[tuple[str, str] | None, str]:
         result: tuple[str, str] | None = None
+        place = ""
         for _ in range(10_000):
             if traceback is None:
                 break
             frame = traceback.tb_frame
             known = self._codes.get(frame.f_code)
+            owner = id(frame.f_locals.get("self"))
             if known is not None:
-                label = self.labels.get(id(frame.f_locals.get("self")), known[0])
-                result = (label, known[1])
+                result = (self.labels.get(owner, known[0]), known[1])
+            else:
+                known = self._given.get(owner)
+                result = known or result
+            if known is not None:
+                place = f"{frame.f_code.co_filename}:{traceback.tb_lineno}"
             traceback = traceback.tb_next
-        return result
+        return result, place
 
+
+_OBJECTS: Final = frozenset({"make_data", "transform_data", "make_optimizer", "make_metrics"})
+"""Hooks that give objects whose methods the run calls; a model's are called by everyone."""
 
 _WATCHING: Final[Mapping[str, Any]] = {
     **{
         hook: None
         for hook in HOOKS
-        if hook.startswith("on_")
-        and hook not in ("on_run_start", "on_gradients", "on_weights", "on_error")
+        if hook.startswith("on_") and hook not in ("on_run_start", "on_error")
     },
     "log_metrics": {},
 }
@@ -185,8 +256,11 @@ _WATCHING: Final[Mapping[str, Any]] = {
 nothing is lost by an error, which is then told at once; `on_error` has a guard of its own."""
 
 
-def _outlived(call: Call, report: Callable[[Exception], None], instead: Any) -> Call:
-    """A call that what it raises does not end: who only watches cannot end a run."""
+def _outlived(call: Call, report: Callable[[BaseException], None], instead: Any) -> Call:
+    """A call that what it raises does not end: who only watches cannot end a run.
+
+    Not even by `sys.exit`; the user's own interrupt does.
+    """
     failures = 0
 
     def watched(*arguments: Any) -> Any:
@@ -195,9 +269,9 @@ def _outlived(call: Call, report: Callable[[Exception], None], instead: Any) -> 
             return instead
         try:
             answer = call(*arguments)
-        except OwnershipError:
+        except (OwnershipError, *INTERRUPTS):
             raise
-        except Exception as error:  # noqa: BLE001  whatever it is
+        except BaseException as error:  # noqa: BLE001  whatever it is
             failures += 1
             if failures == 1:
                 report(error)

@@ -11,7 +11,7 @@ from forge_kernel.storage.atomic_files import committed_folder, make_folder, man
 
 def write_exports(
     folder: Path, exporters: Iterable[tuple[str, Callable[[Path], Any]]]
-) -> tuple[dict[str, str], dict[str, Exception]]:
+) -> tuple[dict[str, str], dict[str, BaseException]]:
     """One folder for each exporter; of two with one name the later gets underscores.
 
     What a run has learned is not lost by an exporter that fails, nor by the next one not written.
@@ -24,7 +24,7 @@ def write_exports(
         Folders written, by name, relative to the run folder; and what others failed of.
     """
     written: dict[str, str] = {}
-    failed: dict[str, Exception] = {}
+    failed: dict[str, BaseException] = {}
     for name, fill in exporters:
         while name in written or name in failed:
             name += "_"  # noqa: PLW2901  the next free name
@@ -35,7 +35,7 @@ def write_exports(
                 manifest = dict(fill(partial))
                 files = manifest_of(partial)
                 write_json(partial / "manifest.json", {**manifest, "files": files})
-        except Exception as error:  # noqa: BLE001  told by name; the other exports are written
+        except (Exception, SystemExit) as error:  # noqa: BLE001  told by name; the other exports are written
             failed[name] = error
             continue
         written[name] = str(final.relative_to(folder))

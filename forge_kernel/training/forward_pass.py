@@ -8,10 +8,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from forge_kernel.contract.answers import shown
 from forge_kernel.contract.counting import loss_terms
 from forge_kernel.contract.model_call import ModelCall
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.values import Batch, Step
+from forge_kernel.errors import PluginError, RunError
 from forge_kernel.training.accumulation import TermMean
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.loaders.data_loaders import batch_from
@@ -39,6 +41,7 @@ class ForwardPass:
         self.autocast = AUTOCAST.get(run.settings.precision)
         self._moves = run.device.type != "cpu"
         self._ignore_index = run.settings.ignore_index
+        self._bus = bus
         self._on_outputs = bus.calls("on_outputs")
         self._compute_outputs = bus.call("compute_outputs")
         compute_loss = bus.call("compute_loss")
@@ -79,9 +82,13 @@ class ForwardPass:
     def _plainly(self, batch: Batch) -> Any:
         run, step = self.run, self.step
         outputs = self.outputs(batch)
-        for listen in self._on_outputs:
-            listen(run, step, batch, outputs)
-        return self._compute_loss(run, step, batch, outputs)
+        try:
+            for listen in self._on_outputs:
+                listen(run, step, batch, outputs)
+            return self._compute_loss(run, step, batch, outputs)
+        except Exception as error:
+            self._judge_outputs(outputs, error)
+            raise
 
     def validation_loss(self, batch: Batch) -> tuple[Any, Any]:
         """The loss's answer and the outputs."""
@@ -92,7 +99,50 @@ class ForwardPass:
 
     def _validation_loss(self, batch: Batch) -> tuple[Any, Any]:
         outputs = self.outputs(batch)
-        return self._compute_loss(self.run, self.step, batch, outputs), outputs
+        try:
+            return self._compute_loss(self.run, self.step, batch, outputs), outputs
+        except Exception as error:
+            self._judge_outputs(outputs, error)
+            raise
+
+    def _judge_outputs(self, outputs: Any, error: Exception) -> None:
+        """Say whose outputs a loss failed on, where a plugin gave them.
+
+        Raises:
+            PluginError: no loss could have read them.
+        """
+        if self._compute_outputs is None:
+            return
+        try:
+            self._bus.judge("compute_outputs", outputs)
+        except PluginError as wrong:
+            raise wrong from error
+        giver = self._bus.giver("compute_outputs")
+        error.add_note(f"the outputs that the loss read, {shown(outputs)}, are of {giver}")
+
+    def givers(self) -> str:
+        """Who gave the loss: the plugin, and the one whose outputs it read."""
+        of_outputs = ""
+        if self._compute_outputs is not None:
+            of_outputs = f" from the outputs of {self._bus.giver('compute_outputs')}"
+        weighed = self._bus.call("compute_loss_weights") is not None
+        weights = f", weighed by {self._bus.giver('compute_loss_weights')}" if weighed else ""
+        return f"{self._bus.giver('compute_loss')}{of_outputs}{weights}"
+
+    def judge_loss(self, answer: Any, error: Exception) -> None:
+        """Say whose loss cannot be used, where the answer is what an error is of.
+
+        Raises:
+            PluginError: it is.
+        """
+        try:
+            self._bus.judge("compute_loss", answer)
+        except PluginError as wrong:
+            raise wrong from error
+        if isinstance(error, PluginError):  # as many values as nothing in the batch
+            raise PluginError(f"{self.givers()}: {error}") from error
+        if isinstance(error, RunError):
+            error.add_note(f"the loss is of {self.givers()}")
 
 
 def term_means(answer: Any, batch: Batch) -> list[TermMean]:

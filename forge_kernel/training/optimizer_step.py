@@ -17,7 +17,7 @@ from torch import Tensor
 
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.values import Batch, Step
-from forge_kernel.errors import NonFiniteError, RunError
+from forge_kernel.errors import NonFiniteError, PluginError, RunError
 from forge_kernel.training.accumulation import GradientAccumulation
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.events import pass_events
@@ -67,6 +67,8 @@ class OptimizerStep:
         self.updating = False  # weights and memories are between two steps
         self.parts = 1  # that a micro-batch is taken in, since memory was short
         self._skips = 0  # windows dropped in a row
+        self._terms: Sequence[Any] = ()  # of the weights, of this window
+        self._added = torch.zeros(())  # their sum, detached
         # local names for the hot path: one attribute each, no look-ups by name in the step
         self._to_device, self._training_loss = forward.to_device, forward.training_loss
         self._on_batch = bus.calls("on_batch")
@@ -169,8 +171,14 @@ class OptimizerStep:
         """Tell the window what the loss's terms will count in all of it."""
         taken = tuple(self.forward.to_device(batch) for batch in batches)
         result = [weights_of(self.run, batch) for batch in taken]
-        if result[0]:
-            self.window.expect(tuple(sum(each[1:], each[0]) for each in zip(*result, strict=True)))
+        try:
+            if result[0]:
+                sums = (sum(each[1:], each[0]) for each in zip(*result, strict=True))
+                self.window.expect(tuple(sums))
+        except Exception:
+            for answer in result:
+                self.bus.judge("compute_loss_weights", answer)
+            raise
         return taken
 
     def accumulate(self, batch: Batch, *, last: bool) -> Tensor:
@@ -191,6 +199,13 @@ class OptimizerStep:
 
     def _micro_step(self, batch: Batch) -> Tensor:
         answer = self._training_loss(batch)
+        try:
+            return self._differentiate(answer, batch)
+        except Exception as error:
+            self.forward.judge_loss(answer, error)
+            raise
+
+    def _differentiate(self, answer: Any, batch: Batch) -> Tensor:
         window = self.window
         weight: float | Tensor
         if isinstance(answer, Tensor) and not answer.ndim:
@@ -227,7 +242,8 @@ class OptimizerStep:
         run, step = self.run, self.step
         phase = compute_phase(run, step)
         step.phase = phase
-        if phase != self.phase:
+        if phase is not self.phase and (not isinstance(phase, str) or phase != self.phase):
+            self.bus.judge("compute_phase", phase)
             before, self.phase = self.phase, phase
             for listen in self.bus.calls("on_phase_change"):
                 listen(run, before, phase)
@@ -237,7 +253,11 @@ class OptimizerStep:
         """End the window: gradients to weights; False when it was dropped."""
         run, step, window = self.run, self.step, self.window
         if window.count > 1 or window.has_terms:
-            window.close([p.grad for p in self._parameters if p.grad is not None])
+            try:
+                window.close([p.grad for p in self._parameters if p.grad is not None])
+            except RunError as error:
+                error.add_note(f"the loss is of {self.forward.givers()}")
+                raise
             step.loss, step.losses = window.loss, window.terms
         window.count = 0
         if self._regularize:
@@ -253,7 +273,12 @@ class OptimizerStep:
         for listen in self._on_gradients:
             listen(run, step)
         if self._compute_schedule_factors is not None:
-            self._group_rates.write(self._compute_schedule_factors(run, step))
+            factors = self._compute_schedule_factors(run, step)
+            try:
+                self._group_rates.write(factors)
+            except Exception as error:
+                self._judge_factors(factors, error)
+                raise
         run.optimizer.step()
         for listen in self._on_weights:
             listen(run, step)
@@ -279,12 +304,35 @@ class OptimizerStep:
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         self.run.metrics.put("grad_norm", norm)
 
+    def _judge_factors(self, factors: Any, error: Exception) -> None:
+        """Say whose factors cannot be used."""
+        self.bus.judge("compute_schedule_factors", factors)
+        if isinstance(error, PluginError):
+            whose = self.bus.giver("compute_schedule_factors")
+            raise PluginError(f"{whose}: {error}") from error
+
     def _add_regularizers(self) -> None:
         terms = [call(self.run, self.step) for call in self._regularize]
-        result = [term for term in terms if term is not None]
-        if result:
-            total = torch.stack([term.reshape(()) for term in result]).sum()
-            (total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+        try:
+            result = [term for term in terms if term is not None]
+            if result:
+                total = torch.stack([term.reshape(()) for term in result]).sum()
+                (total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+                self._added = total.detach()
+                terms = [None if term is None else term.detach() for term in terms]
+        except Exception:
+            self._judge_terms(terms)
+            raise
+        self._terms = terms
+
+    def _judge_terms(self, terms: Sequence[Any]) -> None:
+        """Say whose term of the weights cannot be used."""
+        for index, term in enumerate(terms):
+            self.bus.judge("regularize", term, index)
+        given = [index for index, term in enumerate(terms) if term is not None]
+        if given and not any(terms[index].requires_grad for index in given):
+            whose = " and ".join(self.bus.giver("regularize", index) for index in given)
+            raise PluginError(f"{whose}: the term does not depend on the weights (no gradient)")
 
     def _unscale_and_check(self, gradients: list[Tensor]) -> bool:
         """Unscale, check, and decide for all ranks whether the window is stepped."""
@@ -300,6 +348,10 @@ class OptimizerStep:
         if self.forward.autocast is torch.float16:
             flag = self._finite.scale_and_check(gradients, 1.0 / self.loss_scale.value)
             flag = flag + ~torch.isfinite(loss)
+            if self._terms:
+                flag = flag + ~torch.isfinite(self._added)
+        elif self._terms:
+            flag = self._finite.scale_and_check([*gradients, loss, self._added.to(loss)], 1.0)
         else:  # a factor of 1 leaves the loss as it is, so it joins the one pass
             flag = self._finite.scale_and_check([*gradients, loss], 1.0)
         if isinstance(weight, Tensor):
@@ -348,7 +400,7 @@ class OptimizerStep:
     def _after_non_finite(self) -> None:
         """Apply the policy; the optimizer has not stepped and no filter has seen the values."""
         progress, policy = self.run.progress, self.run.settings.non_finite
-        names = name_non_finite(self.run.named_parameters())
+        names = name_non_finite(self.run.named_parameters()) + self._sources()
         self._drop_window()
         progress.skipped += 1
         self._skips += 1
@@ -364,6 +416,17 @@ class OptimizerStep:
                 f"not finite{times} {where}. The weights are those of step {progress.step}. "
                 "Lower the learning rate, clip gradients, or set run.non_finite to skip or rollback"
             )
+
+    def _sources(self) -> str:
+        """Which answers of plugins were not finite themselves."""
+        result = []
+        for index, term in enumerate(self._terms):
+            if term is not None and not bool(torch.isfinite(term.detach()).all()):
+                result.append(f"the term of {self.bus.giver('regularize', index)}")
+        loss = self.step.loss
+        if loss is not None and not bool(torch.isfinite(loss)):
+            result.append(f"the loss of {self.forward.givers()}")
+        return f"; not finite itself: {' and '.join(result)}" if result else ""
 
     def _abandon_window(self) -> None:
         """Something raised: who goes on all the same finds nothing of the window left behind."""

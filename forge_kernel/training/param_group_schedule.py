@@ -7,6 +7,7 @@ same base and never what another one wrote last. Who wants another base sets `in
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -94,10 +95,14 @@ class ParamGroupSchedule:
 
 
 def _for_each(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:
-    if isinstance(value, tuple):
-        if len(value) != groups:
+    factors = value if isinstance(value, tuple) else (value,) * groups
+    if len(factors) != groups:
+        raise PluginError(
+            f"compute_schedule_factors gave {len(factors)} factors for {groups} groups"
+        )
+    for factor in factors:
+        if not 0 <= factor < math.inf:
             raise PluginError(
-                f"compute_schedule_factors gave {len(value)} factors for {groups} groups"
+                f"compute_schedule_factors gave the factor {factor}: it is finite and at least 0"
             )
-        return value
-    return (value,) * groups
+    return factors

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -224,7 +225,8 @@ class Session(SessionState):
                 run.metrics.put(name, value)
         self.trains = still_training(run, self.trains)
         progress = run.progress
-        record = LogRecord(progress.step, progress.epoch, time.time(), run.metrics.read())
+        metrics = MappingProxyType(run.metrics.read())  # listeners are told the same
+        record = LogRecord(progress.step, progress.epoch, time.time(), metrics)
         self.logged_at = progress.step
         for listen in self.bus.calls("on_log"):
             listen(run, record)

@@ -94,7 +94,7 @@ class SessionState:
         self.logged_at = self.saved_at = -1  # steps
         self.clock = Clock(self.run.progress)
         self.training_model: nn.Module | None = None  # see `Session.hand_over`
-        self.failed_exports: dict[str, Exception] = {}  # what each one failed of
+        self.failed_exports: dict[str, BaseException] = {}  # what each one failed of
         self.step_state = Step()
         self.streams = RunStreams(takes_turns=self.run.strategy.world_size == 1)
 
@@ -109,7 +109,7 @@ class SessionState:
                 return result  # type: ignore[no-any-return]
         return OneProcess()
 
-    def _observer_failed(self, label: str, hook: str, error: Exception) -> None:
+    def _observer_failed(self, label: str, hook: str, error: BaseException) -> None:
         """Tell once what an observer failed of; the run goes on."""
         why = f"{type(error).__name__}: {error}"
         self.run.emit_event(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from forge_kernel.contract.answers import are_metrics_of_validation, shown
 from forge_kernel.contract.metric_info import Goal, MetricInfos
 from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.seeds import stream_seed
+from forge_kernel.errors import PluginError
 from forge_kernel.planning.plan import Plan, Planned
 from forge_kernel.storage.random_state import StreamState
 from forge_kernel.training.accumulation import TermMean
@@ -91,9 +94,10 @@ class Validation:
             unfinished = self.unfinished()
             run.metrics.record_validation(metrics, best=not unfinished)
             entries = self.plan.answering("on_validation")
+            seen = MappingProxyType(metrics)  # what one listener wrote, the next would believe
             for entry, listen in zip(entries, self.bus.calls("on_validation"), strict=True):
                 if not unfinished or self._hears_unfinished(entry):
-                    listen(run, metrics)
+                    listen(run, seen)
         pass_events(self.run, self.bus)
         return metrics
 
@@ -108,7 +112,11 @@ class Validation:
         for item in run.data.validation():
             batch = self.forward.to_device(item)
             answer, outputs = self.forward.validation_loss(batch)
-            terms = term_means(answer, batch)
+            try:
+                terms = term_means(answer, batch)
+            except Exception as error:
+                self.forward.judge_loss(answer, error)
+                raise
             if total is None:
                 total = torch.zeros(2 * len(terms) + 1, dtype=torch.float64, device=run.device)
             for index, term in enumerate(terms):
@@ -134,7 +142,13 @@ class Validation:
             ]
             metrics["loss"] = sum(scale * mean for scale, mean in zip(scales, means, strict=True))
         for metric in self._metrics:
-            metrics.update(metric.compute(run.strategy.reduce))
+            result = metric.compute(run.strategy.reduce)
+            if not are_metrics_of_validation(result):
+                raise PluginError(
+                    f"{self.bus.giver_of(metric)}: {type(metric).__name__}.compute returned "
+                    f"{shown(result)}: give a mapping of names to numbers"
+                )
+            metrics.update(result)
         return metrics
 
     def unfinished(self) -> list[str]:

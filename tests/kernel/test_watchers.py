@@ -18,6 +18,7 @@ from kernel_parts import make_plugin
 
 from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
+from forge_kernel.errors import RunError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
@@ -69,6 +70,59 @@ def test_an_observer_that_fails_ends_no_run(tmp_path: Path, hook: str, error: An
     if hook not in ("on_event", "on_epoch_end"):
         log = (tmp_path / "r" / "forge.log").read_text()
         assert log.count("watcher failed in ") == 1, log
+
+
+@pytest.mark.parametrize("hook", ["on_gradients", "on_weights", "on_log"])
+def test_an_observer_that_ends_the_program_ends_no_run(tmp_path: Path, hook: str) -> None:
+    """Red when `sys.exit` passes, or an observer between gradients and weights cuts the update."""
+    functions: dict[str, Any] = {
+        "on_gradients": lambda self, run, step: sys.exit(0),
+        "on_weights": lambda self, run, step: sys.exit(0),
+        "on_log": lambda self, run, record: sys.exit(0),
+    }
+    plugin = make_plugin("watcher", Kind.OBSERVERS, **{hook: functions[hook]})
+    result = run(smoke("run.log_every=1"), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
+    assert (result.outcome, result.steps) == ("completed", 9)
+    assert f"watcher failed in {hook}: SystemExit" in (tmp_path / "r" / "forge.log").read_text()
+
+
+def test_a_plugin_that_ends_the_program_has_failed(tmp_path: Path) -> None:
+    """Red when `forge run` ends with the plugin's own exit status, 0 for instance."""
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        if step.number == 5:
+            sys.exit(0)
+
+    plugin = make_plugin("culprit", Kind.CALLBACKS, on_step_end=on_step_end)
+    words = r"culprit \(handed in\) in on_step_end \(.*\) raised SystemExit"
+    with pytest.raises(RunError, match=words):
+        run(smoke(), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
+    assert json.loads((tmp_path / "r/result.json").read_text())["outcome"] == "failed"
+
+
+def test_what_one_listener_is_told_the_next_one_is_told_too(tmp_path: Path) -> None:
+    """Red when a listener can write into the metrics that the next one gets."""
+    seen: list[float] = []
+
+    def writes(self: Any, run: Any, record: Any) -> None:
+        record.metrics["loss"] = -1.0
+
+    def reads(self: Any, run: Any, record: Any) -> None:
+        seen.append(record.metrics["loss"])
+
+    plugins = [
+        make_plugin("writer", Kind.OBSERVERS, on_log=named(writes, "on_log")),
+        make_plugin("reader", Kind.OBSERVERS, on_log=named(reads, "on_log")),
+    ]
+    run(smoke("run.log_every=1"), plugins=plugins, output_dir=tmp_path / "r", quiet=True)
+    assert len(seen) == 9
+    assert min(seen) > 0
+
+
+def named(function: Any, name: str) -> Any:
+    """The function under a hook's name."""
+    function.__name__ = name
+    return function
 
 
 def test_an_observer_that_fails_again_and_again_is_left_alone(tmp_path: Path) -> None:
