@@ -14,8 +14,8 @@ from typing import Any, Final
 import torch
 from battery import Battery, Trial
 from kernel_parts import make_plugin
-from trial_run import CLASSES, SmallData, features, network, scratch, trial_run
 from torch import nn
+from trial_run import CLASSES, SmallData, features, network, scratch, trial_run
 
 from forge_kernel.api import Kind, LossTerm, ScheduleFactors
 from forge_kernel.contract import hookspecs
