@@ -133,32 +133,14 @@ class OptimizerStep:
                 told = out_of_memory.reported(self.run, error, batches)
                 if told is error:
                     raise
-                if updating or not self._can_halve(whole):
+                halves = self.run.settings.on_out_of_memory == "halve" and not self._several
+                if updating or not halves or not out_of_memory.smaller(whole, self.parts):
                     raise told from error
             # only here, where the error no longer holds what the pass had computed
-            self._halve()
+            self.parts *= 2
+            out_of_memory.release_and_tell(self.run, self.parts)
+            pass_events(self.run, self.bus)
         raise AssertionError("a batch of one sample cannot be split")
-
-    def _can_halve(self, batches: Sequence[Batch]) -> bool:
-        halves = self.run.settings.on_out_of_memory == "halve" and not self._several
-        return halves and any(
-            out_of_memory.can_be_split(batch) and batch.samples > self.parts for batch in batches
-        )
-
-    def _halve(self) -> None:
-        """Smaller micro-batches from now on; the step is the same: means are over what counts."""
-        run = self.run
-        self.parts *= 2
-        out_of_memory.release(run.device)
-        norms = out_of_memory.norms_over_batches(run.model)
-        note = f" {norms[0]} computes its statistics over the smaller ones." if norms else ""
-        run.emit_event(
-            "out_of_memory",
-            f"Out of memory in step {run.progress.step + 1}: each micro-batch is taken in "
-            f"{self.parts} parts from now on, which gives the same step.{note}",
-            parts=self.parts,
-        )
-        pass_events(run, self.bus)
 
     def _accumulate_all(self, batches: Sequence[Batch]) -> None:
         """Several micro-batches; a loss of terms is told beforehand what they will count."""

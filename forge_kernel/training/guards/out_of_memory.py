@@ -149,10 +149,23 @@ def split(batches: Sequence[Batch], parts: int) -> list[Batch]:
     return result
 
 
-def release(device: torch.device) -> None:
-    """Give cached memory back before another try."""
-    if device.type == "cuda":
+def smaller(batches: Sequence[Batch], parts: int) -> bool:
+    """Whether more parts than that make any micro-batch smaller."""
+    return any(can_be_split(batch) and batch.samples > parts for batch in batches)
+
+
+def release_and_tell(run: Run, parts: int) -> None:
+    """Give cached memory back before the next try, and say that micro-batches are smaller now."""
+    if run.device.type == "cuda":
         torch.cuda.empty_cache()
+    norms = norms_over_batches(run.model)
+    note = f" {norms[0]} computes its statistics over the smaller ones." if norms else ""
+    run.emit_event(
+        "out_of_memory",
+        f"Out of memory in step {run.progress.step + 1}: each micro-batch is taken in {parts} "
+        f"parts from now on, which gives the same step.{note}",
+        parts=parts,
+    )
 
 
 def norms_over_batches(model: nn.Module) -> list[str]:
