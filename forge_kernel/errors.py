@@ -111,6 +111,15 @@ class OutOfMemoryError(RunError):
     """The memory of the device or the host did not suffice."""
 
 
+class HangError(RunError):
+    """The run stood still for longer than it may."""
+
+    def __init__(
+        self, message: str = "the run stood still for run.hang_minutes: see stacks.txt"
+    ) -> None:
+        super().__init__(message)  # raised from another thread, it comes without words
+
+
 class CheckpointError(RunError):
     """A checkpoint cannot be written, found or trusted."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from forge_kernel.contract.result import RunResult
-from forge_kernel.errors import INTERRUPTS, Ended, OutOfMemoryError, RunError
+from forge_kernel.errors import INTERRUPTS, Ended, HangError, OutOfMemoryError, RunError
 from forge_kernel.run_folder.folder import ENVIRONMENT
 from forge_kernel.run_folder.record import RunRecord, environment
 
@@ -42,7 +44,8 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
             record.event("checkpoint", level="warning", problem=problem)
         write_json(folder / ENVIRONMENT, environment(session.plan, session.run))
         session.start()
-        session.train()
+        with _watched(session, record):
+            session.train()
         exports = session.finish()
         session.hand_over()
         result = result_of(session, exports, None)
@@ -60,6 +63,23 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
         raise error from raised
     finally:
         session.close()
+
+
+def _watched(session: Session, record: RunRecord) -> AbstractContextManager[None]:
+    """Training under the watch that `run.hang_minutes` asks for."""
+    from forge_kernel.training.guards.hang_watch import watched
+
+    def inform(message: str) -> None:
+        record.event("hang", level="error", message=message)
+
+    def end(message: str) -> None:
+        record.end(session.run, result_of(session, {}, HangError(message)))
+        os.write(2, f"forge: {message}; the process is ended\n".encode())
+        os._exit(HangError.exit_status)
+
+    # a program that embeds the run is not ended
+    ends = end if getattr(session.cancel, "owns_process", False) else None
+    return watched(session, session.run.folder, inform, ends)
 
 
 def _as_error(session: Session, error: BaseException) -> BaseException:

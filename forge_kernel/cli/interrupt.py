@@ -44,6 +44,8 @@ class Interrupt:
     Before the first step nothing is lost: there the first one ends it.
     """
 
+    owns_process = True  # a run that cannot be woken may end it
+
     def __init__(self) -> None:
         self.signal: int | None = None
         self._asked = False  # the run has begun to ask, so it is in its steps

@@ -94,6 +94,12 @@ class RunConfig:
     pause_minutes: Annotated[
         float, Meta(gt=0, description="how long on_disk_full: pause waits for room")
     ] = 60.0
+    hang_minutes: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="minutes without a batch, a step, a validation or a checkpoint after "
+             "which the stacks of all threads are kept and the run is saved and ended; "
+             "null: never"),
+    ] = None  # fmt: skip
     deterministic: Annotated[
         bool, Meta(description="use only deterministic algorithms of torch")
     ] = False

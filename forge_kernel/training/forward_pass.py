@@ -32,12 +32,14 @@ class ForwardPass:
     Attributes:
         autocast: dtype of the products, or None for the weights' own.
         training_loss: the loss's answer to a batch; listeners are told the outputs.
+        batches: taken so far, in training and validation: a sign of life.
     """
 
     training_loss: Callable[[Batch], Any]
 
     def __init__(self, run: Run, step: Step, bus: Bus) -> None:
         self.run, self.step = run, step
+        self.batches = 0
         self.autocast = AUTOCAST.get(run.settings.precision)
         self._moves = run.device.type != "cpu"
         self._ignore_index = run.settings.ignore_index
@@ -57,6 +59,7 @@ class ForwardPass:
         Raises:
             RunError: it is no batch.
         """
+        self.batches += 1
         taken: Batch = batch if isinstance(batch, Batch) else batch_from(batch)
         taken.ignore_index = self._ignore_index
         if not self._moves:

@@ -130,15 +130,15 @@ class OptimizerStep:
             except BaseException as error:
                 updating = self.updating
                 self._abandon_window()
-                told = out_of_memory.reported(self.run, error, batches)
-                if told is error:
+                report = out_of_memory.reported(self.run, error, batches)
+                if report is error:
                     raise
                 halves = self.run.settings.on_out_of_memory == "halve" and not self._several
                 if updating or not halves or not out_of_memory.smaller(whole, self.parts):
-                    raise told from error
+                    raise report from error
             # only here, where the error no longer holds what the pass had computed
             self.parts *= 2
-            out_of_memory.release_and_tell(self.run, self.parts)
+            out_of_memory.release_memory(self.run, self.parts)
             pass_events(self.run, self.bus)
         raise AssertionError("a batch of one sample cannot be split")
 

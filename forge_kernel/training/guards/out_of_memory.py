@@ -154,7 +154,7 @@ def smaller(batches: Sequence[Batch], parts: int) -> bool:
     return any(can_be_split(batch) and batch.samples > parts for batch in batches)
 
 
-def release_and_tell(run: Run, parts: int) -> None:
+def release_memory(run: Run, parts: int) -> None:
     """Give cached memory back before the next try, and say that micro-batches are smaller now."""
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
