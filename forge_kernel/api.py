@@ -22,6 +22,7 @@ from forge_kernel.contract.metric_info import Goal, MetricInfo, MetricInfos
 from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.model_call import call_model
 from forge_kernel.contract.plugin import API_VERSION, Kind, Order, PluginInfo
+from forge_kernel.contract.plugin_rules import may_be_imported
 from forge_kernel.contract.result import RunResult
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.seeds import stream_seed
@@ -87,6 +88,7 @@ __all__ = [
     "hookimpl",
     "loss_terms",
     "loss_weights",
+    "may_be_imported",
     "stream_seed",
     "trained_model",
 ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.plugin_rules import under_rules
 from forge_kernel.contract.result import RunResult
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.planning.catalog import Catalog
@@ -99,7 +100,11 @@ def run(  # noqa: PLR0913  keyword-only, each a wish of its own
     with code_allowed(allow_code):
         decided = plan(checked, catalog, plugins=handed_in)
     names = tuple(kind.value for kind in live) + (("plugins",) if plugins else ())
-    with code_allowed(allow_code), closing(_new_folder(checked, output_dir, names)) as owner:
+    with (
+        code_allowed(allow_code),
+        under_rules(checked.plugins),
+        closing(_new_folder(checked, output_dir, names)) as owner,
+    ):
         session = _session_in(owner.folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
         with session.streams.kept():
             return recorded(session, record)
@@ -131,7 +136,7 @@ def run_document(
     record = RunRecord()
     decided = plan(checked, catalog, plugins=[record], document=document)
     planned(checked)
-    with closing(_new_folder(checked, output_dir)) as owner:
+    with under_rules(checked.plugins), closing(_new_folder(checked, output_dir)) as owner:
         session = _session_in(owner.folder, decided, cancel=cancel, quiet=quiet)
         with session.streams.kept():
             return recorded(session, record)
@@ -204,7 +209,12 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     with code_allowed(allow_code):
         decided = plan(pipeline, catalog, plugins=handed_in)
     session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
-    with code_allowed(allow_code), closing(Owner(folder)) as owner, session.streams.kept():
+    with (
+        code_allowed(allow_code),
+        under_rules(pipeline.plugins),
+        closing(Owner(folder)) as owner,
+        session.streams.kept(),
+    ):
         owner.acquire(take_over=take_over)
         try:
             session.opened(resume=True)
@@ -310,7 +320,11 @@ def restored(
     written_then = [f"file:{file.name}" for file in folder.iterdir() if file.is_file()]
     decided = plan(pipeline, catalog, plugins=list(live.values()), given=written_then)
     session = _session_in(folder, decided, quiet=True, reads=True)
-    with session.streams.kept(), closing(session.opened(resume=True)):
+    with (
+        under_rules(pipeline.plugins),
+        session.streams.kept(),
+        closing(session.opened(resume=True)),
+    ):
         yield session
 
 
@@ -320,7 +334,7 @@ _EXPORTER: Final = "exporters[0].with."
 def _is_whole(setting: str) -> bool:
     """Whether an override names a section of the pipeline, not a setting of the exporter."""
     section = re.split(r"[.\[=]", setting, maxsplit=1)[0]
-    return section == "run" or section in set(Kind)
+    return section in ("run", "plugins") or section in set(Kind)
 
 
 async def run_async(pipeline: PipelineConfig | str | Path, **options: Any) -> RunResult:

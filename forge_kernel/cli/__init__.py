@@ -15,6 +15,7 @@ from forge_kernel.cli import (
     doctor,
     explain,
     export,
+    lock,
     new,
     plan,
     plugins,
@@ -46,6 +47,7 @@ def build_app() -> typer.Typer:
     app.command("check")(check.check_command)
     app.command("plan")(plan.plan_command)
     app.command("explain")(explain.explain_command)
+    app.command("lock")(lock.lock_command)
     app.command("plugins")(plugins.plugins_command)
     app.command("schema")(schema.schema_command)
     app.command("status")(status.status_command)

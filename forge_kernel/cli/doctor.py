@@ -11,7 +11,9 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import typer
 
 from forge_kernel.cli.options import AsJson
 
@@ -21,8 +23,20 @@ OPTIONAL: Final = (
 )  # fmt: skip
 
 
-def doctor_command(as_json: AsJson = False) -> None:
+_EFFECTS: Final = ("error", "files", "network", "processes", "threads", "changes", "prints")
+
+
+def doctor_command(
+    plugins: Annotated[
+        bool,
+        typer.Option("--plugins", help="Import each plugin alone: what else does its import do?"),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what this machine supports. Python, torch, devices, optional parts, broken plugins."""
+    if plugins:
+        _show_effects(as_json=as_json)
+        return
     result = _examine()
     if as_json:
         print(json.dumps(result, indent=1))
@@ -38,6 +52,28 @@ def doctor_command(as_json: AsJson = False) -> None:
                 print(f"  {item}")
         else:
             print(f"{name}: {_shown(value)}")
+
+
+def _show_effects(*, as_json: bool) -> None:
+    """Each plugin's import in a process of its own; those whose import only imports are counted."""
+    from forge_kernel.cli.import_effects import examined
+    from forge_kernel.planning.catalog import Catalog
+
+    offers = [offer for offer in Catalog.installed().offers() if offer.entry is not None]
+    results = zip(offers, examined([offer.key for offer in offers]), strict=True)
+    if as_json:
+        rows = {offer.key: {"origin": offer.origin, **row} for offer, row in results}
+        print(json.dumps(rows, indent=1))
+        return
+    quiet = 0
+    for offer, row in results:
+        effects = {name: row.get(name) for name in _EFFECTS if row.get(name)}
+        quiet += not effects
+        if effects:
+            print(f"{offer.key} ({offer.origin})")
+            for name, what in effects.items():
+                print(f"  {name}: {'; '.join(what) if isinstance(what, list) else what}")
+    print(f"{quiet} of {len(offers)} plugins do nothing but import")
 
 
 def _shown(value: Any) -> str:

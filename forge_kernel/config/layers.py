@@ -205,7 +205,7 @@ def _step(target: Any, part: str | int, path: Path, mark: Mark) -> Any:
 
 def without_nulls(document: Document) -> Document:
     """Take a plugin or section set to null as not being there (`--set quantizer=null`)."""
-    for key in ("run", *(kind.value for kind in Kind)):
+    for key in ("run", "plugins", *(kind.value for kind in Kind)):
         if key in document.data and document.data[key] is None:
             del document.data[key]
     return document

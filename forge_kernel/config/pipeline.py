@@ -9,6 +9,7 @@ from typing import Any
 from forge_kernel.config.document import Path
 from forge_kernel.config.use import USE_OF_KIND, Use
 from forge_kernel.contract.plugin import RULES, Kind
+from forge_kernel.contract.plugin_rules import PluginRules
 from forge_kernel.contract.run_config import RunConfig
 
 FORMAT = 1
@@ -19,6 +20,7 @@ class PipelineConfig:
     """A whole pipeline; a kind that is None or empty is absent or handed in live."""
 
     run: RunConfig
+    plugins: PluginRules = field(default_factory=PluginRules)
     data: Use[Any] | None = None
     model: Use[Any] | None = None
     quantizer: Use[Any] | None = None
@@ -51,6 +53,8 @@ class PipelineConfig:
         import msgspec
 
         data: dict[str, Any] = {"forge": FORMAT, "run": msgspec.to_builtins(self.run)}
+        if self.plugins != PluginRules():
+            data["plugins"] = msgspec.to_builtins(self.plugins)
         for kind in Kind:
             named = getattr(self, kind.value)
             if isinstance(named, Use):

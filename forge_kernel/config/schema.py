@@ -15,6 +15,7 @@ from forge_kernel.config.document import walk
 from forge_kernel.config.pipeline import FORMAT, takes_many
 from forge_kernel.config.use import Use, plain
 from forge_kernel.contract.plugin import RULES, Kind
+from forge_kernel.contract.plugin_rules import PluginRules
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import Fault, PluginError
 from forge_kernel.renamed import KINDS, PLUGINS
@@ -172,13 +173,14 @@ def pipeline_schema(
         known[kind][name] = own
     for kind in Kind:
         definitions[f"use.{kind}"] = use_schema(kind, names.get(kind, ()), known[kind])
-    run, inner = config_schema(RunConfig, "run")
-    definitions["run"] = run
-    definitions.update(inner)
+    for name, config in (("run", RunConfig), ("plugins", PluginRules)):
+        definitions[name], inner = config_schema(config, name)
+        definitions.update(inner)
     properties: dict[str, Schema] = {
         "forge": {"const": FORMAT, "description": "version of this file format"},
         "extends": {"type": "string", "description": "file (relative to this) to build on"},
         "run": {"$ref": "#/$defs/run"},
+        "plugins": {"$ref": "#/$defs/plugins"},
     }
     for kind in Kind:
         reference = {"$ref": f"#/$defs/use.{kind}"}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Final
 
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.contract.metric_info import MetricInfo
 from forge_kernel.contract.plugin import API_VERSION, Kind, PluginInfo
+from forge_kernel.contract.plugin_rules import PluginRules
 from forge_kernel.errors import Fault, PluginError
+from forge_kernel.planning.plugin_lock import difference, read_lock
 
 GROUP: Final = "forge_kernel.plugins"
 _KINDS: Final = frozenset(Kind)
@@ -94,6 +97,8 @@ class Catalog:
         self._offers: dict[tuple[Kind, str], list[Offer]] = {}
         self.misnamed = tuple(misnamed)
         self._classes: dict[tuple[Kind, str], type[Any]] = {}
+        self.rules = PluginRules()
+        self._lock: Mapping[str, Mapping[str, str]] | None = None
         for offer in offers:
             self._offers.setdefault((offer.kind, offer.name), []).append(offer)
 
@@ -107,6 +112,19 @@ class Catalog:
             [offer for offer in read if isinstance(offer, Offer)],
             [text for text in read if isinstance(text, str)],
         )
+
+    def under(self, rules: PluginRules) -> Catalog:
+        """The same plugins; those that the rules refuse are known by name and not imported.
+
+        Raises:
+            ConfigError: the lock file cannot be read.
+        """
+        if rules == self.rules:
+            return self
+        result = Catalog(misnamed=self.misnamed)
+        result._offers, result._classes, result.rules = self._offers, self._classes, rules
+        result._lock = None if rules.lock is None else read_lock(Path(rules.lock))
+        return result
 
     def add(self, plugin: type[Any]) -> None:
         """Offer a class of this process; it stands beside the installed ones."""
@@ -147,7 +165,21 @@ class Catalog:
             hint = "uninstall one of them, or ask its author for another name"
             message = f"'{kind}.{name}' is offered twice: by {who}"
             raise PluginError([Fault(message, hints=(hint,))])
-        return result[0]
+        (offer,) = result
+        if offer.entry is not None:  # a class of this process is there already
+            self._check_rules(offer)
+        return offer
+
+    def _check_rules(self, offer: Offer) -> None:
+        """Refuse, before it is imported, what the pipeline does not allow."""
+        if not self.rules.allows(offer.distribution):
+            message = f"'{offer.key}' of {offer.origin} is not allowed by plugins.allow"
+            hint = f"if it is to be used, add {offer.distribution} to plugins.allow"
+            raise PluginError([Fault(message, hints=(hint,))])
+        otherwise = None if self._lock is None else difference(self._lock, offer)
+        if otherwise is not None:
+            hint = f"if that is right, `forge lock FILE` writes {self.rules.lock} anew"
+            raise PluginError([Fault(otherwise, hints=(hint,))])
 
     def load(self, kind: Kind, name: str) -> type[Any]:
         """Import a plugin class and check its card.

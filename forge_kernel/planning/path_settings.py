@@ -18,6 +18,8 @@ def path_settings(pipeline: PipelineConfig) -> Iterator[Path]:
 
     A setting is one when its schema says so: `Meta(extra_json_schema={"format": "path"})`.
     """
+    if pipeline.plugins.lock is not None:
+        yield "plugins", "lock"
     todo: list[tuple[Path, Use[Any]]] = [(path, use) for path, _, use in pipeline.entries()]
     while todo:
         path, use = todo.pop()

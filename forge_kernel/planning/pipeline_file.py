@@ -22,6 +22,7 @@ from forge_kernel.config.schema import bind_config, config_data, config_schema, 
 from forge_kernel.config.spelling import did_you_mean
 from forge_kernel.config.use import Use
 from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.plugin_rules import PluginRules
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.errors import ConfigError, Fault, Mark, PluginError
 from forge_kernel.planning.catalog import Catalog
@@ -110,11 +111,12 @@ def _load_fault(document: Document, path: Path, error: PluginError) -> Fault:
 def load_named(
     document: Document, catalog: Catalog
 ) -> tuple[dict[tuple[Kind, str], type[Any]], list[Fault]]:
-    """Load the plugins that a document names, nested ones too.
+    """Load the plugins that a document names and allows, nested ones too.
 
     Returns:
         Classes by kind and name, and the faults of those that cannot be loaded.
     """
+    catalog = catalog.under(_plugin_rules(document))
     classes: dict[tuple[Kind, str], type[Any]] = {}
     faults: dict[Path, Fault] = {}
     inside: dict[Kind, bool] = {}
@@ -272,6 +274,8 @@ def check_document(
         ConfigError: with all faults at once.
     """
     without_nulls(document)
+    rules = _plugin_rules(document)
+    catalog = catalog.under(rules)
     classes, faults = load_named(document, catalog)
     schema = compose_schema(catalog, classes, live)
     faults += check(document, schema, _advice_of(document, classes))
@@ -286,7 +290,22 @@ def check_document(
     if faults or result:
         raise ConfigError([*faults, *result])
     assert run is not None, "a run without a fault is bound"
-    return PipelineConfig(run=run, notes=notes_in(document.data), **named)
+    return PipelineConfig(run=run, plugins=rules, notes=notes_in(document.data), **named)
+
+
+def _plugin_rules(document: Document) -> PluginRules:
+    """The rules that the document has; what is wrong in them is the schema's to tell.
+
+    Until it is told, nothing of others is imported.
+    """
+    given = document.data.get("plugins")
+    if given is None:
+        return PluginRules()
+    try:
+        rules: PluginRules = bind_config(PluginRules, given)
+    except (msgspec.ValidationError, TypeError, ValueError):
+        return PluginRules(allow=())
+    return rules
 
 
 def _is_clean(path: Path, faults: Iterable[Fault]) -> bool:

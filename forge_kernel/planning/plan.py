@@ -434,6 +434,7 @@ def plan(
     if any(isinstance(use.config, Mapping) for _, _, use in pipeline.entries()):
         live = {plugin.info.kind for plugin in plugins if hasattr(plugin, "info")}
         pipeline = check_pipeline(pipeline, catalog, live)
+    catalog = catalog.under(pipeline.plugins)
     planner = _Planner(pipeline, catalog, document, given)
     planner.add_named()
     planner.add_instances(plugins)

@@ -16,6 +16,7 @@ from forge_kernel.api import (
     Run,
     Step,
     hookimpl,
+    may_be_imported,
 )
 from forge_plugins.data import workers
 from forge_plugins.data.file_batches import FileData
@@ -75,6 +76,7 @@ def open_file(config: FileConfig) -> tables.Table:
             reading,
             cache_dir=None if config.cache_dir is None else Path(config.cache_dir),
             verify=config.verify,
+            allowed=may_be_imported,
         )
         if config.target_column != _TARGET and _TARGET not in table.columns:
             raise table.without(_TARGET)

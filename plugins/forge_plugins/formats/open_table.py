@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,15 +27,19 @@ NARROW: Final = 64
 _NOTHING: Final = cache.Kept({}, None, ())
 
 
-def sniff(file: Path) -> Format:
+def sniff(file: Path, allowed: Callable[[str], bool] = registry.every) -> Format:
     """The format of a file, by its first bytes and else by its suffix.
+
+    Args:
+        file: the file.
+        allowed: whether a package's formats may be imported.
 
     Raises:
         DataError: neither tells.
     """
     with file.open("rb") as stream:
         start = stream.read(_START)
-    formats, wrong = registry.known()
+    formats, wrong = registry.known(allowed)
     suffixes = [suffix.lower() for suffix in reversed(file.suffixes) if suffix.lower() != ".gz"]
     begun = [item for item in formats if item.begins is not None and item.begins(start)]
     named = [item for item in formats if suffixes and suffixes[0] in item.suffixes]
@@ -52,16 +56,16 @@ def sniff(file: Path) -> Format:
     )
 
 
-def format_of(file: Path, name: str) -> Format:
+def format_of(file: Path, name: str, allowed: Callable[[str], bool] = registry.every) -> Format:
     """A format by its name, or that of a file (`auto`).
 
     Raises:
         DataError: it cannot be used, or the file does not tell its format.
     """
     if name == "auto":
-        return sniff(file)
+        return sniff(file, allowed)
     try:
-        return registry.load(name)
+        return registry.load(name, allowed)
     except registry.FormatError as error:
         raise DataError(file, str(error), hint="see: forge data --formats") from error
 
@@ -73,6 +77,7 @@ def open_table(
     *,
     cache_dir: Path | None = None,
     verify: bool = False,
+    allowed: Callable[[str], bool] = registry.every,
 ) -> Table:
     """Open a data file; nothing of it is loaded that can be mapped.
 
@@ -85,13 +90,14 @@ def open_table(
         reading: what is asked of the reader.
         cache_dir: where converted columns are kept; None: below the user's cache folder.
         verify: hash the file and its cache again instead of trusting sizes and times.
+        allowed: whether a package's formats may be imported.
 
     Raises:
         DataError: the file cannot be read as asked.
     """
     try:
         source = Source(file)
-        result = format_of(file, format)
+        result = format_of(file, format, allowed)
         folder = cache_dir or cache.default_folder(file)
         opening = _Opening(source, result, reading, folder, verify=verify)
         return opening.table()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,13 +36,30 @@ def origin(name: str) -> str:
     return entry.dist.name if entry.dist is not None else entry.value
 
 
-@functools.cache
-def load(name: str) -> Format:
+def every(package: str) -> bool:
+    """All packages may be imported."""
+    del package
+    return True
+
+
+def load(name: str, allowed: Callable[[str], bool] = every) -> Format:
     """A format by its name.
 
+    Args:
+        name: one of `names()`.
+        allowed: whether a package may be imported.
+
     Raises:
-        FormatError: it is offered twice, cannot be imported, or is no format of this name.
+        FormatError: it is offered twice, cannot be imported, is no format of this name, or the
+            pipeline does not allow whose it is.
     """
+    if not allowed(origin(name)):
+        raise FormatError(f"the format {name} of {origin(name)} is not allowed by plugins.allow")
+    return _loaded(name)
+
+
+@functools.cache
+def _loaded(name: str) -> Format:
     from forge_plugins.formats.format import Format
 
     entry, *others = _offers()[name]
@@ -61,12 +79,12 @@ def load(name: str) -> Format:
     return result
 
 
-def known() -> tuple[list[Format], list[str]]:
+def known(allowed: Callable[[str], bool] = every) -> tuple[list[Format], list[str]]:
     """All formats that can be used, and what is wrong with the others."""
     formats, wrong = [], []
     for name in names():
         try:
-            formats.append(load(name))
+            formats.append(load(name, allowed))
         except FormatError as error:
             wrong.append(str(error))
     return formats, wrong
