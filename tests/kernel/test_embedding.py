@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -75,6 +76,7 @@ def test_a_run_leaves_the_process_as_it_found_it(tmp_path: Path, ends: str) -> N
     np.random.seed(5)
     torch.manual_seed(5)
     run(pipeline(), output_dir=tmp_path / "first")  # what the first use of torch loads stays
+    gc.collect()  # files that another test's garbage holds open are not closed in between
     before = globals_of_the_process()
     settings: dict[str, Any] = {"deterministic": True, "threads": 2}
     if ends == "well":
