@@ -37,6 +37,7 @@ from forge_kernel.run_folder.record import (
     new_run_folder,
     write_config,
 )
+from forge_kernel.storage.atomic_files import clear_abandoned_files
 from forge_kernel.training.loaders.in_memory import (
     InMemoryData,
     InMemoryModel,
@@ -211,6 +212,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         except BaseException:
             owner.release(unused=True)  # what is refused has changed nothing in the folder
             raise
+        clear_abandoned_files(folder)
         if session.owned_store is not None:
             session.owned_store.clear_unfinished()
         if settings:

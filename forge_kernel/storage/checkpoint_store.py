@@ -298,13 +298,13 @@ class CheckpointStore(CheckpointReader):
         pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}
         for later in self.steps():
             if later > step and self.path(later).name not in pins:
-                shutil.rmtree(self.path(later), ignore_errors=True)
+                atomic_files.remove_folder(self.path(later))
 
     def _prune(self) -> None:
         pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}
         for step in self.steps()[: -self.keep]:
             if self.path(step).name not in pins:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                atomic_files.remove_folder(self.path(step))
 
     def _pointers(self) -> list[Path]:
         return sorted(self.folder.glob("*.pin"))
@@ -317,6 +317,7 @@ class CheckpointStore(CheckpointReader):
         """
         if not self.folder.is_dir():
             return
+        atomic_files.clear_abandoned_files(self.folder)
         for path in list(self.folder.iterdir()):
             result = re.fullmatch(r"\.(step-\d+)\.(partial|replaced)-[0-9a-f]{8}", path.name)
             if result is None:
