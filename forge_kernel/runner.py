@@ -17,7 +17,7 @@ from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.result import RunResult
-from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.errors import ConfigError, Fault, RunError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.migration import migrated
 from forge_kernel.planning.path_settings import with_absolute_paths
@@ -268,6 +268,7 @@ def export(
         ConfigError: the folder is no run folder, live parts are missing, or a setting is wrong.
         PlanError: the run lacks what the exporter needs.
         CheckpointError: there is no intact checkpoint.
+        RunError: the files cannot be written.
     """
     folder = Path(folder)
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
@@ -278,7 +279,10 @@ def export(
         restored(folder, chosen, live=live, catalog=catalog) as session,
     ):
         written = session.export()
-        for failed in session.failed_exports.values():
+        for name, failed in session.failed_exports.items():
+            if isinstance(failed, OSError):
+                why = f"{type(failed).__name__}: {failed}"
+                raise RunError(f"cannot write the export {name} in {folder}: {why}") from failed
             raise failed
     return {name: folder / place for name, place in written.items()}
 

@@ -90,11 +90,6 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "damage", 300,
     ),
     Fault(
-        "written-under-the-final-name", _ATOMIC,
-        'partial = final.with_name(f".{final.name}.partial-{token}")', "partial = final",
-        "kill-points", 60,
-    ),
-    Fault(
         "pruned-file-by-file", _ATOMIC,
         "        folder.rename(gone)\n        shutil.rmtree(gone, ignore_errors=True)\n",
         "        shutil.rmtree(folder, ignore_errors=True)\n",
@@ -105,5 +100,10 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "                final.rename(old)\n",
         "                final.rename(old)\n                shutil.rmtree(old)\n",
         "kill-points", 340,
+    ),
+    Fault(
+        "leftovers-stay", "forge_kernel/runner.py",
+        "            session.owned_store.clear_unfinished()\n", "            pass\n",
+        "kill-points", 60,
     ),
 )  # fmt: skip

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -60,6 +61,12 @@ def output_in(file: Path | None) -> Iterator[None]:
     yield
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def emptied(folder: Path) -> None:
+    """A folder with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 class Process:

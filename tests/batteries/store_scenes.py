@@ -37,8 +37,13 @@ class Stage:
     snapshots: dict[int, Snapshot]
 
 
-def staged(place: Path) -> Stage:
-    """Train once."""
+def staged(place: Path, *, every_step: bool = False) -> Stage:
+    """Train once.
+
+    Args:
+        place: an empty folder.
+        every_step: also know what the earlier steps hold, which are not kept.
+    """
     pipeline = small_run.write_pipeline(place)
     base, end = place / "base", place / "end"
     run(pipeline, output_dir=base, quiet=True)
@@ -47,6 +52,14 @@ def staged(place: Path) -> Stage:
     snapshots = {}
     for folder in (base, end):
         reader = CheckpointReader(folder / "checkpoints")
+        snapshots.update({step: reader.load(reader.path(step)) for step in reader.steps()})
+    if every_step:
+        keeping = pipeline.read_text(encoding="utf-8").replace(
+            "save_every: 1", "save_every: 1, keep_checkpoints: 99"
+        )
+        (place / "keeping.yaml").write_text(keeping, encoding="utf-8")
+        run(place / "keeping.yaml", output_dir=place / "keeping", quiet=True)
+        reader = CheckpointReader(place / "keeping" / "checkpoints")
         snapshots.update({step: reader.load(reader.path(step)) for step in reader.steps()})
     return Stage(base, end, snapshots)
 
@@ -88,7 +101,13 @@ def begun(stage: Stage, scene: str, folder: Path) -> Path:
     return folder
 
 
-class _Counter(Listener):
+class Counter(Listener):
+    """Lists operations.
+
+    Args:
+        kinds: of those that count.
+    """
+
     def __init__(self, kinds: frozenset[str]) -> None:
         self._kinds = kinds
         self.operations: list[Operation] = []
@@ -100,7 +119,7 @@ class _Counter(Listener):
 
 def operations(stage: Stage, scene: str, folder: Path, kinds: frozenset[str]) -> list[Operation]:
     """What a scene does, undisturbed."""
-    counter = _Counter(kinds)
+    counter = Counter(kinds)
     begun(stage, scene, folder)
     with Layer(folder, counter):
         SCENES[scene](stage, folder)
