@@ -18,7 +18,7 @@ from forge_kernel.config.yaml_file import write_yaml
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.plugin_rules import under_rules
 from forge_kernel.contract.result import RunResult
-from forge_kernel.errors import ConfigError, Fault
+from forge_kernel.errors import ConfigError, Fault, RunError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.migration import migrated
 from forge_kernel.planning.path_settings import with_absolute_paths
@@ -38,6 +38,7 @@ from forge_kernel.run_folder.record import (
     new_run_folder,
     write_config,
 )
+from forge_kernel.storage.atomic_files import clear_abandoned_files
 from forge_kernel.training.loaders.in_memory import (
     InMemoryData,
     InMemoryModel,
@@ -221,6 +222,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         except BaseException:
             owner.release(unused=True)  # what is refused has changed nothing in the folder
             raise
+        clear_abandoned_files(folder)
         if session.owned_store is not None:
             session.owned_store.clear_unfinished()
         if settings:
@@ -276,6 +278,7 @@ def export(
         ConfigError: the folder is no run folder, live parts are missing, or a setting is wrong.
         PlanError: the run lacks what the exporter needs.
         CheckpointError: there is no intact checkpoint.
+        RunError: the files cannot be written.
     """
     folder = Path(folder)
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
@@ -286,7 +289,10 @@ def export(
         restored(folder, chosen, live=live, catalog=catalog) as session,
     ):
         written = session.export()
-        for failed in session.failed_exports.values():
+        for name, failed in session.failed_exports.items():
+            if isinstance(failed, OSError):
+                why = f"{type(failed).__name__}: {failed}"
+                raise RunError(f"cannot write the export {name} in {folder}: {why}") from failed
             raise failed
     return {name: folder / place for name, place in written.items()}
 

@@ -64,4 +64,46 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            self._file.sync()\n", "            pass\n",
         "power-loss", 600,
     ),
+    Fault(
+        "hash-unchecked", _MANIFEST,
+        "    if any(_HASHES[kind](file) != known[kind] for kind in kinds):\n", "    if False:\n",
+        "damage", 100,
+    ),
+    Fault(
+        "manifest-seal-unchecked", _MANIFEST,
+        "    if needs_seal and not is_as_written(content, facts):\n", "    if False:\n",
+        "damage", 300,
+    ),
+    Fault(
+        "step-of-the-folder-unchecked", _STORE,
+        "        if named is None or int(named[1]) != manifest[\"step\"]:\n", "        if False:\n",
+        "damage", 300,
+    ),
+    Fault(
+        "status-unchecked", "forge_kernel/run_folder/folder.py",
+        " or (SEAL in data and not is_as_written(content, data)):\n", ":\n",
+        "damage", 300,
+    ),
+    Fault(
+        "changed-configuration-untold", "forge_kernel/training/snapshot.py",
+        "        return result\n    then = ", "        pass\n    return result\n    then = ",
+        "damage", 300,
+    ),
+    Fault(
+        "pruned-file-by-file", _ATOMIC,
+        "        folder.rename(gone)\n        shutil.rmtree(gone, ignore_errors=True)\n",
+        "        shutil.rmtree(folder, ignore_errors=True)\n",
+        "kill-points", 340,
+    ),
+    Fault(
+        "replaced-before-the-new-one-stands", _ATOMIC,
+        "                final.rename(old)\n",
+        "                final.rename(old)\n                shutil.rmtree(old)\n",
+        "kill-points", 340,
+    ),
+    Fault(
+        "leftovers-stay", "forge_kernel/runner.py",
+        "            session.owned_store.clear_unfinished()\n", "            pass\n",
+        "kill-points", 60,
+    ),
 )  # fmt: skip

@@ -16,6 +16,7 @@ GROUP: Final = "forge_kernel.schemas"
 """Entry points of programs over the kernel: schemas of the files that they write, by name."""
 
 _NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
+_SEAL: Final[Schema] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _METRICS: Final[Schema] = {"type": "object", "additionalProperties": _NUMBER_OR_NULL}
 _TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
@@ -89,7 +90,8 @@ RECORDS: Final[dict[str, Schema]] = {
                 "items": {"type": "string"},
                 "description": "of a run that failed before its first step: what it wrote, so that "
                 "its folder can be used again",
-            }
+            },
+            "sha256": {**_SEAL, "description": "of this file's text without this"},
         },
     ),
     "metrics": _record(
@@ -150,11 +152,7 @@ RECORDS: Final[dict[str, Schema]] = {
         },
         optional={
             "finite": {"const": True, "description": "weights and memories were looked at"},
-            "sha256": {
-                "type": "string",
-                "pattern": "^[0-9a-f]{64}$",
-                "description": "of this file's text without this entry; since format 3",
-            },
+            "sha256": {**_SEAL, "description": "of this file's text without this; since format 3"},
         },
     ),
     "export": _record(

@@ -53,6 +53,14 @@ class RunFolder:
         """A file's text; bytes that are no UTF-8 are replaced.
 
         Raises:
+            OSError: as `content` does.
+        """
+        return self.content(name).decode("utf-8", errors="replace")
+
+    def content(self, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
             FileNotFoundError: there is no such plain file.
             OSError: it cannot be read, or is larger than such a file can be.
         """
@@ -63,7 +71,7 @@ class RunFolder:
                 raise FileNotFoundError(f"{self.path / name} is no plain file")
             if about.st_size > _LARGEST:
                 raise OSError(f"{self.path / name} has {about.st_size:,} bytes: too many for it")
-            return stream.read().decode("utf-8", errors="replace")
+            return stream.read()
 
     def data(self, name: str) -> dict[str, Any]:
         """A JSON object; empty where it is absent or not readable."""
@@ -74,8 +82,18 @@ class RunFolder:
         return data if isinstance(data, dict) else {}
 
     def status(self) -> dict[str, Any]:
-        """`status.json`, by today's names."""
-        return dict(record_today(self.data(STATUS)))
+        """`status.json`, by today's names; empty where it is absent, not readable or damaged."""
+        from forge_kernel.storage.seal import SEAL, is_as_written
+
+        try:
+            content = self.content(STATUS)
+            data = json.loads(content)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        if not isinstance(data, dict) or (SEAL in data and not is_as_written(content, data)):
+            return {}
+        data.pop(SEAL, None)
+        return dict(record_today(data))
 
     def metric_infos(self) -> MetricInfos:
         """What the run's metrics are, as it has written; plain ones where it has not."""

@@ -22,7 +22,8 @@ from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.run_folder.folder import CONFIG, LOG, RESULT, STATUS, RunFolder
 from forge_kernel.run_folder.owner import LOCK, Owner
-from forge_kernel.storage.atomic_files import make_folder, write_json, write_text
+from forge_kernel.storage.atomic_files import make_folder, write_bytes, write_json, write_text
+from forge_kernel.storage.seal import sealed
 from forge_kernel.training.loaders.in_memory import NoConfig
 
 if TYPE_CHECKING:
@@ -200,7 +201,10 @@ class RunRecord:
             self._status.update(
                 step=run.progress.step, epoch=run.progress.epoch, total_steps=run.total_steps
             )
-        write_json(self._folder / STATUS, self._status, durable=False)
+        self._write_status()
+
+    def _write_status(self) -> None:
+        write_bytes(self._folder / STATUS, sealed(self._status), durable=False)
 
     @hookimpl
     def on_run_start(self, run: Run) -> None:
@@ -271,4 +275,4 @@ class RunRecord:
         self._stream.close()
         if self._status["state"] == "failed" and self._status["step"] == 0:
             self._status["left"] = sorted(path.name for path in self._folder.iterdir())
-            write_json(self._folder / STATUS, self._status, durable=False)
+            self._write_status()

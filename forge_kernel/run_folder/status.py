@@ -65,7 +65,9 @@ def read_status(folder: Path) -> RunStatus:
     """
     data = RunFolder(folder).check().status()
     if not data:
-        said = f"{STATUS} is absent or not readable: the run has hardly begun"
+        there = (folder / STATUS).exists()
+        said = "is not as it was written" if there else "is absent: the run has hardly begun"
+        said = f"{STATUS} {said}"
         return RunStatus(folder, "unknown", said, None, {})
     heartbeat = data.get("heartbeat")
     age = max(0.0, time.time() - heartbeat) if isinstance(heartbeat, int | float) else None

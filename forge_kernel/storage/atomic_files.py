@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from forge_kernel.storage.hashes import sha256
+
+_BESIDE: Final = re.compile(r"\..+\.[0-9a-f]{8}")  # as `write_bytes` names what is not whole yet
 
 
 def sync_file(file: Path) -> None:
@@ -89,6 +92,58 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(Path(place))
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a committed folder, or leave it whole: none is seen under its name half gone.
+
+    Where that fails, what is left is cleared with what cut commits leave.
+    """
+    gone = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
+    with suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear_abandoned_files(folder: Path) -> None:
+    """Remove what cut writes of files left in a folder, by who alone writes there."""
+    for path in list(folder.iterdir()):
+        if _BESIDE.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def clear_abandoned_folders(final: Path) -> None:
+    """Remove what commits of a folder left that were cut; nothing while another one is at it.
+
+    One that was moved aside and has nothing in its place is put back.
+    """
+    for partial in final.parent.glob(f".{final.name}.partial-*"):
+        with _locked(partial) as alone:
+            if not alone:
+                return
+            shutil.rmtree(partial, ignore_errors=True)
+    for old in final.parent.glob(f".{final.name}.replaced-*"):
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process; whether it could be had."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def committed_folder(final: Path) -> Iterator[Path]:
     """A folder that appears under its final name only when the block has ended well.
@@ -103,15 +158,16 @@ def committed_folder(final: Path) -> Iterator[Path]:
     partial = final.with_name(f".{final.name}.partial-{token}")
     partial.mkdir()
     try:
-        yield partial
-        _sync_tree(partial)
-        if final.exists():
-            old = final.with_name(f".{final.name}.replaced-{token}")
-            final.rename(old)
-            _in_place_of(old, partial, final)
-        else:
-            partial.rename(final)
-            sync_folder(final.parent)
+        with _locked(partial):  # so that `clear_abandoned_folders` knows that somebody is at it
+            yield partial
+            _sync_tree(partial)
+            if final.exists():
+                old = final.with_name(f".{final.name}.replaced-{token}")
+                final.rename(old)
+                _in_place_of(old, partial, final)
+            else:
+                partial.rename(final)
+                sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -294,20 +294,34 @@ class CheckpointStore(CheckpointReader):
         write_manifest(folder, manifest)
 
     def drop_after(self, step: int) -> None:
-        """Remove what a run came to after a step that it goes on from; pinned ones stay."""
-        pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}
+        """Remove what a run came to after a step that it goes on from; pinned ones stay.
+
+        Raises:
+            CheckpointError: it cannot be read what is pinned; nothing is removed.
+        """
+        pins = self._pins()
         for later in self.steps():
             if later > step and self.path(later).name not in pins:
-                shutil.rmtree(self.path(later), ignore_errors=True)
+                atomic_files.remove_folder(self.path(later))
 
     def _prune(self) -> None:
-        pins = {pointer.read_text(encoding="utf-8").strip() for pointer in self._pointers()}
+        try:
+            pins = self._pins()
+        except CheckpointError:
+            return  # the new one stands; what is too many goes after the next
         for step in self.steps()[: -self.keep]:
             if self.path(step).name not in pins:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                atomic_files.remove_folder(self.path(step))
 
-    def _pointers(self) -> list[Path]:
-        return sorted(self.folder.glob("*.pin"))
+    def _pins(self) -> set[str]:
+        """Names of the checkpoints that are pinned."""
+        try:
+            pointers = sorted(self.folder.glob("*.pin"))
+            return {pointer.read_text(encoding="utf-8").strip() for pointer in pointers}
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"cannot read what is pinned in {self.folder}: {error}"
+            ) from error
 
     def clear_unfinished(self) -> None:
         """Remove what an interrupted save left; never a committed checkpoint.
@@ -317,6 +331,7 @@ class CheckpointStore(CheckpointReader):
         """
         if not self.folder.is_dir():
             return
+        atomic_files.clear_abandoned_files(self.folder)
         for path in list(self.folder.iterdir()):
             result = re.fullmatch(r"\.(step-\d+)\.(partial|replaced)-[0-9a-f]{8}", path.name)
             if result is None:

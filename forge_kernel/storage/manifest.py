@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from forge_kernel.errors import CheckpointError
-from forge_kernel.storage import atomic_files
+from forge_kernel.storage.atomic_files import write_bytes
 from forge_kernel.storage.hashes import sha256, xxh3_128
+from forge_kernel.storage.seal import SEAL, is_as_written, sealed
 
 MANIFEST: Final = "manifest.json"
-SEAL: Final = "sha256"
 SEALED_SINCE: Final = 3
 """The first format whose manifests carry their own hash."""
 _HASHES: Final[Mapping[str, Callable[[Path], str]]] = {"xxh3_128": xxh3_128, "sha256": sha256}
 
 
-def _content(facts: Mapping[str, Any]) -> bytes:
-    return atomic_files.json_text(facts).encode("utf-8", "backslashreplace")
-
-
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write a manifest with the SHA-256 of the rest of its text as its last entry."""
-    body = {name: value for name, value in facts.items() if name != SEAL}
-    sealed = {**body, SEAL: hashlib.sha256(_content(body)).hexdigest()}
-    atomic_files.write_bytes(folder / MANIFEST, _content(sealed))
+    write_bytes(folder / MANIFEST, sealed(facts))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -41,12 +34,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     facts = json.loads(content)
     if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
         raise CheckpointError(f"{folder / MANIFEST} is no manifest of a checkpoint")
-    if SEAL in facts or facts["format"] >= SEALED_SINCE:
-        body = {name: value for name, value in facts.items() if name != SEAL}
-        # the text is compared too: what JSON reads the same (a blank, a doubled key) is altered
-        same = facts.get(SEAL) == hashlib.sha256(_content(body)).hexdigest()
-        if not same or content != _content(facts):
-            raise CheckpointError(f"{folder} is damaged: {MANIFEST} is not as it was written")
+    needs_seal = SEAL in facts or facts["format"] >= SEALED_SINCE
+    if needs_seal and not is_as_written(content, facts):
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} is not as it was written")
     return facts
 
 

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from forge_kernel.storage.atomic_files import committed_folder, make_folder, manifest_of, write_json
+from forge_kernel.storage.atomic_files import (
+    clear_abandoned_folders,
+    committed_folder,
+    make_folder,
+    manifest_of,
+    write_json,
+)
 
 
 def write_exports(
@@ -29,8 +35,9 @@ def write_exports(
         while name in written or name in failed:
             name += "_"  # noqa: PLW2901  the next free name
         final = folder / "exports" / name
-        make_folder(final.parent)
         try:
+            make_folder(final.parent)
+            clear_abandoned_folders(final)
             with committed_folder(final) as partial:
                 manifest = dict(fill(partial))
                 files = manifest_of(partial)

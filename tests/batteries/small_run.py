@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import without_waiting
 
 STEPS = 6
 PIPELINE = f"""
@@ -58,6 +61,12 @@ def output_in(file: Path | None) -> Iterator[None]:
     yield
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def emptied(folder: Path) -> None:
+    """A folder with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 class Process:
@@ -106,13 +115,22 @@ def weights(folder: Path) -> tuple[int, dict[str, Any]]:
     return snapshot.step, snapshot.model
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, but for their times."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
 def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether all bits are equal."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def loaded() -> None:
-    """Import all that the forks need, by a run and an export in this process."""
+    """Import all that the forks need, by a run and an export in this process.
+
+    From then on no `fsync` waits: a process that is killed leaves the system's memory of files.
+    """
     import forge_kernel.cli.run
     from forge_kernel.runner import export, resume, run
 
@@ -122,5 +140,6 @@ def loaded() -> None:
         run(write_pipeline(Path(folder)), output_dir=Path(folder) / "run", quiet=True)
         resume(Path(folder) / "run", ["run.max_steps=7"], quiet=True)
         export(Path(folder) / "run", "state_dict")
+    os.fsync = without_waiting
     gc.collect()
     gc.freeze()  # a child's collector would copy every page that it walks

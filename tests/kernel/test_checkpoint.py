@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_kernel.errors import CheckpointError
-from forge_kernel.storage.atomic_files import committed_folder, write_json
+from forge_kernel.storage.atomic_files import (
+    clear_abandoned_folders,
+    committed_folder,
+    write_json,
+)
 from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
 from forge_kernel.storage.state_tree import join_tree, split_tree
 from forge_plugins.formats.open_table import open_table
@@ -250,10 +255,44 @@ def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
     store.save(snapshot(1))
     folder = store.save(snapshot(2))
     (tmp_path / "c" / ".step-3.partial-0badf00d").mkdir()
+    (tmp_path / "c" / ".latest.0badf00d").write_text("st")
     folder.rename(tmp_path / "c" / ".step-2.replaced-0badf00d")  # cut between two renames
     store.clear_unfinished()
     assert store.steps() == [1, 2]
-    assert not [path for path in (tmp_path / "c").iterdir() if "partial" in path.name]
+    assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+
+def test_a_checkpoint_that_is_pruned_is_never_seen_half_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when its files go one by one under its name: a kill between them leaves a damaged one."""
+    removed: list[str] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: removed.append(Path(path).name))
+    store = CheckpointStore(tmp_path / "c", keep=2)
+    for step in range(1, 5):
+        store.save(snapshot(step))
+    store.drop_after(3)
+    assert len(removed) == 3
+    assert all(name.startswith(".step-") for name in removed)
+    assert store.steps() == [3]
+
+
+def test_an_export_that_was_cut_is_cleared_by_the_next_and_a_live_one_is_not(
+    tmp_path: Path,
+) -> None:
+    final = tmp_path / "out"
+    cut = [tmp_path / f".out.{what}-0badf00d" for what in ("partial", "replaced")]
+    for folder in cut:
+        folder.mkdir()
+    with committed_folder(final) as live:
+        clear_abandoned_folders(final)
+        assert live.is_dir()
+        assert cut[1].is_dir()
+    clear_abandoned_folders(final)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    final.rename(cut[1])  # cut between two renames
+    clear_abandoned_folders(final)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 _SAVER = """

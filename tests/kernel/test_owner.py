@@ -23,6 +23,7 @@ from forge_kernel.run_folder.folder import RunFolder
 from forge_kernel.run_folder.owner import LOCK, Owner
 from forge_kernel.run_folder.status import read_status
 from forge_kernel.runner import export
+from forge_kernel.storage.seal import sealed
 from forge_kernel.trained_model import trained_model
 
 LONG = ("run.max_steps=1000000", "run.save_every=1", "exporters=[{use: state_dict}]")
@@ -115,7 +116,8 @@ def test_a_process_that_is_killed_leaves_its_folder_to_the_next(live: Any) -> No
     process.kill()
     process.wait(timeout=60)
     status = json.loads((folder / "status.json").read_text())
-    (folder / "status.json").write_text(json.dumps({**status, "heartbeat": time.time() + 86400}))
+    tomorrow = sealed({**status, "heartbeat": time.time() + 86400})
+    (folder / "status.json").write_bytes(tomorrow)
     assert read_status(folder).condition == "gone"
     result = resume(folder, [f"run.max_steps={status['step'] + 30}"], quiet=True)
     assert result.outcome == "completed"

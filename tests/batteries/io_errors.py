@@ -1,0 +1,154 @@
+"""I/O errors: one call to the file system fails, once or from there on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import small_run
+import store_scenes as scenes
+from battery import Battery, Trial
+from file_layer import Layer, Listener, Operation
+
+from forge_kernel.errors import ForgeError
+
+SEEN = scenes.CHANGES | {"open"}
+ERRORS = {
+    "write": ("ENOSPC", "EDQUOT", "EIO"),
+    "fsync": ("EIO", "ENOSPC", "EDQUOT"),
+    "truncate": ("EIO", "EROFS"),
+    "rename": ("EACCES", "EROFS", "EIO", "ENOSPC"),
+    "open": ("EMFILE", "EACCES", "EROFS", "EIO", "ENOSPC"),
+    "mkdir": ("ENOSPC", "EDQUOT", "EACCES", "EROFS"),
+    "unlink": ("EACCES", "EROFS", "EIO"),
+    "rmdir": ("EACCES", "EROFS", "EIO"),
+}
+EXIT_CODES = {0: "done", 2: "a fault of the configuration or the folder", 3: "a run that failed"}
+
+
+class Failing(Listener):
+    """Refuses an operation, and with `lasting` all that change something after it.
+
+    Args:
+        number: of the operation, from 0.
+        error: the name of its error.
+        lasting: the disk stays as it is then.
+    """
+
+    def __init__(self, number: int, error: str, *, lasting: bool) -> None:
+        self._left, self._lasting = number, lasting
+        self._code = getattr(errno, error)
+
+    def before(self, operation: Operation) -> None:
+        if operation.kind not in SEEN:
+            return
+        self._left -= 1
+        changes = operation.kind != "open" or operation.writes
+        if self._left == -1 or (self._left < 0 and self._lasting and changes):
+            raise OSError(self._code, os.strerror(self._code), operation.path)
+
+
+def refused(scene: str, stage: scenes.Stage, folder: Path, failing: Failing) -> int:
+    """In a fork: 0, or 3 for an error of ours that names the system's; 98 for another."""
+    try:
+        with Layer(folder, failing):
+            scenes.SCENES[scene](stage, folder)
+    except ForgeError as error:
+        return 3 if "Error: [Errno" in str(error) else 97
+    except OSError as error:
+        print(repr(error))
+        return 98
+    return 0
+
+
+def in_scene(stage: scenes.Stage, case: Case, place: Path) -> str:
+    """What a failing call in a scene did that it must not."""
+    scene, number, error, lasting = case
+    folder = scenes.begun(stage, scene, place / "run")
+    failing = Failing(number, error, lasting=lasting)
+    code = small_run.forked(lambda: refused(scene, stage, folder, failing), place / "output")
+    if code not in (0, 3):
+        return f"code {code}: {(place / 'output').read_text(encoding='utf-8')[-300:]}"
+    first = scene == "first save"
+    wrong = scenes.unwanted(stage, folder, least=0 if first else scenes.STEPS)
+    if wrong or (first and not (folder / "checkpoints" / f"step-{scenes.STEPS}").exists()):
+        return wrong
+    return scenes.leads_to_the_end(stage, folder, place / "output")
+
+
+def in_run(stage: scenes.Stage, case: Case, place: Path) -> str:
+    """What a failing call in a run of the command line did that it must not."""
+    _, number, error, lasting = case
+    root = place / "root"
+    small_run.emptied(root)
+    folder = root / "run"
+
+    def work() -> int:
+        with Layer(root, Failing(number, error, lasting=lasting)):
+            return small_run.forge("run", place / "small.yaml", "-q", "--output-dir", folder)
+
+    code = small_run.forked(work, place / "output")
+    output = (place / "output").read_text(encoding="utf-8")
+    if code not in EXIT_CODES or "Traceback" in output:
+        return f"exit code {code}: {output[-300:]}"
+    if code and os.strerror(getattr(errno, error)) not in output:
+        return f"exit code {code} without the reason: {output[-300:]}"
+    wrong = scenes.unwanted(stage, folder, least=0) if folder.exists() else ""
+    if wrong or not list((folder / "checkpoints").glob("step-*")):
+        return wrong or ("" if code else "it ended well and saved nothing")
+    return scenes.leads_to_the_end(stage, folder, place / "output")
+
+
+Case = tuple[str, int, str, bool]
+
+
+def cases(stage: scenes.Stage, place: Path) -> Iterator[tuple[str, str, int, str]]:
+    """A scene or `run`, the operation's kind, its number, and its name."""
+    for scene in scenes.SCENES:
+        steps = scenes.operations(stage, scene, place / "dry", SEEN)
+        for number, step in enumerate(steps):
+            yield scene, step.kind, number, scenes.named(step)
+    counter = scenes.Counter(SEEN)
+    root = place / "root"
+    small_run.emptied(root)
+    with redirect_stdout(io.StringIO()), Layer(root, counter):
+        small_run.forge("run", place / "small.yaml", "-q", "--output-dir", root / "run")
+    for number, step in enumerate(counter.operations):
+        yield "run", step.kind, number, scenes.named(step)
+
+
+def trials(draw: random.Random, count: int) -> Iterator[Trial]:
+    """First a call of each name, then any; each with an error of its kind."""
+    small_run.loaded()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        stage = scenes.staged(place, every_step=True)
+        known = list(cases(stage, place))
+        draw.shuffle(known)
+        names: set[tuple[str, str]] = set()
+        first, later = [], []
+        for case in known:
+            is_new = (case[0], case[3]) not in names
+            names.add((case[0], case[3]))
+            (first if is_new else later).append(case)
+        for scene, kind, number, said in [*first, *later][:count]:
+            error, lasting = draw.choice(ERRORS[kind]), draw.random() < 0.5
+            test = in_run if scene == "run" else in_scene
+            wrong = test(stage, (scene, number, error, lasting), place)
+            how = "and all after it" if lasting else "once"
+            yield Trial(f"{scene}: {error} of {said} {how} (call {number})", wrong)
+
+
+BATTERY = Battery(
+    name="io-errors",
+    promise="the last good checkpoint intact, nothing partial, one error that says why",
+    ci=180,
+    deep=2_000,
+    trials=trials,
+)
