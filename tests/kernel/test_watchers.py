@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
 from kernel_parts import make_plugin
 
 from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
-from forge_kernel.errors import RunError
+from forge_kernel.errors import OwnershipError, RunError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
+from forge_kernel.training.ownership import STREAMS
 
 PLAIN = ("exporters=null", "callbacks=null", "run.max_steps=9")
 
@@ -308,24 +311,38 @@ def trespass(what: str, run: Any) -> None:
         run.progress.skipped += 1
     elif what == "grad mode":
         torch.set_grad_enabled(False)
+    elif what == "python's random stream":
+        random.random()
+    elif what == "numpy's random stream":
+        np.random.rand()
+    elif what == "torch's random stream":
+        torch.rand(1)
+    elif what == "the optimizer's groups":
+        run.optimizer.param_groups[0]["weight_decay"] = 0.75
+    elif what == "the optimizer's state":
+        for memory in run.optimizer.state.values():
+            memory["exp_avg"].add_(1.0)
     else:
         os.chdir(os.pardir)
 
 
-@pytest.mark.parametrize("what", ["module modes", "progress", "grad mode", "the working folder"])
-@pytest.mark.parametrize("hook", ["on_step_end", "on_log", "on_batch"])
+TRESPASSES = [
+    "module modes", "progress", "grad mode", "the working folder", "the optimizer's groups",
+    "the optimizer's state", *sorted(STREAMS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TRESPASSES)
+@pytest.mark.parametrize("hook", ["on_step_end", "on_log"])
 def test_the_checked_mode_names_who_leaves_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, hook: str
 ) -> None:
     import torch
 
-    from forge_kernel.errors import OwnershipError
-
     monkeypatch.chdir(tmp_path)
     functions = {
         "on_step_end": lambda self, run, step: trespass(self.what, run),
         "on_log": lambda self, run, record: trespass(self.what, run),
-        "on_batch": lambda self, run, step, batch: trespass(self.what, run),
     }
     plugin = make_plugin("culprit", Kind.CALLBACKS, **{hook: functions[hook]})
     plugin.what = what
@@ -337,6 +354,17 @@ def test_the_checked_mode_names_who_leaves_a_trace(
             )  # fmt: skip
     finally:
         torch.set_grad_enabled(True)
+
+
+def test_an_observer_owns_nothing_where_others_may_write(tmp_path: Path) -> None:
+    """Red when the hook alone decides: an observer of the gradients could write them."""
+
+    def on_gradients(self: Any, run: Any, step: Any) -> None:
+        step.gradients[0].mul_(2.0)
+
+    plugin = make_plugin("culprit", Kind.OBSERVERS, on_gradients=on_gradients)
+    with pytest.raises(OwnershipError, match="culprit wrote gradients in on_gradients"):
+        run(smoke("run.checked=true"), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
 
 
 def test_modules_left_in_evaluation_mode_are_told_once_without_the_checked_mode(
