@@ -10,7 +10,9 @@ The prefix of a hook is its contract:
   are collected.
 
 Each docstring says what a listener may write; all else is read only, and `run.checked` enforces
-that.
+that. An observer writes nothing but itself. Hooks that make the model, the batch, the loss or the
+weights may draw from the random streams, which are kept with the run; others may not, since the run
+would be another one without them: they draw from a generator of their own (`run.seed`).
 
     strategy starts
     make_data -> transform_data* -> make_model -> make_modules* -> transform_model*

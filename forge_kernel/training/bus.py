@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import CodeType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pluggy
 
@@ -25,7 +25,6 @@ from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
 from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
 
 Call = Callable[..., Any]
-Guard = Callable[[str, str, Call], Call]
 Report = Callable[[str, str, BaseException], None]
 FAILURES_IN_A_ROW: Final = 10  # after which an observer is no longer asked
 
@@ -81,12 +80,19 @@ def _positional(method: Call, hook: str) -> Call:
     return chosen
 
 
+class Guard(Protocol):
+    """Wraps each call of the checked mode."""
+
+    def __call__(self, hook: str, label: str, call: Call, *, watches: bool = False) -> Call:
+        """The call, watched; `watches`: an observer's."""
+
+
 class Bus:
     """The compiled hooks of one run.
 
     Args:
         plan: what runs, in which order.
-        guard: wraps each call as `guard(hook, label, call)`; None outside the checked mode.
+        guard: wraps each call; None outside the checked mode.
         report: hears of observers that failed, by label and hook; None: they end the run.
     """
 
@@ -121,7 +127,7 @@ class Bus:
             self._places[entry.label, hook] = f"{code.co_filename}:{code.co_firstlineno}"
             call = _positional(method, hook)
             if guard is not None:
-                call = guard(hook, entry.label, call)
+                call = guard(hook, entry.label, call, watches=entry.info.kind is Kind.OBSERVERS)
             if hook in ANSWERED and hook not in IN_A_STEP:
                 call = self._judged(call, hook, len(calls))
             watches = entry.info.kind is Kind.OBSERVERS and hook in _WATCHING

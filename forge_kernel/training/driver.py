@@ -47,8 +47,17 @@ class Driver:
 
     def train(self) -> None:
         """Step until the end, a request to stop, or a cancel."""
-        while not self.should_stop():
-            self._train_epoch()
+        validation = self.session.validation
+        if not self._several:  # ranks decide together, at a step's edge
+            validation.cancelled = self.session.cancel.is_set
+        try:
+            if validation.cut:  # when the checkpoint was written
+                self.actions.validate()
+                _ = self.run_due_actions()
+            while not self.should_stop():
+                self._train_epoch()
+        finally:
+            validation.cancelled = None
 
     def _train_epoch(self) -> None:
         """The rest of an epoch, from the place that `progress` tells."""

@@ -24,7 +24,12 @@ from forge_kernel.training.events import pass_events
 from forge_kernel.training.forward_pass import ForwardPass, term_means
 from forge_kernel.training.forward_state import ForwardState
 from forge_kernel.training.guards import out_of_memory
-from forge_kernel.training.guards.finite_check import FiniteCheck, name_non_finite
+from forge_kernel.training.guards.finite_check import (
+    FiniteCheck,
+    in_words,
+    name_non_finite,
+    non_finite_names,
+)
 from forge_kernel.training.loss_scale import LossScale
 from forge_kernel.training.param_group_schedule import ParamGroupSchedule
 
@@ -392,10 +397,18 @@ class OptimizerStep:
         if policy == "rollback":
             self._roll_back(where)
             return
-        if policy in ("stop", "off") or self._skips >= MAX_SKIPS:
+        trained = {name: p for name, p in self.run.named_parameters() if p.requires_grad}
+        broken = non_finite_names(trained)
+        if policy in ("stop", "off") or self._skips >= MAX_SKIPS or broken:
             times = f" {self._skips} windows in a row" if self._skips > 1 else ""
+            state = f"The weights are those of step {progress.step}"
+            if broken:  # dropping windows mends nothing
+                state = (
+                    f"The weights are lost: {in_words(broken)} are not finite themselves. A "
+                    "filter, the optimizer or a plugin has written that after finite gradients"
+                )
             raise NonFiniteError(
-                f"not finite{times} {where}. The weights are those of step {progress.step}. "
+                f"not finite{times} {where}. {state}. "
                 "Lower the learning rate, clip gradients, or set run.non_finite to skip or rollback"
             )
 

@@ -64,6 +64,7 @@ def _loop_state(session: SessionState) -> dict[str, Any]:
         **session.optimizer_step.state_dict(),
         "total_steps": session.run.total_steps,
         "validated_at": session.validation.at,
+        "validation_cut": session.validation.cut,
         "logged_at": session.logged_at,
     }
 
@@ -102,6 +103,7 @@ def load_snapshot(session: SessionState, snapshot: Snapshot, *, random: bool = T
     loop = {**_loop_state(session), **trees["loop"]}  # what an older one lacks stays as it is
     session.optimizer_step.load_state_dict(loop)
     session.validation.at, session.logged_at = loop["validated_at"], loop["logged_at"]
+    session.validation.cut = loop["validation_cut"]
     if random:
         data = run.data
         if isinstance(data, Stateful) and trees.get("data"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from forge_kernel.contract.metrics import Metric
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.seeds import stream_seed
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import PluginError
 from forge_kernel.planning.plan import Plan, Planned
 from forge_kernel.storage.random_state import StreamState
@@ -36,6 +38,8 @@ class Validation:
 
     Attributes:
         at: the step that was validated last; -1: none, or the weights are others since.
+        cancelled: asked between two batches whether to leave the rest; None: never.
+        cut: a validation was left so, and is to be done when the run goes on.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Validation:
         self.forward, self.bus, self.plan, self.streams = forward, bus, plan, streams
         self.run: Run = forward.run
         self.at = -1
+        self.cancelled: Callable[[], bool] | None = None
+        self.cut = False
         self._awaited = AwaitedMetrics(plan)
         self._draws = stream_seed(self.run.seed, "validation")
         self._metrics: list[Metric] = [
@@ -72,9 +78,11 @@ class Validation:
         """One pass over the validation data; model modes are left as they were.
 
         Returns:
-            The metrics over the whole set; empty when there is no validation data.
+            The metrics over the whole set; empty when there is no validation data, or the run was
+            cancelled meanwhile.
         """
         run = self.run
+        self.cut = False
         run.active_model = self.evaluation_model()
         modes = [(module, module.training) for module in run.active_model.modules()]
         run.active_model.eval()
@@ -88,6 +96,8 @@ class Validation:
             run.active_model = run.model
             for module, mode in modes:
                 module.training = mode
+        if self.cut:
+            return {}
         self.at = run.progress.step
         self._awaited.look(run, metrics)
         if metrics:
@@ -112,11 +122,7 @@ class Validation:
         for item in run.data.validation():
             batch = self.forward.to_device(item)
             answer, outputs = self.forward.validation_loss(batch)
-            try:
-                terms = term_means(answer, batch)
-            except Exception as error:
-                self.forward.judge_loss(answer, error)
-                raise
+            terms = self._terms_of(answer, batch)
             if total is None:
                 total = torch.zeros(2 * len(terms) + 1, dtype=torch.float64, device=run.device)
             for index, term in enumerate(terms):
@@ -126,6 +132,9 @@ class Validation:
             loss, weight = joined(terms)
             for metric in self._metrics:
                 metric.update(batch, outputs, loss, weight)
+            if self.cancelled is not None and self.cancelled():
+                self.cut = True
+                return {}
             turn()
         if total is None:
             total = torch.zeros(3, dtype=torch.float64, device=run.device)
@@ -150,6 +159,13 @@ class Validation:
                 )
             metrics.update(result)
         return metrics
+
+    def _terms_of(self, answer: Any, batch: Batch) -> list[TermMean]:
+        try:
+            return term_means(answer, batch)
+        except Exception as error:
+            self.forward.judge_loss(answer, error)
+            raise
 
     def unfinished(self) -> list[str]:
         """Why the network is not yet what will be exported; empty when it is."""

@@ -97,6 +97,8 @@ def misbehaving(hook: str, kind: Kind, act: Callable[..., None], *, sees: bool =
         hooks["compute_loss"] = two_terms
     if hook == "check_export":
         hooks["export"] = lambda self, run, folder: {}
+    if kind is Kind.GRADIENTS:
+        hooks.setdefault("on_gradients", lambda self, run, step: None)
     if kind is Kind.WRAPPERS and hook != "transform_model":
         hooks["transform_model"] = lambda self, run, model: model
     return make_plugin("culprit", kind, **hooks)

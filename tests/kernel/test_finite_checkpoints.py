@@ -93,6 +93,18 @@ def test_skip_and_stop_end_the_run_and_rollback_goes_on(tmp_path: Path, place: s
     assert kept(tmp_path / "r")[-1] == 12
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_weights_that_are_lost_are_not_called_those_of_a_step(tmp_path: Path, policy: str) -> None:
+    """Red when the error says that the weights are those of step 6; skipping mends nothing."""
+    with pytest.raises(NonFiniteError, match="The weights are lost") as error:
+        run(
+            smoke(f"run.non_finite={policy}", "run.save_every=null"),
+            plugins=[injector("weight", math.nan, 6)], output_dir=tmp_path / "r", quiet=True,
+        )  # fmt: skip
+    assert "in step 7" in str(error.value)
+    assert "windows in a row" not in str(error.value)
+
+
 def test_off_goes_on_and_says_what_it_did_not_keep(tmp_path: Path) -> None:
     result = run(
         smoke("run.non_finite=off", "optimizer.with.fused=false"),

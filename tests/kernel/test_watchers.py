@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,15 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
-from kernel_parts import make_plugin
+import torch
+from kernel_parts import SgdPart, make_plugin
+from torch import nn
 
 from forge_kernel import resume, run
-from forge_kernel.contract.plugin import Kind
-from forge_kernel.errors import RunError
+from forge_kernel.config.pipeline import PipelineConfig
+from forge_kernel.contract.hookspecs import hookimpl
+from forge_kernel.contract.plugin import Kind, PluginInfo
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.errors import OwnershipError, RunError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
+from forge_kernel.testing.trial import TrialLoss
+from forge_kernel.training.loaders.in_memory import NoConfig
+from forge_kernel.training.ownership import STREAMS
 
 PLAIN = ("exporters=null", "callbacks=null", "run.max_steps=9")
 
@@ -311,24 +321,38 @@ def trespass(what: str, run: Any) -> None:
         run.progress.skipped += 1
     elif what == "grad mode":
         torch.set_grad_enabled(False)
+    elif what == "python's random stream":
+        random.random()
+    elif what == "numpy's random stream":
+        np.random.rand()
+    elif what == "torch's random stream":
+        torch.rand(1)
+    elif what == "the optimizer's groups":
+        run.optimizer.param_groups[0]["weight_decay"] = 0.75
+    elif what == "the optimizer's state":
+        for memory in run.optimizer.state.values():
+            memory["exp_avg"].add_(1.0)
     else:
         os.chdir(os.pardir)
 
 
-@pytest.mark.parametrize("what", ["module modes", "progress", "grad mode", "the working folder"])
-@pytest.mark.parametrize("hook", ["on_step_end", "on_log", "on_batch"])
+TRESPASSES = [
+    "module modes", "progress", "grad mode", "the working folder", "the optimizer's groups",
+    "the optimizer's state", *sorted(STREAMS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TRESPASSES)
+@pytest.mark.parametrize("hook", ["on_step_end", "on_log"])
 def test_the_checked_mode_names_who_leaves_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, hook: str
 ) -> None:
     import torch
 
-    from forge_kernel.errors import OwnershipError
-
     monkeypatch.chdir(tmp_path)
     functions = {
         "on_step_end": lambda self, run, step: trespass(self.what, run),
         "on_log": lambda self, run, record: trespass(self.what, run),
-        "on_batch": lambda self, run, step, batch: trespass(self.what, run),
     }
     plugin = make_plugin("culprit", Kind.CALLBACKS, **{hook: functions[hook]})
     plugin.what = what
@@ -340,6 +364,17 @@ def test_the_checked_mode_names_who_leaves_a_trace(
             )  # fmt: skip
     finally:
         torch.set_grad_enabled(True)
+
+
+def test_an_observer_owns_nothing_where_others_may_write(tmp_path: Path) -> None:
+    """Red when the hook alone decides: an observer of the gradients could write them."""
+
+    def on_gradients(self: Any, run: Any, step: Any) -> None:
+        step.gradients[0].mul_(2.0)
+
+    plugin = make_plugin("culprit", Kind.OBSERVERS, on_gradients=on_gradients)
+    with pytest.raises(OwnershipError, match="culprit wrote gradients in on_gradients"):
+        run(smoke("run.checked=true"), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
 
 
 def test_modules_left_in_evaluation_mode_are_told_once_without_the_checked_mode(
@@ -359,3 +394,49 @@ def test_modules_left_in_evaluation_mode_are_told_once_without_the_checked_mode(
     assert log.count("modules are in evaluation mode since training began") == 1
     run(smoke("run.log_every=1"), output_dir=tmp_path / "s", quiet=True)
     assert "evaluation mode" not in (tmp_path / "s" / "forge.log").read_text()
+
+
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    """Red when a validation is not left; and when the run that goes on does not make up for it."""
+    batches: list[int] = []
+
+    class Stop:
+        info = PluginInfo(name="stop", kind=Kind.CALLBACKS, config=NoConfig)
+        config = NoConfig()
+
+        def __init__(self, at: int) -> None:
+            self.at, self.asked = at, False
+
+        def is_set(self) -> bool:
+            return self.asked
+
+        @hookimpl
+        def compute_outputs(self, run: Any, step: Any, batch: Any) -> Any:
+            if not run.active_model.training:
+                batches.append(run.progress.step)
+                self.asked = self.asked or len(batches) == self.at
+            return run.active_model(batch.inputs)
+
+    generator = torch.Generator().manual_seed(1)
+    data = [(torch.randn(4, 5, generator=generator), torch.arange(4) % 3) for _ in range(6)]
+    settings = RunConfig(max_steps=9, validate_every=3, log_every=3, device="cpu")
+
+    def parts(plugin: Any) -> dict[str, Any]:
+        torch.manual_seed(2)
+        plugins = [SgdPart(0.1), TrialLoss(), plugin]
+        return {"model": nn.Linear(5, 3), "data": (data, data), "plugins": plugins, "quiet": True}
+
+    pipeline = PipelineConfig(run=settings)
+    run(pipeline, **parts(Stop(-1)), output_dir=tmp_path / "whole")
+    assert batches.count(3) == len(data)
+    batches.clear()
+    stop = Stop(2)
+    result = run(pipeline, **parts(stop), output_dir=tmp_path / "r", cancel=stop)
+    assert (result.outcome, result.steps) == ("stopped", 3)
+    assert batches == [3, 3]
+    assert steps(tmp_path / "r") == [3]
+    batches.clear()
+    resume(tmp_path / "r", **parts(Stop(-1)))
+    assert batches.count(3) == len(data)
+    left, right = (CheckpointStore(tmp_path / x / "checkpoints").path(9) for x in ("whole", "r"))
+    assert differences(left, right) == []
