@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from forge_kernel.api import Kind, PluginInfo, hookimpl
 from forge_kernel.errors import NonFiniteError
 from forge_kernel.storage.checkpoint_store import CheckpointStore
-from forge_kernel.training.finite_check import non_finite_names, state_of_parameters
+from forge_kernel.training.guards.finite_check import non_finite_names, state_of_parameters
 from forge_kernel.training.loaders.in_memory import NoConfig
 from forge_plugins.callbacks.weight_average import WeightAverage, WeightAverageConfig
 from forge_plugins.gradients.grokfast import Grokfast, GrokfastConfig

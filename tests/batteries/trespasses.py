@@ -19,7 +19,7 @@ from wrong_returns import KINDS
 from forge_kernel.api import Kind
 from forge_kernel.contract.answers import ANSWERED
 from forge_kernel.planning.plan import HOOKS
-from forge_kernel.training.ownership import OWNED
+from forge_kernel.training.guards.ownership import OWNED
 
 
 def write_parameters(run: Any) -> None:

@@ -30,8 +30,8 @@ from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
 from forge_kernel.testing.trial import TrialLoss
+from forge_kernel.training.guards.ownership import STREAMS
 from forge_kernel.training.loaders.in_memory import NoConfig
-from forge_kernel.training.ownership import STREAMS
 
 PLAIN = ("exporters=null", "callbacks=null", "run.max_steps=9")
 
