@@ -104,7 +104,7 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def small_run(under_trial: Sequence[Any], folder: Path, **settings: Any) -> Outcome:
+def try_run(under_trial: Sequence[Any], folder: Path, **settings: Any) -> Outcome:
     """Run four steps and see what becomes of it; what plugins print is dropped."""
     chosen = {"max_steps": 4, "device": "cpu", "log_every": 1, "validate_every": 2, **settings}
     pipeline = PipelineConfig(run=RunConfig(**chosen))
