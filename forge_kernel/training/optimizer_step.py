@@ -121,7 +121,7 @@ class OptimizerStep:
 
     def take(self, batches: Sequence[Batch]) -> None:
         """A whole window: each micro-batch, then the update."""
-        whole = batches
+        whole, parts, updates = batches, self.parts, False
         for _ in range(MAX_HALVINGS):
             if self.parts > 1:
                 batches = out_of_memory.split(whole, self.parts)
@@ -130,16 +130,17 @@ class OptimizerStep:
                     self.accumulate(batches[0], last=True)
                 else:
                     self._accumulate_all(batches)
+                updates = True  # what follows does not depend on the size of a micro-batch
                 _ = self.update()  # a dropped window is counted in `progress.skipped`
                 return
             except BaseException as error:
-                updating = self.updating
                 self._abandon_window()
                 report = out_of_memory.reported(self.run, error, batches)
                 if report is error:
                     raise
                 halves = self.run.settings.on_out_of_memory == "halve" and not self._several
-                if updating or not halves or not out_of_memory.smaller(whole, self.parts):
+                if updates or not halves or not out_of_memory.smaller(whole, self.parts):
+                    self.parts = parts  # smaller ones were no help
                     raise report from error
             # only here, where the error no longer holds what the pass had computed
             self.parts *= 2

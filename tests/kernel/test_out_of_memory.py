@@ -134,10 +134,13 @@ def test_the_report_says_where_how_much_and_what_helps(
     assert "out of memory in step 1" in json.loads((folder / "result.json").read_text())["error"]
 
 
+@pytest.mark.parametrize("policy", ["stop", "halve"])
 @pytest.mark.parametrize("hook", ["on_batch", "on_step_end", "on_weights", "on_validation"])
 def test_memory_that_a_plugin_lacks_is_reported_and_what_was_trained_is_kept(
-    tmp_path: Path, hook: str
+    tmp_path: Path, hook: str, policy: str
 ) -> None:
+    """Planted: a step taken a second time in halves after it was counted; parts that were no help
+    kept for the resumed run."""
     calls = []
 
     def fail(self: Any, run: Any, *rest: Any) -> None:
@@ -157,7 +160,7 @@ def test_memory_that_a_plugin_lacks_is_reported_and_what_was_trained_is_kept(
     with pytest.raises(OutOfMemoryError, match="out of memory"):
         trained(
             folder, Short(ROWS, cuda), (batches(), batches()), "run.validate_every=3",
-            plugins=[plugin],
+            f"run.on_out_of_memory={policy}", plugins=[plugin],
         )  # fmt: skip
     log = (folder / "forge.log").read_text()
     assert "greedy" in log
@@ -172,6 +175,11 @@ def test_memory_that_a_plugin_lacks_is_reported_and_what_was_trained_is_kept(
             quiet=True,
         )
         assert resumed.steps == 5
+        straight = trained(
+            tmp_path / "s", Short(ROWS, cuda), (batches(), batches()), "run.validate_every=3"
+        )
+        for mine, theirs in zip(model.parameters(), straight.model.parameters(), strict=True):
+            assert mine.equal(theirs)
 
 
 def test_a_batch_that_is_no_rows_is_not_split(tmp_path: Path) -> None:
