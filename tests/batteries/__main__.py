@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import pkgutil
+import platform
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,6 +68,38 @@ def all_of_them(names: list[str], arguments: argparse.Namespace) -> int:
         return max(pool.map(start, names))
 
 
+def write_docs(folder: Path) -> int:
+    """The page and, beside the other results, the data that it was written from."""
+    from reliability_page import page, read
+
+    outcomes = read(folder)
+    if not outcomes:
+        print(f"there is no outcome in {folder}: run the batteries first")
+        return 2
+    about = {
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        "when": time.strftime("%Y-%m-%d"),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+    }
+    docs = HERE.parent.parent / "docs"
+    data = {"about": about, "outcomes": outcomes}
+    (docs / "results" / "reliability.json").write_text(json.dumps(data, indent=1) + "\n")
+    (docs / "reliability.md").write_text(page(outcomes, about))
+    return 0
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    cpus = Path("/proc/cpuinfo")
+    if cpus.is_file():
+        for line in cpus.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def main() -> int:
     known = batteries()
     parser = argparse.ArgumentParser(prog="batteries", description=__doc__)
@@ -77,7 +112,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="time limit of each battery")
     parser.add_argument("--workers", type=int, default=int(os.environ.get("WORKERS", "2")))
     parser.add_argument("--out", type=Path, default=HERE.parent.parent / ".batteries")
+    parser.add_argument("--docs", action="store_true", help="write docs/reliability.md from --out")
     arguments = parser.parse_args()
+    if arguments.docs:
+        return write_docs(arguments.out)
     names = arguments.names or list(known)
     if len(names) == 1:
         return one(names[0], arguments)

@@ -1,0 +1,54 @@
+"""docs/reliability.md, written from the outcomes of a run of all batteries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+HEAD = """\
+# Reliability, as tried
+
+What the kernel promises about runs, files and plugins, and how often each promise was tried in the
+last long run of the batteries (`make deep`; commit {commit}, {when}, {machine}). Each draws its
+trials from a seed, so that `python tests/batteries NAME --seed SEED --count COUNT` repeats them.
+SECURITY.md says what is not promised. This page is written by `python tests/batteries --docs`.
+
+| battery | promise, in each trial | tried | wrong | seed | seconds |
+|---|---|---:|---:|---:|---:|
+"""
+
+
+def page(outcomes: Iterable[Mapping[str, Any]], about: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        outcomes: what `Outcome.write` wrote, by battery.
+        about: `commit`, `when` and `machine` of the run.
+    """
+    ranked = sorted(outcomes, key=lambda outcome: outcome["battery"])
+    rows = [_row(outcome) for outcome in ranked]
+    figures = [
+        f"- {outcome['battery']}, {name}: median {seen['median']:.4g}, largest {seen['max']:.4g}"
+        for outcome in ranked
+        for name, seen in sorted(outcome["figures"].items())
+    ]
+    text = HEAD.format(**about) + "\n".join(rows) + "\n"
+    return text + ("\nFigures seen:\n\n" + "\n".join(figures) + "\n" if figures else "")
+
+
+def _row(outcome: Mapping[str, Any]) -> str:
+    tried = f"{outcome['tried']:,}"
+    if outcome["cut_short"]:
+        tried += f" of {outcome['asked']:,}"
+    cells = (
+        outcome["battery"], outcome["promise"], tried, f"{len(outcome['wrong']):,}",
+        str(outcome["seed"]), f"{outcome['seconds']:,.0f}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The outcomes in a folder."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
