@@ -41,8 +41,8 @@ def locked() -> None:
 
 def listening() -> None:
     left, right = socket.socketpair()
-    left.recv(1)
-    right.close()
+    with left, right:
+        left.recv(1)
 
 
 def waiting() -> None:

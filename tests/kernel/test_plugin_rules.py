@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 SCHEDULE = """\
@@ -40,6 +40,13 @@ optimizer: {use: sgd, with: {lr: 0.5}}
 loss: {use: cross_entropy}
 schedule: {use: SCHEDULE}
 """
+COMMAND = """
+import sys
+sys.path.insert(0, {site!r})
+sys.argv = ["forge", *{arguments!r}]
+from forge_kernel.cli import main
+main()
+"""
 
 
 class Place:
@@ -71,10 +78,9 @@ class Place:
         (self.folder / "p.yaml").write_text(text + (f"plugins: {rules}\n" if rules else ""))
 
     def forge(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(self.site), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, "-m", "forge_kernel", *arguments], capture_output=True, text=True,
-            cwd=self.folder, check=False, env={**os.environ, "PYTHONPATH": path},
+        return forked.run(
+            [sys.executable, "-c", COMMAND.format(site=str(self.site), arguments=arguments)],
+            capture_output=True, text=True, cwd=self.folder, check=False,
         )  # fmt: skip
 
     @property
@@ -107,9 +113,14 @@ def test_what_is_not_allowed_is_not_imported(place: Place, rules: str, allowed: 
         assert (
             "'schedule.acme_forge' of acme-forge 1.0 is not allowed by plugins.allow" in done.stderr
         )
-        for command in ("plan", "run", "lock"):
-            assert place.forge(command, "p.yaml").returncode == 2
-            assert not place.imported
+
+
+def test_no_command_imports_what_is_not_allowed(place: Place) -> None:
+    place.install("acme-forge")
+    place.file("acme_forge", "{allow: []}")
+    for command in ("plan", "run", "lock"):
+        assert place.forge(command, "p.yaml").returncode == 2
+        assert not place.imported
 
 
 def test_rules_that_are_wrong_allow_nothing_of_others(place: Place) -> None:
