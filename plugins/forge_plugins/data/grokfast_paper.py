@@ -58,7 +58,7 @@ class GrokfastPaperData(TensorData):
         self._draws = draws
 
     def order(self, epoch: int) -> Tensor:
-        """The shuffles of all epochs up to this one, one after the other."""
+        """The order of an epoch, shape (samples,): the shuffles up to it, one after the other."""
         return self._draws.order(epoch)
 
 

@@ -24,7 +24,7 @@ _STEPS: Final = 200  # of a walk that leaves the range with probability 3/4 at m
 
 
 def mixed(numbers: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """Each number as another one of 64 bits, at random but for the key."""
+    """Each number as another one of 64 bits, at random but for the key; same shape."""
     with np.errstate(over="ignore"):
         z = numbers + np.uint64((key * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -35,10 +35,20 @@ def mixed(numbers: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
 def permuted(places: Numbers, count: int, key: int) -> Numbers:
     """Where places go in a permutation of `count` numbers: a Feistel network, cycle-walked.
 
+        place -> (left, right) -> (right, left ^ mixed(right)) -> ... four times -> place'
+
+    Four rounds with a good mixer look random (Luby and Rackoff 1988). The network permutes all
+    numbers of 2 * half bits, at most four times as many as `count`; what leaves the range walks on
+    until it is back (cycle walking, Black and Rogaway 2002), so that the range is permuted. Any
+    place is found without its predecessors, which is what lets a run go on in the middle.
+
     Args:
-        places: in 0 .. count - 1.
+        places: in 0 .. count - 1, shape (n,).
         count: at most 2**62.
         key: of the permutation.
+
+    Returns:
+        Shape (n,), int64, in 0 .. count - 1.
     """
     half = max(1, -(-(count - 1).bit_length() // 2))
     low = np.uint64(2**half - 1)
@@ -60,6 +70,10 @@ def permuted(places: Numbers, count: int, key: int) -> Numbers:
 
 class BlockOrder:
     """An order of an epoch in which samples near each other are read near each other.
+
+        file       0 0 0 1 1 1 2 2 2 3 3 3 4 4 4 5 5 5     blocks of neighbours (here 3)
+        permuted   4 4 4 0 0 0 2 2 2|5 5 5 1 1 1 3 3 3     blocks, and windows of blocks (here 3)
+        mixed      0 4 2 4 0 2 4 2 0|1 5 3 3 1 5 5 3 1     samples, within their window
 
     Blocks of neighbours are permuted; the samples of `window` blocks or more that follow each other
     then are mixed. Of a file in order of its labels, a batch of as many samples is nearly as mixed

@@ -46,7 +46,7 @@ class Sequences:
         return result.reshape(len(starts), self._length + 1)
 
     def batch(self, starts: Column) -> Batch:
-        """Inputs and targets as int64, two views of one block of memory."""
+        """Inputs and targets as int64, both (sequences, length): two views of one block."""
         block = torch.from_numpy(self.rows(starts).astype(np.int64))
         return Batch(block[:, :-1], block[:, 1:])
 

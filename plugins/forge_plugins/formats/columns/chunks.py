@@ -50,7 +50,7 @@ class MappedChunks:
         return self.take(np.arange(*rows.indices(len(self)), dtype=np.int64))
 
     def take(self, index: Numbers) -> Column:
-        """Rows by number, as a fresh array in native byte order."""
+        """Rows by number, shape (n,): a fresh array (n, ...), in native byte order."""
         chunks = index // self._chunk
         places = self._starts[chunks] + (index - chunks * self._chunk) * self._step
         result = self._elements[places].view(self.dtype).reshape((len(index), *self.shape[1:]))
@@ -136,7 +136,7 @@ class PackedChunks:
             self._open()
 
     def take(self, index: Numbers) -> Column:
-        """Rows by number, as a fresh array in native byte order.
+        """Rows by number, shape (n,): a fresh array (n, ...), in native byte order.
 
         Raises:
             DataError: a chunk is broken.

@@ -31,7 +31,7 @@ class Rows(Protocol):
         ...
 
     def take(self, index: Numbers) -> Column:
-        """Rows by number, as a fresh array in native byte order."""
+        """Rows by number, shape (n,): a fresh array (n, ...), in native byte order."""
         ...
 
 

@@ -128,7 +128,7 @@ class Window:
         self.count = 0  # gradients seen
 
     def push(self, gradient: Tensor) -> None:
-        """Take in a copy of the gradient; the oldest one leaves."""
+        """Take in a copy of the gradient, of the shape of the others; the oldest one leaves."""
         length = len(self.ring)
         slot = self.ring[self.count % length]
         self.count += 1
@@ -156,8 +156,8 @@ def filter_ma(
     """`g <- g + lambda * mean of the last gradients, this one among them`.
 
     Args:
-        gradients: of this optimizer step, changed in place.
-        windows: one for each gradient.
+        gradients: of this optimizer step, any shapes, changed in place.
+        windows: one for each gradient, of its shape.
         lambda_reg: amplification, >= 0.
         wait_until_full: leave gradients alone until the window has been filled.
         normalize: divide the sum by `1 + lambda`.

@@ -48,7 +48,14 @@ def chunked_cross_entropy(
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all rows; gradients of a piece are taken in the forward pass."""
+    """The sum over all rows; gradients of a piece are taken in the forward pass.
+
+        hidden (n, width) --piece by piece--> head --> logits (piece, vocabulary) --> loss
+                                                |
+        backward: what was kept, times dL/dsum: (n, width), and each parameter's own shape
+
+    So no more than one piece of logits is there at a time, in either direction.
+    """
 
     @staticmethod
     def forward(
@@ -96,7 +103,7 @@ class _Gradients:
         self.parameters = [torch.zeros_like(parameter) for parameter in parameters]
 
     def take(self, rows: slice, part: Tensor, loss: Tensor) -> None:
-        """The gradients of a piece."""
+        """The gradients of a piece: of the hidden rows, shape (piece, width), and of the head."""
         first, *others = torch.autograd.grad(loss, (part, *self._of))
         self.hidden[rows] = first
         for kept, own in zip(self.parameters, others, strict=True):

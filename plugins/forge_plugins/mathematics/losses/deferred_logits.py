@@ -31,7 +31,7 @@ class DeferredLogits:
         self.piece = piece
 
     def at(self, positions: slice | Tensor) -> DeferredLogits:
-        """Those of some positions of the sequence (dimension 1)."""
+        """Those of some positions of the sequence, dimension 1 of (samples, positions, width)."""
         return DeferredLogits(self.hidden[:, positions], self.head, self.piece)
 
     def whole(self) -> Tensor:

@@ -52,7 +52,7 @@ def hit_counts(
 
 
 def no_counts(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """The counts of a set without a target."""
+    """The counts of a set without a target: zeros of that shape, float64 where there is such."""
     place = torch.device(device)
     return torch.zeros(shape, dtype=_exact(place), device=place)
 
@@ -118,7 +118,7 @@ def class_metrics(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[s
     the classes that occur in targets or answers, as in scikit-learn.
 
     Args:
-        counts: from `class_counts`, added up over the whole set.
+        counts: shape (3, classes), from `class_counts`, added up over the whole set.
         names: which metrics.
 
     Returns:

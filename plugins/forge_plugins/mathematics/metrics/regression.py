@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def no_sums(device: torch.device | str) -> Tensor:
-    """The sums of a set without a number."""
+    """The sums of a set without a number, shape (5,)."""
     return torch.zeros(5, dtype=_exact(torch.device(device)), device=device)
 
 
@@ -49,7 +49,7 @@ def _divisor(count: Tensor) -> Tensor:
 
 
 def merged(first: Tensor, second: Tensor) -> Tensor:
-    """The sums of two sets together.
+    """The sums of two sets together, shape (5,), as `regression_sums` gives them.
 
     Means and deviations are joined after Chan, Golub and LeVeque 1979: a sum of plain squares
     would lose the deviation of targets that lie far from zero.
@@ -66,7 +66,7 @@ def regression_metrics(sums: Tensor, add: Callable[[Tensor], Tensor]) -> dict[st
     """`mse`, `mae` and `r2` (1 - residual / total over all numbers together).
 
     Args:
-        sums: of this process's whole share, from `regression_sums` and `merged`.
+        sums: shape (5,), of this process's whole share, from `regression_sums` and `merged`.
         add: sums a tensor over all processes; it is asked twice, whatever the sums are.
 
     Returns:

@@ -304,7 +304,7 @@ class BitLayer(nn.Module):
         )
 
     def estimated_weight(self) -> Tensor:
-        """What the forward pass multiplies with, in the graph."""
+        """What the forward pass multiplies with, in the graph: the weight's shape and dtype."""
         if not self.scheme.quantizes_weight:
             return self.weight
         keep = not (self.training or torch.is_grad_enabled())
@@ -315,7 +315,7 @@ class BitLayer(nn.Module):
         return self._estimated(applied, result.scale)
 
     def estimated_input(self, inputs: Tensor, *, channels: bool = False) -> Tensor:
-        """The quantized input, in the graph."""
+        """The quantized input, in the graph: its shape and dtype."""
         if not self.scheme.quantizes_activation:
             return inputs
         with torch.no_grad():
@@ -324,7 +324,7 @@ class BitLayer(nn.Module):
         return quantizers.straight_through(inputs, applied)
 
     def quantized_values(self, inputs: Tensor, *, channels: bool = False) -> Tensor:
-        """The input on its grid, dequantized, in its dtype."""
+        """The input on its grid, dequantized: its shape and dtype."""
         levels, scale = quantizers.activation_grid(inputs, self.scheme, channels=channels)
         return levels.div_(scale).to(inputs.dtype)
 

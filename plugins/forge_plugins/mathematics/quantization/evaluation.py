@@ -38,10 +38,10 @@ class EvaluatedLayer(Protocol):
         """The weight on its grid."""
 
     def levels_of(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The input in whole numbers and their scale."""
+        """The input in whole numbers, int8 (rows, in_features), and their scale, (rows, 1)."""
 
     def values_of(self, input: Tensor, dtype: torch.dtype) -> Tensor:
-        """The input on its grid, in the dtype of the product."""
+        """The input on its grid: its shape, in the dtype of the product."""
 
 
 def evaluated_linear(layer: EvaluatedLayer, input: Tensor) -> Tensor:

@@ -31,7 +31,11 @@ Backward = Literal["own", "bf16", "int8"]
 
 
 class _FakeQuantLinear(torch.autograd.Function):
-    """Dequantized values multiplied, as a plain linear layer would."""
+    """Dequantized values multiplied, as a plain linear layer would; see `fake_quant_linear`.
+
+    With G = dL/dy, shape (rows, out): dx = G W^ (rows, in), dW = G^T x^ (out, in), db = sum of G
+    (out,), where x^ and W^ are what forward multiplied; rounding has the gradient of the identity.
+    """
 
     @staticmethod
     def forward(
@@ -102,7 +106,11 @@ def fake_quant_linear(
 
 
 class _Int8Linear(torch.autograd.Function):
-    """Whole numbers multiplied into int32 sums, which are exact, then scaled."""
+    """Whole numbers multiplied into int32 sums, which are exact, then scaled.
+
+    values (rows, in) and levels (out, in) are int8, value_scale is (rows, 1) or 0-d, scale 0-d or
+    (out, 1): y[i, j] = (values levels^T)[i, j] / (value_scale[i] scale[j]) + bias[j].
+    """
 
     @staticmethod
     def forward(  # noqa: PLR0913, PLR0917  autograd takes no keywords

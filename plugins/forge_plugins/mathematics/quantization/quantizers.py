@@ -114,6 +114,14 @@ def in_levels(weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
     """The latent weight in units of the step, arranged, fp32, a new tensor.
 
     For one bit the mean of what shares a scale is taken away first (arXiv 2310.11453, eq. 1-3).
+
+    Args:
+        weight: shape (out, ...).
+        scale: of `weight_scale`: 0-d, (out, 1) or (out, groups, 1).
+        scheme: of the layer.
+
+    Returns:
+        The weight's shape; (out, in) by row; (out, groups, group_size) by group.
     """
     values = arranged(weight.detach(), scheme).float()
     if scheme.weight_bits == 1:
@@ -188,7 +196,7 @@ def smallest(values: Tensor, share: float) -> Tensor:
 
 
 def dequantize(levels: Tensor, scale: Tensor) -> Tensor:
-    """`level / s` in fp32, a new tensor of the levels' arrangement."""
+    """`level / s` in fp32, a new tensor of the levels' shape; the scale is broadcast to it."""
     return levels.to(torch.float32, copy=True).div_(scale)
 
 
@@ -281,7 +289,13 @@ def activation_levels_and_values(
 
 
 def activation_values(inputs: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-    """Activations on their grid, dequantized, rounded to their own dtype and then to `dtype`."""
+    """Activations on their grid, dequantized, rounded to their own dtype and then to `dtype`.
+
+    Args:
+        inputs: shape (..., features); a token is a row of the last dimension.
+        scheme: of the layer.
+        dtype: of the result, which has the shape of the inputs.
+    """
     rows = inputs.reshape(-1, inputs.shape[-1])
     fused = _row_kernels(rows, scheme)
     if fused is not None:
