@@ -106,4 +106,29 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "            session.owned_store.clear_unfinished()\n", "            pass\n",
         "kill-points", 60,
     ),
+    Fault(
+        "errors-of-the-disk-as-they-are", _STORE,
+        "            raise CheckpointError(f\"cannot save {final}: {why}\") from error\n",
+        "            raise\n",
+        "io-errors", 60,
+    ),
+    Fault(
+        "lock-not-heeded", "forge_kernel/run_folder/owner.py",
+        "        if not locked or (foreign and not take_over):\n",
+        "        if foreign and not take_over:\n",
+        "owners", 10,
+    ),
+    Fault(
+        "a-reader-cleans-up", "forge_kernel/training/session.py",
+        "        snapshot, _, problems = self.store.newest()\n",
+        "        from forge_kernel.storage.checkpoint_store import CheckpointStore\n"
+        "        CheckpointStore(self.store.folder).clear_unfinished()\n"
+        "        snapshot, _, problems = self.store.newest()\n",
+        "owners", 100,
+    ),
+    Fault(
+        "life-judged-by-the-clock", "forge_kernel/run_folder/status.py",
+        '    gone = owned == "free"\n', "    gone = age is None or age > SILENT_AFTER\n",
+        "owners", 30,
+    ),
 )  # fmt: skip
