@@ -29,6 +29,8 @@ class Fault:
 
 _ATOMIC: Final = "forge_kernel/storage/atomic_files.py"
 _STORE: Final = "forge_kernel/storage/checkpoint_store.py"
+_CACHE: Final = "plugins/forge_plugins/formats/columns/cache.py"
+_MEMOS: Final = "plugins/forge_plugins/formats/columns/metadata_cache.py"
 _MANIFEST: Final = "forge_kernel/storage/manifest.py"
 
 FAULTS: Final[tuple[Fault, ...]] = (
@@ -130,5 +132,30 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "life-judged-by-the-clock", "forge_kernel/run_folder/status.py",
         '    gone = owned == "free"\n', "    gone = age is None or age > SILENT_AFTER\n",
         "owners", 30,
+    ),
+    Fault(
+        "cached-columns-unchecked", _CACHE,
+        "    if [file_hash(file) for file in files] != hashes:\n", "    if False:\n",
+        "caches", 100,
+    ),
+    Fault(
+        "stamps-of-cached-columns-unchecked", _CACHE,
+        "known is not None and known[\"stamps\"] == stamps and", "known is not None and",
+        "caches", 100,
+    ),
+    Fault(
+        "cached-manifest-unchecked", _CACHE,
+        "        if text != _sealed(manifest):\n", "        if False:\n",
+        "caches", 200,
+    ),
+    Fault(
+        "memo-unchecked", _MEMOS,
+        "            if head != _hashed(body):\n", "            if False:\n",
+        "caches", 200,
+    ),
+    Fault(
+        "kept-numbers-unchecked", _MEMOS,
+        "known is None or known.get(\"xxh3_128\") != file_hash(path):\n", "False:\n",
+        "caches", 1_500,
     ),
 )  # fmt: skip

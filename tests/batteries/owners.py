@@ -86,7 +86,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "export": lambda folder: export(folder, "state_dict"),
     "status": read_status,
     "forge status": lambda folder: small_run.forge("status", folder),
-    "forge report": lambda folder: small_run.forge("report", folder, "--output", folder.parent / "report.html"),
+    "forge report": lambda folder: small_run.forge(
+        "report", folder, "--output", folder.parent / "report.html"
+    ),
 }
 
 
