@@ -178,6 +178,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     quiet: bool = False,
     take_over: bool = False,
     allow_code: bool = False,
+    on_notice: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Go on with a run from its newest intact checkpoint.
 
@@ -192,6 +193,8 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         quiet: see `run`.
         take_over: also of a process on another machine, which did not end the run.
         allow_code: see `run`.
+        on_notice: called before the first step with each sentence about the checkpoint (damage of
+            newer ones, settings that have changed since); `forge.log` has them all the same.
 
     Raises:
         ConfigError: the folder is no run folder, live parts are missing, or another process is
@@ -222,6 +225,9 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         except BaseException:
             owner.release(unused=True)  # what is refused has changed nothing in the folder
             raise
+        if on_notice is not None:
+            for problem in session.problems:
+                on_notice(problem)
         clear_abandoned_files(folder)
         if session.owned_store is not None:
             session.owned_store.clear_unfinished()

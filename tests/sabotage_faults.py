@@ -29,6 +29,8 @@ class Fault:
 
 _ATOMIC: Final = "forge_kernel/storage/atomic_files.py"
 _STORE: Final = "forge_kernel/storage/checkpoint_store.py"
+_CACHE: Final = "plugins/forge_plugins/formats/columns/cache.py"
+_MEMOS: Final = "plugins/forge_plugins/formats/columns/metadata_cache.py"
 _MANIFEST: Final = "forge_kernel/storage/manifest.py"
 
 FAULTS: Final[tuple[Fault, ...]] = (
@@ -105,5 +107,55 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "leftovers-stay", "forge_kernel/runner.py",
         "            session.owned_store.clear_unfinished()\n", "            pass\n",
         "kill-points", 60,
+    ),
+    Fault(
+        "errors-of-the-disk-as-they-are", _STORE,
+        "            raise CheckpointError(f\"cannot save {final}: {why}\") from error\n",
+        "            raise\n",
+        "io-errors", 60,
+    ),
+    Fault(
+        "lock-not-heeded", "forge_kernel/run_folder/owner.py",
+        "        if not locked or (foreign and not take_over):\n",
+        "        if foreign and not take_over:\n",
+        "owners", 10,
+    ),
+    Fault(
+        "a-reader-cleans-up", "forge_kernel/training/session.py",
+        "        snapshot, _, problems = self.store.newest()\n",
+        "        from forge_kernel.storage.checkpoint_store import CheckpointStore\n"
+        "        CheckpointStore(self.store.folder).clear_unfinished()\n"
+        "        snapshot, _, problems = self.store.newest()\n",
+        "owners", 100,
+    ),
+    Fault(
+        "life-judged-by-the-clock", "forge_kernel/run_folder/status.py",
+        '    gone = owned == "free"\n', "    gone = age is None or age > SILENT_AFTER\n",
+        "owners", 30,
+    ),
+    Fault(
+        "cached-columns-unchecked", _CACHE,
+        "    if [file_hash(file) for file in files] != hashes:\n", "    if False:\n",
+        "caches", 100,
+    ),
+    Fault(
+        "stamps-of-cached-columns-unchecked", _CACHE,
+        "known is not None and known[\"stamps\"] == stamps and", "known is not None and",
+        "caches", 100,
+    ),
+    Fault(
+        "cached-manifest-unchecked", _CACHE,
+        "        if text != _sealed(manifest):\n", "        if False:\n",
+        "caches", 200,
+    ),
+    Fault(
+        "memo-unchecked", _MEMOS,
+        "            if head != _hashed(body):\n", "            if False:\n",
+        "caches", 200,
+    ),
+    Fault(
+        "kept-numbers-unchecked", _MEMOS,
+        "known is None or known.get(\"xxh3_128\") != file_hash(path):\n", "False:\n",
+        "caches", 1_500,
     ),
 )  # fmt: skip

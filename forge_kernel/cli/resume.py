@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from forge_kernel.cli.options import AllowCode, Settings
-from forge_kernel.cli.run import train
+from forge_kernel.cli.run import show_notice, train
 from forge_kernel.trust import code_allowed
 
 
@@ -29,6 +29,6 @@ def resume_command(
 
     chosen = settings or ()
     with code_allowed(allow_code):
-        train(
-            lambda cancel: resume(run_dir, chosen, cancel=cancel, quiet=quiet, take_over=take_over)
-        )
+        train(lambda cancel: resume(
+            run_dir, chosen, cancel=cancel, quiet=quiet, take_over=take_over, on_notice=show_notice
+        ))  # fmt: skip

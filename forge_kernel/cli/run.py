@@ -43,8 +43,13 @@ def run_command(
 def _show_notices(pipeline: PipelineConfig) -> None:
     """What a user may not have meant."""
     for notice in pipeline.run.notices():
-        text = json.dumps({"event": "note", "note": notice})
-        print(f"note: {notice}" if sys.stderr.isatty() else text, file=sys.stderr)
+        show_notice(notice)
+
+
+def show_notice(notice: str) -> None:
+    """One sentence beside the output."""
+    text = json.dumps({"event": "note", "note": notice})
+    print(f"note: {notice}" if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def train(start: Callable[[Cancel], RunResult]) -> None:

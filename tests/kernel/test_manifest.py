@@ -175,5 +175,7 @@ def test_a_resumed_run_tells_each_setting_that_was_edited_by_hand(tmp_path: Path
         "changed since the checkpoint of step 2: run.max_steps: 2 -> 3",
         "changed since the checkpoint of step 2: optimizer.with.lr: 0.01 -> 0.5",
     ]
-    resume(folder, ["run.max_steps=4"], quiet=True)
-    assert events(folder)[2:] == ["changed since the checkpoint of step 3: run.max_steps: 3 -> 4"]
+    notices: list[str] = []
+    resume(folder, ["run.max_steps=4"], quiet=True, on_notice=notices.append)
+    assert events(folder)[2:] == notices
+    assert notices == ["changed since the checkpoint of step 3: run.max_steps: 3 -> 4"]

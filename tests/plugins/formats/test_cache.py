@@ -14,6 +14,7 @@ import forked
 import numpy as np
 import pytest
 
+from forge_plugins.formats.columns import cache as columns_cache
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.open_table import open_table
 
@@ -84,6 +85,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.columns import cache as columns_cache
 from forge_plugins.formats.errors import DataError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)
 try:
@@ -182,15 +184,47 @@ def test_a_settled_file_is_hashed_once_and_again_after_each_change(
     assert hashed.count(0) == 4
 
 
-def test_a_flipped_bit_in_the_cache_is_found_by_who_asks_for_it(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_cache_is_found(tmp_path: Path) -> None:
+    """Red when the columns are believed as long as they have their size."""
     file, cache = lines(tmp_path / "x.jsonl", 50), tmp_path / "cache"
     open_table(file, cache_dir=cache)
     [column] = cache.glob("*/0.npy")
     raw = bytearray(column.read_bytes())
     raw[-1] ^= 1
     column.write_bytes(raw)
-    assert np.asarray(open_table(file, cache_dir=cache).columns["input"])[-1, -1] != 1.25
-    found = open_table(file, cache_dir=cache, verify=True)
+    found = open_table(file, cache_dir=cache)
+    assert np.asarray(found.columns["input"])[-1].tolist() == [49.0, 49.5, 1.25]
+
+
+def test_columns_that_stand_still_are_hashed_once_and_again_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when each start reads the whole cache, or when a file that was written to is believed."""
+    monkeypatch.setattr(columns_cache, "SETTLED", 0.0)
+    file, cache = lines(tmp_path / "x.jsonl", 50), tmp_path / "cache"
+    hashed: list[str] = []
+    plain = columns_cache.file_hash
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return plain(path)
+
+    open_table(file, cache_dir=cache)
+    monkeypatch.setattr(columns_cache, "file_hash", counted)
+    open_table(file, cache_dir=cache)
+    assert sorted(hashed) == ["0.npy", "1.npy"]
+    open_table(file, cache_dir=cache)
+    assert len(hashed) == 2
+    open_table(file, cache_dir=cache, verify=True)
+    assert len(hashed) == 4
+    [column] = cache.glob("*/0.npy")
+    raw = bytearray(column.read_bytes())
+    about = column.stat()
+    time.sleep(0.02)
+    raw[-1] ^= 1
+    column.write_bytes(raw)
+    os.utime(column, ns=(about.st_atime_ns, about.st_mtime_ns))  # it looks as old
+    found = open_table(file, cache_dir=cache)
     assert np.asarray(found.columns["input"])[-1].tolist() == [49.0, 49.5, 1.25]
 
 

@@ -8,24 +8,29 @@ import json
 import os
 import shutil
 import sys
-import zlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import xxhash
 
 from forge_plugins.formats.columns.column_writer import DEFECTS
 from forge_plugins.formats.columns.gather import Column
+from forge_plugins.formats.columns.metadata_cache import Memos, file_hash
+from forge_plugins.formats.columns.source_file import SETTLED
 from forge_plugins.formats.errors import DataError
 
 if sys.platform != "win32":
     import fcntl
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Of the folders' form and of what all readers share."""
 _MANIFEST: Final = "manifest.json"
+_SEAL: Final = "xxh3_128"
+_VERIFIED: Final = "verified"
 _TRIES: Final = 1000
 
 
@@ -53,13 +58,35 @@ def content_key(content: str, *settings: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _checksum(file: Path) -> int:
-    """CRC-32: against bits that flip, not against people, who could write another manifest."""
-    result = 0
-    with file.open("rb", buffering=0) as stream:
-        while block := stream.read(2**18):
-            result = zlib.crc32(block, result)
-    return result
+def _sealed(manifest: dict[str, Any]) -> str:
+    """A manifest's text with the hash of the rest of it."""
+    body = {name: value for name, value in manifest.items() if name != _SEAL}
+    return json.dumps({**body, _SEAL: xxhash.xxh3_128_hexdigest(json.dumps(body).encode())})
+
+
+def _stamp(file: Path) -> list[int]:
+    """What changes when a file is written to or is another; as in `Source.content`."""
+    about = file.stat()
+    return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def _is_intact(folder: Path, files: list[Path], hashes: list[str], *, verify: bool) -> bool:
+    """Whether files are as they were written.
+
+    They are read and hashed unless that was done before and their stamps are what they were.
+    """
+    memos = Memos(folder.parent)
+    stamps = [_stamp(file) for file in files]
+    known = None if verify else memos.find(_VERIFIED, folder.name)
+    if known is not None and known["stamps"] == stamps and known["hashes"] == hashes:
+        return True
+    now = time.time()
+    if [file_hash(file) for file in files] != hashes:
+        return False
+    settled = all(abs(now - max(stamp[3:]) / 1e9) > SETTLED for stamp in stamps)
+    if settled:
+        memos.keep(_VERIFIED, folder.name, value={"stamps": stamps, "hashes": hashes})
+    return True
 
 
 @dataclass(frozen=True)
@@ -77,21 +104,26 @@ class Kept:
     others: tuple[str, ...]
 
 
-def _mapped(folder: Path, *, verify: bool = False) -> Kept | None:
-    """What a cache folder holds; None if there is none or it is not whole."""
+def _mapped(folder: Path, *, verify: bool = False, fresh: bool = False) -> Kept | None:
+    """What a cache folder holds; None if there is none or it is not whole.
+
+    Args:
+        folder: of the cache.
+        verify: hash its files whatever their stamps say.
+        fresh: it was written just now by this process: its files are not hashed again.
+    """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files = {}
-        for number, name in enumerate(manifest["files"]):
-            file = folder / name
-            if file.stat().st_size != manifest["sizes"][number]:
-                return None
-            if verify and _checksum(file) != manifest["checksums"][number]:
-                return None
-            files[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+        text = (folder / _MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if text != _sealed(manifest):
+            return None
+        paths = [folder / name for name in manifest["files"]]
+        if not fresh and not _is_intact(folder, paths, manifest["hashes"], verify=verify):
+            return None
+        files = {path.name: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
         columns = {name: files[f"{number}.npy"] for number, name in enumerate(manifest["columns"])}
         return Kept(columns, files.get(DEFECTS), tuple(manifest["others"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -101,7 +133,8 @@ def cached(folder: Path, key: str, *, verify: bool = False) -> Kept | None:
     Args:
         folder: the cache.
         key: from `content_key`.
-        verify: read all of them and compare their checksums.
+        verify: read all of them and compare their hashes; else that is done when a file's inode,
+            size or times are not what they were then.
     """
     return _mapped(folder / key, verify=verify)
 
@@ -150,7 +183,7 @@ def keep(
         key: from `content_key`.
         fill: writes the columns into an empty folder; what `ColumnFolder.close` tells of them.
         check: looks at what was written; what it refuses is not kept.
-        verify: columns that are there are kept only if their checksums are what they were.
+        verify: see `cached`.
 
     Raises:
         DataError: the folder cannot be written, or what `fill` and `check` raise.
@@ -166,7 +199,7 @@ def keep(
                     _place(building, folder / key)
                 finally:
                     shutil.rmtree(building, ignore_errors=True)
-                result = _mapped(folder / key)
+                result = _mapped(folder / key, fresh=True)
     except OSError as error:
         hint = "give cache_dir a folder that can be written and has room"
         raise DataError(file, f"the cache {folder} cannot be written: {error}", hint=hint) from (
@@ -193,13 +226,12 @@ def _build(
         _to_disk(item)
     manifest = {
         **written,
-        "sizes": [item.stat().st_size for item in files],
-        "checksums": [_checksum(item) for item in files],
+        "hashes": [file_hash(item) for item in files],
         "source": file.name,
     }
-    (building / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (building / _MANIFEST).write_text(_sealed(manifest), encoding="utf-8")
     _to_disk(building / _MANIFEST)
-    result = _mapped(building)
+    result = _mapped(building, fresh=True)
     assert result is not None, "what was written just now is whole"
     check(result)
 
