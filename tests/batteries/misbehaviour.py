@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from battery import Battery, Trial
 from kernel_parts import make_plugin
-from small_run import features, network, scratch, small_run
+from plugin_run import features, network, scratch, small_run
 from wrong_returns import KINDS, two_terms
 
 from forge_kernel.api import Kind, PluginInfo, ScheduleFactors

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 from battery import Battery, Trial
-from small_run import scratch, small_run
+from plugin_run import scratch, small_run
 from torch import Tensor, nn
 
 from forge_kernel.api import Kind, PluginInfo, hookimpl

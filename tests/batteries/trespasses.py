@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from battery import Battery, Trial
 from misbehaviour import beside, misbehaving
-from small_run import scratch, small_run
+from plugin_run import scratch, small_run
 from wrong_returns import KINDS
 
 from forge_kernel.api import Kind

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from battery import Battery, Trial
 from kernel_parts import make_plugin
-from small_run import CLASSES, SmallData, features, network, scratch, small_run
+from plugin_run import CLASSES, SmallData, features, network, scratch, small_run
 from torch import nn
 
 from forge_kernel.api import Kind, LossTerm, ScheduleFactors
