@@ -40,6 +40,12 @@ class Finished:
         return f"exit status {self.status}: {self.said[-300:]}" if crashed else ""
 
 
+def resident() -> int:
+    """Bytes of memory that this process has; a child begins with fewer than its parent has."""
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        return int(stream.read().split()[1]) * resource.getpagesize()
+
+
 def forked(work: Callable[[], None], output: Path) -> int:
     """A child that works with its output in a file; its pid."""
     pid = os.fork()
@@ -47,6 +53,7 @@ def forked(work: Callable[[], None], output: Path) -> int:
         return pid
     status = 70
     try:
+        output.with_suffix(".held").write_text(str(resident()))
         with output.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
@@ -101,14 +108,13 @@ def command(
 
 def finish(work: Callable[[], None], output: Path, limit: float = LONGEST) -> Finished:
     """Do it in a child, and say how it went."""
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        held = int(stream.read().split()[1]) * resource.getpagesize() / 2**20
     output.unlink(missing_ok=True)
     status, usage = ended(forked(work, output), limit)
     said = output.read_text(encoding="utf-8", errors="replace")
     if usage is None:
         return Finished(status, said)
-    grown = max(0.0, usage.ru_maxrss / 2**10 - held)
+    held = int(output.with_suffix(".held").read_text())
+    grown = max(0.0, (usage.ru_maxrss * 2**10 - held) / 2**20)
     return Finished(status, said, usage.ru_utime + usage.ru_stime, grown)
 
 

@@ -24,7 +24,7 @@ def opening(file: Path) -> str:
     process that reads it for us included; no code of it runs, and nothing is written elsewhere.
     """
     folder = file.parent
-    beside = {path.name for path in folder.iterdir()} | {"c", "said", "took"}
+    beside = {path.name for path in folder.iterdir()} | {"c", "said", "said.held", "took"}
 
     def work() -> None:
         os.chdir(folder)
@@ -39,23 +39,15 @@ def opening(file: Path) -> str:
         )
         (folder / "took").write_text(f"{max(own, children)} {time.process_time() - began}")
 
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        held = int(stream.read().split()[1]) * resource.getpagesize()
     done = finish(work, folder / "said")
     if (folder / MARK).exists():
         return "its code ran"
     if done.wrong or done.status:
         return done.wrong or f"exit status {done.status}: {done.said[-300:]}"
+    held = int((folder / "said.held").read_text())
     more = {path.name for path in folder.iterdir()} - beside
     if more:
         return f"written: {sorted(more)}"
     most = int((folder / "took").read_text().split()[0]) * 1024 - held
     room = 2 * file.stat().st_size + MEMORY
     return f"{most} bytes of memory for a file of {file.stat().st_size}" if most > room else ""
-
-
-def megabytes(folder: Path) -> float:
-    """What the last opening took at most, whatever it was forked with."""
-    return (
-        int((folder / "took").read_text().split()[0]) / 1024 if (folder / "took").exists() else 0.0
-    )

@@ -204,7 +204,7 @@ def commands(root: Path) -> dict[str, list[str]]:
 def judged(root: Path, name: str, command: str) -> str:
     mark, outside = root / "mark", root / "outside"
     PREPARED[name](root / "r", outside)
-    leave = [root / "r", root / "new", root / "cache", root / "said"]
+    leave = [root / "r", root / "new", root / "cache", root / "said", root / "said.held"]
     before = tree(root, leave)
     variables = {"MARK": str(mark), "XDG_CACHE_HOME": str(root / "cache"), "HOME": str(root)}
     done = forge(*commands(root)[command], folder=root, said=root / "said", variables=variables)

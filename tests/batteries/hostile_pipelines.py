@@ -150,7 +150,7 @@ def judged(root: Path, text: str, command: str) -> str:
         "MARK": str(mark), "HOME": str(root / "home"), "XDG_CACHE_HOME": str(root / "cache"),
         "XDG_CONFIG_HOME": str(root / "home"),
     }  # fmt: skip
-    leave = [work / "runs", root / "cache", root / "said", work / "__pycache__"]
+    leave = [work / "runs", root / "cache", root / "said", root / "said.held", work / "__pycache__"]
     before = tree(root, leave)
 
     def beside() -> None:
