@@ -31,7 +31,7 @@ from forge_kernel.planning.pipeline_file import (
 )
 from forge_kernel.planning.plan import Plan, plan
 from forge_kernel.recorded_run import recorded
-from forge_kernel.run_folder.folder import CONFIG, RunFolder
+from forge_kernel.run_folder.folder import CHECKPOINTS, CONFIG, RunFolder
 from forge_kernel.run_folder.owner import Owner
 from forge_kernel.run_folder.record import (
     RunRecord,
@@ -212,6 +212,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     handed_in = _handed_in(live, plugins, record, on_progress)
     with code_allowed(allow_code):
         decided = plan(pipeline, catalog, plugins=handed_in)
+    need_no_links(folder)
     session = _session_in(folder, decided, cancel=cancel, strategy=strategy, quiet=quiet)
     with (
         code_allowed(allow_code),
@@ -235,6 +236,23 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
             names = tuple(pipeline.notes.get("x-live", ()))
             write_config(folder, with_absolute_paths(fill(pipeline), pipeline), names)
         return recorded(session, record)
+
+
+def need_no_links(folder: Path) -> None:
+    """Refuse to write into a run folder that holds links: what is written would be elsewhere.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    rooms = [folder, folder / CHECKPOINTS, folder / EXPORTS]
+    links = [
+        path for room in rooms if room.is_dir() for path in room.iterdir() if path.is_symlink()
+    ]
+    if links:
+        first = min(links)
+        hint = "put what it leads to in its place, or copy the folder with: cp -rL"
+        message = f"{first} is a link to {first.readlink()}: a run is kept in its own folder"
+        raise ConfigError([Fault(message, hints=(hint,))])
 
 
 def recorded_pipeline(
@@ -287,6 +305,7 @@ def export(
         RunError: the files cannot be written.
     """
     folder = Path(folder)
+    need_no_links(folder)
     chosen = [f"exporters=[{{use: {json.dumps(use)}}}]", "observers=null"]
     chosen += [setting if _is_whole(setting) else f"{_EXPORTER}{setting}" for setting in settings]
     live = _live_parts(model, data)
@@ -340,6 +359,7 @@ def restored(
         yield session
 
 
+EXPORTS: Final = "exports"
 _EXPORTER: Final = "exporters[0].with."
 
 

@@ -20,3 +20,8 @@ AllowCode = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def visible(text: str) -> str:
+    """A line of others as a terminal may show it: without signs that it would obey."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)

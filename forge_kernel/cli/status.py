@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from forge_kernel.cli.options import AsJson
+from forge_kernel.cli.options import AsJson, visible
 
 
 def status_command(
@@ -25,12 +25,16 @@ def status_command(
     if as_json:
         print(json.dumps(result.to_data(), indent=1))
         return
-    print(f"{result.folder}: {result.said}")
-    if not result.data:
-        return
-    print(f"  {place_text(result.data)}")
+    lines = [f"{result.folder}: {result.said}"]
+    if result.data:
+        lines.append(f"  {place_text(result.data)}")
     metrics = metrics_text(result.data.get("metrics"), RunFolder(run_dir).metric_infos())
     if metrics:
-        print(f"  at step {result.data.get('metrics_step')}: {metrics}")
-    for event in result.data.get("events", ()):
-        print(f"  step {event['step']}: {event['message']}")
+        lines.append(f"  at step {result.data.get('metrics_step')}: {metrics}")
+    events = result.data.get("events")
+    told = (
+        [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+    )
+    lines += [f"  step {event.get('step')}: {event.get('message')}" for event in told]
+    for line in lines:
+        print(visible(line))

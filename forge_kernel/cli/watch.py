@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from forge_kernel.cli.options import visible
 from forge_kernel.errors import Ended
 
 if TYPE_CHECKING:
@@ -75,16 +76,16 @@ def _lines(folder: Path) -> RunStatus:
         result = read_status(folder)  # first, so that what was written before its end is read
         notices = [notice_text(line) for line in follower.new()]
         for text in notices[-earlier:]:
-            print(text, flush=True)
+            print(visible(text), flush=True)
         earlier = 10**9
         if result.data.get("metrics_step") != step:
             step = result.data.get("metrics_step")
             metrics = metrics_text(result.data.get("metrics"), RunFolder(folder).metric_infos())
-            print(f"step {step}: {metrics}", flush=True)
+            print(visible(f"step {step}: {metrics}"), flush=True)
         over = result.over
         if result.condition != condition and not over:
             condition = result.condition
-            print(f"{condition}: {result.said}", flush=True)
+            print(visible(f"{condition}: {result.said}"), flush=True)
         if not over:
             time.sleep(POLL_SECONDS)
     return result
@@ -145,19 +146,22 @@ def _picture(status: RunStatus, notices: list[str], pace: Pace) -> RenderableTyp
 
     data = status.data
     colour = {"running": "green", "silent": "yellow", "gone": "red"}.get(status.condition, "bold")
-    parts: list[RenderableType] = [Text(f"{status.folder}: {status.said}", style=colour)]
+    parts: list[RenderableType] = [Text(visible(f"{status.folder}: {status.said}"), style=colour)]
     if data:
         speed = pace.steps_per_second
         message = place_text(data) + (f", {speed:.3g} steps/s" if speed is not None else "")
-        parts.append(Text(message))
-        if data.get("total_steps"):
-            parts.append(ProgressBar(total=data["total_steps"], completed=data.get("step", 0)))
+        parts.append(Text(visible(message)))
+        total, step = data.get("total_steps"), data.get("step", 0)
+        if isinstance(total, int) and isinstance(step, int) and total:
+            parts.append(ProgressBar(total=total, completed=step))
         infos = RunFolder(status.folder).metric_infos()
         table = Table("metric", "latest", box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for name, value in data.get("metrics", {}).items():
+        metrics = data.get("metrics")
+        for name, value in metrics.items() if isinstance(metrics, dict) else ():
+            known = isinstance(value, int | float)
             table.add_row(
-                Text(name), "not measured" if value is None else infos.of(name).number(value)
+                Text(visible(name)), infos.of(name).number(value) if known else "not measured"
             )
         parts.append(table)
-    parts += [Text(notice, style="dim") for notice in notices]
+    parts += [Text(visible(notice), style="dim") for notice in notices]
     return Group(*parts)

@@ -11,6 +11,7 @@ import jsonschema
 from jsonschema import validators
 
 from forge_kernel.config.document import Document, Path, look_up, show_path, show_word
+from forge_kernel.config.schema_limits import LONGEST_TEXT
 from forge_kernel.config.spelling import did_you_mean, nearest
 from forge_kernel.config.yaml_file import resolve
 from forge_kernel.errors import Fault
@@ -39,7 +40,12 @@ def _is_number(_: Any, value: Any) -> bool:
 
 def _pattern(_: Any, pattern: str, value: Any, __: Any) -> Iterator[Error]:
     """`$` is the end of the text, as JSON Schema has it; Python's stands before a last line end."""
-    if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+    if not isinstance(value, str):
+        return
+    if len(value) > LONGEST_TEXT:
+        message = f"{value!r} is longer than {LONGEST_TEXT} characters"
+        yield jsonschema.ValidationError(message)
+    elif not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
         yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
 
 

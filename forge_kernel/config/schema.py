@@ -13,6 +13,7 @@ import msgspec
 
 from forge_kernel.config.document import walk
 from forge_kernel.config.pipeline import FORMAT, takes_many
+from forge_kernel.config.schema_limits import check_schema
 from forge_kernel.config.use import Use, plain
 from forge_kernel.contract.plugin import RULES, Kind
 from forge_kernel.contract.plugin_rules import PluginRules
@@ -71,6 +72,7 @@ def _read_schema(config: type[Any], name: str) -> tuple[Schema, dict[str, Schema
         hints = (hint,) if "Use" in str(error) else ()
         message = f"the settings of {name} ({config.__name__}) have no schema: {error}"
         raise PluginError([Fault(message, hints=hints)]) from error
+    check_schema(name, parts, template.removesuffix("{name}"))
     closed = {title: copy.deepcopy(part) for title, part in parts.items()}
     for part in closed.values():
         if "description" in part:  # a docstring: Python 3.13 and later take its indent away

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from battery import Battery, Trial
 from kernel_parts import make_plugin
-from trial_run import features, network, scratch, try_run
+from plugin_run import features, network, scratch, small_run
 from wrong_returns import KINDS, two_terms
 
 from forge_kernel.api import Kind, PluginInfo, ScheduleFactors
@@ -126,7 +126,7 @@ def beside(hook: str, kind: Kind) -> list[Any]:
 def in_a_hook(hook: str, kind: Kind, act: Callable[[], None], folder: Path) -> str:
     plugin = misbehaving(hook, kind, act)
     several = 2 if hook == "compute_loss_weights" else 1
-    outcome = try_run(
+    outcome = small_run(
         [plugin, *beside(hook, kind)], folder, accumulate=several, max_epochs=None, save_every=2
     )
     if hook == "on_error":
@@ -189,7 +189,7 @@ def writes_what_it_is_told(hook: str, kind: Kind, act: Callable[..., None], fold
         "last", Kind.OBSERVERS, on_log=on_log, on_validation=on_validation, on_event=on_event
     )
     plugin = misbehaving(hook, kind, act, sees=True)
-    outcome = try_run([plugin, *beside(hook, kind), last], folder)
+    outcome = small_run([plugin, *beside(hook, kind), last], folder)
     if {-1.0, 2} & set(seen):
         return f"the next listener saw what the first one wrote: {seen}"
     if kind is Kind.OBSERVERS:
@@ -255,7 +255,7 @@ def broken_module(kind: Kind, folder: Path) -> None:
 
 
 def in_its_class(kind: Kind, folder: Path, **hooks: Any) -> None:
-    outcome = try_run([make_plugin("culprit", kind, **hooks)], folder)
+    outcome = small_run([make_plugin("culprit", kind, **hooks)], folder)
     if outcome.error is not None:
         raise outcome.error
 

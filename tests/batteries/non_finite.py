@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 from battery import Battery, Trial
+from plugin_run import scratch, small_run
 from torch import Tensor, nn
-from trial_run import scratch, try_run
 
 from forge_kernel.api import Kind, PluginInfo, hookimpl
 from forge_kernel.errors import NonFiniteError
@@ -142,7 +142,7 @@ def attempt(injector: Injector, folder: Path, **settings: Any) -> Any:
         injector.grokfast, injector, injector.average, InjectedLoss(injector),
         InjectedFilter(injector), Adam(),
     ]  # fmt: skip
-    return try_run(
+    return small_run(
         plugins, folder, max_steps=STEPS, save_every=2, validate_every=4, seed=3, **settings
     )
 

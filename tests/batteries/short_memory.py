@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import torch
 from battery import Battery, Trial
+from plugin_run import CLASSES, FEATURES, features, parts, scratch, small_run
 from torch import nn
-from trial_run import CLASSES, FEATURES, features, parts, scratch, try_run
 
 from forge_kernel import resume
 from forge_kernel.api import Kind, PluginInfo, hookimpl
@@ -198,7 +198,7 @@ def plugins(short: Short) -> list[Any]:
 
 def attempt(short: Short, folder: Path, **settings: Any) -> Any:
     torch.manual_seed(5)
-    return try_run(
+    return small_run(
         plugins(short), folder, max_steps=STEPS, validate_every=3, save_every=4, **settings
     )
 

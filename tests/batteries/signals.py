@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 from battery import Battery, Trial
 from forked import without_waiting
-from trial_run import scratch
+from plugin_run import scratch
 
 from forge_kernel.cli import main
 from forge_kernel.storage.checkpoint_store import CheckpointStore

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import psutil
 from battery import Battery, Trial
-from trial_run import scratch
+from plugin_run import scratch
 
 from forge_kernel import run
 from forge_kernel.api import Kind, PluginInfo, hookimpl

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from battery import Battery, Trial
 from misbehaviour import beside, misbehaving
-from trial_run import scratch, try_run
+from plugin_run import scratch, small_run
 from wrong_returns import KINDS
 
 from forge_kernel.api import Kind
@@ -111,7 +111,7 @@ def judged(hook: str, kind: Kind, what: str, folder: Path) -> str:
     several = 2 if hook == "compute_loss_weights" else 1
     home = Path.cwd()
     try:
-        outcome = try_run(
+        outcome = small_run(
             [plugin, *beside(hook, kind)], folder, checked=True, accumulate=several, save_every=2
         )
     finally:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import torch
 from battery import Battery, Trial
 from kernel_parts import make_plugin
+from plugin_run import CLASSES, SmallData, features, network, scratch, small_run
 from torch import nn
-from trial_run import CLASSES, SmallData, features, network, scratch, try_run
 
 from forge_kernel.api import Kind, LossTerm, ScheduleFactors
 from forge_kernel.contract import hookspecs
@@ -190,7 +190,7 @@ def answering(hook: str, answer: Callable[[], Any]) -> Any:
 def judged(hook: str, wrong: Wrong, folder: Path) -> str:
     """What was not as promised; empty for nothing."""
     plugin = answering(hook, wrong.make)
-    outcome = try_run([plugin], folder, accumulate=2 if hook == "compute_loss_weights" else 1)
+    outcome = small_run([plugin], folder, accumulate=2 if hook == "compute_loss_weights" else 1)
     words = outcome.words
     if KINDS[hook] is Kind.OBSERVERS:  # what only watches ends no run
         if outcome.error is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -455,3 +455,52 @@ def test_the_users_own_keys_are_kept_and_not_read(tmp_path: Path) -> None:
     file = tmp_path / "again.yaml"
     file.write_text(write_yaml(fill(pipeline)))
     assert load_pipeline(file, catalog=catalog()) == pipeline
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(a+)+$",
+        r"^(a|aa)+$",
+        r"^(.*a){20}$",
+        r"^(a{0,100}){0,100}$",
+        r"(a+)*\1$",
+        "(",
+        "a" * 5000,
+    ],
+)
+def test_a_pattern_that_may_never_end_is_refused(pattern: str) -> None:
+    """Red when it is handed to `re`, which tries all ways to match."""
+    meta = Meta(extra_json_schema={"pattern": pattern})
+    own = make_dataclass("Settings", [("text", Annotated[str, meta])], kw_only=True)
+    with pytest.raises(
+        PluginError, match=r"the schema of loss\.odd \(Settings\) is refused: the p"
+    ):
+        config_schema(own, "loss.odd")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"^[a-z]+(:[0-9]+)?$", r"^([0-9]{1,3}\.){3}[0-9]{1,3}$", r"^\w+:[\w.]+$", r"^(a|b)$"],
+)
+def test_a_pattern_that_ends_is_taken(pattern: str) -> None:
+    meta = Meta(extra_json_schema={"pattern": pattern})
+    own = make_dataclass("Settings", [("text", Annotated[str, meta])], kw_only=True)
+    assert config_schema(own, "loss.even")[0]["properties"]["text"]["pattern"] == pattern
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "https://example.invalid/schema.json"}, {"$ref": "other.json"}, {"$id": "http://a/b"},
+        {"anyOf": [{"$ref": "http://127.0.0.1:9/s.json#/$defs/a"}]}, {"$dynamicRef": "#node"},
+        {"enum": list(range(30_000))},
+    ],
+)  # fmt: skip
+def test_a_schema_that_asks_elsewhere_or_is_huge_is_refused(schema: dict[str, Any]) -> None:
+    """Red when the check of a file asks an address."""
+    own = make_dataclass(
+        "Settings", [("text", Annotated[str, Meta(extra_json_schema=schema)])], kw_only=True
+    )
+    with pytest.raises(PluginError, match="is refused"):
+        config_schema(own, "loss.odd")

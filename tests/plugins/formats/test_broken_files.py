@@ -420,3 +420,22 @@ def test_no_cut_of_a_good_file_raises_anything_else(name: str, tmp_path: Path) -
         (tmp_path / name).write_bytes(broken)
         with contextlib.suppress(DataError):
             open_table(tmp_path / name, cache_dir=tmp_path / "cache")
+
+
+def test_a_small_parquet_file_that_expands_to_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    """Red when it is unpacked until the disk or the memory is full."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [("input", pyarrow.float64()), ("target", pyarrow.int64())]
+    zeros = pyarrow.table(
+        {"input": np.zeros(2**23), "target": np.zeros(2**23, np.int64)}, pyarrow.schema(columns)
+    )
+    file = tmp_path / "x.parquet"
+    with pyarrow.parquet.ParquetWriter(file, zeros.schema, compression="zstd") as writer:
+        for _ in range(5):
+            writer.write_table(zeros)
+    assert file.stat().st_size < 2**19
+    with pytest.raises(DataError, match=r"field 'input': \d+ bytes expand to 671088640"):
+        open_table(file, "auto", Reading(target="target"), cache_dir=tmp_path / "c")
+    assert sum(part.stat().st_size for part in tmp_path.rglob("c/**/*") if part.is_file()) < 2**20

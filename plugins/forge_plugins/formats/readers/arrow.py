@@ -15,6 +15,12 @@ from forge_plugins.formats.format import Format, Reading
 
 PART: Final = 2**20
 """Bytes that are brought to numbers at a time, as the file tells them."""
+MAX_EXPANSION: Final = 1000
+"""Bytes that one stored byte may become; more is taken for a bomb,"""
+SMALL: Final = 2**28
+"""unless it is no more than this altogether: a column of one value is stored in a few bytes."""
+_WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+"""Bytes of a value of Parquet's own types."""
 _ROWS: Final = 2**13
 _DEPTH: Final = 16
 """Lists in each other, and what wraps them."""
@@ -51,7 +57,8 @@ def _read(file: Path, columns: ColumnFolder, names: Sequence[str], *, parquet: b
             nulls, texts or lists of several lengths.
     """
     arrow = _pyarrow(file)
-    count = 0
+    count = written = 0
+    most = max(SMALL, MAX_EXPANSION * file.stat().st_size)
     try:
         for batch in (_parquet if parquet else _batches)(arrow, file, columns, names):
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -61,6 +68,9 @@ def _read(file: Path, columns: ColumnFolder, names: Sequence[str], *, parquet: b
                 first = columns.first(name)
                 if first is not None and first.shape[1:] != rows.shape[1:]:
                     raise _ragged(file, name, count)
+                written += rows.nbytes
+                if written > most:  # whatever the file says of itself
+                    raise _expands(file, f"more than {most}")
                 columns.append(name, rows)
             count += len(batch)
     except (arrow.ArrowException, OSError, ValueError) as error:
@@ -90,9 +100,34 @@ def _parquet(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]
     """Some rows at a time; of a row group, one page of each column is unpacked."""
     with arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened:
         asked = _asked(file, columns, names, opened.schema_arrow)
-        groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+        groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
+        _check_expansion(file, groups, asked)
         rows = _rows(sum(group.total_byte_size for group in groups), opened.metadata.num_rows)
         yield from opened.iter_batches(batch_size=rows, columns=asked, use_threads=False)
+
+
+def _check_expansion(file: Path, groups: Sequence[Any], asked: Sequence[str]) -> None:
+    """Refuse a file that says itself that its numbers are out of all proportion to its size.
+
+    Raises:
+        DataError: naming the column that holds the most.
+    """
+    sizes: dict[str, int] = dict.fromkeys(asked, 0)
+    for group in groups:
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            name = chunk.path_in_schema.partition(".")[0]
+            if name in sizes:
+                width = _WIDTHS.get(chunk.physical_type, 0)
+                sizes[name] += max(chunk.num_values * width, chunk.total_uncompressed_size)
+    total = sum(sizes.values())
+    if total > max(SMALL, MAX_EXPANSION * file.stat().st_size):
+        raise _expands(file, str(total), max(sizes, key=lambda name: sizes[name]))
+
+
+def _expands(file: Path, size: str, name: str | None = None) -> DataError:
+    message = f"{file.stat().st_size} bytes expand to {size}"
+    return DataError(file, message, field=name, hint="write it uncompressed if it is meant")
 
 
 def _batches(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]) -> Iterator[Any]:

@@ -180,6 +180,8 @@ def read_hdf5(file: Path, columns: ColumnFolder, reading: Reading, names: Collec
     with _opened(file) as opened:
         for name in names:
             result = _checked(file, opened, name)
+            if result is None:  # the file lists a name that leads nowhere
+                raise DataError(file, "is listed and not there", field=name, hint="write it anew")
             step = _block_rows(file, name, result)
             for begin in range(0, max(1, len(result)), step):
                 columns.append(name, _rows(file, name, result, begin, begin + step))
