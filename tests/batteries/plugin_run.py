@@ -1,145 +1,120 @@
-"""A run that takes a quarter of a second, and processes that take it up to a moment of choice."""
+"""A run of a few steps around plugins under trial, in this process."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
-import os
+import io
 import shutil
-import signal
-import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from forked import without_waiting
+from kernel_parts import SgdPart
+from torch import nn
 
-STEPS = 6
-PIPELINE = f"""
-forge: 1
-run: {{name: small, seed: 3, max_steps: {STEPS}, save_every: 1, validate_every: 2, log_every: 1, threads: 1}}
-data: {{use: modular_arithmetic, with: {{modulus: 7, batch_size: 8}}}}
-model: {{use: mlp, with: {{hidden: [8], embedding: 4, dropout: 0.1}}}}
-optimizer: {{use: adamw, with: {{lr: 0.01}}}}
-loss: {{use: cross_entropy}}
-validators: [{{use: classification}}]
-exporters: [{{use: state_dict}}]
-observers: [{{use: metrics_jsonl}}, {{use: csv}}]
-"""
+from forge_kernel import run
+from forge_kernel.api import Kind, PluginInfo, hookimpl
+from forge_kernel.config.pipeline import PipelineConfig
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.tensor_data import TensorData
+from forge_kernel.testing.trial import TrialLoss
+from forge_kernel.training.loaders.in_memory import NoConfig
 
-
-def write_pipeline(folder: Path) -> Path:
-    """The pipeline as a file."""
-    file = folder / "small.yaml"
-    file.write_text(PIPELINE, encoding="utf-8")
-    return file
+FEATURES, CLASSES, SAMPLES = 6, 3, 12
 
 
-def forge(*arguments: object) -> int:
-    """The command line in this process; its exit code."""
-    from forge_kernel.cli import main
+def features() -> TensorData:
+    """Twelve samples in batches of four, three for the validation."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(SAMPLES, FEATURES, generator=generator)
+    targets = torch.arange(SAMPLES) % CLASSES
+    spec = DataSpec(features=FEATURES, classes=CLASSES)
+    return TensorData(
+        inputs, targets, batch_size=4, seed=1, spec=spec, validation=(inputs[:3], targets[:3])
+    )
 
-    sys.argv = ["forge", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+
+def network() -> nn.Module:
+    """Two layers with a norm between them, so that there is a buffer."""
+    return nn.Sequential(
+        nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES)
+    )
+
+
+class SmallData:
+    """The data part."""
+
+    info = PluginInfo(name="small_data", kind=Kind.DATA, config=NoConfig)
+    config = NoConfig()
+
+    @hookimpl
+    def make_data(self, run: Any) -> Any:
+        return features()
+
+
+class SmallModel:
+    """The model part."""
+
+    info = PluginInfo(name="small_model", kind=Kind.MODEL, config=NoConfig)
+    config = NoConfig()
+
+    @hookimpl
+    def make_model(self, run: Any) -> nn.Module:
+        return network()
+
+
+class Outcome:
+    """What became of a run: its result or its error, and all that was said of it."""
+
+    def __init__(self, result: Any, error: BaseException | None, log: str) -> None:
+        self.result, self.error, self.log = result, error, log
+
+    @property
+    def words(self) -> str:
+        """The error and its notes, as a user sees them."""
+        if self.error is None:
+            return ""
+        notes = getattr(self.error, "__notes__", ())
+        return "\n".join([f"{type(self.error).__name__}: {self.error}", *notes])
+
+    @property
+    def where(self) -> str:
+        """The last line of the traceback, for what is not an error of ours."""
+        return "".join(traceback.format_exception(self.error)[-3:]) if self.error else ""
+
+
+def parts(under_trial: Sequence[Any]) -> list[Any]:
+    """The plugins under trial, and a small part of each kind that a run must have beside them."""
+    kinds = {plugin.info.kind for plugin in under_trial}
+    needed = (SmallData(), SmallModel(), SgdPart(0.05), TrialLoss())
+    return [*(part for part in needed if part.info.kind not in kinds), *under_trial]
 
 
 @contextlib.contextmanager
-def output_in(file: Path | None) -> Iterator[None]:
-    """What this process writes goes to a file, or nowhere."""
-    target = os.open(file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    for number in (1, 2):
-        os.dup2(target, number)
-    os.close(target)
-    yield
-    sys.stdout.flush()
-    sys.stderr.flush()
+def scratch() -> Iterator[Path]:
+    """A folder of its own, removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="battery-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def emptied(folder: Path) -> None:
-    """A folder with nothing in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-
-
-class Process:
-    """A fork of this process that does some work.
-
-    Args:
-        work: gives the exit code; what it raises is written as a traceback, with code 99.
-        output: a file for all that it writes.
-    """
-
-    def __init__(self, work: Callable[[], int | None], output: Path | None = None) -> None:
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 99
+def small_run(under_trial: Sequence[Any], folder: Path, **settings: Any) -> Outcome:
+    """Run four steps and see what becomes of it; what plugins print is dropped."""
+    chosen = {"max_steps": 4, "device": "cpu", "log_every": 1, "validate_every": 2, **settings}
+    pipeline = PipelineConfig(run=RunConfig(**chosen))
+    result, failure = None, None
+    grad = torch.is_grad_enabled()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            with output_in(output):
-                try:
-                    code = work() or 0
-                except BaseException:  # noqa: BLE001  told as a traceback, which no command may end with
-                    traceback.print_exc()
-        finally:
-            os._exit(code)
-
-    def kill(self) -> None:
-        """End it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self) -> int:
-        """Its exit code; negative: the signal that ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
-def forked(work: Callable[[], int | None], output: Path | None = None) -> int:
-    """The exit code of work done in a fork."""
-    return Process(work, output).wait()
-
-
-def weights(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Step and weights of a run's newest intact checkpoint."""
-    from forge_kernel.storage.checkpoint_store import CheckpointReader
-
-    snapshot, _, _ = CheckpointReader(folder / "checkpoints").newest()
-    return snapshot.step, snapshot.model
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, but for their times."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
-
-
-def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether all bits are equal."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def loaded() -> None:
-    """Import all that the forks need, by a run and an export in this process.
-
-    From then on no `fsync` waits: a process that is killed leaves the system's memory of files.
-    """
-    import forge_kernel.cli.run
-    from forge_kernel.runner import export, resume, run
-
-    assert forge_kernel.cli.run.train
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        run(write_pipeline(Path(folder)), output_dir=Path(folder) / "run", quiet=True)
-        resume(Path(folder) / "run", ["run.max_steps=7"], quiet=True)
-        export(Path(folder) / "run", "state_dict")
-    os.fsync = without_waiting
-    gc.collect()
-    gc.freeze()  # a child's collector would copy every page that it walks
+            result = run(pipeline, plugins=parts(under_trial), output_dir=folder, quiet=True)
+        except BaseException as error:  # noqa: BLE001  whatever a plugin under trial raises
+            failure = error
+    torch.set_grad_enabled(grad)
+    log = folder / "forge.log"
+    return Outcome(result, failure, log.read_text(encoding="utf-8") if log.is_file() else "")
