@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from forge_kernel.planning.pipeline_file import load_pipeline
     from forge_kernel.planning.plan import plan
     from forge_kernel.runner import resume, run, run_async
+    from forge_kernel.trained_run import TrainedRun, load_run
     from forge_kernel.training.session import Session
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "Session",
+    "TrainedRun",
     "load_pipeline",
+    "load_run",
     "plan",
     "resume",
     "run",
@@ -33,7 +36,9 @@ _HOMES = {
     "RunConfig": "forge_kernel.contract.run_config",
     "RunResult": "forge_kernel.contract.result",
     "Session": "forge_kernel.training.session",
+    "TrainedRun": "forge_kernel.trained_run",
     "load_pipeline": "forge_kernel.planning.pipeline_file",
+    "load_run": "forge_kernel.trained_run",
     "plan": "forge_kernel.planning.plan",
     "resume": "forge_kernel.runner",
     "run": "forge_kernel.runner",

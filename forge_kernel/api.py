@@ -35,8 +35,9 @@ from forge_kernel.contract.values import (
     ScheduleFactors,
     Step,
 )
-from forge_kernel.errors import Fault, ForgeError, PluginError, RunError
+from forge_kernel.errors import ConfigError, Fault, ForgeError, PluginError, RunError
 from forge_kernel.trained_model import trained_model
+from forge_kernel.trained_run import TrainedRun
 from forge_kernel.training.precision import fast_precision
 from forge_kernel.trust import HINT as ALLOW_CODE_HINT
 from forge_kernel.trust import code_is_allowed
@@ -45,6 +46,7 @@ __all__ = [
     "ALLOW_CODE_HINT",
     "API_VERSION",
     "Batch",
+    "ConfigError",
     "Counted",
     "Data",
     "DataSpec",
@@ -70,6 +72,7 @@ __all__ = [
     "ScheduleFactors",
     "Step",
     "TensorData",
+    "TrainedRun",
     "Use",
     "UseCallback",
     "UseData",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import random as python_random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -88,6 +89,10 @@ def _without_trace(seed: int) -> Iterator[None]:
     """Draw by a seed; random streams, default dtype and the library's messages stay as before."""
     from transformers.utils import logging as theirs
 
+    loud = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loud]
+    for logger in loud:  # of what the library looks for, and does not need
+        logger.setLevel(logging.ERROR)
     dtype, level = torch.get_default_dtype(), theirs.get_verbosity()
     bars = theirs.is_progress_bar_enabled()
     of_python, of_numpy = python_random.getstate(), np.random.get_state()
@@ -101,6 +106,8 @@ def _without_trace(seed: int) -> Iterator[None]:
             torch.default_generator.manual_seed(seed)
             yield
     finally:
+        for logger, before in zip(loud, levels, strict=True):
+            logger.setLevel(before)
         torch.set_default_dtype(dtype)
         python_random.setstate(of_python)
         np.random.set_state(of_numpy)

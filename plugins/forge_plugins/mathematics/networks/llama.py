@@ -80,24 +80,27 @@ class RMSNorm(nn.Module):
         return self.weight * (values * scale).to(inputs.dtype)
 
 
-def rotary_table(length: int, head_width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    length: int, head_width: int, base: float, like: Tensor, *, start: int = 0
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the angles `position * base^(-2i / head_width)`.
 
     The angles are fp32 whatever the dtype of the model is: rounded to bf16 they are off by several
     radians at far positions. Nothing is kept in the module, so no `.to(dtype)` can round them.
 
     Args:
-        length: number of positions, from 0.
+        length: number of positions.
         head_width: numbers in a head, even; the two halves share their angles.
         base: of the geometric series.
         like: the dtype and device of the result are its.
+        start: the first position.
 
     Returns:
         Two tensors of shape (length, head_width).
     """
     device = like.device
     exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width
-    places = torch.arange(length, dtype=torch.float32, device=device)
+    places = torch.arange(start, start + length, dtype=torch.float32, device=device)
     angles = places[:, None] * (1.0 / base**exponents)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
@@ -109,6 +112,39 @@ def rotate(values: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     half = values.shape[-1] // 2
     turned = torch.cat((-values[..., half:], values[..., :half]), dim=-1)
     return values * cosines + turned * sines
+
+
+class KeysAndValues:
+    """What the blocks' attentions have seen of a sequence, so that a next token costs no more.
+
+        block 0: keys, values (batch, groups, room, head_width), the first `length` in use
+        block 1: ...
+
+    Args:
+        room: tokens that there is room for.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room, self.length = room, 0
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def extended(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values so far with those of the new tokens, shape (batch, groups, n, width).
+
+        All blocks take in the same tokens before `advance`.
+        """
+        if block == len(self._kept):
+            shape = (*key.shape[:2], self.room, key.shape[3])
+            self._kept.append((key.new_empty(shape), value.new_empty(shape)))
+        end = self.length + key.shape[2]
+        assert end <= self.room, "no room for more tokens"
+        keys, values = self._kept[block]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = key, value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, count: int) -> None:
+        """The new tokens have passed all blocks."""
+        self.length += count
 
 
 class GroupedAttention(nn.Module):
@@ -128,13 +164,31 @@ class GroupedAttention(nn.Module):
         batch, length, _ = values.shape
         return values.view(batch, length, -1, self.head_width).transpose(1, 2)
 
-    def forward(self, inputs: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        """Shape (batch, length, width) to the same."""
+    def forward(
+        self,
+        inputs: Tensor,
+        table: tuple[Tensor, Tensor],
+        seen: tuple[KeysAndValues, int] | None = None,
+    ) -> Tensor:
+        """Shape (batch, length, width) to the same.
+
+        Args:
+            inputs: of the tokens that are new.
+            table: of their positions.
+            seen: what was before them, and which block this is: then there is one new token, or
+                nothing was before them.
+        """
         query = rotate(self._split(self.query(inputs)), table)
         key = rotate(self._split(self.key(inputs)), table)
         value = self._split(self.value(inputs))
+        causal = True
+        if seen is not None:
+            before, block = seen
+            assert query.shape[2] == 1 or not before.length, "several tokens after others"
+            causal = not before.length  # a last token looks at all that are there
+            key, value = before.extended(block, key, value)
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
         )
         mixed = mixed.transpose(1, 2).reshape(inputs.shape)
         if self.norm is not None:
@@ -176,9 +230,14 @@ class LlamaBlock(nn.Module):
         self.feed_norm = RMSNorm(shape.width, shape.epsilon)
         self.feed = GatedPerceptron(shape)
 
-    def forward(self, inputs: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        """Shape (batch, length, width) to the same."""
-        stream = inputs + self.attention(self.attention_norm(inputs), table)
+    def forward(
+        self,
+        inputs: Tensor,
+        table: tuple[Tensor, Tensor],
+        seen: tuple[KeysAndValues, int] | None = None,
+    ) -> Tensor:
+        """Shape (batch, length, width) to the same; `seen` as of `GroupedAttention`."""
+        stream = inputs + self.attention(self.attention_norm(inputs), table, seen)
         return stream + self.feed(self.feed_norm(stream))  # type: ignore[no-any-return]
 
 
@@ -211,21 +270,29 @@ class Llama(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
 
-    def forward(self, tokens: Tensor, positions: Positions = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Positions = None, seen: KeysAndValues | None = None
+    ) -> Tensor:
         """Logits of the next token.
 
         Args:
             tokens: shape (batch, length), integers.
             positions: positions that are wanted; the last norm and the head compute no others.
+            seen: keys and values of the tokens before these, which are taken into it.
 
         Returns:
             Shape (batch, answered, vocabulary).
         """
         stream = self.token_embedding(tokens)
         shape = self.shape
-        table = rotary_table(tokens.shape[1], shape.head_width, shape.rotary_base, stream)
-        for block in self.blocks:
-            stream = block(stream, table)
+        start = 0 if seen is None else seen.length
+        table = rotary_table(
+            tokens.shape[1], shape.head_width, shape.rotary_base, stream, start=start
+        )
+        for index, block in enumerate(self.blocks):
+            stream = block(stream, table, None if seen is None else (seen, index))
+        if seen is not None:
+            seen.advance(tokens.shape[1])
         if positions is not None:
             stream = stream[:, positions]
         return self.head(self.norm(stream))  # type: ignore[no-any-return]

@@ -1,0 +1,134 @@
+"""A finished run in use: its model, what its data made numbers of, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.errors import ConfigError, Fault, PluginError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+GROUP: Final = "forge_kernel.uses"
+"""Entry points: functions of a `TrainedRun` by the name of its method, and `open_folder`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What a run has learned, ready to be used.
+
+    Args:
+        folder: the run folder, or that of a model.
+        model: in evaluation mode; the weights that the run validates with.
+        spec: of the data that it was trained on.
+        tokenizer: turns texts into tokens (`encode`, `decode`, `end`); None where there are none.
+        step: of the weights.
+        data: the data section of the run's configuration, filled; empty where there is none.
+    """
+
+    folder: Path
+    model: nn.Module
+    spec: DataSpec
+    tokenizer: Any = None
+    step: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """What the model writes after a text; see `stream`."""
+        return "".join(self.stream(prompt, **options))
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
+        """What the model writes after a text, piece by piece.
+
+        Args:
+            prompt: a text, or tokens where the run has no tokenizer.
+            options: `max_tokens` (128), `temperature` (0: the likeliest token), `top_k` (all),
+                `top_p` (1), `seed` (0), `chat` (False: the text stands as it is).
+
+        Raises:
+            ValueError: an option is out of its range, or the model writes no tokens.
+        """
+        result: Iterator[str] = use("stream")(self, prompt, **options)
+        return result
+
+    def predict(self, inputs: torch.Tensor, *, batch_size: int = 256) -> torch.Tensor:
+        """The model's outputs.
+
+        Args:
+            inputs: shape (samples, ...), as the model reads them.
+            batch_size: samples at a time.
+
+        Returns:
+            Shape (samples, ...), on the CPU: logits of a classifier, numbers of a regressor.
+        """
+        result: torch.Tensor = use("predict")(self, inputs, batch_size=batch_size)
+        return result
+
+
+def use(name: str) -> Callable[..., Any]:
+    """An installed function of this group.
+
+    Raises:
+        PluginError: nobody offers it, or it cannot be imported.
+    """
+    entries = entry_points(group=GROUP, name=name)
+    if not entries:
+        raise PluginError(f"no installed package offers '{name}' for trained runs ({GROUP})")
+    entry = next(iter(entries))
+    try:
+        result: Callable[..., Any] = entry.load()
+    except ImportError as error:
+        raise PluginError(f"'{name}' ({entry.value}) cannot be loaded: {error}") from error
+    return result
+
+
+def load_run(folder: str | Path, *, device: str = "cpu", allow_code: bool = False) -> TrainedRun:
+    """Open a finished run, or a model's folder, for use.
+
+    Args:
+        folder: a run folder; or one of the transformers library (`config.json`), as exporters
+            write it.
+        device: as `run.device`.
+        allow_code: also run code that the run's configuration names; see `run`.
+
+    Raises:
+        ConfigError: it is neither, or the run was given live parts.
+        PlanError: a plugin of the run is missing here.
+        CheckpointError: there is no intact checkpoint.
+    """
+    folder = Path(folder)
+    from forge_kernel.run_folder.folder import CONFIG
+
+    if (folder / CONFIG).is_file():
+        return _of_run(folder, device, allow_code=allow_code)
+    if (folder / "config.json").is_file():
+        from forge_kernel.training.device import resolve_device
+
+        result: TrainedRun = use("open_folder")(folder, resolve_device(device))
+        return result
+    hint = "name the folder of a run, or of a model (config.json and safetensors files)"
+    raise ConfigError([Fault(f"{folder} is no run folder and no model's folder", hints=(hint,))])
+
+
+def _of_run(folder: Path, device: str, *, allow_code: bool) -> TrainedRun:
+    from forge_kernel.planning.pipeline_file import fill
+    from forge_kernel.runner import restored
+    from forge_kernel.trust import code_allowed
+
+    settings = ["observers=null", "exporters=null", f"run.device={device}"]
+    with code_allowed(allow_code), restored(folder, settings) as session:
+        run = session.run
+        return TrainedRun(
+            folder=folder,
+            model=session.evaluation_model().eval(),
+            spec=run.data.spec,
+            tokenizer=getattr(run.data, "tokenizer", None),
+            step=run.progress.step,
+            data=fill(session.plan.pipeline).get("data", {}),
+        )

@@ -1,0 +1,1 @@
+"""What can be done with a trained run: write texts, predict, open a folder of a model."""
