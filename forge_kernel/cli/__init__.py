@@ -104,7 +104,7 @@ def _part_with_readers() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors of the family `ForgeError` are told without a traceback."""
+    """Run the command line; errors of ours and of the system are told without a traceback."""
     _show_every_name()
     with ended_by_signals():
         try:
@@ -116,5 +116,10 @@ def main() -> None:
         except ForgeError as error:
             print(f"forge: {error}", file=sys.stderr)
             sys.exit(error.exit_status)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a disk that is full, a folder that may not be read
+            print(f"forge: {type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(ForgeError.exit_status)
         finally:
             _part_with_readers()
