@@ -35,6 +35,8 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="forge",
         help="Train small 1-bit and ternary networks from a YAML file, and run them afterwards.",
+        epilog="Exit status: 0 done; 2 a fault of the command line, the file or the folder; "
+        "3 the run, an export or the disk failed; 128 + n ended by signal n, resumable.",
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
