@@ -21,6 +21,7 @@ from pathlib import Path
 from sabotage_faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 1800  # however busy the machine is: the count decides
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "docs", "golden"
 )
@@ -52,7 +53,7 @@ def run(fault: Fault) -> tuple[bool, str]:
             return False, f"{fault.name}: NOT PLANTED: {error}"
         out = Path(place) / "out"
         command = [sys.executable, str(copy / "tests" / "batteries"), fault.battery]
-        command += ["--count", str(fault.count), "--out", str(out)]
+        command += ["--count", str(fault.count), "--out", str(out), "--seconds", str(SECONDS)]
         path = os.pathsep.join(str(copy / part) for part in ("", "plugins"))
         done = subprocess.run(
             command, cwd=copy, env={**os.environ, "PYTHONPATH": path},

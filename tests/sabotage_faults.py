@@ -46,8 +46,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "no-fsync-of-the-parent", _ATOMIC,
-        "            partial.rename(final)\n            sync_folder(final.parent)\n",
-        "            partial.rename(final)\n",
+        "                partial.rename(final)\n                sync_folder(final.parent)\n",
+        "                partial.rename(final)\n",
         "power-loss", 600,
     ),
     Fault(

@@ -36,6 +36,8 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="forge",
         help="Train small 1-bit and ternary networks from a YAML file, and run them afterwards.",
+        epilog="Exit status: 0 done; 2 a fault of the command line, the file or the folder; "
+        "3 the run, an export or the disk failed; 128 + n ended by signal n, resumable.",
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -106,7 +108,7 @@ def _part_with_readers() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors of the family `ForgeError` are told without a traceback."""
+    """Run the command line; errors of ours and of the system are told without a traceback."""
     _show_every_name()
     with ended_by_signals():
         try:
@@ -118,5 +120,10 @@ def main() -> None:
         except ForgeError as error:
             print(f"forge: {error}", file=sys.stderr)
             sys.exit(error.exit_status)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a disk that is full, a folder that may not be read
+            print(f"forge: {type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(ForgeError.exit_status)
         finally:
             _part_with_readers()

@@ -6,9 +6,10 @@ import errno
 import io
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import small_run
@@ -29,6 +30,7 @@ ERRORS = {
     "unlink": ("EACCES", "EROFS", "EIO"),
     "rmdir": ("EACCES", "EROFS", "EIO"),
 }
+COMMANDS = ("run", "resume", "export of a run")
 EXIT_CODES = {0: "done", 2: "a fault of the configuration or the folder", 3: "a run that failed"}
 
 
@@ -82,16 +84,28 @@ def in_scene(stage: scenes.Stage, case: Case, place: Path) -> str:
     return scenes.leads_to_the_end(stage, folder, place / "output")
 
 
-def in_run(stage: scenes.Stage, case: Case, place: Path) -> str:
-    """What a failing call in a run of the command line did that it must not."""
-    _, number, error, lasting = case
+def command(name: str, stage: scenes.Stage, place: Path) -> list[object]:
+    """A command of the command line, and the folder that it finds, made anew."""
     root = place / "root"
     small_run.emptied(root)
     folder = root / "run"
+    if name == "run":
+        return ["run", place / "small.yaml", "-q", "--output-dir", folder]
+    shutil.copytree(stage.base, folder)
+    if name == "resume":
+        return ["resume", folder, "-q", "--set", f"run.max_steps={scenes.END}"]
+    return ["export", folder, "--use", "state_dict"]
+
+
+def in_command(stage: scenes.Stage, case: Case, place: Path) -> str:
+    """What a failing call in a command did that it must not."""
+    name, number, error, lasting = case
+    arguments = command(name, stage, place)
+    root, folder = place / "root", place / "root" / "run"
 
     def work() -> int:
         with Layer(root, Failing(number, error, lasting=lasting)):
-            return small_run.forge("run", place / "small.yaml", "-q", "--output-dir", folder)
+            return small_run.forge(*arguments)
 
     code = small_run.forked(work, place / "output")
     output = (place / "output").read_text(encoding="utf-8")
@@ -99,7 +113,8 @@ def in_run(stage: scenes.Stage, case: Case, place: Path) -> str:
         return f"exit code {code}: {output[-300:]}"
     if code and os.strerror(getattr(errno, error)) not in output:
         return f"exit code {code} without the reason: {output[-300:]}"
-    wrong = scenes.unwanted(stage, folder, least=0) if folder.exists() else ""
+    least = 0 if name == "run" else scenes.STEPS
+    wrong = scenes.unwanted(stage, folder, least=least) if folder.exists() else ""
     if wrong or not list((folder / "checkpoints").glob("step-*")):
         return wrong or ("" if code else "it ended well and saved nothing")
     return scenes.leads_to_the_end(stage, folder, place / "output")
@@ -114,13 +129,14 @@ def cases(stage: scenes.Stage, place: Path) -> Iterator[tuple[str, str, int, str
         steps = scenes.operations(stage, scene, place / "dry", SEEN)
         for number, step in enumerate(steps):
             yield scene, step.kind, number, scenes.named(step)
-    counter = scenes.Counter(SEEN)
-    root = place / "root"
-    small_run.emptied(root)
-    with redirect_stdout(io.StringIO()), Layer(root, counter):
-        small_run.forge("run", place / "small.yaml", "-q", "--output-dir", root / "run")
-    for number, step in enumerate(counter.operations):
-        yield "run", step.kind, number, scenes.named(step)
+    for name in COMMANDS:
+        counter = scenes.Counter(SEEN)
+        arguments = command(name, stage, place)
+        output = io.StringIO()
+        with redirect_stdout(output), redirect_stderr(output), Layer(place / "root", counter):
+            small_run.forge(*arguments)
+        for number, step in enumerate(counter.operations):
+            yield name, step.kind, number, scenes.named(step)
 
 
 def trials(draw: random.Random, count: int) -> Iterator[Trial]:
@@ -139,7 +155,7 @@ def trials(draw: random.Random, count: int) -> Iterator[Trial]:
             (first if is_new else later).append(case)
         for scene, kind, number, said in [*first, *later][:count]:
             error, lasting = draw.choice(ERRORS[kind]), draw.random() < 0.5
-            test = in_run if scene == "run" else in_scene
+            test = in_command if scene in COMMANDS else in_scene
             wrong = test(stage, (scene, number, error, lasting), place)
             how = "and all after it" if lasting else "once"
             yield Trial(f"{scene}: {error} of {said} {how} (call {number})", wrong)

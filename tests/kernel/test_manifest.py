@@ -15,6 +15,7 @@ from forge_kernel import resume, run
 from forge_kernel.config.changes import changed_settings
 from forge_kernel.errors import CheckpointError
 from forge_kernel.storage import tensor_file
+from forge_kernel.storage.atomic_files import manifest_of
 from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
 from forge_kernel.storage.manifest import write_manifest
 
@@ -106,6 +107,31 @@ def test_the_files_of_two_steps_cannot_be_mixed(tmp_path: Path) -> None:
             store.load(store.path(1))
         here.write_bytes(kept)
     assert store.load(store.path(1)).config == "run: {}\n"
+
+
+def as_before(folder: Path, number: int) -> None:
+    """Make a checkpoint one of an older format: SHA-256 of each file, no seal, no configuration."""
+    facts = json.loads((folder / "manifest.json").read_text())
+    del facts["sha256"]
+    (folder / "manifest.json").unlink()
+    (folder / "config.yaml").unlink()
+    facts |= {"format": number, "files": manifest_of(folder)}
+    (folder / "manifest.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_of_an_older_format_is_read_and_checked(tmp_path: Path, number: int) -> None:
+    store = saved(tmp_path, 1, 2)
+    as_before(store.path(2), number)
+    loaded, _, problems = store.newest()
+    assert (loaded.step, loaded.config, problems) == (2, "", [])
+    for name in ("model.safetensors", "state.safetensors", "state.json"):
+        file = store.path(2) / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=f"content of {name} has changed"):
+            store.load(store.path(2))
+        file.write_bytes(whole)
 
 
 DTYPES = [
