@@ -35,6 +35,7 @@ from forge_kernel.contract.values import (
     Step,
 )
 from forge_kernel.errors import Fault, ForgeError, PluginError, RunError
+from forge_kernel.secrecy import without_secrets
 from forge_kernel.trained_model import trained_model
 from forge_kernel.training.precision import fast_precision
 from forge_kernel.trust import HINT as ALLOW_CODE_HINT
@@ -89,4 +90,5 @@ __all__ = [
     "loss_weights",
     "stream_seed",
     "trained_model",
+    "without_secrets",
 ]
