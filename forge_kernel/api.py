@@ -36,6 +36,7 @@ from forge_kernel.contract.values import (
     Step,
 )
 from forge_kernel.errors import ConfigError, Fault, ForgeError, PluginError, RunError
+from forge_kernel.secrecy import without_secrets
 from forge_kernel.trained_model import trained_model
 from forge_kernel.trained_run import TrainedRun
 from forge_kernel.training.precision import fast_precision
@@ -94,4 +95,5 @@ __all__ = [
     "may_be_imported",
     "stream_seed",
     "trained_model",
+    "without_secrets",
 ]

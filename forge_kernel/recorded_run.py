@@ -10,6 +10,7 @@ from forge_kernel.contract.result import RunResult
 from forge_kernel.errors import INTERRUPTS, Ended, HangError, OutOfMemoryError, RunError
 from forge_kernel.run_folder.folder import ENVIRONMENT
 from forge_kernel.run_folder.record import RunRecord, environment
+from forge_kernel.secrecy import without_secrets
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -158,7 +159,7 @@ def result_of(
     outcome = "failed" if error else "stopped" if session.cancelled else "completed"
     final: dict[str, float | None] = dict(metrics.latest)
     final.update({f"validation_{name}": value for name, value in metrics.validation.items()})
-    message = f"{type(error).__name__}: {error}" if error else None
+    message = without_secrets(f"{type(error).__name__}: {error}") if error else None
     return RunResult(
         outcome=outcome,  # type: ignore[arg-type]
         steps=run.progress.step,
@@ -169,7 +170,7 @@ def result_of(
         best=dict(metrics.best),
         exports=exports,
         failed_exports={
-            name: f"{type(failed).__name__}: {failed}"
+            name: without_secrets(f"{type(failed).__name__}: {failed}")
             for name, failed in session.failed_exports.items()
         },
         error=message,

@@ -27,6 +27,7 @@ from forge_kernel.cli import (
 )
 from forge_kernel.cli.interrupt import ended_by_signals
 from forge_kernel.errors import FaultsError, ForgeError
+from forge_kernel.secrecy import without_secrets
 
 COMMANDS = "forge_kernel.commands"
 
@@ -115,10 +116,11 @@ def main() -> None:
             build_app()()
         except FaultsError as error:
             count = len(error.faults)
-            print(f"{error}\n\n{count} {'fault' if count == 1 else 'faults'}", file=sys.stderr)
+            faults = "fault" if count == 1 else "faults"
+            print(without_secrets(f"{error}\n\n{count} {faults}"), file=sys.stderr)
             sys.exit(error.exit_status)
         except ForgeError as error:
-            print(f"forge: {error}", file=sys.stderr)
+            print(f"forge: {without_secrets(str(error))}", file=sys.stderr)
             sys.exit(error.exit_status)
         except BrokenPipeError:
             raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forge_kernel.cli.options import AllowCode, File, Settings
+from forge_kernel.secrecy import without_secrets
 from forge_kernel.trust import code_allowed
 
 if TYPE_CHECKING:
@@ -62,20 +63,21 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
             result = start(interrupt)
         except ForgeError as error:
             for note in getattr(error, "__notes__", ()):
-                print(f"forge: {note}", file=sys.stderr)
+                print(f"forge: {without_secrets(note)}", file=sys.stderr)
             raise
         except KeyboardInterrupt as error:  # the second signal, or one before the first step
             raise typer.Exit(interrupt.ended()) from error
         except Exception as error:
-            print(f"forge: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+            what = without_secrets(f"{type(error).__name__}: {error}")
+            print(f"forge: the run failed: {what}", file=sys.stderr)
             for note in getattr(error, "__notes__", ()):
-                print(f"forge: {note}", file=sys.stderr)
+                print(f"forge: {without_secrets(note)}", file=sys.stderr)
             print("forge: the traceback is in forge.log of the run folder", file=sys.stderr)
             raise typer.Exit(3) from error
     show_result(result)
     if result.failed_exports:
         for name, why in result.failed_exports.items():
-            print(f"forge: the export {name} failed: {why}", file=sys.stderr)
+            print(f"forge: the export {name} failed: {without_secrets(why)}", file=sys.stderr)
         print(
             f"the run is complete; export it again with: forge export {result.folder} --use "
             f"{next(iter(result.failed_exports)).rstrip('_')}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_kernel.contract.metrics import MetricStore
 from forge_kernel.contract.values import Event, Progress, Request, RequestName
+from forge_kernel.secrecy import without_secrets
 
 if TYPE_CHECKING:
     import torch
@@ -95,8 +96,12 @@ class Run:
             message: one sentence for people.
             facts: plain values, read already: a tensor has no place here.
         """
-        known = MappingProxyType(facts)  # what one listener wrote, the next would believe
-        self.events.append(Event(self.progress.step, name, message, known))
+        shown = {
+            key: without_secrets(value) if isinstance(value, str) else value
+            for key, value in facts.items()
+        }
+        known = MappingProxyType(shown)  # what one listener wrote, the next would believe
+        self.events.append(Event(self.progress.step, name, without_secrets(message), known))
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters by name, those of companion modules after the model's."""

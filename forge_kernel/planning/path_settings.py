@@ -11,6 +11,7 @@ from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.schema import config_schema
 from forge_kernel.config.use import Use
 from forge_kernel.planning.pipeline_file import nested_uses
+from forge_kernel.planning.secret_settings import hide_secrets
 
 
 def path_settings(pipeline: PipelineConfig) -> Iterator[Path]:
@@ -34,7 +35,7 @@ def path_settings(pipeline: PipelineConfig) -> Iterator[Path]:
 
 
 def with_absolute_paths(data: dict[str, Any], pipeline: PipelineConfig) -> dict[str, Any]:
-    """A pipeline's data, its relative paths made absolute, in place.
+    """A pipeline's data as a run folder keeps it, in place: its paths absolute, no secrets in it.
 
     So that a run can be continued, exported or repeated from another folder than it was started
     in. Names that are no path of this machine (`shipped:digits`, addresses) stay as they are.
@@ -50,4 +51,4 @@ def with_absolute_paths(data: dict[str, Any], pipeline: PipelineConfig) -> dict[
         value = target.get(path[-1])
         if isinstance(value, str) and ":" not in value:
             target[path[-1]] = os.path.abspath(value)
-    return data
+    return hide_secrets(data, pipeline)

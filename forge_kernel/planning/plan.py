@@ -21,6 +21,8 @@ from forge_kernel.errors import Fault, Mark, PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.planning.order import CycleError, stable_order
 from forge_kernel.planning.pipeline_file import check_pipeline, nested_uses
+from forge_kernel.planning.secret_settings import asked_for, resolved, secrets_of, words_of
+from forge_kernel.secrecy import keep_secret
 from forge_kernel.trust import HINT, code_is_allowed
 
 HOOKS: Final = tuple(
@@ -323,6 +325,19 @@ class _Planner:
                 if needs and not allowed:
                     self.fault(f"{entry.label} would run {what}", entry.path, HINT)
 
+    def check_secrets(self) -> None:
+        """Variables that settings refer to are set; from now on nothing shows what they hold."""
+        for entry in self.entries:
+            if entry.instance is not None:  # the program's own, with what it holds
+                continue
+            for name, value in secrets_of(entry.info.key, entry.config):
+                asked = asked_for(entry.path, name, value)
+                if asked is not None:
+                    self.fault(asked, (*entry.path, "with", name))
+            held = resolved(entry.info, entry.config)
+            for _, value in secrets_of(entry.info.key, held):
+                keep_secret(words_of(value))
+
     def check_packages(self) -> None:
         """Optional modules are looked for, not imported."""
         for entry in self.entries:
@@ -444,6 +459,7 @@ def plan(
     planner.check_facts()
     planner.check_packages()
     planner.check_code()
+    planner.check_secrets()
     entries = planner.ordered()
     if planner.faults:
         raise PlanError(planner.faults)

@@ -44,7 +44,7 @@ class RunFolder:
         Raises:
             ConfigError: it is no run folder.
         """
-        if not (self.path / CONFIG).is_file():
+        if not os.path.isfile(self.path / CONFIG):  # is_file() raises for a name that is too long
             hint = f"a run folder holds {CONFIG} and {CHECKPOINTS}/, written by: forge run"
             raise ConfigError([Fault(f"{self.path} is no run folder", hints=(hint,))])
         return self

@@ -22,6 +22,7 @@ from forge_kernel.contract.plugin import Kind, PluginInfo
 from forge_kernel.errors import ConfigError, Fault
 from forge_kernel.run_folder.folder import CONFIG, LOG, RESULT, STATUS, RunFolder
 from forge_kernel.run_folder.owner import LOCK, Owner
+from forge_kernel.secrecy import without_secrets
 from forge_kernel.storage.atomic_files import make_folder, write_bytes, write_json, write_text
 from forge_kernel.storage.seal import sealed
 from forge_kernel.training.loaders.in_memory import NoConfig
@@ -142,7 +143,7 @@ def environment(plan: Plan, run: Run) -> dict[str, Any]:
         "git_revision": _git_revision(),
         "plugins": {entry.label: entry.origin for entry in plan.entries},
         "metrics": run.metrics.infos.to_data(),
-        "command": list(sys.argv),
+        "command": [without_secrets(part) for part in sys.argv],
     }
 
 
@@ -184,6 +185,7 @@ class RunRecord:
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.format_exc_info,
                 structlog.processors.JSONRenderer(default=str),
+                lambda _, __, line: without_secrets(str(line)),
             ],
         )
 

@@ -23,6 +23,7 @@ from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Stateful
 from forge_kernel.errors import INTERRUPTS, OwnershipError, PluginError
 from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
 from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
+from forge_kernel.planning.secret_settings import resolved
 
 Call = Callable[..., Any]
 Report = Callable[[str, str, BaseException], None]
@@ -45,7 +46,9 @@ def build(plan: Plan) -> dict[Path, Any]:
             inner: built[(*entry.path, "with", *inner)] for inner, _ in nested_uses(entry.config)
         }
         try:
-            built[entry.path] = entry.plugin(replace_uses(entry.config, parts))
+            built[entry.path] = entry.plugin(
+                replace_uses(resolved(entry.info, entry.config), parts)
+            )
         except INTERRUPTS:
             raise
         except BaseException as error:

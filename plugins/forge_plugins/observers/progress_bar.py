@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from forge_kernel.api import Event, Kind, LogRecord, PluginInfo, Run, RunResult, Step, hookimpl
+from forge_kernel.api import (
+    Event,
+    Kind,
+    LogRecord,
+    PluginInfo,
+    Run,
+    RunResult,
+    Step,
+    hookimpl,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -151,7 +161,7 @@ class ProgressBar:
     def on_error(self, run: Run, error: BaseException) -> None:
         """Give the terminal back."""
         if self._bar is None:
-            self._line(run, "error", error=f"{type(error).__name__}: {error}")
+            self._line(run, "error", error=without_secrets(f"{type(error).__name__}: {error}"))
         else:
             self._bar.stop()
             self._bar = None

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from forge_plugins.reports.chart import Background, Line, Series, line_chart
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.metric_names import MAIN, in_order, metric_title, section_of
-from forge_plugins.reports.run_data import PHASE, VALIDATION, Curve, RunData, joined_infos
+from forge_plugins.reports.metrics_file import Curve
+from forge_plugins.reports.run_data import PHASE, VALIDATION, RunData, joined_infos
 from forge_plugins.reports.seeds import Group, median_and_spread
 from forge_plugins.reports.weight_histogram import LEVEL, levels_card
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,39 +11,24 @@ import yaml
 
 from forge_kernel.api import MetricInfos
 from forge_kernel.embedding import Catalog, RunFolder
+from forge_plugins.reports.metrics_file import Curve, EmittedEvent, read_metrics
+from forge_plugins.reports.strict_json import (
+    count,
+    metrics_by_name,
+    number,
+    strict_object,
+    words,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 CONFIG: Final = "config.yaml"
 VALIDATION: Final = "validation"
 PHASE: Final = "phase"
 ENDED: Final = frozenset({"completed", "stopped", "failed"})
-_KINDS: Final = {"log": "training"}
-_NO_METRICS: Final = frozenset({"step", "time", "kind", "epoch"})
-_LARGEST_STEP: Final = 2**53
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One metric over the steps.
-
-    Args:
-        metric: its name in the file.
-        kind: `training`, `validation`, or whatever else the file calls the kind of line.
-        points: (step, value) with rising steps; None is "not measured".
-    """
-
-    metric: str
-    kind: str
-    points: tuple[tuple[int, float | None], ...]
-
-    @property
-    def measured(self) -> bool:
-        """Whether any value is a number."""
-        return any(value is not None for _, value in self.points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +38,6 @@ class Export:
     name: str
     path: str
     size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class EmittedEvent:
-    """An event: finished steps, one word for programs, a sentence for people, plain facts."""
-
-    step: int
-    name: str
-    message: str
-    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +117,7 @@ class RunData:
         return tuple(
             Phase(name, event.step, end)
             for event, end in zip(changes, [*ends, None], strict=False)
-            if (name := _text(event.facts.get("after"))) is not None
+            if (name := words(event.facts.get("after"))) is not None
         )
 
     def curve(self, metric: str, kind: str) -> Curve | None:
@@ -187,9 +160,9 @@ def read_run(folder: Path) -> RunData:
     result = _current_result(folder, status, notes)
     about = result if result is not None else status or {}
     settings = config.get("run")
-    name = _text(settings.get("name")) if isinstance(settings, dict) else None
+    name = words(settings.get("name")) if isinstance(settings, dict) else None
     folder_name = folder.resolve().name or str(folder)
-    curves, events = _read_metrics(folder / "metrics.jsonl", notes)
+    curves, events = read_metrics(folder / "metrics.jsonl", notes)
     environment = _read_json(folder / "environment.json", notes)
     return RunData(
         folder=folder_name,
@@ -199,17 +172,17 @@ def read_run(folder: Path) -> RunData:
         environment=environment,
         infos=run_infos(environment or {}),
         resources=_read_optional(folder / "resources.json", notes),
-        state=_text(about.get("outcome")) or _text(about.get("state")),
-        steps=_count(about.get("steps", about.get("step"))),
-        total_steps=_count((status or {}).get("total_steps")),
-        epochs=_count(about.get("epochs", about.get("epoch"))),
-        seconds=_number(about.get("seconds")),
-        stop_reason=_text(about.get("stop_reason")),
-        error=_text(about.get("error")),
-        started=_number((status or {}).get("started")),
-        heartbeat=_number((status or {}).get("heartbeat")),
-        final=_metrics(about.get("final", about.get("metrics", about.get("figures")))),
-        best=_metrics(about.get("best")),
+        state=words(about.get("outcome")) or words(about.get("state")),
+        steps=count(about.get("steps", about.get("step"))),
+        total_steps=count((status or {}).get("total_steps")),
+        epochs=count(about.get("epochs", about.get("epoch"))),
+        seconds=number(about.get("seconds")),
+        stop_reason=words(about.get("stop_reason")),
+        error=words(about.get("error")),
+        started=number((status or {}).get("started")),
+        heartbeat=number((status or {}).get("heartbeat")),
+        final=metrics_by_name(about.get("final", about.get("metrics", about.get("figures")))),
+        best=metrics_by_name(about.get("best")),
         exports=_exports(folder, about.get("exports")),
         curves=curves,
         events=events,
@@ -257,7 +230,7 @@ def _read_json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     text = _read_text(file, notes)
     if text is None:
         return None
-    data = _strict_object(text)
+    data = strict_object(text)
     if data is None:
         notes.append(f"{file.name} could not be read as a JSON object.")
     return data
@@ -285,161 +258,6 @@ def _current_result(
         )
         return None
     return result
-
-
-def _strict_object(text: str) -> dict[str, Any] | None:
-    """A strict JSON object (no NaN, no number beyond range), or None."""
-    try:
-        data = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is beyond the range of numbers")
-    return value
-
-
-def _number(value: Any) -> float | None:
-    """A finite number as it stands in the file, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if abs(value) <= 1.7e308 else None
-
-
-def _count(value: Any) -> int | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value < _LARGEST_STEP else None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _metrics(data: Any) -> dict[str, float | None]:
-    """Metrics by name; what is neither a number nor null is no metric."""
-    if not isinstance(data, dict):
-        return {}
-    return {
-        name: _number(value)
-        for name, value in data.items()
-        if value is None or _number(value) is not None
-    }
-
-
-# -- metrics.jsonl ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    step: int
-    kind: str
-    metrics: dict[str, float | None]
-    event: EmittedEvent | None = None
-
-
-def _read_metrics(
-    file: Path, notes: list[str]
-) -> tuple[tuple[Curve, ...], tuple[EmittedEvent, ...]]:
-    if not file.is_file():
-        notes.append(f"{file.name} is absent: there is nothing to draw.")
-        return (), ()
-    records: list[_Record] = []
-    events: list[EmittedEvent] = []
-    broken, replaced, torn = 0, 0, False
-    for line, whole in _lines(file):
-        record = _record(line)
-        if record is None:
-            broken += 1
-            torn = not whole
-            continue
-        while events and events[-1].step > record.step:  # the run went back
-            events.pop()
-            replaced += 1
-        if record.event is not None:
-            events.append(record.event)
-        else:
-            replaced += _take_in(records, record)
-    if broken:
-        tail = "; the last one is cut short." if torn else "."
-        notes.append(f"{_counted(broken)} of {file.name} could not be read{tail}")
-    if replaced:
-        notes.append(
-            f"{_counted(replaced)} of {file.name} from before the run went back to an earlier "
-            "step: not drawn."
-        )
-    return _curves(records), tuple(events)
-
-
-def _lines(file: Path) -> Iterator[tuple[str, bool]]:
-    """The lines that hold something, and whether each is ended."""
-    with file.open(encoding="utf-8", errors="replace", newline="\n") as stream:
-        for line in stream:
-            if line.strip():
-                yield line, line.endswith("\n")
-
-
-def _counted(lines: int) -> str:
-    return f"{lines:,} line{'' if lines == 1 else 's'}"
-
-
-def _record(line: str) -> _Record | None:
-    """A line's content, or None when it is no metrics line."""
-    data = _strict_object(line)
-    if data is None:
-        return None
-    step, kind = _count(data.get("step")), _text(data.get("kind"))
-    if step is None or kind is None:
-        return None
-    if kind == "event":
-        facts = data.get("facts")
-        name, message = _text(data.get("event")) or "", _text(data.get("message")) or ""
-        told = EmittedEvent(step, name, message, facts if isinstance(facts, dict) else {})
-        return _Record(step, kind, {}, told)
-    return _Record(
-        step,
-        _KINDS.get(kind, kind),
-        _metrics({name: value for name, value in data.items() if name not in _NO_METRICS}),
-    )
-
-
-def _take_in(records: list[_Record], new: _Record) -> int:
-    """Add a record; give the number of those that it makes void.
-
-    A resumed run continues from a checkpoint, so its lines may start at an earlier step.
-    """
-    before = len(records)
-    if records and records[-1].step > new.step:
-        while records and records[-1].step >= new.step:
-            records.pop()
-    same = next(
-        (
-            index
-            for index in range(len(records) - 1, -1, -1)
-            if records[index].step < new.step or records[index].kind == new.kind
-        ),
-        None,
-    )
-    if same is not None and records[same].step == new.step:
-        records.pop(same)
-    void = before - len(records)
-    records.append(new)
-    return void
-
-
-def _curves(records: Sequence[_Record]) -> tuple[Curve, ...]:
-    points: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
-    for record in records:
-        for metric, value in record.metrics.items():
-            points.setdefault((metric, record.kind), []).append((record.step, value))
-    return tuple(Curve(metric, kind, tuple(result)) for (metric, kind), result in points.items())
 
 
 # -- exports ------------------------------------------------------------------------------------

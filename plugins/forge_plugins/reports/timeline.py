@@ -12,7 +12,8 @@ from forge_plugins.reports.run_sections import card
 from forge_plugins.reports.tables import number_cell, table
 
 if TYPE_CHECKING:
-    from forge_plugins.reports.run_data import EmittedEvent, RunData
+    from forge_plugins.reports.metrics_file import EmittedEvent
+    from forge_plugins.reports.run_data import RunData
 
 _MOST_ROWS: Final = 200
 _WIDTH: Final = 1180
