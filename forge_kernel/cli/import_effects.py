@@ -59,10 +59,12 @@ class Effects:
             isinstance(flags, int) and flags & _WRITES
         )
         name = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
-        if written and not any(part in name for part in _COMPILED):
+        if written:
             self._add("files", f"writes {name}")
 
     def _add(self, kind: str, what: str) -> None:
+        if kind == "files" and any(part in what for part in _COMPILED):
+            return  # Python's own, of what it imports
         self.seen[kind][what] = None
 
 
