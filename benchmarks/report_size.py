@@ -2,7 +2,6 @@
 
 Each page is drawn in a process of its own; its CPU time and peak memory are the system's.
 
-Spec: E24
 """
 
 from __future__ import annotations

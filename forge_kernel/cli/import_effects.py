@@ -58,8 +58,8 @@ class Effects:
         written = (isinstance(mode, str) and set(mode) & set("wax+")) or (
             isinstance(flags, int) and flags & _WRITES
         )
-        name = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
-        if written:
+        if written and not isinstance(path, int):  # a file that is open already was told then
+            name = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
             self._add("files", f"writes {name}")
 
     def _add(self, kind: str, what: str) -> None:
