@@ -1,0 +1,74 @@
+"""`forge predict`: a trained classifier's or regressor's answers for the samples of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def predict(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="a run folder, or a model's folder")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="samples, as the run's data file")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON Lines; the screen otherwise")
+    ] = None,
+    device: Annotated[str, typer.Option(help="as run.device")] = "cpu",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="also run code that the run's file names")
+    ] = False,
+) -> None:
+    """Predict labels or numbers for a file's samples. One JSON object each, in the file's order."""
+    from forge_kernel import load_run
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_kernel.storage.atomic_files import write_text
+    from forge_plugins.uses.file_inputs import file_inputs
+
+    run = load_run(folder, device=device, allow_code=allow_code)
+    lines: list[str] = []
+    try:
+        for inputs in file_inputs(run, file):
+            outputs = run.predict(inputs)
+            lines += [json.dumps(row) for row in rows(outputs, classes=_is_classifier(run))]
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([Fault(f"{folder} cannot predict for {file}: {error}")]) from error
+    text = "".join(f"{line}\n" for line in lines)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        typer.echo(f"{out}: {len(lines)} predictions")
+
+
+def _is_classifier(run: Any) -> bool:
+    """Whether outputs are logits: of a run that was trained on labels, or of a model's folder."""
+    if run.data.get("use") == "file":
+        return bool(run.data["with"].get("target") != "number")
+    return bool(run.spec.classes != 1)
+
+
+def rows(outputs: Tensor, *, classes: bool) -> list[dict[str, Any]]:
+    """What a line holds of each sample.
+
+    Args:
+        outputs: shape (samples, classes), (samples, numbers), or with positions in between.
+        classes: whether they are logits.
+
+    Returns:
+        `label` and its `probability` for logits (lists where there are positions), else `value`.
+    """
+    if not classes:
+        values = outputs.squeeze(-1) if outputs.ndim > 1 and outputs.shape[-1] == 1 else outputs
+        return [{"value": value} for value in values.tolist()]
+    best = outputs.softmax(-1).max(-1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"label": label, "probability": probability} for label, probability in pairs]
