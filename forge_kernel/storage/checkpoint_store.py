@@ -41,6 +41,7 @@ BEFORE_WORDS: Final = 1  # the same again, with the names of kinds and plugins o
 MODEL, STATE_TENSORS, STATE = "model.safetensors", "state.safetensors", "state.json"
 CONFIG_COPY: Final = "config.yaml"
 REQUIRED: Final = (MODEL, STATE_TENSORS, STATE)
+_TRIES: Final = 50  # of a reader whose owner saves and prunes faster than it reads
 _NAME: Final = re.compile(r"step-([0-9]{1,12})")
 _TAG: Final = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
@@ -217,14 +218,20 @@ class CheckpointReader:
             CheckpointError: there is none.
         """
         problems: list[str] = []
-        for folder in reversed(self._intact_names()):
-            if before is not None and int(_NAME.search(folder.name)[1]) >= before:  # type: ignore[index]
-                continue
-            try:
-                snapshot = self.load(folder)
-                return snapshot, folder, [*problems, *snapshot.remarks]
-            except CheckpointError as error:
-                problems.append(str(error))
+        for _ in range(_TRIES):
+            names, problems = self._intact_names(), []
+            for folder in reversed(names):
+                step = int(_NAME.search(folder.name)[1])  # type: ignore[index]
+                if before is not None and step >= before:
+                    continue
+                try:
+                    snapshot = self.load(folder)
+                    return snapshot, folder, [*problems, *snapshot.remarks]
+                except CheckpointError as error:
+                    if folder.exists():  # else its owner has pruned it since, for a newer one
+                        problems.append(str(error))
+            if names == self._intact_names():
+                break
         result = "; ".join(problems) or "there is none"
         raise CheckpointError(f"no intact checkpoint in {self.folder}: {result}")
 

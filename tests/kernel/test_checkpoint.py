@@ -24,7 +24,7 @@ from forge_kernel.storage.atomic_files import (
     committed_folder,
     write_json,
 )
-from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
+from forge_kernel.storage.checkpoint_store import CheckpointReader, CheckpointStore, Snapshot
 from forge_kernel.storage.state_tree import join_tree, split_tree
 from forge_plugins.formats.open_table import open_table
 from forge_plugins.observers.line_file import LineFile
@@ -275,6 +275,26 @@ def test_a_checkpoint_that_is_pruned_is_never_seen_half_gone(
     assert len(removed) == 3
     assert all(name.startswith(".step-") for name in removed)
     assert store.steps() == [3]
+
+
+def test_a_reader_whose_checkpoints_are_pruned_as_it_reads_takes_the_newer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red when the first list of them is all that is tried, or what is gone is told as damage."""
+    store, reader = CheckpointStore(tmp_path / "c"), CheckpointReader(tmp_path / "c")
+    for step in (1, 2):
+        store.save(snapshot(step))
+    load = reader.load
+
+    def overtaken(folder: Path) -> Snapshot:
+        newest = store.steps()[-1]
+        for step in (newest + 1, newest + 2) if newest < 6 else ():
+            store.save(snapshot(step))
+        return load(folder)
+
+    monkeypatch.setattr(reader, "load", overtaken)
+    loaded, _, problems = reader.newest()
+    assert (loaded.step, problems) == (6, [])
 
 
 def test_an_export_that_was_cut_is_cleared_by_the_next_and_a_live_one_is_not(
