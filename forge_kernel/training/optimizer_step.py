@@ -37,6 +37,8 @@ MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
 MAX_HALVINGS: Final = 64  # no batch has 2^64 samples
 MAX_EMPTY: Final = 100  # windows in a row in which nothing counts
 
+_NO_TERM: Final = torch.zeros(())
+
 
 class OptimizerStep:
     """The steps of a run that is set up.
@@ -73,7 +75,7 @@ class OptimizerStep:
         self.parts = 1  # that a micro-batch is taken in, since memory was short
         self._skips = 0  # windows dropped in a row
         self._terms: Sequence[Any] = ()  # of the weights, of this window
-        self._added = torch.zeros(())  # their sum, detached
+        self._added = _NO_TERM  # their sum, detached
         # local names for the hot path: one attribute each, no look-ups by name in the step
         self._to_device, self._training_loss = forward.to_device, forward.training_loss
         self._on_batch = bus.calls("on_batch")
@@ -301,6 +303,7 @@ class OptimizerStep:
 
     def _add_regularizers(self) -> None:
         terms = [call(self.run, self.step) for call in self._regularize]
+        self._added = _NO_TERM  # else the NaN of a window that was dropped stays
         try:
             result = [term for term in terms if term is not None]
             if result:
