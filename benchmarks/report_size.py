@@ -1,7 +1,6 @@
 """CPU time and memory of `forge report` for metrics files of 100 MB, with few and many metrics.
 
 Each page is drawn in a process of its own; its CPU time and peak memory are the system's.
-
 """
 
 from __future__ import annotations

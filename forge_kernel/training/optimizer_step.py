@@ -303,6 +303,7 @@ class OptimizerStep:
 
     def _add_regularizers(self) -> None:
         terms = [call(self.run, self.step) for call in self._regularize]
+        self._terms = ()  # those of another window are not looked at
         self._added = _NO_TERM  # else the NaN of a window that was dropped stays
         try:
             result = [term for term in terms if term is not None]
@@ -310,11 +311,10 @@ class OptimizerStep:
                 total = torch.stack([term.reshape(()) for term in result]).sum()
                 (total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
                 self._added = total.detach()
-                terms = [None if term is None else term.detach() for term in terms]
+                self._terms = [None if term is None else term.detach() for term in terms]
         except Exception:
             self._judge_terms(terms)
             raise
-        self._terms = terms
 
     def _judge_terms(self, terms: Sequence[Any]) -> None:
         """Say whose term of the weights cannot be used."""

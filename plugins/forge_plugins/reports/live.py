@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +29,9 @@ POLL_SECONDS: Final = 0.25
 _IDLE_SECONDS: Final = 10.0  # after so long a client hears something, so that a lost one is noticed
 _FAREWELL_SECONDS: Final = 30.0  # what a client is given to fetch the last picture
 _DRAWING_SHARE: Final = 4.0  # a picture is drawn anew after four times what the last one took
+_PATIENCE_SECONDS: Final = 10.0  # for a client to send its request, or to take what it is sent
+MOST_CLIENTS: Final = 32
+"""At once; of more the oldest is let go, one that has not asked for anything first."""
 _WATCHED: Final = (STATUS, "metrics.jsonl", RESULT)
 
 _POLICY: Final = (
@@ -86,18 +91,55 @@ class LivePage(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.streams: set[int] = set()  # threads of the event streams that are open
         self.closing = threading.Event()
         self.draw_seconds = 0.0  # of the last picture
+        self._clients: dict[Any, bool] = {}  # by age; whether they have asked for something
+        self._clients_lock = threading.Lock()
         super().__init__((LOOPBACK, port), _Answer)
 
     @property
     def address(self) -> str:
         """Where a browser finds it."""
         return f"http://{LOOPBACK}:{self.server_port}/"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a client in a thread of its own; there are only so many of them."""
+        with self._clients_lock:
+            ages = sorted(self._clients, key=lambda client: self._clients[client])  # stable
+            gone = ages[: max(0, len(ages) + 1 - MOST_CLIENTS)]
+            for client in gone:
+                del self._clients[client]
+            self._clients[request] = False
+        for client in gone:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def asked(self, client: Any) -> None:
+        """Note that a client has sent a request."""
+        with self._clients_lock:
+            if client in self._clients:
+                self._clients[client] = True
+
+    def is_served(self, client: Any) -> bool:
+        """Whether a client has not been let go."""
+        return client in self._clients
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        with self._clients_lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone, or that is too slow, is no error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     def hosts(self) -> tuple[str, ...]:
         """Names by which it may be addressed; a foreign site's name that leads here is none."""
@@ -118,12 +160,14 @@ class LivePage(ThreadingHTTPServer):
 class _Answer(BaseHTTPRequestHandler):
     server: LivePage
     protocol_version = "HTTP/1.1"
+    timeout = _PATIENCE_SECONDS
 
     def log_message(self, *_: Any) -> None:
         """Requests are not worth a line on the terminal."""
 
     def do_GET(self) -> None:
         """The page, its script, its body anew, or the stream of events."""
+        self.server.asked(self.request)
         if self.headers.get("Host") not in self.server.hosts():
             self._send(HTTPStatus.FORBIDDEN, "text/plain", "This page is for this machine only.\n")
         elif self.path == "/":
@@ -177,7 +221,7 @@ class _Answer(BaseHTTPRequestHandler):
         seen: Any = None
         sent = drawn = 0.0
         stale = False
-        while not self.server.closing.is_set():
+        while not self.server.closing.is_set() and self.server.is_served(self.request):
             result = read_status(self.server.folder)
             mark, now = (self.server.mark(), result.condition), time.monotonic()
             stale = stale or mark != seen

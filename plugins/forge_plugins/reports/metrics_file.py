@@ -37,6 +37,8 @@ else:
 
 POINTS: Final = 8192
 """Points of a curve above which it is thinned out."""
+MOST_POINTS: Final = 300_000
+"""Points of all curves together, as far as each keeps an eighth of `POINTS`."""
 MOST_EVENTS: Final = 5000
 MOST_CURVES: Final = 1000
 _BLOCK: Final = 2**19
@@ -79,27 +81,48 @@ class EmittedEvent:
 class _Points:
     """The points of one curve, or the steps of all lines of a kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_all: bool = False) -> None:
+        self._all = keep_all
         self.steps: Steps = np.empty(0, np.int64)
         self.values: Values = np.empty(0)
         self._new: list[tuple[Steps, Values]] = []
         self._waiting = 0
+        self._stretch = 1  # points that were added, for each that is kept
 
-    def add(self, steps: Steps, values: Values, most: int | None = POINTS) -> None:
-        """Add points at later steps; more than `most` are thinned out."""
+    def add(self, steps: Steps, values: Values) -> None:
+        """Add points at later steps."""
         self._new.append((steps, values))
         self._waiting += len(steps)
-        if most is not None and len(self.steps) + self._waiting > 2 * most:
+        if self._waiting > POINTS:
             self.settle()
-            while len(self.steps) > most:
-                self._thin_out()
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last point."""
+        steps = self._new[-1][0] if self._new else self.steps
+        return int(steps[-1]) if len(steps) else None
 
     def settle(self) -> None:
-        """Join what was added."""
-        if self._new:
-            self.steps = np.concatenate([self.steps, *(steps for steps, _ in self._new)])
-            self.values = np.concatenate([self.values, *(values for _, values in self._new)])
-            self._new, self._waiting = [], 0
+        """Join what was added; all that is too many is thinned out to the same degree."""
+        if not self._new:
+            return
+        steps = np.concatenate([steps for steps, _ in self._new])
+        values = np.concatenate([values for _, values in self._new])
+        self._new, self._waiting = [], 0
+        if self._stretch > 1:
+            steps, values = thinned_out(steps, values, 2 * self._stretch)
+        self.steps = np.concatenate([self.steps, steps])
+        self.values = np.concatenate([self.values, values])
+        if not self._all:
+            self.reduce(2 * POINTS)
+
+    def reduce(self, most: int) -> None:
+        """Thin out to at most so many points."""
+        for _ in range(64):
+            if len(self.steps) <= most:
+                break
+            self.steps, self.values = thinned_out(self.steps, self.values, 4)
+            self._stretch *= 2
 
     def cut(self, step: int) -> int:
         """Drop the points from a step on; how many."""
@@ -109,28 +132,34 @@ class _Points:
         self.steps, self.values = self.steps[:kept], self.values[:kept]
         return dropped
 
-    def _thin_out(self) -> None:
-        """Of each four points keep the least, the greatest, and one that was not measured."""
-        rows = len(self.steps) // 4
-        values = self.values[: 4 * rows].reshape(rows, 4)
-        keep = np.zeros((rows, 4), bool)
-        here = np.arange(rows)
-        missing = np.isnan(values)
-        keep[here, np.where(missing, np.inf, values).argmin(1)] = True
-        keep[here, np.where(missing, -np.inf, values).argmax(1)] = True
-        gaps = missing.any(1)
-        keep[here[gaps], missing[gaps].argmax(1)] = True
-        chosen = np.concatenate([keep.reshape(-1), np.ones(len(self.steps) - 4 * rows, bool)])
-        chosen[[0, -1]] = True
-        if chosen.sum() > 0.9 * len(chosen):  # gaps everywhere: nothing else is left to give up
-            chosen[1:-1:2] = False
-        self.steps, self.values = self.steps[chosen], self.values[chosen]
-
     def points(self) -> tuple[tuple[int, float | None], ...]:
         """As plain numbers; None where nothing was measured."""
         self.settle()
         values = [None if math.isnan(value) else value for value in self.values.tolist()]
         return tuple(zip(self.steps.tolist(), values, strict=True))
+
+
+def thinned_out(steps: Steps, values: Values, size: int) -> tuple[Steps, Values]:
+    """Of each stretch of `size` points the least, the greatest, and one that was not measured.
+
+    What is left over at the end stays, and so do the first and the last point.
+    """
+    rows = len(steps) // size
+    if not rows:
+        return steps, values
+    grid = values[: size * rows].reshape(rows, size)
+    keep = np.zeros((rows, size), bool)
+    here = np.arange(rows)
+    missing = np.isnan(grid)
+    keep[here, np.where(missing, np.inf, grid).argmin(1)] = True
+    keep[here, np.where(missing, -np.inf, grid).argmax(1)] = True
+    gaps = missing.any(1)
+    keep[here[gaps], missing[gaps].argmax(1)] = True
+    chosen = np.concatenate([keep.reshape(-1), np.ones(len(steps) - size * rows, bool)])
+    if chosen.sum() > 0.9 * len(chosen):  # gaps everywhere: nothing else is left to give up
+        chosen[1:-1:2] = False
+    chosen[[0, -1]] = True
+    return steps[chosen], values[chosen]
 
 
 class MetricsReader:
@@ -160,7 +189,7 @@ class MetricsReader:
                     rows.append(row)
         else:
             self.torn = False
-        good = [row for row in rows if _is_record(row)]
+        good = rows if _are_records(rows) else [row for row in rows if _is_record(row)]
         self.broken += len(rows) - len(good)
         if len(good) < len(rows) and not _is_record(rows[-1]):
             self.torn = True
@@ -226,9 +255,8 @@ class MetricsReader:
             self._take_kind(_KINDS.get(kind, kind), own, steps[chosen])
 
     def _take_kind(self, kind: str, rows: list[dict[str, Any]], steps: Steps) -> None:
-        lines = self._lines.setdefault(kind, _Points())
-        lines.settle()
-        if len(lines.steps) and lines.steps[-1] == steps[0]:  # said again
+        lines = self._lines.setdefault(kind, _Points(keep_all=True))
+        if lines.last == steps[0]:  # said again
             self.replaced += lines.cut(int(steps[0]))
             for (_, other), points in self._points.items():
                 if other == kind:
@@ -238,26 +266,25 @@ class MetricsReader:
             self.replaced += int((~last).sum())
             rows = [row for row, kept in zip(rows, last.tolist(), strict=True) if kept]
             steps = steps[last]
-        lines.add(steps, np.zeros(len(steps)), most=None)
+        lines.add(steps, np.zeros(len(steps), np.int8))
         names: dict[str, None] = {}
-        for row in rows:
-            if row.keys() - names.keys():
-                names.update(dict.fromkeys(row))
+        for some in dict.fromkeys(map(tuple, rows)):
+            names.update(dict.fromkeys(some))
         for name in names:
             if name not in _NO_METRICS:
                 self._take_metric((name, kind), rows, steps)
 
     def _take_metric(self, key: tuple[str, str], rows: list[dict[str, Any]], steps: Steps) -> None:
         name, _ = key
+        if key not in self._points and len(self._points) >= MOST_CURVES:
+            self.curves_left_out.add(key)
+            return
         values = [row.get(name, _ABSENT) for row in rows]
         if not _PLAIN.issuperset(map(type, values)):
             kept = [index for index, value in enumerate(values) if _is_metric(value)]
             values = [number(values[index]) for index in kept]
             steps = steps[kept]
         if not values:
-            return
-        if key not in self._points and len(self._points) >= MOST_CURVES:
-            self.curves_left_out.add(key)
             return
         try:
             numbers = np.array(values, np.float64)
@@ -273,7 +300,10 @@ class MetricsReader:
     def curves(self) -> tuple[Curve, ...]:
         """The curves, in the order in which they came."""
         result = []
+        most = max(POINTS // 8, MOST_POINTS // max(1, len(self._points)))
         for key, points in self._points.items():
+            points.settle()
+            points.reduce(most)
             held: Any = points.points()
             if key in self._whole:
                 held = tuple((step, None if v is None else int(v)) for step, v in held)
@@ -286,6 +316,16 @@ _ABSENT: Final = object()
 
 def _is_metric(value: Any) -> bool:
     return value is None or number(value) is not None
+
+
+def _are_records(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all are, as they nearly always are."""
+    steps = [row.get("step") for row in rows]
+    kinds = [row.get("kind") for row in rows]
+    if not rows or set(map(type, steps)) != {int} or set(map(type, kinds)) != {str}:
+        return False
+    known: Any = steps
+    return min(known) >= 0 and max(known) < LARGEST_STEP and all(kinds)
 
 
 def _is_record(row: Mapping[str, Any]) -> bool:
