@@ -158,4 +158,70 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "known is None or known.get(\"xxh3_128\") != file_hash(path):\n", "False:\n",
         "caches", 1_500,
     ),
+    Fault(
+        "weights-unchecked-at-save", "forge_kernel/training/snapshot.py",
+        "    names = non_finite_parts(session, snapshot)\n", "    names: list[str] = []\n",
+        "non-finite", 160,
+    ),
+    Fault(
+        "rollback-to-the-newest-only", "forge_kernel/training/snapshot.py",
+        "store.newest(before=last if again and older else None)", "store.newest()",
+        "non-finite", 320,
+    ),
+    Fault(
+        "an-observer-ends-the-run", "forge_kernel/training/bus.py",
+        "            failures += 1\n            if failures == 1:\n", "            raise\n            if failures == 1:\n",
+        "misbehaviour", 450,
+    ),
+    Fault(
+        "hang-up-kills", "forge_kernel/cli/interrupt.py",
+        "signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)", "signal.SIGTERM, signal.SIGUSR1)",
+        "signals", 60,
+    ),
+    Fault(
+        "a-signal-is-not-asked-for", "forge_kernel/cli/interrupt.py",
+        "        return self.signal is not None\n", "        return False\n",
+        "signals", 30,
+    ),
+    Fault(
+        "any-global-of-a-pickle", "plugins/forge_plugins/formats/readers/unpickler.py",
+        "        return NAMES.get((module_name, global_name)) or placeholder_class(f\"it names {name}\")\n",
+        "        return super().find_class(module_name, global_name)\n",
+        "hostile-pickles", 60,
+    ),
+    Fault(
+        "weights-only-off", "plugins/forge_plugins/formats/readers/torch.py",
+        "weights_only=not trusted)", "weights_only=False)",
+        "hostile-pickles", 120,
+    ),
+    Fault(
+        "code-without-permission", "forge_kernel/planning/plan.py",
+        "                if needs and not allowed:\n", "                if False:\n",
+        "hostile-pipelines", 105,
+    ),
+    Fault(
+        "names-unescaped-in-pages", "plugins/forge_plugins/reports/markup.py",
+        "html.escape(_FORBIDDEN.sub(\"\\ufffd\", str(text)), quote=True)", "str(text)",
+        "viewers", 262,
+    ),
+    Fault(
+        "any-host-is-served", "plugins/forge_plugins/reports/live.py",
+        "        if self.headers.get(\"Host\") not in self.server.hosts():\n", "        if False:\n",
+        "viewers", 262,
+    ),
+    Fault(
+        "no-room-looked-for", "forge_kernel/training/session.py",
+        "        try_checkpoint(self)\n", "        pass\n",
+        "full-disk", 60,
+    ),
+    Fault(
+        "no-watch", "forge_kernel/training/guards/hang_watch.py",
+        "    if session.settings.hang_minutes is None:\n", "    if True:\n",
+        "hangs", 1,
+    ),
+    Fault(
+        "a-counted-step-is-halved-again", "forge_kernel/training/optimizer_step.py",
+        "                if updates or not halves or", "                if not halves or",
+        "short-memory", 132,
+    ),
 )  # fmt: skip

@@ -25,35 +25,40 @@ from forge_kernel.storage.checkpoint_store import CheckpointReader
 
 STEPS: Final = 6
 MINUTES: Final = 0.005
+END: Final = 60.0  # seconds, after which it goes on by itself: unseen by the watch
 
 
 def asleep() -> None:
-    time.sleep(600)
+    time.sleep(END)
 
 
 def locked() -> None:
     lock = threading.Lock()
     lock.acquire()
-    lock.acquire()
+    lock.acquire(timeout=END)
 
 
 def listening() -> None:
     left, right = socket.socketpair()
+    left.settimeout(END)
     with left, right:
         left.recv(1)
 
 
 def reading() -> None:
     here, there = os.pipe()
+    ends = threading.Timer(END, os.write, (there, b"x"))
+    ends.start()
     try:
         os.read(here, 1)
     finally:
+        ends.cancel()
         os.close(here)
         os.close(there)
 
 
 def waiting() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({END})"])
     try:
         process.wait()
     finally:
@@ -62,7 +67,8 @@ def waiting() -> None:
 
 
 def counting() -> None:
-    while True:
+    end = time.monotonic() + END
+    while time.monotonic() < end:
         pass
 
 
@@ -116,7 +122,7 @@ def verdict(folder: Path, straight: Any, hook: str, at: int, hang: Any) -> str:
         return f"nobody is named: {outcome.words[:200]}"
     if hang.__name__ not in (folder / "stacks.txt").read_text(encoding="utf-8"):
         return "where it stood is not in stacks.txt"
-    if seconds > 60:
+    if seconds > END:
         return f"ended after {seconds:.0f} s"
     step = CheckpointReader(folder / "checkpoints").newest()[0].step
     if step < at - 1:
