@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from forge_kernel.training.session import Session
+
 GROUP: Final = "forge_kernel.uses"
 """Entry points: functions of a `TrainedRun` by the name of its method, and `open_folder`."""
 
@@ -117,18 +119,72 @@ def load_run(folder: str | Path, *, device: str = "cpu", allow_code: bool = Fals
 
 
 def _of_run(folder: Path, device: str, *, allow_code: bool) -> TrainedRun:
-    from forge_kernel.planning.pipeline_file import fill
     from forge_kernel.runner import restored
     from forge_kernel.trust import code_allowed
 
-    settings = ["observers=null", "exporters=null", f"run.device={device}"]
-    with code_allowed(allow_code), restored(folder, settings) as session:
-        run = session.run
-        return TrainedRun(
-            folder=folder,
-            model=session.evaluation_model().eval(),
-            spec=run.data.spec,
-            tokenizer=getattr(run.data, "tokenizer", None),
-            step=run.progress.step,
-            data=fill(session.plan.pipeline).get("data", {}),
-        )
+    with code_allowed(allow_code), restored(folder, _reading(device)) as session:
+        return _in_use(folder, session)
+
+
+def _reading(device: str) -> list[str]:
+    """Settings of a run that is only read."""
+    return ["observers=null", "exporters=null", f"run.device={device}"]
+
+
+def _in_use(folder: Path, session: Session) -> TrainedRun:
+    from forge_kernel.planning.pipeline_file import fill
+
+    run = session.run
+    return TrainedRun(
+        folder=folder,
+        model=session.evaluation_model().eval(),
+        spec=run.data.spec,
+        tokenizer=getattr(run.data, "tokenizer", None),
+        step=run.progress.step,
+        data=fill(session.plan.pipeline).get("data", {}),
+    )
+
+
+class _Evaluated:
+    """Data whose validation is that of a file; all else is as it was."""
+
+    def __init__(self, data: Any, batches: Iterator[Any]) -> None:
+        self._data, self._batches = data, batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def validation(self) -> Iterator[Any]:
+        """The file's batches, once."""
+        return self._batches
+
+
+def evaluate_run(
+    folder: str | Path,
+    file: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    allow_code: bool = False,
+) -> dict[str, float]:
+    """The loss and the validators' metrics of what a run has learned; nothing is written.
+
+    Args:
+        folder: the run folder.
+        file: samples or a text, read by the settings of the run's own data, all of it; None: the
+            run's own validation data.
+        device: as `run.device`.
+        allow_code: see `load_run`.
+
+    Raises:
+        ConfigError: it is no run folder, or the file cannot be read so.
+        CheckpointError: there is no intact checkpoint.
+    """
+    from forge_kernel.runner import restored
+    from forge_kernel.trust import code_allowed
+
+    folder = Path(folder)
+    with code_allowed(allow_code), restored(folder, _reading(device)) as session:
+        if file is not None:
+            batches = use("evaluation_batches")(_in_use(folder, session), Path(file))
+            session.run.data = _Evaluated(session.run.data, batches)
+        return session.validate()
