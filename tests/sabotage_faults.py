@@ -166,7 +166,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault(
         "rollback-to-the-newest-only", "forge_kernel/training/snapshot.py",
         "store.newest(before=last if again and older else None)", "store.newest()",
-        "non-finite", 320,
+        "non-finite", 352,
     ),
     Fault(
         "an-observer-ends-the-run", "forge_kernel/training/bus.py",

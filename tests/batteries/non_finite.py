@@ -26,9 +26,10 @@ from forge_plugins.callbacks.weight_average import WeightAverage, WeightAverageC
 from forge_plugins.gradients.grokfast import Grokfast, GrokfastConfig
 
 STEPS: Final = 8
+POISON: Final = "weight beyond use"  # a number, of which nothing but infinities comes
 PLACES: Final = (
     "input", "loss", "gradient", "parameter", "buffer", "optimizer state", "grokfast average",
-    "filter output", "after the step", "weight average",
+    "filter output", "after the step", "weight average", POISON,
 )  # fmt: skip
 IN_TIME: Final = ("input", "loss", "gradient")  # caught before the optimizer has stepped
 
@@ -102,6 +103,8 @@ class Injector:
 
     @hookimpl
     def on_step_end(self, run: Any, step: Any) -> None:
+        if self.due(POISON, step):
+            next(iter(run.model.parameters())).detach().fill_(3e38)
         self.weights[run.progress.step] = [p.detach().clone() for p in run.model.parameters()]
 
 
@@ -223,6 +226,8 @@ def judged(injector: Injector, folder: Path, policy: str, accumulate: int, preci
                 return f"one window was dropped, {skipped} are counted"
     elif injector.place in IN_TIME and not injector.again and policy in ("skip", "rollback"):
         return f"{policy} ended the run: {outcome.words}"
+    elif injector.place == POISON and policy == "rollback" and not injector.again:
+        return f"an older checkpoint was not gone back to: {outcome.words}"
     return wrong_claim(injector, outcome, folder, good)
 
 

@@ -197,7 +197,7 @@ def trials(draw: random.Random, count: int) -> Iterator[Trial]:
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in itertools.islice(itertools.cycle(heard), count):
         numbers = [number, draw.choice(heard)] if draw.random() < 0.3 else [number]
-        place = draw.choice(["an instant", *PLACES])
+        place, call = draw.choice(["an instant", *PLACES]), 0
         name = " then ".join(signal.Signals(one).name for one in numbers)
         with scratch() as folder:
             if place == "an instant":
@@ -221,6 +221,9 @@ def trials(draw: random.Random, count: int) -> Iterator[Trial]:
             status = ended(pid)
             latency = time.monotonic() - began
             wrong = wrong_end(status, folder, numbers) or wrong_resume(folder)
+            steps = {"a micro-batch": (call + 1) // 2, "the update": call}.get(place, STEPS)
+            if status == 0 and steps <= STEPS - 2:
+                wrong = f"asked in step {steps}, it went on to its end"
             yield Trial(name, wrong, {"seconds until the end": latency})
 
 

@@ -16,6 +16,7 @@ from forge_plugins.data.text_batches import TokenSequences
 from forge_plugins.data.text_config import TextConfig
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.documents import Account, Documents
+from forge_plugins.uses.file_inputs import check_samples
 
 
 def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
@@ -55,6 +56,7 @@ def _samples(run: TrainedRun, file: Path) -> Iterator[Batch]:
     }  # fmt: skip
     config = FileConfig(**{**_values(run, FileConfig), **changes})
     data = data_file.to_batches(data_file.open_file(config), config, seed=0)
+    check_samples(run, file, data.spec)
     count, size = data.spec.samples or 0, config.validation_batch_size
     return (
         data.samples(data.sampler.training_samples(0, begin, min(begin + size, count)))

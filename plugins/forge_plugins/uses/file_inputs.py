@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from forge_kernel.api import ConfigError, Fault, PluginError, TrainedRun
+from forge_kernel.api import ConfigError, DataSpec, Fault, PluginError, TrainedRun
 from forge_plugins.data import file as data_file
 from forge_plugins.data.file_config import FileConfig
 
@@ -34,22 +34,38 @@ def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterat
         data = data_file.to_batches(data_file.open_file(config), config, seed=0)
     except PluginError as error:
         raise ConfigError([Fault(str(error.faults[0].message))]) from error
-    theirs, ours = data.spec, run.spec
-    for name in ("features", "sequence"):
-        here, there = getattr(theirs, name), getattr(ours, name)
-        if name == "sequence" and here is not None and there is not None and here <= there:
-            continue
-        if None not in (here, there) and here != there:
-            what = "numbers" if name == "features" else "tokens"
-            message = f"{file} has {here} {what} in a sample, and the run was trained on {there}"
-            raise ConfigError([Fault(message)])
-    if None not in (theirs.vocabulary, ours.vocabulary) and theirs.vocabulary > ours.vocabulary:  # type: ignore[operator]
-        message = f"{file} has the token {theirs.vocabulary - 1}, and the run knows 0 to "  # type: ignore[operator]
-        raise ConfigError([Fault(message + str(ours.vocabulary - 1))])  # type: ignore[operator]
-    count = theirs.samples or 0
+    check_samples(run, file, data.spec)
+    count = data.spec.samples or 0
     for begin in range(0, count, batch_size):
         batch = data.samples(np.arange(begin, min(begin + batch_size, count)))
         yield batch.inputs
+
+
+def check_samples(run: TrainedRun, file: Path, theirs: DataSpec) -> None:
+    """Refuse samples that are not what the model reads.
+
+    Raises:
+        ConfigError: of another number of features, longer, or with unknown tokens.
+    """
+    ours = run.spec
+    trained = "the run was trained on"
+    if _differ(theirs.features, ours.features):
+        what = f"{theirs.features} numbers in a sample, and {trained} {ours.features}"
+    elif _exceeds(theirs.sequence, ours.sequence):
+        what = f"{theirs.sequence} tokens in a sample, and {trained} {ours.sequence} at most"
+    elif _exceeds(theirs.vocabulary, ours.vocabulary):
+        what = f"tokens below {theirs.vocabulary}, and {trained} those below {ours.vocabulary}"
+    else:
+        return
+    raise ConfigError([Fault(f"{file} has {what}")])
+
+
+def _differ(here: int | None, there: int | None) -> bool:
+    return here is not None and there is not None and here != there
+
+
+def _exceeds(here: int | None, there: int | None) -> bool:
+    return here is not None and there is not None and here > there
 
 
 def _reading(run: TrainedRun, file: Path) -> FileConfig:
