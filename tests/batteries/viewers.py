@@ -121,6 +121,21 @@ def looked_at(root: Path, name: str, make: Callable[[Path], None], command: str)
     return done.wrong
 
 
+def marked(root: Path) -> str:
+    """Names and texts of a run are shown, never read as markup."""
+    lines = [
+        {"step": 1, "time": 1.0, "kind": "log", "epoch": 0, "loss": 1.0, TAG: 2.0},
+        {"step": 2, "time": 2.0, "kind": "validation", "epoch": 0, "loss": 1.0, TAG: 2.0},
+        {"step": 2, "time": 2.0, "kind": "event", "epoch": 0, "event": TAG, "message": TAG,
+         "facts": {TAG: TAG}},
+    ]  # fmt: skip
+    with (root / "r" / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
+    done = finish(forge("report", str(root / "r"), folder=root), root / "said", limit=20.0)
+    page = (root / "r" / "report.html").read_text(encoding="utf-8")
+    return done.wrong or ("a text stands in the page as markup" if TAG in page else "")
+
+
 # -- the live page ------------------------------------------------------------------------------
 
 
@@ -172,6 +187,13 @@ def others(port: int) -> list[socket.socket]:
     return made
 
 
+def served_to(client: socket.socket) -> str:
+    """What a client of another host was told, if it was served."""
+    client.settimeout(10)
+    said = client.recv(300).decode("utf-8", "replace")
+    return f"another host was served: {said[:100]}" if " 200 " in said else ""
+
+
 CLIENTS: Final = (silent, half, unread, reset, noise, others)
 
 
@@ -203,6 +225,8 @@ def served(root: Path, clients: Callable[[int], list[socket.socket]]) -> str:
         held = clients(page.server_port)
         time.sleep(0.7)
         most = threading.active_count()
+        if clients is others:
+            print(*(text for one in held[:5] if (text := served_to(one))))
         text = answers(page.server_port)
         if "200 OK" not in text:
             print(f"no page: {text[:200]}")
@@ -234,7 +258,7 @@ def trials(draw: random.Random, count: int) -> Iterator[Trial]:
         clients = [
             (f"clients: {one.__name__}", lambda root, one=one: served(root, one)) for one in CLIENTS
         ]
-        for name, judge in itertools.islice([*clients, *cases], count):
+        for name, judge in itertools.islice([("names", marked), *clients, *cases], count):
             with scratch() as root:
                 shutil.copytree(first / "r", root / "r")
                 yield Trial(name, judge(root))
@@ -242,8 +266,8 @@ def trials(draw: random.Random, count: int) -> Iterator[Trial]:
 
 BATTERY = Battery(
     "viewers",
-    "no traceback, no hang, a plain client is answered, bounded threads",
-    ci=130,
-    deep=262,
+    "no traceback, no hang, no text read as markup, only this host is served, bounded threads",
+    ci=131,
+    deep=263,
     trials=trials,
 )
