@@ -205,3 +205,30 @@ def test_a_resumed_run_tells_each_setting_that_was_edited_by_hand(tmp_path: Path
     resume(folder, ["run.max_steps=4"], quiet=True, on_notice=notices.append)
     assert events(folder)[2:] == notices
     assert notices == ["changed since the checkpoint of step 3: run.max_steps: 3 -> 4"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
+@pytest.mark.parametrize("place", [-1, -(1 << 20) - 5, 1 << 20, (1 << 20) + 9])
+def test_damage_is_found_wherever_it_lies_in_a_large_file(
+    tmp_path: Path, name: str, place: int
+) -> None:
+    """Red when what lies beyond the first block is not in the hash."""
+    store = CheckpointStore(tmp_path / "checkpoints")
+    large = torch.arange(700_000, dtype=torch.float32)  # 2.8 MB
+    store.save(Snapshot(1, {"w": large}, {"plugins": {"memory": large}}, {}))
+    assert store.load(store.path(1)).step == 1
+    file = store.path(1) / name
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        store.load(store.path(1))
+
+
+def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 2)
+    store.save(Snapshot(2, {"w": torch.zeros(8)}, {"plugins": {"n": 7}}, {}, config="run: {}\n"))
+    snapshot, folder, problems = store.newest()
+    assert (snapshot.step, snapshot.trees["plugins"]["n"], problems) == (2, 7, [])
+    assert torch.equal(snapshot.model["w"], torch.zeros(8))
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-1", "step-2"]

@@ -29,7 +29,7 @@ from torch.utils.data import (
 from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
-from forge_kernel.storage.random_state import StreamState
+from forge_kernel.storage.random_state import StreamState, process_state_kept, seed_everything
 from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_kernel.training.loaders.random_streams import RunStreams
 
@@ -461,3 +461,25 @@ def test_a_run_inside_a_callback_changes_nothing_of_the_outer_one(tmp_path: Path
     with_inner = trained(tmp_path / "outer", LOADERS["torch"](), on_progress=nested)
     assert torch.equal(plain, with_inner)
     assert torch.equal(inner[0], inner[1])
+
+
+@pytest.mark.parametrize("other", [3 + 64, 3 + 2**31, 4, 3 + 2**33 + 1])
+def test_each_seed_has_streams_of_its_own(other: int) -> None:
+    """Of Python, numpy and torch alike. Red when a part of the seed is dropped."""
+
+    def draws(seed: int) -> list[float]:
+        seed_everything(seed)
+        return [random.random(), float(np.random.random()), float(torch.rand(()))]
+
+    with process_state_kept():
+        first, again, second = draws(3), draws(3), draws(other)
+    assert first == again
+    assert all(mine != theirs for mine, theirs in zip(first, second, strict=True))
+    streams = [StreamState.seeded(seed) for seed in (3, 3, other)]
+    with process_state_kept():
+        seen = []
+        for state in streams:
+            state.write()
+            seen.append([random.random(), float(np.random.random()), float(torch.rand(()))])
+    assert seen[0] == seen[1]
+    assert all(mine != theirs for mine, theirs in zip(seen[0], seen[2], strict=True))
