@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from forge_kernel.config.document import Document, look_up
+from forge_kernel.config.document import Document, look_up, show_path
 from forge_kernel.config.layers import MAX_LAYERS, apply_settings, parse_key, read_layers
 from forge_kernel.config.yaml_file import parse_yaml
 from forge_kernel.contract.plugin import Kind
@@ -305,3 +305,23 @@ def test_what_a_program_hands_in_need_not_be_named(base: Path) -> None:
     base.write_text(BASE.replace("model: {use: mlp, with: {hidden: [8, 4], dropout: 0.5}}\n", ""))
     assert "the key 'model' is missing" in refusal(base)
     assert load_pipeline(base, live=[Kind.MODEL]).model is None
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("a" * 60, "a" * 60), ("a" * 61, "a" * 57 + "..."), ("a\x1b[2J", "a\\x1b[2J"),
+        ("é漢", "é漢"), ("a\nb", "a\\nb"),
+    ],
+)  # fmt: skip
+def test_a_word_of_the_users_is_shown_in_bounds_and_obeyed_by_no_terminal(
+    word: str, shown: str
+) -> None:
+    assert show_path((word, 3, "x")) == f"{shown}[3].x"
+
+
+def test_what_set_makes_on_its_way_has_its_place(base: Path) -> None:
+    """Red when a fault in a section that `--set` has begun points nowhere."""
+    document = apply_settings(read_layers(base), ["schedule.with.warmup_steps=3"])
+    assert document.mark(("schedule", "with")).source.startswith("--set schedule.with.warmup")
+    assert document.mark(("schedule",)).source.startswith("--set schedule.with.warmup")

@@ -232,3 +232,17 @@ def test_a_step_that_is_saved_again_replaces_the_first(tmp_path: Path) -> None:
     assert (snapshot.step, snapshot.trees["plugins"]["n"], problems) == (2, 7, [])
     assert torch.equal(snapshot.model["w"], torch.zeros(8))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-1", "step-2"]
+
+
+@pytest.mark.parametrize("length", [58, 59, 70])
+def test_a_changed_value_is_shown_up_to_a_length_and_compared_whole(length: int) -> None:
+    """With its quotes a text of 58 characters has the 60 that are shown. Red when texts that
+    differ behind that count as equal."""
+    before, after = "a" * length + "x", "a" * length + "y"
+    (line,) = changed_settings(f"run: {{name: {before}}}\n", f"run: {{name: {after}}}\n")
+    shown = ('"' + before, '"' + after)
+    cut = [text[:60] + "..." if length >= 58 else text + '"' for text in shown]
+    assert line == f"run.name: {cut[0]} -> {cut[1]}"
+    assert changed_settings("a: 1\n", "a: 1.0\n") == ["a: 1 -> 1.0"]
+    (line,) = changed_settings("a: bbb\n", f"a: {'b' * 58}\n")
+    assert line == f'a: "bbb" -> "{"b" * 58}"'
