@@ -52,6 +52,7 @@ class LiveRun:
     def paused(self) -> Iterator[None]:
         """It writes nothing meanwhile."""
         os.kill(self.process.pid, signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # it goes on until the system has stopped it
         try:
             yield
         finally:
