@@ -83,7 +83,7 @@ class Documents:
                 yield from self._plain(text, account)
                 return
             seen: set[bytes] = set()
-            for record, value, place in _objects(text):
+            for record, value, place in objects(text):
                 result = self._text(record, value, place, account)
                 if result is None:
                     continue
@@ -155,7 +155,7 @@ class Documents:
         yield held, True
 
 
-def _objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
+def objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
     """Number, value and place of each element of an array, or of each line."""
     start = text.next()
     record = 0

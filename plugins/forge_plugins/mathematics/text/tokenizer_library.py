@@ -61,6 +61,11 @@ class LibraryTokenizer:
         result = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [item.ids for item in result]
 
+    def encode_placed(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Tokens of several texts, and the characters that each is of: begin and end."""
+        result = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [(item.ids, item.offsets) for item in result]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens; special ones give nothing."""
         text: str = self._tokenizer.decode([int(token) for token in tokens])
