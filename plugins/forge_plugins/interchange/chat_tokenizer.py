@@ -51,6 +51,7 @@ def read_chat_tokenizer(
         tokenizer = LibraryTokenizer(content, end or specials.get("eos_token"))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    tokenizer.settings = {**specials, "chat_template": source}
     try:
         return ChatTokenizer(tokenizer, ChatTemplate(source, specials, day), specials)
     except ValueError as error:

@@ -345,8 +345,17 @@ def test_any_language_model_takes_padded_conversations_and_none_packed_unasked(
         run(load_pipeline("smoke", chosen), output_dir=tmp_path / "packed", quiet=True)
     assert "data.with.packing: false" in str(told.value)
     chosen = pipeline(folder, file, tmp_path / "cache", model, packing=False)
+    chosen.append("exporters=[{use: transformers}]")
     result = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "padded", quiet=True)
     assert result.outcome == "completed"
+    library()
+    from transformers import AutoTokenizer
+
+    (exported,) = (tmp_path / "padded").rglob("tokenizer_config.json")
+    chats = AutoTokenizer.from_pretrained(exported.parent)
+    asked = [{"role": "user", "content": "ask"}]
+    told = AutoTokenizer.from_pretrained(folder).apply_chat_template(asked)["input_ids"]
+    assert chats.apply_chat_template(asked)["input_ids"] == told
 
 
 USER = {"role": "user", "content": "ask"}

@@ -36,6 +36,8 @@ class LibraryTokenizer:
         import tokenizers
 
         self.content = content
+        self.settings: dict[str, Any] = {}
+        """What other programs are told of it beside its file: a chat template, say."""
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(content)
         except Exception as error:
