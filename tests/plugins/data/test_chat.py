@@ -26,7 +26,7 @@ from clients import need
 from model_folders import library
 from torch.nn import functional
 
-from forge_kernel import load_pipeline, resume, run
+from forge_kernel import load_pipeline, load_run, resume, run
 from forge_kernel.api import Batch, call_model
 from forge_kernel.errors import ForgeError
 from forge_kernel.storage.checkpoint_store import CheckpointStore
@@ -356,6 +356,11 @@ def test_any_language_model_takes_padded_conversations_and_none_packed_unasked(
     asked = [{"role": "user", "content": "ask"}]
     told = AutoTokenizer.from_pretrained(folder).apply_chat_template(asked)["input_ids"]
     assert chats.apply_chat_template(asked)["input_ids"] == told
+    answers = load_run(tmp_path / "padded")
+    written = "<|im_start|>user\nask<|im_end|>\n<|im_start|>assistant\n"
+    drawn: dict[str, Any] = {"max_tokens": 40, "temperature": 3.0}  # as the logits are, exactly
+    assert answers.generate("ask", chat=True, **drawn) == answers.generate(written, **drawn)
+    assert answers.generate("ask", chat=True, **drawn) != answers.generate("ask", **drawn)
 
 
 USER = {"role": "user", "content": "ask"}
