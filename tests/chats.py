@@ -37,9 +37,10 @@ RICH = """{%- set ns = namespace(turns=0) -%}
 {% for message in messages %}
 {% if loop.first and message.role != 'system' %}<|system|>it is {{ strftime_now('%Y') }}
 {% endif %}
-{% if message.role == 'user' %}{% set ns.turns = ns.turns + 1 %}{% endif %}
+    {% if message.role == 'user' %}{% set ns.turns = ns.turns + 1 %}{% endif %}
 <|{{ message.role }}|>{{ ns.turns }} {{ message.content }}{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call | tojson }}{% endfor %}{% endif %}<|im_end|>
-{% if message.role == 'unknown' %}{% continue %}{% endif %}
+{% if message.reasoning_content %}<think>{{ message.thinking }}</think>{% endif %}
+  {% if message.role == 'unknown' %}{% continue %}{% endif %}
 {% endfor %}
 {% if add_generation_prompt %}<|assistant|>{{ ns.turns }} {% endif %}
 """

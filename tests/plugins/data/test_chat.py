@@ -88,7 +88,7 @@ def test_the_text_is_what_transformers_renders(name: str, tmp_path: Path) -> Non
         if name == "rich" and number % 2:
             call = {"type": "function", "function": {"name": "look", "arguments": {"at": "'"}}}
             messages = [*messages, {"role": "assistant", "content": None, "tool_calls": [call]}]
-            messages[-1]["content"] = "so"
+            messages[-1] |= {"content": "so", "reasoning": "because"}
         given = tools if number % 3 == 0 else None
         for asks in (False, True):
             text = ours.template.render(messages, given, asks=asks).text
@@ -410,6 +410,7 @@ REFUSED = {
     TURNS: "does not tell where the answers lie; set data.with.answers: last, or mark",
     "{{ raise_exception('roles must alternate') }}": "refuses it: roles must alternate",
     "{{ messages.append(1) }}": "the chat template refuses it: ",
+    "{% set ns = namespace(_hidden=1) %}": "refuses it: a namespace cannot hold '_hidden'",
     "{{ ''.__class__.__mro__ }}": "the chat template refuses it: ",
     ENDLESS: "the chat template refuses it: Range too big",
     "{% for %}": "the chat template is broken: ",
@@ -428,6 +429,18 @@ def test_a_template_that_cannot_be_used_is_refused_with_its_place(
     broken = template == "{% for %}"
     where = folder / "tokenizer_config.json" if broken else f"{file}, line 1, record 0"
     assert str(told.value).startswith(f"chat: {where}")
+
+
+def test_the_day_that_a_template_tells_can_be_set(tmp_path: Path) -> None:
+    """Planted: the cache's key without the day."""
+    folder = add_tokenizer(tmp_path / "it", TEMPLATES["rich"])
+    file = write_rows(tmp_path / "a.jsonl", [{"messages": [USER, ANSWER]}])
+    names = read_chat_tokenizer(folder, None, None, None).tokenizer
+    for day in ("2020-02-29", "1999-12-31"):
+        (batch,) = padded(file, folder, tmp_path, today=day)
+        assert f"it is {day[:4]}" in names.decode(batch.inputs[0].tolist())
+    with pytest.raises(ValueError, match="today: 2021-02-29 is no day"):
+        ChatConfig(today="2021-02-29")
 
 
 def test_what_is_not_there_is_named(tokenizer: Path, tmp_path: Path) -> None:
