@@ -47,7 +47,10 @@ def tokenizer(tmp_path: Path) -> Path:
     return add_tokenizer(tmp_path / "tokenizer")
 
 
-def made(path: Path | str, tokenizer: Path, tmp_path: Path, **settings: Any) -> Any:
+def made(
+    path: Path | str, tokenizer: Path, tmp_path: Path, *, rank: int = 0, world: int = 1,
+    **settings: Any,
+) -> Any:  # fmt: skip
     """The data, and the events that its making emitted."""
     config = ChatConfig(
         path=str(path), tokenizer=str(tokenizer), cache_dir=str(tmp_path / "cache"), **settings
@@ -55,7 +58,7 @@ def made(path: Path | str, tokenizer: Path, tmp_path: Path, **settings: Any) -> 
     events: list[str] = []
     fake = SimpleNamespace(
         seed=3, settings=SimpleNamespace(ignore_index=IGNORED),
-        strategy=SimpleNamespace(rank=0, world_size=1),
+        strategy=SimpleNamespace(rank=rank, world_size=world),
         emit_event=lambda name, message, **facts: events.append(f"{name}: {message}"),
     )  # fmt: skip
     return Chat(config).make_data(fake), events  # type: ignore[arg-type]
@@ -293,6 +296,38 @@ def test_any_place_is_where_an_epoch_goes_on(tokenizer: Path, tmp_path: Path) ->
     held = [row for batch in data.validation() for row in batch.targets.tolist()]
     assert held
     assert not any(row in whole for row in held)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_all_processes_together_read_what_one_reads(
+    packing: bool, tokenizer: Path, tmp_path: Path
+) -> None:
+    file = write_chats(tmp_path / "a.jsonl", 60)
+    sizes: dict[str, Any] = {"sequence_length": 256, "packing": packing, "batch_size": 2}
+    alone, _ = made(file, tokenizer, tmp_path, **{**sizes, "batch_size": 6})
+    parts = [made(file, tokenizer, tmp_path, rank=rank, world=3, **sizes)[0] for rank in range(3)]
+
+    def learned_rows(batches: Any) -> list[list[int]]:
+        rows = [row for batch in batches for row in batch.targets if batch.weights is None]
+        return [row[row != IGNORED].tolist() for row in rows]
+
+    steps = [list(part.batches(1, 1)) for part in parts]
+    assert {len(batches) for batches in steps} == {len(list(alone.batches(1, 1)))}
+    together = [row for batches in steps for row in learned_rows(batches)]
+    assert sorted(together) == sorted(learned_rows(alone.batches(1, 1)))
+    held = [row for part in parts for row in learned_rows(part.validation())]
+    assert sorted(held) == sorted(learned_rows(alone.validation()))
+
+
+def test_the_messages_field_and_the_end_token_are_those_that_are_named(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{"talk": [USER, ANSWER]}])
+    data, _ = made(file, tokenizer, tmp_path, field="talk", end_token="</s>")
+    assert data.spec.samples == 1
+    assert data.tokenizer.end_name == "</s>"
+    with pytest.raises(ForgeError, match="no token <none>"):
+        made(file, tokenizer, tmp_path, field="talk", end_token="<none>")
 
 
 def pipeline(folder: Path, file: Path, cache: Path, *more: str, **settings: Any) -> list[str]:
