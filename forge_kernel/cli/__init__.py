@@ -66,7 +66,11 @@ def build_app() -> typer.Typer:
             continue
         taken.add(entry.name)
         try:
-            app.command(entry.name)(entry.load())
+            command = entry.load()
+            if isinstance(command, typer.Typer):  # of several commands under one name
+                app.add_typer(command, name=entry.name)
+            else:
+                app.command(entry.name)(command)
         except (Exception, SystemExit) as error:  # noqa: BLE001  a foreign command must not break the others
             print(f"forge: the command '{entry.name}' is broken: {error}", file=sys.stderr)
     app.callback()(_root)

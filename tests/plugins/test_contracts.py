@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import add_tokenizer, write_chats
 from model_folders import make_folder
 
 from forge_kernel.testing.contracts import *  # noqa: F403  pytest collects what is imported
@@ -40,4 +41,8 @@ def forge_config(
     """Settings where the defaults cannot train."""
     if forge_plugin == "model.transformers":
         return {"path": str(model_folder())}
+    if forge_plugin == "data.chat":
+        place = model_folder().parent
+        tokenizer, file = add_tokenizer(place / "tokenizer"), write_chats(place / "a.jsonl")
+        return {"path": str(file), "tokenizer": str(tokenizer), "packing": False}
     return CHOSEN.get(forge_plugin, forge_config)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from forge_plugins.data import text_batches
-    from forge_plugins.formats import errors
+    from forge_plugins.formats import errors, source_files
     from forge_plugins.formats.columns import cache, metadata_cache, source_file
     from forge_plugins.formats.columns.column_writer import ColumnFolder
     from forge_plugins.formats.readers import documents
@@ -37,6 +37,7 @@ else:
     documents = LazyModule("forge_plugins.formats.readers.documents")
     errors = LazyModule("forge_plugins.formats.errors")
     metadata_cache = LazyModule("forge_plugins.formats.columns.metadata_cache")
+    source_files = LazyModule("forge_plugins.formats.source_files")
     source_file = LazyModule("forge_plugins.formats.columns.source_file")
     chunks = LazyModule("forge_plugins.mathematics.text.chunks")
     tokenizer_library = LazyModule("forge_plugins.mathematics.text.tokenizer_library")
@@ -99,19 +100,31 @@ def _library(config: TextConfig) -> tokenizers.Tokenizer | None:
 
 
 class _Encoding:
-    """One file on its way to a row of tokens, which is kept in the cache."""
+    """Files on their way to one row of tokens, which is kept in the cache."""
 
-    def __init__(self, config: TextConfig, path: Path) -> None:
-        self._config, self._path = config, path
+    def __init__(self, config: TextConfig, path: str) -> None:
+        files = source_files.source_files(path, documents.SUFFIXES)
+        self._config, self._path = config, files[0]
         given = config.cache_dir
-        self._folder = cache.default_folder(path) if given is None else Path(given)
-        self._source = source_file.Source(path)
-        self._content = self._source.content(metadata_cache.Memos(self._folder))
+        self._folder = cache.default_folder(files[0]) if given is None else Path(given)
+        self._sources = [source_file.Source(file) for file in files]
+        memos = metadata_cache.Memos(self._folder)
+        contents = [source.content(memos) for source in self._sources]
+        several = hashlib.sha256("/".join(contents).encode()).hexdigest()
+        self._content = contents[0] if len(contents) == 1 else several
         self._library = _library(config)
-        self._texts = documents.Documents(
-            file=path, key=config.field, least=config.min_chars,
-            once=config.deduplicate, lenient=config.unreadable == "leave_out",
-        )  # fmt: skip
+        self._texts = [
+            documents.Documents(
+                file=file, key=config.field, least=config.min_chars,
+                once=config.deduplicate, lenient=config.unreadable == "leave_out",
+            )
+            for file in files
+        ]  # fmt: skip
+
+    def _parts(self, account: documents.Account) -> Iterator[tuple[str, bool]]:
+        """The texts of all files, one after the other."""
+        for texts in self._texts:
+            yield from texts.parts(account)
 
     def row(self) -> Row:
         """Mapped from the cache, written now if it is not there.
@@ -151,14 +164,15 @@ class _Encoding:
             written = columns.close()
         finally:
             columns.abandon()
-        self._source.check_whole()
+        for source in self._sources:
+            source.check_whole()
         return written
 
     def _write(self, columns: ColumnFolder) -> None:
         tokenizer = self._tokenizer(self._alphabet(columns))
         kind = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
         account = documents.Account()
-        for texts, ends in _together(self._texts.parts(account)):
+        for texts, ends in _together(self._parts(account)):
             for tokens, ended in zip(_encoded(tokenizer, texts), ends, strict=True):
                 columns.append("tokens", np.asarray(tokens).astype(kind))
                 if ended:
@@ -176,7 +190,7 @@ class _Encoding:
         if self._config.tokenizer != "characters":
             return None
         seen: set[str] = set()
-        for text, _ in self._texts.parts(documents.Account()):
+        for text, _ in self._parts(documents.Account()):
             seen.update(text)
         result = np.array([ord(item) for item in sorted(seen)], np.int64)
         if len(result):
@@ -217,7 +231,7 @@ def read_row(config: TextConfig) -> Row:
     if config.path is None:
         return _shipped(config)
     try:
-        return _Encoding(config, Path(config.path)).row()
+        return _Encoding(config, config.path).row()
     except (errors.DataError, OSError) as error:
         raise PluginError(f"text: {error}") from error
 

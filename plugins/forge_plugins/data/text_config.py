@@ -29,7 +29,8 @@ class TextConfig:
         str | None,
         Meta(
             description="a UTF-8 text, or JSON Lines or an array of objects with a text each "
-            "(.json, .jsonl, .ndjson), plain or .gz; null: the help texts about the language that "
+            "(.json, .jsonl, .ndjson), plain or .gz; or a folder of such files (.txt and .md are "
+            "texts), or a glob pattern; null: the help texts about the language that "
             "every Python carries (pydoc_data.topics, English, half a megabyte)",
             extra_json_schema={"format": "path"},
         ),

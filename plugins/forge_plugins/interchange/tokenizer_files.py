@@ -85,6 +85,7 @@ def transformers_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.end_name,
             "bos_token": tokenizer.end_name, "clean_up_tokenization_spaces": False,
+            **tokenizer.settings,
         }  # fmt: skip
         content: dict[str, Any] = json.loads(tokenizer.content)
         return {"tokenizer.json": content, "tokenizer_config.json": about}

@@ -29,6 +29,13 @@ else:
     transformers_model = LazyModule("forge_plugins.interchange.transformers_model")
 
 
+PACKS: Final = (
+    "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "bitnet", "mixtral",
+)  # fmt: skip
+"""Architectures whose attention ends where `position_ids` begins anew: those that a test compares
+with sequences one by one. Others (recurrent ones, ALiBi) would see their neighbours."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformersConfig:
     """Which model, what it is for, and how its weights begin."""
@@ -102,6 +109,8 @@ def provided(config: TransformersConfig) -> tuple[str, ...]:
         return ("model:transformers", "model:rows_of_256", "model:columns_of_4")
     kind = str(folder.text.get("model_type", "")).replace("-", "_")
     result = ["model:transformers", f"model:transformers_{kind}"]
+    if folder.task == "causal_lm" and kind in PACKS:
+        result.append("model:packed_sequences")
     columns, rows = folder.rows()
     if columns and not any(size % 256 for size in columns):
         result.append("model:rows_of_256")  # of the weights: their second dimension

@@ -102,7 +102,14 @@ def _tokens(run: TrainedRun, prompt: str | Sequence[int], *, chat: bool) -> Tens
 
 
 def _as_chat(run: TrainedRun, prompt: str) -> str:
-    """The text by the chat template of the folder that the model is from."""
+    """The text by the chat template that the run was trained with, or of the model's folder."""
+    messages = [{"role": "user", "content": prompt}]
+    trained = dict(getattr(run.tokenizer, "settings", {}))
+    source = trained.pop("chat_template", None)
+    if source is not None:
+        from forge_plugins.mathematics.text.chat_template import ChatTemplate
+
+        return ChatTemplate(source, trained).render(messages, asks=True).text
     folder = model_folder_of(run)
     if folder is None or not any(
         (folder / name).is_file() for name in ("chat_template.jinja", "tokenizer_config.json")
@@ -113,7 +120,6 @@ def _as_chat(run: TrainedRun, prompt: str) -> str:
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {folder} has no chat template: leave chat out")
-    messages = [{"role": "user", "content": prompt}]
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return text
 

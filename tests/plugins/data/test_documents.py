@@ -397,3 +397,31 @@ def test_a_place_beyond_a_byte_order_mark_is_counted_in_the_file(tmp_path: Path)
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfab\xff")
     with pytest.raises(DataError, match="byte 5: is no UTF-8"):
         list(Documents(file=tmp_path / "x.txt").parts(Account()))
+
+
+def test_a_folder_and_a_pattern_are_the_texts_of_their_files_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    """Planted: repeated texts looked for in each file alone; a count of another file's letters."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write(folder / "a.jsonl", [{"text": text} for text in ("one", "two")])
+    (folder / "b.txt").write_text("three")
+    write(folder / "c.json", [{"text": text} for text in ("two", "four")])
+    (folder / "d.txt").write_text("six")
+    (folder / "e.bin").write_bytes(b"\xff")
+    for path in (folder, folder / "[a-d].*", tmp_path / "*" / "[a-e].[jt]*"):
+        text, left_out = decoded(path, deduplicate=True)
+        assert text == "one|two|three|four|six|"
+        assert left_out == {"duplicate": 1}
+    text, left_out = decoded(folder, min_chars=4)
+    assert text == "three|four|"
+    assert left_out == {"length": 4}
+    before = read_row(TextConfig(path=str(folder), cache_dir=str(tmp_path / "c"))).content
+    (folder / "d.txt").write_text("seven")
+    assert read_row(TextConfig(path=str(folder), cache_dir=str(tmp_path / "c"))).content != before
+    with pytest.raises(PluginError, match="no file has a name like this"):
+        decoded(folder / "*.none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PluginError, match=r"the folder has no such file; files of \.json"):
+        decoded(tmp_path / "empty")

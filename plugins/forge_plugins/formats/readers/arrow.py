@@ -26,7 +26,12 @@ _DEPTH: Final = 16
 """Lists in each other, and what wraps them."""
 
 
-def _pyarrow(file: Path) -> Any:
+def pyarrow_library(file: Path) -> Any:
+    """The library, with as little of a process as it can do with.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.compute
@@ -56,7 +61,7 @@ def _read(file: Path, columns: ColumnFolder, names: Sequence[str], *, parquet: b
         DataError: pyarrow is missing, the file is broken, or a column is there twice or holds
             nulls, texts or lists of several lengths.
     """
-    arrow = _pyarrow(file)
+    arrow = pyarrow_library(file)
     count = written = 0
     most = max(SMALL, MAX_EXPANSION * file.stat().st_size)
     try:
@@ -100,10 +105,20 @@ def _parquet(arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str]
     """Some rows at a time; of a row group, one page of each column is unpacked."""
     with arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened:
         asked = _asked(file, columns, names, opened.schema_arrow)
-        groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
-        _check_expansion(file, groups, asked)
+        groups = checked_parquet(file, opened, asked)
         rows = _rows(sum(group.total_byte_size for group in groups), opened.metadata.num_rows)
         yield from opened.iter_batches(batch_size=rows, columns=asked, use_threads=False)
+
+
+def checked_parquet(file: Path, opened: Any, asked: Sequence[str]) -> list[Any]:
+    """The row groups of a file that does not claim more than it can hold.
+
+    Raises:
+        DataError: it does.
+    """
+    groups = [opened.metadata.row_group(index) for index in range(opened.num_row_groups)]
+    _check_expansion(file, groups, asked)
+    return groups
 
 
 def _check_expansion(file: Path, groups: Sequence[Any], asked: Sequence[str]) -> None:

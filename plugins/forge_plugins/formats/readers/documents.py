@@ -13,12 +13,15 @@ from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.field_values import type_name
 from forge_plugins.formats.readers.json import elements, line_values
 from forge_plugins.formats.readers.json_text import JsonText
+from forge_plugins.formats.source_files import suffix_of
 
 PART: Final = 2**18
 """Bytes of a plain text that are given at a time, cut at an end of a line."""
 REASONS: Final = ("missing field", "wrong type", "length", "duplicate")
 """Why a document is left out, in the order in which one that has several is counted."""
 _JSON: Final = {".json", ".jsonl", ".ndjson"}
+SUFFIXES: Final = (".txt", ".md", *sorted(_JSON))
+"""Of the files of a folder that are read; of a file that is named, any is."""
 _EXAMPLES: Final = 20
 
 
@@ -31,12 +34,14 @@ class Account:
         characters: of them.
         left_out: those that were not given, by reason.
         examples: numbers of the first of them, by reason.
+        seen: hashes of documents, where repeated ones are left out: also those of other files.
     """
 
     documents: int = 0
     characters: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[int]] = field(default_factory=dict)
+    seen: set[bytes] = field(default_factory=set, repr=False, compare=False)
 
     def leave_out(self, reason: str, record: int) -> None:
         """Count a document that is not given."""
@@ -78,12 +83,10 @@ class Documents:
         """
         with self.file.open("rb") as stream:
             text = JsonText(self.file, stream)
-            suffixes = [s.lower() for s in self.file.suffixes if s.lower() != ".gz"]
-            if not suffixes or suffixes[-1] not in _JSON:
+            if suffix_of(self.file) not in _JSON:
                 yield from self._plain(text, account)
                 return
-            seen: set[bytes] = set()
-            for record, value, place in _objects(text):
+            for record, value, place in objects(text):
                 result = self._text(record, value, place, account)
                 if result is None:
                     continue
@@ -91,10 +94,10 @@ class Documents:
                     digest = hashlib.blake2b(
                         result.encode("utf-8", "surrogatepass"), digest_size=16
                     )
-                    if digest.digest() in seen:
+                    if digest.digest() in account.seen:
                         account.leave_out("duplicate", record)
                         continue
-                    seen.add(digest.digest())
+                    account.seen.add(digest.digest())
                 account.documents += 1
                 account.characters += len(result)
                 yield result, True
@@ -123,7 +126,7 @@ class Documents:
 
     def _plain(self, text: JsonText, account: Account) -> Iterator[tuple[str, bool]]:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        held, place = "", text.begin
+        held, place, before = "", text.begin, account.characters
         while text.held or text.more():
             raw = text.held
             try:
@@ -147,15 +150,15 @@ class Documents:
             raise DataError(
                 self.file, "ends within a character", place=f"byte {place}", hint="save it anew"
             ) from error
-        if account.characters + len(held) < self.least:
+        if account.characters - before + len(held) < self.least:
             account.leave_out("length", 0)
             return
         account.characters += len(held)
-        account.documents = 1
+        account.documents += 1
         yield held, True
 
 
-def _objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
+def objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
     """Number, value and place of each element of an array, or of each line."""
     start = text.next()
     record = 0

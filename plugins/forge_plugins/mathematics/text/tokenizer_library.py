@@ -36,6 +36,8 @@ class LibraryTokenizer:
         import tokenizers
 
         self.content = content
+        self.settings: dict[str, Any] = {}
+        """What other programs are told of it beside its file: a chat template, say."""
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(content)
         except Exception as error:
@@ -60,6 +62,11 @@ class LibraryTokenizer:
         """Tokens of several texts, by all cores."""
         result = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [item.ids for item in result]
+
+    def encode_placed(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Tokens of several texts, and the characters that each is of: begin and end."""
+        result = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [(item.ids, item.offsets) for item in result]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens; special ones give nothing."""

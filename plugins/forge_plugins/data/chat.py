@@ -1,0 +1,185 @@
+"""Conversations for language models, of which the answers are learned."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_kernel.api import (
+    Data,
+    Fault,
+    Kind,
+    LazyModule,
+    PluginError,
+    PluginInfo,
+    Run,
+    hookimpl,
+    stream_seed,
+)
+from forge_plugins.data.chat_config import ChatConfig
+from forge_plugins.data.fingerprint import Identity
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from forge_plugins.data import chat_batches, chat_rows
+    from forge_plugins.formats import errors
+    from forge_plugins.interchange import chat_tokenizer
+else:
+    np = LazyModule("numpy")
+    torch = LazyModule("torch")
+    chat_batches = LazyModule("forge_plugins.data.chat_batches")
+    chat_rows = LazyModule("forge_plugins.data.chat_rows")
+    errors = LazyModule("forge_plugins.formats.errors")
+    chat_tokenizer = LazyModule("forge_plugins.interchange.chat_tokenizer")
+
+
+def required(config: ChatConfig) -> tuple[str, ...]:
+    """What the model must be.
+
+    Raises:
+        PluginError: a path is not given.
+    """
+    faults = []
+    if config.path is None:
+        faults.append(Fault("it needs the path of the conversations", "path"))
+    if config.tokenizer is None:
+        hint = "tokenizer: the folder of the model"
+        faults.append(Fault("it needs a tokenizer", "tokenizer", hints=(hint,)))
+    if faults:
+        raise PluginError(faults)
+    return ("model:packed_sequences",) if config.packing else ()
+
+
+def _need_tokenizer(config: ChatConfig) -> chat_tokenizer.ChatTokenizer:
+    """The tokenizer and template that settings name.
+
+    Raises:
+        PluginError: they cannot be read.
+    """
+    assert config.tokenizer is not None, "the plan asks for it"
+    template = None if config.template is None else Path(config.template)
+    day = None if config.today is None else date.fromisoformat(config.today)
+    try:
+        return chat_tokenizer.read_chat_tokenizer(
+            Path(config.tokenizer), template, config.end_token, day
+        )
+    except ValueError as error:
+        raise PluginError(f"chat: {error}") from error
+
+
+def _fitting(rows: chat_rows.ChatRows, config: ChatConfig) -> tuple[Any, int]:
+    """Numbers of the conversations that are used, and how many are too long for it.
+
+    Raises:
+        PluginError: one is too long, and such are refused.
+    """
+    length = config.sequence_length
+    lengths = rows.lengths()
+    long = np.flatnonzero(lengths > length)
+    if len(long) and config.too_long == "refuse":
+        file, record = rows.where(int(long[0]))
+        raise PluginError(
+            f"chat: {file}, record {record}: the conversation has {lengths[long[0]] + 1} tokens, "
+            f"and a sequence room for {length + 1} ({len(long)} of {len(lengths)} are too long): "
+            "raise data.with.sequence_length, or set too_long: cut or leave_out"
+        )
+    usable = np.ones(len(lengths), np.bool_)
+    for number in long.tolist():
+        begin = int(rows.ends[number]) - int(lengths[number])  # of the first target
+        cut = np.asarray(rows.answers[begin : begin + length])
+        usable[number] = config.too_long == "cut" and bool(cut.any())
+    return np.flatnonzero(usable), int((~usable).sum())
+
+
+def _split(numbers: Any, config: ChatConfig, seed: int) -> tuple[Any, Any]:
+    """Conversations to train on and to validate with, each in the files' order."""
+    count = len(numbers)
+    kept = round(count * config.validation_split)
+    kept = min(max(1, kept), count - 1) if config.validation_split and count else 0
+    generator = torch.Generator().manual_seed(stream_seed(seed, "split"))
+    drawn = torch.randperm(count, generator=generator).numpy()
+    return numbers[np.sort(drawn[kept:])], numbers[np.sort(drawn[:kept])]
+
+
+class Chat:
+    """Conversations for language models, of which the answers are learned.
+
+    The tokenizer's own chat template makes a text of each; targets are the tokens of the answers,
+    and all others count for nothing. Conversations are packed with each other, so that no
+    room is left, and none sees another.
+    """
+
+    info = PluginInfo(
+        name="chat",
+        kind=Kind.DATA,
+        config=ChatConfig,
+        provides=("data:tokens", "data:classes"),
+        requires=required,
+        alternatives="or set data.with.packing: false, which pads: any language model takes that",
+        packages={
+            "tokenizers": "pip install 'forge-kernel[tokenizers]'",
+            "jinja2": "pip install 'forge-kernel[tokenizers]'",
+        },
+    )
+
+    def __init__(self, config: ChatConfig) -> None:
+        self.config = config
+        self._identity = Identity("chat", config.on_change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which conversations the run has read."""
+        return self._identity.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with others, unless `on_change` allows it."""
+        self._identity.load_state_dict(state)
+
+    @hookimpl
+    def make_data(self, run: Run) -> Data:
+        """The conversations as sequences; their tokens are mapped.
+
+        Raises:
+            PluginError: a file or the tokenizer cannot be read, a conversation is refused, or too
+                few are left.
+        """
+        config = self.config
+        chat = _need_tokenizer(config)
+        tokenizer = chat.tokenizer
+        if 0 <= run.settings.ignore_index < tokenizer.vocabulary:
+            raise PluginError(
+                f"chat: run.ignore_index is {run.settings.ignore_index}, which is a token: set "
+                "it to -100"
+            )
+        try:
+            rows = chat_rows.read_chat(config, chat)
+        except (errors.DataError, OSError) as error:
+            raise PluginError(f"chat: {error}") from error
+        numbers, too_long = _fitting(rows, config)
+        chosen = _split(numbers, config, run.seed)
+        if not len(chosen[0]):
+            raise PluginError(
+                f"chat: {config.path}: no conversation is left to train on ({too_long} are too "
+                "long): raise data.with.sequence_length, or give more of them"
+            )
+        training, validation = (
+            chat_batches.Sequences(rows, part, config, tokenizer.end, run.settings.ignore_index)
+            for part in chosen
+        )
+        if rows.left_out or too_long:
+            left_out = f"{rows.left_out} rows without a conversation, {too_long} too long"
+            run.emit_event("conversations_left_out", f"data.chat: {left_out}")
+        if config.packing:
+            run.emit_event(
+                "conversations_packed",
+                f"data.chat: {training.conversations} conversations in {training.count} sequences, "
+                f"{training.filled:.1%} full",
+                filled=training.filled,
+            )
+        self._identity.set(str(config.path), rows.content, len(rows.ends))
+        return chat_batches.ChatSequences(
+            training, validation, config, run.seed, tokenizer,
+            rank=run.strategy.rank, world=run.strategy.world_size,
+        )  # fmt: skip
