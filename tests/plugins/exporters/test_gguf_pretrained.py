@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **GEMMA, "num_hidden_layers": 7, "sliding_window": 6,
             "rope_parameters": {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
-                "full_attention": {"rope_type": "linear", "rope_theta": 2e4, "factor": 4.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 100.0, "factor": 8.0},
             },
         },
     ),
@@ -47,6 +47,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 
 
@@ -97,7 +98,7 @@ def test_a_trained_model_of_transformers_runs_in_llama_cpp(family: str, tmp_path
 @pytest.mark.parametrize(
     ("family", "kind", "scale_tensors", "changes"),
     [
-        ("llama", "q4_0", False, {**NARROW, "attention_bias": True, "mlp_bias": True}),
+        ("llama", "q4_0", False, {**NARROW, "attention_bias": True, "rope_parameters": LINEAR}),
         ("llama", "tq1_0", True, {**WIDE, "rope_parameters": LLAMA3, "mlp_bias": True}),
         ("qwen3", "tq1_0", True, {**WIDE, "head_dim": 64, "tie_word_embeddings": True}),
         ("gemma3", "tq1_0", False, {**WIDE, **GEMMA, "tie_word_embeddings": False}),
