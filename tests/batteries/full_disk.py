@@ -91,7 +91,7 @@ def verdict(folder: Path, disk: Disk, policy: str, fills: int, empties: int) -> 
     with disk.mounted():
         outcome = small_run(
             [filler], folder, max_steps=STEPS, save_every=2, validate_every=None,
-            on_disk_full=policy, keep_checkpoints=9,
+            on_disk_full=policy, pause_minutes=0.1, keep_checkpoints=9,
         )  # fmt: skip
     steps = CheckpointReader(folder / "checkpoints").steps()
     for step in steps:

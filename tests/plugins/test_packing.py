@@ -48,7 +48,7 @@ def test_packing_is_exact_for_any_shape(shape: tuple[int, ...], seed: int) -> No
 def test_blocks_are_exact_for_any_shape(rows: int, blocks: int, seed: int) -> None:
     found = levels((rows, 256 * blocks), seed)
     found[0, :256] = 0
-    for kind in ("tq1_0", "tq2_0"):
+    for kind in ("tq1_0", "tq2_0", "q4_0"):
         packed = pack_blocks(found, 0.5, kind)  # type: ignore[arg-type]
         again, scales = unpack_blocks(packed, 256 * blocks, kind)  # type: ignore[arg-type]
         assert torch.equal(again, found)
@@ -66,6 +66,17 @@ def test_blocks_are_byte_for_byte_those_of_the_package_gguf() -> None:
     for kind in ("tq1_0", "tq2_0"):
         theirs = gguf.quants.quantize(weights, gguf.GGMLQuantizationType[kind.upper()])
         assert torch.equal(pack_blocks(found, 0.0371, kind), torch.from_numpy(theirs))  # type: ignore[arg-type]
+
+
+def test_blocks_of_four_bits_are_read_by_the_package_gguf() -> None:
+    need("gguf")
+    import gguf
+
+    found = levels((7, 96), 1)
+    found[3, 32:64] = 0
+    packed = pack_blocks(found, 0.25, "q4_0")
+    theirs = gguf.quants.dequantize(packed.numpy(), gguf.GGMLQuantizationType.Q4_0)
+    assert torch.equal(torch.from_numpy(theirs), found * 0.25)
 
 
 def test_two_bits_of_a_matrix_are_what_transformers_unpacks() -> None:
@@ -120,6 +131,8 @@ def test_bytes_that_mean_nothing_are_refused(places: int) -> None:
         unpack(torch.zeros(1, dtype=torch.uint8), (1,))
     with pytest.raises(ValueError, match="no level"):
         unpack_blocks(torch.full((1, 66), 255, dtype=torch.uint8), 256, "tq2_0")
+    with pytest.raises(ValueError, match="no level"):
+        unpack_blocks(torch.zeros((1, 18), dtype=torch.uint8), 32, "q4_0")
 
 
 def model() -> nn.Module:

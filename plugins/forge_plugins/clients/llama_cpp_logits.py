@@ -19,6 +19,8 @@ def server_of(file: str, context: int) -> Any:
     options.cpuparams.n_threads = 1
     options.cpuparams_batch.n_threads = 1
     # a cache and an attention in full precision: the file is judged, not the cache
+    # all keys of a sliding window's layers: of the cut cache, a second sample gets other logits
+    options.swa_full = True
     options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(options)

@@ -12,16 +12,17 @@ from msgspec import Meta
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from forge_plugins.clients import reading, verification
-    from forge_plugins.interchange import gguf, gguf_llama, tokenizer_files, tokenizer_texts
-    from forge_plugins.mathematics.networks import llama
+    from forge_plugins.interchange import gguf, gguf_model, tokenizer_files, tokenizer_texts
     from forge_plugins.mathematics.text import tokenizer_library
     from forge_plugins.mathematics.text.tokenizers import Tokenizer
 else:
     reading = LazyModule("forge_plugins.clients.reading")
     verification = LazyModule("forge_plugins.clients.verification")
     gguf = LazyModule("forge_plugins.interchange.gguf")
-    gguf_llama = LazyModule("forge_plugins.interchange.gguf_llama")
+    gguf_model = LazyModule("forge_plugins.interchange.gguf_model")
     tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
     tokenizer_library = LazyModule("forge_plugins.mathematics.text.tokenizer_library")
     tokenizer_texts = LazyModule("forge_plugins.interchange.tokenizer_texts")
@@ -39,8 +40,11 @@ class GgufConfig:
     """Types of the tensors."""
 
     type: Annotated[
-        Literal["tq2_0", "tq1_0"],
-        Meta(description="of ternary weights: 2.06 bits each and fast, or 1.69 bits each"),
+        Literal["tq2_0", "tq1_0", "q4_0"],
+        Meta(
+            description="of ternary weights: 2.06 bits each and fast, 1.69 bits each, or 4.5 bits "
+            "each for rows that are a multiple of 32 and not of 256"
+        ),
     ] = "tq2_0"
     scale: Annotated[
         Literal["block", "tensor"],
@@ -50,8 +54,8 @@ class GgufConfig:
         ),
     ] = "block"
     other: Annotated[
-        Literal["f32", "f16"], Meta(description="type of embedding, head and unquantized layers")
-    ] = "f32"
+        Literal["f16", "f32"], Meta(description="type of embedding, head and unquantized layers")
+    ] = "f16"
     verify: Annotated[
         bool, Meta(description="load the file in llama.cpp, where installed, and compare")
     ] = True
@@ -63,19 +67,28 @@ def _tokenizer(run: Run) -> Tokenizer | None:
     return result
 
 
+def requirements(config: GgufConfig) -> tuple[str, ...]:
+    """What llama.cpp computes, in rows that fill the blocks."""
+    needs = ("model:ternary", "model:llama_cpp")
+    return needs if config.type == "q4_0" else (*needs, "model:rows_of_256")
+
+
 class Gguf:
     """The network as a GGUF file for llama.cpp.
 
-    Writes `model.gguf` with its vocabulary, then asks llama.cpp for its probabilities.
+    Writes `model.gguf` with its vocabulary, then asks llama.cpp for its probabilities. Of the
+    transformers library it takes Llama, Mistral, Qwen 2 and 3, Gemma 3, Phi-3 and BitNet models.
     """
 
     info = PluginInfo(
         name="gguf",
         kind=Kind.EXPORTERS,
         config=GgufConfig,
-        requires=("model:ternary", "model:llama", "model:silu", "model:rows_of_256"),
-        alternatives="packed_ternary and state_dict (weights: applied) hold any levels, and "
-        "state_dict any network",
+        requires=requirements,
+        alternatives="llama.cpp computes llama_decoder with activation: silu, and of transformers "
+        "llama, mistral, qwen2, qwen3, gemma3_text, phi3 and bitnet with the activation that it "
+        "has for each; type: q4_0 takes rows of any multiple of 32; packed_ternary and state_dict "
+        "(weights: applied) hold any levels, and state_dict any network",
     )
 
     def __init__(self, config: GgufConfig) -> None:
@@ -84,9 +97,10 @@ class Gguf:
     @hookimpl
     def check_export(self, run: Run) -> str | None:
         """What llama.cpp cannot compute, and a tokenizer that it would read otherwise."""
+        kind, scale_tensors = self.config.type, self.config.scale == "tensor"
         try:
-            shape = gguf_llama.check_gguf(run.model).shape
-            _ = tokenizer_files.gguf_vocabulary(_tokenizer(run), shape.vocabulary)
+            sizes = gguf_model.check_gguf(run.model, kind, scale_tensors=scale_tensors)
+            _ = tokenizer_files.gguf_vocabulary(_tokenizer(run), sizes.vocabulary)
         except ValueError as error:
             return str(error)
         return None
@@ -99,13 +113,14 @@ class Gguf:
             PluginError: the model is of another architecture, has no ternary layer or computes
                 what llama.cpp does not, or llama.cpp computes something else.
         """
-        config, tokenizer = self.config, _tokenizer(run)
+        config, tokenizer, model = self.config, _tokenizer(run), run.active_model
+        scale_tensors = config.scale == "tensor"
         try:
-            model = gguf_llama.check_gguf(run.active_model)
-            tensors = gguf_llama.gguf_tensors(
-                model, config.type, scale_tensors=config.scale == "tensor", other=config.other
+            sizes = gguf_model.check_gguf(model, config.type, scale_tensors=scale_tensors)
+            tensors = gguf_model.gguf_tensors(
+                model, config.type, scale_tensors=scale_tensors, other=config.other
             )
-            entries = gguf_llama.gguf_entries(model, config.type, tokenizer, run.settings.name)
+            entries = gguf_model.gguf_entries(model, config.type, tokenizer, run.settings.name)
         except ValueError as error:
             raise PluginError(f"gguf: {error}") from error
         file = folder / "model.gguf"
@@ -114,22 +129,24 @@ class Gguf:
             "format": f"gguf {config.type}",
             "architecture": entries["general.architecture"],
             "scale": config.scale,
+            "context": sizes.context,
+            "unquantized": gguf_model.unquantized(tensors),
             "step": run.progress.step,
             "bytes": file.stat().st_size,
-            "verified": self._verified(run, file, model),
+            "verified": self._verified(run, file, model, sizes.context),
         }
 
-    def _verified(self, run: Run, file: Path, model: llama.Llama) -> dict[str, Any]:
+    def _verified(self, run: Run, file: Path, model: nn.Module, context: int) -> dict[str, Any]:
         config = self.config
         if not config.verify:
             return verification.NOT_ASKED
-        meant = gguf_llama.gguf_numbers(
+        meant = gguf_model.gguf_numbers(
             model, config.type, scale_tensors=config.scale == "tensor", other=config.other
         )
         result = reading.compared_weights(reading.GGUF_WEIGHTS, file, meant)
         texts = _texts(_tokenizer(run))
         result |= reading.compared_texts(reading.LLAMA_CPP_TOKENS, file, texts)
-        room = model.shape.context - 1  # one place is for the token that is generated
+        room = context - 1  # one place is for the token that is generated
         if room < 1:
             why = "a context of one token leaves llama.cpp no room"
             return verification.not_verified(why) | result

@@ -1,8 +1,9 @@
-"""TQ1_0 and TQ2_0: ternary weights in blocks of 256, as llama.cpp reads them.
+"""TQ1_0, TQ2_0 and Q4_0: ternary weights in blocks, as llama.cpp reads them.
 
-Layout as in ggml (`block_tq1_0`, `block_tq2_0`): codes `level + 1`, then one fp16 scale. Unlike
-the quantizers of ggml and of the `gguf` package, these take the levels as they are: they do not
-search a scale in weights that have one already.
+Layout as in ggml. `block_tq1_0` and `block_tq2_0`, of 256 weights: codes `level + 1`, then one fp16
+scale. `block_q4_0`, of 32 weights, for rows that do not fill those: the scale, then codes
+`level + 8` of four bits. Unlike the quantizers of ggml and of the `gguf` package, these take the
+levels as they are: they do not search a scale in weights that have one already.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from forge_plugins.mathematics.quantization.packing import check_levels
 
-BlockType = Literal["tq1_0", "tq2_0"]
-BLOCK: Final = 256
-BLOCK_BYTES: Final[dict[BlockType, int]] = {"tq1_0": 54, "tq2_0": 66}
+BlockType = Literal["tq1_0", "tq2_0", "q4_0"]
+BLOCK: Final[dict[BlockType, int]] = {"tq1_0": 256, "tq2_0": 256, "q4_0": 32}
+"""Weights of a block."""
+BLOCK_BYTES: Final[dict[BlockType, int]] = {"tq1_0": 54, "tq2_0": 66, "q4_0": 18}
+_ZERO: Final = 8
+"""The code of level 0 in Q4_0."""
 
 
 def _digits(levels: Tensor, base: int, out: Tensor, *, first_is_high: bool) -> None:
@@ -37,45 +41,80 @@ def _fixed_point(codes: Tensor) -> Tensor:
     return codes.float().mul_(256 / 243).ceil_().to(torch.uint8)
 
 
-def pack_blocks(levels: Tensor, scale: Tensor | float, kind: BlockType) -> Tensor:
-    """Ternary levels as the bytes of a GGUF tensor.
-
-    Args:
-        levels: int8 in {-1, 0, 1}, shape (rows, columns), columns a multiple of 256.
-        scale: one level's worth (applied weight = level * scale), a number.
-        kind: of the blocks.
-
-    Returns:
-        uint8, shape (rows, columns / 256 * bytes of a block). A block of zeros has the scale 0,
-        as other programs write it.
-
-    Raises:
-        ValueError: levels outside the grid, or columns that do not fill blocks.
-    """
-    check_levels(levels)
-    if levels.ndim != 2 or levels.shape[1] % BLOCK:
-        raise ValueError(f"rows of {levels.shape[-1]} weights do not fill blocks of {BLOCK}")
-    rows = len(levels)
-    blocks = levels.reshape(-1, BLOCK)
-    packed = torch.empty((len(blocks), BLOCK_BYTES[kind]), dtype=torch.uint8)
+def _pack_ternary(blocks: Tensor, packed: Tensor, kind: BlockType) -> None:
+    """The codes of TQ1_0 and TQ2_0, which stand before the scale."""
     codes = packed.view(torch.int8)
     if kind == "tq2_0":
         halves = blocks.view(-1, 4, 32)  # two for each block
         own = torch.empty((len(halves), 32), dtype=torch.int8)
         _digits(halves, 4, own, first_is_high=False)
         codes[:, :64] = own.view(-1, 64)
-    else:
-        digits = torch.empty((len(blocks), 52), dtype=torch.int8)
-        _digits(blocks[:, :160].view(-1, 5, 32), 3, digits[:, :32], first_is_high=True)
-        _digits(blocks[:, 160:240].view(-1, 5, 16), 3, digits[:, 32:48], first_is_high=True)
-        last = digits[:, 48:]
-        _digits(blocks[:, 240:].view(-1, 4, 4), 3, last, first_is_high=True)
-        last.mul_(3)  # four digits in the five places of the others
-        packed[:, :52] = _fixed_point(digits.view(torch.uint8))
+        return
+    digits = torch.empty((len(blocks), 52), dtype=torch.int8)
+    _digits(blocks[:, :160].view(-1, 5, 32), 3, digits[:, :32], first_is_high=True)
+    _digits(blocks[:, 160:240].view(-1, 5, 16), 3, digits[:, 32:48], first_is_high=True)
+    last = digits[:, 48:]
+    _digits(blocks[:, 240:].view(-1, 4, 4), 3, last, first_is_high=True)
+    last.mul_(3)  # four digits in the five places of the others
+    packed[:, :52] = _fixed_point(digits.view(torch.uint8))
+
+
+def _pack_four_bits(blocks: Tensor, packed: Tensor) -> None:
+    """The codes of Q4_0, which stand behind the scale: two in a byte, 16 places apart."""
+    codes = (blocks + _ZERO).view(torch.uint8)
+    packed[:, 2:] = codes[:, :16] | (codes[:, 16:] << 4)
+
+
+def pack_blocks(levels: Tensor, scale: Tensor | float, kind: BlockType) -> Tensor:
+    """Ternary levels as the bytes of a GGUF tensor.
+
+    Args:
+        levels: int8 in {-1, 0, 1}, shape (rows, columns); columns fill blocks.
+        scale: one level's worth (applied weight = level * scale), a number.
+        kind: of the blocks.
+
+    Returns:
+        uint8, shape (rows, columns / weights of a block * bytes of a block). A block of zeros has
+        the scale 0, as other programs write it.
+
+    Raises:
+        ValueError: levels outside the grid, or columns that do not fill blocks.
+    """
+    check_levels(levels)
+    block = BLOCK[kind]
+    if levels.ndim != 2 or levels.shape[1] % block:
+        raise ValueError(f"rows of {levels.shape[-1]} weights do not fill blocks of {block}")
+    rows = len(levels)
+    blocks = levels.reshape(-1, block)
+    packed = torch.empty((len(blocks), BLOCK_BYTES[kind]), dtype=torch.uint8)
     used = blocks.view(torch.int64).any(dim=1)
     scales = torch.where(used, torch.as_tensor(scale, dtype=torch.float32).cpu(), 0.0)
-    packed[:, -2:] = scales.to(torch.float16).view(-1, 1).view(torch.uint8)
+    stored = scales.to(torch.float16).view(-1, 1).view(torch.uint8)
+    if kind == "q4_0":
+        packed[:, :2] = stored
+        _pack_four_bits(blocks, packed)
+    else:
+        packed[:, -2:] = stored
+        _pack_ternary(blocks, packed, kind)
     return packed.view(rows, -1)
+
+
+def _unpack_ternary(codes: Tensor, kind: BlockType) -> Tensor:
+    """Codes 0 to 2 (3: of no level) of TQ1_0 and TQ2_0, uint8, shape (blocks, 256)."""
+    levels = torch.empty((len(codes), BLOCK[kind]), dtype=torch.uint8)
+    if kind == "tq2_0":
+        halves, places = codes.reshape(-1, 32), levels.view(-1, 4, 32)
+        for place in range(4):
+            places[:, place] = (halves >> (2 * place)) & 3
+        return levels
+    for begin, end, start, count in ((0, 32, 0, 5), (32, 48, 160, 5), (48, 52, 240, 4)):
+        value = codes[:, begin:end].to(torch.int16)
+        for place in range(count):
+            value = value * 3
+            first = start + place * (end - begin)
+            levels[:, first : first + end - begin] = (value >> 8).to(torch.uint8)
+            value &= 255
+    return levels
 
 
 def unpack_blocks(packed: Tensor, columns: int, kind: BlockType) -> tuple[Tensor, Tensor]:
@@ -88,32 +127,24 @@ def unpack_blocks(packed: Tensor, columns: int, kind: BlockType) -> tuple[Tensor
 
     Returns:
         int8 levels of shape (rows, columns), and the fp16 scales of the blocks, shape
-        (rows, columns / 256).
+        (rows, columns / weights of a block).
 
     Raises:
         ValueError: the bytes do not fit, or hold a code that stands for no level.
     """
-    size = BLOCK_BYTES[kind]
-    fits = packed.dtype is torch.uint8 and packed.ndim == 2 and columns % BLOCK == 0
-    if not fits or packed.shape[1] != columns // BLOCK * size:
+    size, block = BLOCK_BYTES[kind], BLOCK[kind]
+    fits = packed.dtype is torch.uint8 and packed.ndim == 2 and columns % block == 0
+    if not fits or packed.shape[1] != columns // block * size:
         raise ValueError(f"{tuple(packed.shape)} bytes do not hold rows of {columns} in {kind}")
     rows = len(packed)
     blocks = packed.reshape(-1, size)
-    codes = blocks[:, :-2]
-    levels = torch.empty((len(blocks), BLOCK), dtype=torch.uint8)
-    if kind == "tq2_0":
-        halves, places = codes.reshape(-1, 32), levels.view(-1, 4, 32)
-        for place in range(4):
-            places[:, place] = (halves >> (2 * place)) & 3
+    if kind == "q4_0":
+        raw, stored = blocks[:, 2:], blocks[:, :2]
+        levels = torch.cat([raw & 15, raw >> 4], dim=1) - (_ZERO - 1)  # below -1: beyond 2
     else:
-        for begin, end, start, count in ((0, 32, 0, 5), (32, 48, 160, 5), (48, 52, 240, 4)):
-            value = codes[:, begin:end].to(torch.int16)
-            for place in range(count):
-                value = value * 3
-                first = start + place * (end - begin)
-                levels[:, first : first + end - begin] = (value >> 8).to(torch.uint8)
-                value &= 255
+        stored = blocks[:, -2:]
+        levels = _unpack_ternary(blocks[:, :-2], kind)
     if levels.numel() and int(levels.max()) > 2:
         raise ValueError("the packed bytes hold a code that stands for no level")
-    scales = blocks[:, -2:].contiguous().view(torch.float16)
+    scales = stored.contiguous().view(torch.float16)
     return levels.view(torch.int8).sub_(1).view(rows, columns), scales.view(rows, -1)

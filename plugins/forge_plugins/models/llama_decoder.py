@@ -60,6 +60,8 @@ class LlamaDecoderConfig:
 def form(config: LlamaDecoderConfig) -> tuple[str, ...]:
     """What exporters need to know before anything is built."""
     result = ["model:llama", "model:transformers", f"model:{config.activation}"]
+    if config.activation == "silu":
+        result.append("model:llama_cpp")
     narrow = (config.groups or config.heads) * (config.width // config.heads)
     rows = (config.width, config.hidden)
     if not any(size % 256 for size in rows):

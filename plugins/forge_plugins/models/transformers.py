@@ -23,8 +23,9 @@ from forge_kernel.api import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_plugins.interchange import model_folder, transformers_model
+    from forge_plugins.interchange import gguf_families, model_folder, transformers_model
 else:
+    gguf_families = LazyModule("forge_plugins.interchange.gguf_families")
     model_folder = LazyModule("forge_plugins.interchange.model_folder")
     transformers_model = LazyModule("forge_plugins.interchange.transformers_model")
 
@@ -106,11 +107,15 @@ def provided(config: TransformersConfig) -> tuple[str, ...]:
     try:
         folder = _need_folder(config)
     except PluginError:  # `required` says why: no exporter need complain as well
-        return ("model:transformers", "model:rows_of_256", "model:columns_of_4")
+        return (
+            "model:transformers", "model:llama_cpp", "model:rows_of_256", "model:columns_of_4",
+        )  # fmt: skip
     kind = str(folder.text.get("model_type", "")).replace("-", "_")
     result = ["model:transformers", f"model:transformers_{kind}"]
     if folder.task == "causal_lm" and kind in PACKS:
         result.append("model:packed_sequences")
+    if folder.task == "causal_lm" and gguf_families.is_computed(folder.config):
+        result.append("model:llama_cpp")
     columns, rows = folder.rows()
     if columns and not any(size % 256 for size in columns):
         result.append("model:rows_of_256")  # of the weights: their second dimension

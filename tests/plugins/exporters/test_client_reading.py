@@ -17,7 +17,7 @@ from forge_kernel.errors import PluginError
 from forge_plugins.clients.reading import GGUF_WEIGHTS, ONNX_WEIGHTS, compared_weights
 from forge_plugins.clients.verification import Client, sample_inputs
 from forge_plugins.interchange.gguf import write_gguf
-from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_numbers, gguf_tensors
+from forge_plugins.interchange.gguf_model import gguf_entries, gguf_numbers, gguf_tensors
 from forge_plugins.interchange.transformers_folder import folder_tensors, wrong_tensors
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
 from forge_plugins.mathematics.networks.mlp import Mlp

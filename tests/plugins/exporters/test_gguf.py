@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from forge_plugins.clients.verification import LLAMA_CPP, _ask, agreement
 from forge_plugins.interchange.gguf import write_gguf
-from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_tensors, interleave
+from forge_plugins.interchange.gguf_model import gguf_entries, gguf_tensors
+from forge_plugins.interchange.gguf_parts import interleave
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 

@@ -16,7 +16,7 @@ from forge_kernel import load_pipeline, run
 from forge_kernel.errors import PluginError
 from forge_plugins.clients.reading import LLAMA_CPP_TOKENS, Texts, compared_texts
 from forge_plugins.interchange.gguf import write_gguf
-from forge_plugins.interchange.gguf_llama import gguf_entries, gguf_tensors
+from forge_plugins.interchange.gguf_model import gguf_entries, gguf_tensors
 from forge_plugins.interchange.tokenizer_files import gguf_vocabulary
 from forge_plugins.interchange.tokenizer_texts import probe_texts
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape

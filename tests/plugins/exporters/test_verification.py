@@ -108,10 +108,10 @@ def test_log_probabilities_agree_with_their_logits() -> None:
     ("settings", "words"),
     [
         (["quantizer=null"], "model:ternary"),
-        (["model.with.activation=relu2"], "model:silu"),
+        (["model.with.activation=relu2"], "model:llama_cpp"),
         (["model.with.hidden=300"], "model:rows_of_256"),
         (["model.with.hidden=258", "exporters=[{use: transformers}]"], "model:columns_of_4"),
-        (["model={use: decoder_transformer}"], "model:llama"),
+        (["model={use: decoder_transformer}"], "model:llama_cpp"),
         (["quantizer=null", "exporters=[{use: onnx}]"], "model:quantized"),
         (
             ["quantizer=null", "exporters=[{use: state_dict, with: {weights: applied}}]"],

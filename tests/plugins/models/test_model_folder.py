@@ -265,10 +265,10 @@ def test_a_check_knows_the_sizes_and_imports_neither_torch_nor_transformers(tmp_
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "loaded []" in done.stdout
     shown = done.stdout + done.stderr
-    assert "gguf needs 'model:llama'" in shown
+    assert "gguf needs 'model:rows_of_256'" in shown
     assert "model:transformers_llama" in shown
     assert "model:columns_of_4" in shown
-    known = "model:columns_of_4, model:quantized, model:ternary, model:transformers, model:transf"
+    known = "model:columns_of_4, model:llama_cpp, model:quantized, model:ternary, model:transf"
     assert f"this run has: {known}" in shown
 
 
