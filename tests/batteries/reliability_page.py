@@ -14,6 +14,11 @@ What the kernel promises about runs, files and plugins, and how often each promi
 last long run of the batteries (`make deep`; commit {commit}, {when}, {machine}). Each draws its
 trials from a seed, so that `python tests/batteries NAME --seed SEED --count COUNT` repeats them.
 SECURITY.md says what is not promised. This page is written by `python tests/batteries --docs`.
+"N of M" had a limit of time.
+
+What grows with a run: `forge.log` by a line (some 200 bytes) for each validation, checkpoint and event;
+`metrics.jsonl` and `metrics.csv` by a line for each log and validation; `checkpoints/` not at all.
+`status.json` keeps the newest events alone.
 
 | battery | promise, in each trial | tried | wrong | seed | seconds |
 |---|---|---:|---:|---:|---:|

@@ -78,6 +78,6 @@ BATTERY = Battery(
     name="soak",
     promise="below 1 MB in 1,000 steps, no file and no thread more",
     ci=3,
-    deep=200,
+    deep=20,
     trials=trials,
 )
