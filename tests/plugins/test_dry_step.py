@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from chats import add_tokenizer, write_chats
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_folders import make_folder
@@ -125,6 +126,14 @@ def model_folder() -> str:
     return str(make_folder(Path(tempfile.mkdtemp()) / "model", "llama"))
 
 
+@cache
+def chat_folder() -> str:
+    """Conversations beside a tokenizer with a template, made once."""
+    folder = add_tokenizer(Path(tempfile.mkdtemp()) / "chat")
+    write_chats(folder / "chats.jsonl")
+    return str(folder)
+
+
 def draws(count: int) -> Any:
     """So many settings of a plugin."""
     health = list(HealthCheck)
@@ -168,6 +177,10 @@ def a_step(key: str, data: st.DataObject) -> None:
         chosen["head"] = "4"  # the last layer of the trial's model
     if key == "model.transformers":
         chosen |= {"path": model_folder(), "task": None}  # which the trial's loss is for
+    if key == "data.chat":  # the trial's model takes neither packed sequences nor long ones
+        place = Path(chat_folder())
+        chosen |= {"path": str(place / "chats.jsonl"), "tokenizer": str(place), "template": None,
+                   "packing": False, "sequence_length": 512, "validation_split": 0.1, "today": None}  # fmt: skip
     if key == "data.text":  # a share too small for one window is refused at the start
         chosen.pop("validation_split", None)
     if key == "model.python_class":  # one with weights, that fits the trial's data

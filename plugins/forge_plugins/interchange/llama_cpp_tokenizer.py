@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from forge_plugins.interchange.byte_alphabet import byte_alphabet
+from forge_plugins.mathematics.text.byte_alphabet import byte_alphabet
 from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 
 Step = tuple[str, ...]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from forge_plugins.interchange.byte_alphabet import byte_alphabet
 from forge_plugins.interchange.llama_cpp_tokenizer import UNUSED, pretrained_vocabulary
+from forge_plugins.mathematics.text.byte_alphabet import byte_alphabet
 from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.text.tokenizers import END, UNKNOWN, CharacterTokenizer, Tokenizer
 

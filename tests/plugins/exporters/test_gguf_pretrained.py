@@ -15,7 +15,7 @@ from forge_plugins.clients.reading import GGUF_WEIGHTS, compared_weights
 from forge_plugins.clients.verification import LLAMA_CPP, answer_of, verify
 from forge_plugins.interchange.gguf import write_gguf
 from forge_plugins.interchange.gguf_families import is_computed
-from forge_plugins.interchange.gguf_model import check_gguf, gguf_entries, gguf_tensors, unquantized
+from forge_plugins.interchange.gguf_model import check_gguf, gguf_entries, gguf_tensors
 from forge_plugins.interchange.model_folder import read_model_folder
 from forge_plugins.interchange.transformers_model import load_model, prepare_inputs
 from forge_plugins.mathematics.quantization.conversion import convert_linears
@@ -115,17 +115,6 @@ def test_llama_cpp_gives_the_probabilities_of_the_forms_of_a_family(
     write_gguf(file, gguf_entries(model, kind, ByteTokenizer(), "x"), tensors)
     inputs = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(5))
     assert verify(LLAMA_CPP, file, inputs, model, worst=0.05)["top1_agreement"] >= 0.85
-
-
-def test_a_quantized_head_of_a_tied_model_stands_beside_the_embedding(tmp_path: Path) -> None:
-    need("xllamacpp")
-    model = ternary(tmp_path / "model", "llama", skip="", **WIDE, tie_word_embeddings=True)
-    tensors = gguf_tensors(model, "tq2_0", other="f16")
-    write_gguf(tmp_path / "x.gguf", gguf_entries(model, "tq2_0", ByteTokenizer(), "x"), tensors)
-    inputs = torch.randint(256, (1, 8), generator=torch.Generator().manual_seed(5))
-    assert tensors["output.weight"].kind == "tq2_0"
-    assert unquantized(tensors)["tensors"] == ["token_embd.weight"]
-    verify(LLAMA_CPP, tmp_path / "x.gguf", inputs, model, worst=0.05)
 
 
 @pytest.mark.parametrize(

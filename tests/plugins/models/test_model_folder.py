@@ -268,7 +268,7 @@ def test_a_check_knows_the_sizes_and_imports_neither_torch_nor_transformers(tmp_
     assert "gguf needs 'model:rows_of_256'" in shown
     assert "model:transformers_llama" in shown
     assert "model:columns_of_4" in shown
-    known = "model:columns_of_4, model:llama_cpp, model:quantized, model:ternary, model:transf"
+    known = "model:columns_of_4, model:llama_cpp, model:packed_sequences, model:quantized"
     assert f"this run has: {known}" in shown
 
 
