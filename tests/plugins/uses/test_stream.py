@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import forked
-import model_folders
 import pytest
 import torch
 from clients import need
 from llamas import ternary_llama
+from model_folders import FAMILIES, VOCABULARY, library, make_folder
 from torch import Tensor, nn
 
 from forge_kernel import TrainedRun, load_run, run
@@ -65,12 +65,12 @@ def test_kept_keys_and_values_are_those_of_the_whole_sequence() -> None:
     torch.testing.assert_close(torch.cat(answers), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [name for name in DECODERS if name in model_folders.FAMILIES])
+@pytest.mark.parametrize("family", [name for name in DECODERS if name in FAMILIES])
 def test_a_model_of_the_library_writes_what_the_library_writes(family: str, tmp_path: Path) -> None:
-    transformers = model_folders.library()
-    folder = model_folders.make_folder(tmp_path / "m", family)
+    transformers = library()
+    folder = make_folder(tmp_path / "m", family)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokens = prompt(5, model_folders.VOCABULARY)
+    tokens = prompt(5, VOCABULARY)
     theirs = model.generate(
         tokens[None], attention_mask=torch.ones(1, 5), max_new_tokens=9, do_sample=False,
         eos_token_id=None, pad_token_id=0,
@@ -80,7 +80,7 @@ def test_a_model_of_the_library_writes_what_the_library_writes(family: str, tmp_
 
 
 def test_choices_have_the_probabilities_of_transformers() -> None:
-    transformers = model_folders.library()
+    transformers = library()
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1)) * 3
     for temperature, top_k, top_p in [
         (0.7, None, 1.0),
@@ -226,7 +226,7 @@ def test_the_command_writes_what_python_writes(trained: Path) -> None:
 
 def test_an_export_writes_what_the_run_writes(trained: Path) -> None:
     need("transformers")
-    model_folders.library()
+    library()
     folder = trained / "exports" / "transformers"
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0, "seed": 2}
     assert load_run(folder).generate("The ", **options) == load_run(trained).generate(
@@ -236,7 +236,7 @@ def test_an_export_writes_what_the_run_writes(trained: Path) -> None:
 
 def test_a_chat_goes_through_the_models_template(tmp_path: Path, trained: Path) -> None:
     need("transformers")
-    model_folders.library()
+    library()
     folder = tmp_path / "chat"
     folder.mkdir()
     for file in (trained / "exports" / "transformers").iterdir():
