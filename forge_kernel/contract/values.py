@@ -35,7 +35,9 @@ class Batch:
     weights: Tensor | None = None
     positions: slice | Tensor | None = None
     ignore_index: int = field(default=IGNORE_INDEX, kw_only=True)
-    _count: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    _count: tuple[Any, Any, Any, int, Counted] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def samples(self) -> int:
@@ -78,15 +80,10 @@ class Batch:
         targets, weights, ignore_index = self.targets, self.weights, self.ignore_index
         known, version = self._count, getattr(targets, "_version", 0)
         # what a count is of: it is taken anew when any of it is replaced or written to
-        if (
-            known is not None
-            and known[0] is targets
-            and known[1] is weights
-            and known[2] == ignore_index
-            and known[3] == version
-        ):
-            answer: Counted = known[4]
-            return answer
+        if known is not None:
+            of, by, without, at, answer = known
+            if of is targets and by is weights and without == ignore_index and at == version:
+                return answer
         taken = count(targets, weights, self.inputs, ignore_index)
         self._count = (targets, weights, ignore_index, version, taken)
         return taken

@@ -31,17 +31,20 @@ class ForwardPass:
 
     Attributes:
         autocast: dtype of the products, or None for the weights' own.
+        to_device: the batch on the device, with what counts in it; what is no batch is refused.
         training_loss: the loss's answer to a batch; listeners are told the outputs.
         batches: taken so far, in training and validation: a sign of life.
     """
 
+    to_device: Callable[[Any], Batch]
     training_loss: Callable[[Batch], Any]
 
     def __init__(self, run: Run, step: Step, bus: Bus) -> None:
         self.run, self.step = run, step
         self.batches = 0
         self.autocast = AUTOCAST.get(run.settings.precision)
-        self._moves = run.device.type != "cpu"
+        # chosen here, since each step calls it
+        self.to_device = self._on_host if run.device.type == "cpu" else self._moved
         self._ignore_index = run.settings.ignore_index
         self._bus = bus
         self._on_outputs = bus.calls("on_outputs")
@@ -50,20 +53,16 @@ class ForwardPass:
         assert compute_loss is not None, "the planner let a run pass without compute_loss"
         self._compute_loss = compute_loss
         self._model_call = ModelCall(run.model)
-        # chosen here, since each step calls it
         self.training_loss = self._plainly if self.autocast is None else self._under_autocast
 
-    def to_device(self, batch: Any) -> Batch:
-        """The batch on the device, with what counts in it.
-
-        Raises:
-            RunError: it is no batch.
-        """
+    def _on_host(self, batch: Any) -> Batch:
         self.batches += 1
         taken: Batch = batch if isinstance(batch, Batch) else batch_from(batch)
         taken.ignore_index = self._ignore_index
-        if not self._moves:
-            return taken
+        return taken
+
+    def _moved(self, batch: Any) -> Batch:
+        taken = self._on_host(batch)
         counted = taken.counted  # before it moves: on the host counting waits for nothing
         moved: Batch = taken.to(self.run.device)
         moved.ignore_index = taken.ignore_index

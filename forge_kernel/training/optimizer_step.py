@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.values import Batch, Step
-from forge_kernel.errors import NonFiniteError, PluginError, RunError
+from forge_kernel.errors import NonFiniteError, OutOfMemoryError, PluginError, RunError
 from forge_kernel.training.accumulation import GradientAccumulation
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.events import pass_events
@@ -117,37 +117,54 @@ class OptimizerStep:
 
     def open(self) -> None:
         """Number the step that comes."""
-        step, number = self.step, self.run.progress.step + 1
-        step.number = number
-        step.logs = number % self.run.settings.log_every == 0 or number == self.run.total_steps
+        run, step = self.run, self.step
+        step.number = number = run.progress.step + 1
+        step.logs = number % run.settings.log_every == 0 or number == run.total_steps
 
     def take(self, batches: Sequence[Batch]) -> None:
-        """A whole window: each micro-batch, then the update."""
-        whole, parts, updates = batches, self.parts, False
+        """A whole window: each micro-batch, then the update; a dropped one is counted as such."""
+        parts = self.parts
+        micro_batches = batches if parts == 1 else out_of_memory.split(batches, parts)
+        if not self._stepped(micro_batches, batches):
+            self._take_in_halves(batches)
+
+    def _stepped(self, batches: Sequence[Batch], whole: Sequence[Batch]) -> bool:
+        """Step the window; False: memory was short, and smaller micro-batches may do."""
+        updates = False
+        try:
+            if len(batches) == 1:  # nearly always, and a step is short
+                self.accumulate(batches[0], last=True)
+            else:
+                self._accumulate_all(batches)
+            updates = True  # what follows does not depend on the size of a micro-batch
+            _ = self.update()
+        except BaseException as error:
+            self._abandon_window()
+            report = out_of_memory.reported(self.run, error, batches)
+            if report is error:
+                raise
+            halves = self.run.settings.on_out_of_memory == "halve" and not self._several
+            if updates or not halves or not out_of_memory.smaller(whole, self.parts):
+                raise report from error
+            return False
+        return True
+
+    def _take_in_halves(self, whole: Sequence[Batch]) -> None:
+        """The window again, in twice as many micro-batches, and so on while memory is short.
+
+        Outside of the handler of the error, which holds what the pass had computed.
+        """
+        parts = self.parts
         for _ in range(MAX_HALVINGS):
-            if self.parts > 1:
-                batches = out_of_memory.split(whole, self.parts)
-            try:
-                if len(batches) == 1:  # nearly always, and a step is short
-                    self.accumulate(batches[0], last=True)
-                else:
-                    self._accumulate_all(batches)
-                updates = True  # what follows does not depend on the size of a micro-batch
-                _ = self.update()  # a dropped window is counted in `progress.skipped`
-                return
-            except BaseException as error:
-                self._abandon_window()
-                report = out_of_memory.reported(self.run, error, batches)
-                if report is error:
-                    raise
-                halves = self.run.settings.on_out_of_memory == "halve" and not self._several
-                if updates or not halves or not out_of_memory.smaller(whole, self.parts):
-                    self.parts = parts  # smaller ones were no help
-                    raise report from error
-            # only here, where the error no longer holds what the pass had computed
             self.parts *= 2
             out_of_memory.release_memory(self.run, self.parts)
             pass_events(self.run, self.bus)
+            try:
+                if self._stepped(out_of_memory.split(whole, self.parts), whole):
+                    return
+            except OutOfMemoryError:
+                self.parts = parts  # smaller ones were no help
+                raise
         raise AssertionError("a batch of one sample cannot be split")
 
     def _accumulate_all(self, batches: Sequence[Batch]) -> None:
@@ -183,38 +200,34 @@ class OptimizerStep:
         for listen in self._on_batch:
             listen(run, step, batch)
         if not self._several:
-            return self._micro_step(batch)
+            return self._differentiate(self._training_loss(batch), batch)
         with run.strategy.backward_scope(last=last):
-            return self._micro_step(batch)
-
-    def _micro_step(self, batch: Batch) -> Tensor:
-        answer = self._training_loss(batch)
-        try:
-            return self._differentiate(answer, batch)
-        except Exception as error:
-            self.forward.judge_loss(answer, error)
-            raise
+            return self._differentiate(self._training_loss(batch), batch)
 
     def _differentiate(self, answer: Any, batch: Batch) -> Tensor:
         window = self.window
         weight: float | Tensor
-        if isinstance(answer, Tensor) and not answer.ndim:
-            counted = batch.counted
-            loss, weight = answer, counted.total
-            if counted.weights is not None or not weight:
-                loss, weight = counted.mean(answer)
-            share = window.add(loss, weight)
-        elif type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], Tensor):
-            loss, weight = answer
-            share = window.add(loss, weight)
-        else:
-            share, weight = self._share_of(answer, batch)
-        self.step.loss = window.loss
-        # a micro-batch of weight 0 adds nothing, but other ranks wait for its gradients
-        if isinstance(weight, Tensor) or weight or self._several:
-            scale = self.loss_scale.value
-            (share if scale == 1.0 else share * scale).backward()  # type: ignore[no-untyped-call]
-        return share.detach() if window.loss is None else window.loss
+        try:
+            if isinstance(answer, Tensor) and not answer.ndim:
+                counted = batch.counted
+                loss, weight = answer, counted.total
+                if counted.weights is not None or not weight:
+                    loss, weight = counted.mean(answer)
+                share = window.add(loss, weight)
+            elif type(answer) is tuple and len(answer) == 2 and isinstance(answer[0], Tensor):
+                loss, weight = answer
+                share = window.add(loss, weight)
+            else:
+                share, weight = self._share_of(answer, batch)
+            mean = self.step.loss = window.loss
+            # a micro-batch of weight 0 adds nothing, but other ranks wait for its gradients
+            if isinstance(weight, Tensor) or weight or self._several:
+                scale = self.loss_scale.value
+                (share if scale == 1.0 else share * scale).backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            self.forward.judge_loss(answer, error)
+            raise
+        return share.detach() if mean is None else mean
 
     def _share_of(self, answer: Any, batch: Batch) -> tuple[Tensor, float | Tensor]:
         """What is to be differentiated for a loss of values or of terms, and what it counts."""
@@ -243,18 +256,18 @@ class OptimizerStep:
         """End the window: gradients to weights; False when it was dropped."""
         run, step, window = self.run, self.step, self.window
         if window.count > 1 or window.has_terms:
-            try:
-                window.close([p.grad for p in self._parameters if p.grad is not None])
-            except RunError as error:
-                error.add_note(f"the loss is of {self.forward.givers()}")
-                raise
-            step.loss, step.losses = window.loss, window.terms
+            self._close_window()
         window.count = 0
         if self._regularize:
             self._add_regularizers()
-        step.parameters = parameters = [p for p in self._parameters if p.grad is not None]
-        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]  # not None
-        step.gradients = gradients
+        parameters: list[nn.Parameter] = []
+        gradients: list[Tensor] = []
+        for parameter in self._parameters:  # one look at each gradient
+            gradient = parameter.grad
+            if gradient is not None:
+                parameters.append(parameter)
+                gradients.append(gradient)
+        step.parameters, step.gradients = parameters, gradients
         if not self._unscale_and_check(gradients):
             return False
         if step.logs:
@@ -276,6 +289,16 @@ class OptimizerStep:
             notify(run)
         self._end_step()
         return True
+
+    def _close_window(self) -> None:
+        """Gradients and loss as means over what counts in all micro-batches."""
+        step, window = self.step, self.window
+        try:
+            window.close([p.grad for p in self._parameters if p.grad is not None])
+        except RunError as error:
+            error.add_note(f"the loss is of {self.forward.givers()}")
+            raise
+        step.loss, step.losses = window.loss, window.terms
 
     def _end_step(self) -> None:
         """Count the step, tell everyone, drop the gradients."""
