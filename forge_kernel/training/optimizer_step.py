@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from forge_kernel.contract.run import Run
 from forge_kernel.contract.values import Batch, Step
-from forge_kernel.errors import NonFiniteError, OutOfMemoryError, PluginError, RunError
+from forge_kernel.errors import NonFiniteError, PluginError, RunError
 from forge_kernel.training.accumulation import GradientAccumulation
 from forge_kernel.training.bus import Bus
 from forge_kernel.training.events import pass_events
@@ -123,14 +123,10 @@ class OptimizerStep:
 
     def take(self, batches: Sequence[Batch]) -> None:
         """A whole window: each micro-batch, then the update; a dropped one is counted as such."""
-        parts = self.parts
-        micro_batches = batches if parts == 1 else out_of_memory.split(batches, parts)
-        if not self._stepped(micro_batches, batches):
-            self._take_in_halves(batches)
-
-    def _stepped(self, batches: Sequence[Batch], whole: Sequence[Batch]) -> bool:
-        """Step the window; False: memory was short, and smaller micro-batches may do."""
-        updates = False
+        parts, updates = self.parts, False
+        if parts > 1:
+            self._take_in_parts(batches, parts)
+            return
         try:
             if len(batches) == 1:  # nearly always, and a step is short
                 self.accumulate(batches[0], last=True)
@@ -138,34 +134,57 @@ class OptimizerStep:
                 self._accumulate_all(batches)
             updates = True  # what follows does not depend on the size of a micro-batch
             _ = self.update()
+            return
         except BaseException as error:
-            self._abandon_window()
-            report = out_of_memory.reported(self.run, error, batches)
+            report = self._after_error(error, batches, batches, updates=updates)
             if report is error:
                 raise
-            halves = self.run.settings.on_out_of_memory == "halve" and not self._several
-            if updates or not halves or not out_of_memory.smaller(whole, self.parts):
+            if report is not None:
                 raise report from error
-            return False
-        return True
+        # only here, where the error no longer holds what the pass had computed
+        self._halve()
+        self._take_in_parts(batches, parts)
 
-    def _take_in_halves(self, whole: Sequence[Batch]) -> None:
-        """The window again, in twice as many micro-batches, and so on while memory is short.
+    def _take_in_parts(self, whole: Sequence[Batch], before: int) -> None:
+        """The window in smaller micro-batches, of half the size while memory is short.
 
-        Outside of the handler of the error, which holds what the pass had computed.
+        Args:
+            whole: the window.
+            before: the parts to go back to when smaller micro-batches are no help.
         """
-        parts = self.parts
         for _ in range(MAX_HALVINGS):
-            self.parts *= 2
-            out_of_memory.release_memory(self.run, self.parts)
-            pass_events(self.run, self.bus)
+            batches, updates = out_of_memory.split(whole, self.parts), False
             try:
-                if self._stepped(out_of_memory.split(whole, self.parts), whole):
-                    return
-            except OutOfMemoryError:
-                self.parts = parts  # smaller ones were no help
-                raise
+                self._accumulate_all(batches)
+                updates = True
+                _ = self.update()
+                return
+            except BaseException as error:
+                report = self._after_error(error, batches, whole, updates=updates)
+                if report is error:
+                    raise
+                if report is not None:
+                    self.parts = before
+                    raise report from error
+            self._halve()
         raise AssertionError("a batch of one sample cannot be split")
+
+    def _after_error(
+        self, error: BaseException, taken: Sequence[Batch], whole: Sequence[Batch], *, updates: bool
+    ) -> BaseException | None:
+        """What to raise for an error in a window; None: smaller micro-batches may do."""
+        self._abandon_window()
+        report = out_of_memory.reported(self.run, error, taken)
+        halves = self.run.settings.on_out_of_memory == "halve" and not self._several
+        if report is error or updates or not halves:
+            return report
+        return None if out_of_memory.smaller(whole, self.parts) else report
+
+    def _halve(self) -> None:
+        """Take micro-batches in twice as many parts from here on."""
+        self.parts *= 2
+        out_of_memory.release_memory(self.run, self.parts)
+        pass_events(self.run, self.bus)
 
     def _accumulate_all(self, batches: Sequence[Batch]) -> None:
         """Several micro-batches; a loss of terms is told beforehand what they will count."""
