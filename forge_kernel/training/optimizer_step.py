@@ -32,12 +32,11 @@ from forge_kernel.training.guards.finite_check import (
 )
 from forge_kernel.training.loss_scale import LossScale
 from forge_kernel.training.param_group_schedule import ParamGroupSchedule
+from forge_kernel.training.weight_terms import WeightTerms
 
 MAX_SKIPS: Final = 100  # windows dropped in a row before the run gives up
 MAX_HALVINGS: Final = 64  # no batch has 2^64 samples
 MAX_EMPTY: Final = 100  # windows in a row in which nothing counts
-
-_NO_TERM: Final = torch.zeros(())
 
 
 class OptimizerStep:
@@ -74,8 +73,7 @@ class OptimizerStep:
         self.updating = False  # weights and memories are between two steps
         self.parts = 1  # that a micro-batch is taken in, since memory was short
         self._skips = 0  # windows dropped in a row
-        self._terms: Sequence[Any] = ()  # of the weights, of this window
-        self._added = _NO_TERM  # their sum, detached
+        self._weight_terms = WeightTerms(run, self.step, bus)
         # local names for the hot path: one attribute each, no look-ups by name in the step
         self._to_device, self._training_loss = forward.to_device, forward.training_loss
         self._on_batch = bus.calls("on_batch")
@@ -83,7 +81,7 @@ class OptimizerStep:
         self._on_weights = bus.calls("on_weights")
         self._on_weights_changed = bus.calls("on_weights_changed")
         self._on_step_end = bus.calls("on_step_end")
-        self._regularize = bus.calls("regularize")
+        self._regularizes = self._weight_terms.asked
         self._compute_phase = bus.call("compute_phase")
         self._compute_loss_weights = bus.call("compute_loss_weights")
         self._compute_schedule_factors = bus.call("compute_schedule_factors")
@@ -277,8 +275,8 @@ class OptimizerStep:
         if window.count > 1 or window.has_terms:
             self._close_window()
         window.count = 0
-        if self._regularize:
-            self._add_regularizers()
+        if self._regularizes:
+            self._weight_terms.add(self.loss_scale.value)
         parameters: list[nn.Parameter] = []
         gradients: list[Tensor] = []
         for parameter in self._parameters:  # one look at each gradient
@@ -343,30 +341,6 @@ class OptimizerStep:
             whose = self.bus.giver("compute_schedule_factors")
             raise PluginError(f"{whose}: {error}") from error
 
-    def _add_regularizers(self) -> None:
-        terms = [call(self.run, self.step) for call in self._regularize]
-        self._terms = ()  # those of another window are not looked at
-        self._added = _NO_TERM  # else the NaN of a window that was dropped stays
-        try:
-            result = [term for term in terms if term is not None]
-            if result:
-                total = torch.stack([term.reshape(()) for term in result]).sum()
-                (total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
-                self._added = total.detach()
-                self._terms = [None if term is None else term.detach() for term in terms]
-        except Exception:
-            self._judge_terms(terms)
-            raise
-
-    def _judge_terms(self, terms: Sequence[Any]) -> None:
-        """Say whose term of the weights cannot be used."""
-        for index, term in enumerate(terms):
-            self.bus.judge("regularize", term, index)
-        given = [index for index, term in enumerate(terms) if term is not None]
-        if given and not any(terms[index].requires_grad for index in given):
-            whose = " and ".join(self.bus.giver("regularize", index) for index in given)
-            raise PluginError(f"{whose}: the term does not depend on the weights (no gradient)")
-
     def _unscale_and_check(self, gradients: list[Tensor]) -> bool:
         """Unscale, check, and decide for all ranks whether the window is stepped."""
         weight = self.window.weight
@@ -376,15 +350,15 @@ class OptimizerStep:
         if not self._checks:
             self.empty = 0
             return True
-        loss = self.step.loss
+        loss, terms = self.step.loss, self._weight_terms
         assert loss is not None
         if self.forward.autocast is torch.float16:
             flag = self._finite.scale_and_check(gradients, 1.0 / self.loss_scale.value)
             flag = flag + ~torch.isfinite(loss)
-            if self._terms:
-                flag = flag + ~torch.isfinite(self._added)
-        elif self._terms:
-            flag = self._finite.scale_and_check([*gradients, loss, self._added.to(loss)], 1.0)
+            if terms.given:
+                flag = flag + ~torch.isfinite(terms.total)
+        elif terms.given:
+            flag = self._finite.scale_and_check([*gradients, loss, terms.total.to(loss)], 1.0)
         else:  # a factor of 1 leaves the loss as it is, so it joins the one pass
             flag = self._finite.scale_and_check([*gradients, loss], 1.0)
         if isinstance(weight, Tensor):
@@ -460,10 +434,7 @@ class OptimizerStep:
 
     def _sources(self) -> str:
         """Which answers of plugins were not finite themselves."""
-        result = []
-        for index, term in enumerate(self._terms):
-            if term is not None and not bool(torch.isfinite(term.detach()).all()):
-                result.append(f"the term of {self.bus.giver('regularize', index)}")
+        result = list(self._weight_terms.non_finite())
         loss = self.step.loss
         if loss is not None and not bool(torch.isfinite(loss)):
             result.append(f"the loss of {self.forward.givers()}")

@@ -18,7 +18,7 @@ from forge_kernel.api import (
     stream_seed,
 )
 from forge_plugins.data.chat_config import ChatConfig
-from forge_plugins.data.fingerprint import Identity
+from forge_plugins.data.fingerprint import Identity, RemembersContent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,7 @@ def _split(numbers: Any, config: ChatConfig, seed: int) -> tuple[Any, Any]:
     return numbers[np.sort(drawn[kept:])], numbers[np.sort(drawn[:kept])]
 
 
-class Chat:
+class Chat(RemembersContent):
     """Conversations for language models, of which the answers are learned.
 
     The tokenizer's own chat template makes a text of each; targets are the tokens of the answers,
@@ -128,14 +128,6 @@ class Chat:
     def __init__(self, config: ChatConfig) -> None:
         self.config = config
         self._identity = Identity("chat", config.on_change)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which conversations the run has read."""
-        return self._identity.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with others, unless `on_change` allows it."""
-        self._identity.load_state_dict(state)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:

@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from forge_plugins.data.fingerprint import OnChange
+from forge_plugins.data.settings import (
+    OnChange,
+    SequenceBatchSize,
+    SequenceValidationBatchSize,
+    TokenCacheDir,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +80,14 @@ class ChatConfig:
         Meta(description="rows that are no conversation, or have no answer to learn: the first is "
              "an error, or they are counted"),
     ] = "refuse"  # fmt: skip
-    batch_size: Annotated[int, Meta(ge=1, description="sequences in a training batch")] = 8
+    batch_size: SequenceBatchSize = 8
     validation_split: Annotated[
         float,
         Meta(ge=0, lt=1, description="fraction of the conversations, drawn from the run's seed, "
              "that is kept for validation"),
     ] = 0.05  # fmt: skip
-    validation_batch_size: Annotated[
-        int, Meta(ge=1, description="sequences in a validation batch")
-    ] = 8  # fmt: skip
-    cache_dir: Annotated[
-        str | None,
-        Meta(
-            description="where the tokens are kept, mapped from there; null: forge-kernel/data "
-            "below the user's cache folder",
-            extra_json_schema={"format": "path"},
-        ),
-    ] = None
+    validation_batch_size: SequenceValidationBatchSize = 8
+    cache_dir: TokenCacheDir = None
     on_change: OnChange = "refuse"
 
     def __post_init__(self) -> None:

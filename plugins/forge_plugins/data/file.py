@@ -27,7 +27,7 @@ from forge_plugins.data.file_config import (
     FileConfig,
     provided,
 )
-from forge_plugins.data.fingerprint import Identity
+from forge_plugins.data.fingerprint import Identity, RemembersContent
 
 if TYPE_CHECKING:
     from forge_plugins.formats import errors, open_table
@@ -173,7 +173,7 @@ def foreign_code(config: FileConfig) -> list[tuple[str, bool]]:
     return [(f"the pickle {config.path} as it is", True)] if config.trust_pickle else []
 
 
-class File:
+class File(RemembersContent):
     """Samples of a file: JSON, HDF5, pickle, torch, records, numpy, safetensors, Parquet, tokens.
 
     Maps a file's columns, looks at every sample once, and deals them out.
@@ -213,14 +213,6 @@ class File:
         if advice is not None and not self._advised:
             self._advised = True
             run.emit_event("cache_useless", f"data.file: {advice}")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which content the run has read."""
-        return self._identity.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with another content, unless `on_change` allows it."""
-        self._identity.load_state_dict(state)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:

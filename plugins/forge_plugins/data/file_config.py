@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
-from forge_plugins.data.fingerprint import OnChange
+from forge_plugins.data.settings import OnChange
 from forge_plugins.formats import registry
 
 _CLASSES, _PIXELS = 10, 17  # of the shipped digits: labels 0 .. 9, pixels 0 .. 16

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import Any
 
 from forge_kernel.api import PluginError
-
-OnChange = Annotated[
-    Literal["refuse", "go_on"],
-    Meta(
-        description="when a run is resumed and the file is not what it was: refuse, or go on with "
-        "the new content from the same position"
-    ),
-]
-"""The setting of the data plugins that read files."""
 
 
 class Identity:
@@ -53,3 +42,17 @@ class Identity:
             "file back, or go on with this one: forge resume RUN_DIR --set "
             "data.with.on_change=go_on"
         )
+
+
+class RemembersContent:
+    """A data plugin's part of a checkpoint: the content that the run has read."""
+
+    _identity: Identity
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which content the run has read."""
+        return self._identity.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another content, unless `on_change` allows it."""
+        self._identity.load_state_dict(state)

@@ -18,7 +18,7 @@ from forge_kernel.api import (
     Run,
     hookimpl,
 )
-from forge_plugins.data.fingerprint import Identity
+from forge_plugins.data.fingerprint import Identity, RemembersContent
 from forge_plugins.data.text_config import TextConfig
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def read_row(config: TextConfig) -> Row:
         raise PluginError(f"text: {error}") from error
 
 
-class Text:
+class Text(RemembersContent):
     """Texts as sequences of tokens, for language models.
 
     Encodes a text once and cuts it into sequences.
@@ -252,14 +252,6 @@ class Text:
     def __init__(self, config: TextConfig) -> None:
         self.config = config
         self._identity = Identity("text", config.on_change)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which text the run has read."""
-        return self._identity.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with another text, unless `on_change` allows it."""
-        self._identity.load_state_dict(state)
 
     @hookimpl
     def make_data(self, run: Run) -> Data:

@@ -8,7 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from forge_plugins.data.fingerprint import OnChange
+from forge_plugins.data.settings import (
+    OnChange,
+    SequenceBatchSize,
+    SequenceValidationBatchSize,
+    TokenCacheDir,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +63,14 @@ class TextConfig:
         ),
     ] = None
     sequence_length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a sequence")] = 128
-    batch_size: Annotated[int, Meta(ge=1, description="sequences in a training batch")] = 16
+    batch_size: SequenceBatchSize = 16
     validation_split: Annotated[
         float,
         Meta(
             gt=0, lt=1, description="fraction of the text, at its end, that is kept for validation"
         ),
     ] = 0.05
-    validation_batch_size: Annotated[
-        int, Meta(ge=1, description="sequences in a validation batch")
-    ] = 64
+    validation_batch_size: SequenceValidationBatchSize = 64
     min_chars: Annotated[
         int,
         Meta(ge=1, description="characters of a document; shorter ones are left out and counted"),
@@ -81,14 +84,7 @@ class TextConfig:
         Literal["refuse", "leave_out"],
         Meta(description="objects without a text: the first is an error, or they are counted"),
     ] = "refuse"
-    cache_dir: Annotated[
-        str | None,
-        Meta(
-            description="where the tokens are kept, mapped from there; null: forge-kernel/data "
-            "below the user's cache folder",
-            extra_json_schema={"format": "path"},
-        ),
-    ] = None
+    cache_dir: TokenCacheDir = None
     on_change: OnChange = "refuse"
 
     def __post_init__(self) -> None:
