@@ -288,7 +288,7 @@ class OptimizerStep:
         if not self._unscale_and_check(gradients):
             return False
         if step.logs:
-            self._put_norm(gradients)
+            _put_norm(run, gradients)
         self.updating = True  # filters remember what they were shown
         for listen in self._on_gradients:
             listen(run, step)
@@ -297,7 +297,7 @@ class OptimizerStep:
             try:
                 self._group_rates.write(factors)
             except Exception as error:
-                self._judge_factors(factors, error)
+                _judge_factors(self.bus, factors, error)
                 raise
         run.optimizer.step()
         for listen in self._on_weights:
@@ -329,17 +329,6 @@ class OptimizerStep:
         for parameter in step.parameters:
             parameter.grad = None
         self.open()
-
-    def _put_norm(self, gradients: list[Tensor]) -> None:
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
-        self.run.metrics.put("grad_norm", norm)
-
-    def _judge_factors(self, factors: Any, error: Exception) -> None:
-        """Say whose factors cannot be used."""
-        self.bus.judge("compute_schedule_factors", factors)
-        if isinstance(error, PluginError):
-            whose = self.bus.giver("compute_schedule_factors")
-            raise PluginError(f"{whose}: {error}") from error
 
     def _unscale_and_check(self, gradients: list[Tensor]) -> bool:
         """Unscale, check, and decide for all ranks whether the window is stepped."""
@@ -447,3 +436,15 @@ class OptimizerStep:
         self.window.abandon()
         for parameter in self._parameters:
             parameter.grad = None
+
+
+def _put_norm(run: Run, gradients: list[Tensor]) -> None:
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+    run.metrics.put("grad_norm", norm)
+
+
+def _judge_factors(bus: Bus, factors: Any, error: Exception) -> None:
+    """Say whose factors cannot be used."""
+    bus.judge("compute_schedule_factors", factors)
+    if isinstance(error, PluginError):
+        raise PluginError(f"{bus.giver('compute_schedule_factors')}: {error}") from error
