@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
 from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.quantization.scheme import Scheme
 
 VOCABULARY = 257
 
 
-def ternary_llama(**shape: Any) -> Llama:
+def ternary_llama(*, bits: float = 1.58, **shape: Any) -> Llama:
     """Random, with biases and norms that do something."""
     torch.manual_seed(0)
     sizes = {"width": 256, "layers": 2, "heads": 4, "groups": 2, "hidden": 512, **shape}
@@ -23,7 +24,7 @@ def ternary_llama(**shape: Any) -> Llama:
             nn.init.normal_(parameter, std=0.1)
         elif "norm" in name:
             nn.init.uniform_(parameter, 0.5, 1.5)
-    convert_linears(model, lambda name: name != "head")
+    convert_linears(model, lambda name: name != "head", Scheme(weight_bits=bits))
     return model
 
 

@@ -48,12 +48,18 @@ def test_packing_is_exact_for_any_shape(shape: tuple[int, ...], seed: int) -> No
 def test_blocks_are_exact_for_any_shape(rows: int, blocks: int, seed: int) -> None:
     found = levels((rows, 256 * blocks), seed)
     found[0, :256] = 0
-    for kind in ("tq1_0", "tq2_0", "q4_0"):
+    for kind in ("tq1_0", "tq2_0", "q2_0", "q4_0"):
         packed = pack_blocks(found, 0.5, kind)  # type: ignore[arg-type]
         again, scales = unpack_blocks(packed, 256 * blocks, kind)  # type: ignore[arg-type]
         assert torch.equal(again, found)
         assert float(scales[0, 0]) == 0
         assert set(scales.flatten().tolist()) <= {0.0, 0.5}
+    binary = torch.where(found == 0, 1, found).to(torch.int8)
+    again, scales = unpack_blocks(pack_blocks(binary, 0.5, "q1_0"), 256 * blocks, "q1_0")
+    assert torch.equal(again, binary)
+    assert set(scales.flatten().tolist()) == {0.5}
+    with pytest.raises(ValueError, match="a level is 0"):
+        pack_blocks(found, 0.5, "q1_0")
 
 
 def test_blocks_are_byte_for_byte_those_of_the_package_gguf() -> None:

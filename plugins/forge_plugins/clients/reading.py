@@ -16,6 +16,7 @@ from forge_plugins.clients.verification import INSTALL, Client, answer_of, missi
 
 ONNX_WEIGHTS: Final = Client("onnxruntime_weights", ("onnxruntime", "onnx"))
 GGUF_WEIGHTS: Final = Client("gguf_weights", ("gguf",))
+LLAMA_CPP_WEIGHTS: Final = Client("llama_cpp_weights", ("xllamacpp",))
 LLAMA_CPP_TOKENS: Final = Client("llama_cpp_tokens", ("xllamacpp",))
 
 
@@ -66,6 +67,9 @@ def compared_weights(
         why = f"{' and '.join(lacking)} is not installed ({INSTALL})"
         return {"weights_compared": None, "weights_note": f"not compared: {why}"}
     result = answer_of(client, export, {"nothing": torch.empty(1)})
+    if "unavailable" in result:
+        why = f"this build of {client.packages[0]} does not show its readers"
+        return {"weights_compared": None, "weights_note": f"not compared: {why}"}
     for name, tensor in meant.items():
         read = result.get(name)
         if read is None or read.numel() != tensor.numel():

@@ -14,20 +14,28 @@ from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hoo
 if TYPE_CHECKING:
     from torch import nn
 
-    from forge_plugins.clients import reading, verification
-    from forge_plugins.interchange import gguf, gguf_model, tokenizer_files, tokenizer_texts
+    from forge_plugins.clients import llama_cpp_rounding, reading, verification
+    from forge_plugins.interchange import (
+        gguf,
+        gguf_model,
+        llama_cpp_tokenizer,
+        tokenizer_files,
+        tokenizer_texts,
+    )
     from forge_plugins.mathematics.text import tokenizer_library
     from forge_plugins.mathematics.text.tokenizers import Tokenizer
 else:
+    llama_cpp_rounding = LazyModule("forge_plugins.clients.llama_cpp_rounding")
     reading = LazyModule("forge_plugins.clients.reading")
     verification = LazyModule("forge_plugins.clients.verification")
     gguf = LazyModule("forge_plugins.interchange.gguf")
     gguf_model = LazyModule("forge_plugins.interchange.gguf_model")
+    llama_cpp_tokenizer = LazyModule("forge_plugins.interchange.llama_cpp_tokenizer")
     tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
     tokenizer_library = LazyModule("forge_plugins.mathematics.text.tokenizer_library")
     tokenizer_texts = LazyModule("forge_plugins.interchange.tokenizer_texts")
 
-WORST = 0.2  # relative L2: rounding activations by blocks costs a tenth of it
+WORST = 0.02  # relative L2, under llama.cpp's own rounding: ten times what was found
 
 UNKNOWN_CHARACTERS = (
     "llama.cpp leaves characters out that are not in the alphabet, where the training has "
@@ -40,10 +48,11 @@ class GgufConfig:
     """Types of the tensors."""
 
     type: Annotated[
-        Literal["tq2_0", "tq1_0", "q4_0"],
+        Literal["tq2_0", "tq1_0", "q2_0", "q1_0", "q4_0"],
         Meta(
-            description="of ternary weights: 2.06 bits each and fast, 1.69 bits each, or 4.5 bits "
-            "each for rows that are a multiple of 32 and not of 256"
+            description="of the quantized weights: tq2_0 takes 2.06 bits each, tq1_0 1.69 (rows of "
+            "a multiple of 256), q2_0 2.25 (of 64; recent builds), q1_0 1.13 (of 128, for "
+            "weight_bits: 1; recent builds), q4_0 4.5 (of 32)"
         ),
     ] = "tq2_0"
     scale: Annotated[
@@ -69,8 +78,9 @@ def _tokenizer(run: Run) -> Tokenizer | None:
 
 def requirements(config: GgufConfig) -> tuple[str, ...]:
     """What llama.cpp computes, in rows that fill the blocks."""
-    needs = ("model:ternary", "model:llama_cpp")
-    return needs if config.type == "q4_0" else (*needs, "model:rows_of_256")
+    levels = "model:binary" if config.type == "q1_0" else "model:ternary"
+    needs = (levels, "model:llama_cpp")
+    return (*needs, "model:rows_of_256") if config.type in ("tq2_0", "tq1_0") else needs
 
 
 class Gguf:
@@ -87,8 +97,8 @@ class Gguf:
         requires=requirements,
         alternatives="llama.cpp computes llama_decoder with activation: silu, and of transformers "
         "llama, mistral, qwen2, qwen3, gemma3_text, phi3 and bitnet with the activation that it "
-        "has for each; type: q4_0 takes rows of any multiple of 32; packed_ternary and state_dict "
-        "(weights: applied) hold any levels, and state_dict any network",
+        "has for each; type: q2_0 takes rows of any multiple of 64, q4_0 of 32; packed_ternary and "
+        "state_dict (weights: applied) hold any levels, and state_dict any network",
     )
 
     def __init__(self, config: GgufConfig) -> None:
@@ -143,7 +153,10 @@ class Gguf:
         meant = gguf_model.gguf_numbers(
             model, config.type, scale_tensors=config.scale == "tensor", other=config.other
         )
-        result = reading.compared_weights(reading.GGUF_WEIGHTS, file, meant)
+        # the package gguf does not know the recent types
+        recent = config.type in ("q2_0", "q1_0")
+        client = reading.LLAMA_CPP_WEIGHTS if recent else reading.GGUF_WEIGHTS
+        result = reading.compared_weights(client, file, meant)
         texts = _texts(_tokenizer(run))
         result |= reading.compared_texts(reading.LLAMA_CPP_TOKENS, file, texts)
         room = context - 1  # one place is for the token that is generated
@@ -151,24 +164,33 @@ class Gguf:
             why = "a context of one token leaves llama.cpp no room"
             return verification.not_verified(why) | result
         inputs = verification.sample_inputs(run.data.validation(), 2, min(32, room))
+
+        def rounded() -> nn.Module:
+            return llama_cpp_rounding.as_llama_cpp(
+                model, config.type, scale_tensors=config.scale == "tensor", other=config.other
+            )
+
         return result | verification.verify(
-            verification.LLAMA_CPP, file, inputs, run.active_model, worst=WORST
+            verification.LLAMA_CPP, file, inputs, model, worst=WORST, rounded=rounded
         )
 
 
 def _texts(tokenizer: Tokenizer | None) -> reading.Texts | None:
-    """What to compare tokens of; of a tokenizer of characters the texts that it knows."""
+    """What to compare tokens of: the texts that both programs are to cut alike."""
     if tokenizer is None:
         return None
     specials: list[str] | None = None
+    rare: frozenset[int] = frozenset()
+    unknown = getattr(tokenizer, "unknown", None)
+    note = None if unknown is None else UNKNOWN_CHARACTERS
     if isinstance(tokenizer, tokenizer_library.LibraryTokenizer):
         specials = tokenizer.specials()
-    unknown = getattr(tokenizer, "unknown", None)
+        rare = llama_cpp_tokenizer.rare_bytes(tokenizer)
+        note = llama_cpp_tokenizer.rare_bytes_note(rare) if rare else note
     texts, tokens = [], []
     for text in tokenizer_texts.probe_texts(specials or ()):
         result = tokenizer.encode(text).tolist()
-        if unknown not in result:
+        if unknown not in result and rare.isdisjoint(text.encode()):
             texts.append(text)
             tokens.append(result)
-    note = None if unknown is None else UNKNOWN_CHARACTERS
     return reading.Texts(texts, tokens, specials=specials is not None, note=note)

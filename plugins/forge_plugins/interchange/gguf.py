@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 ALIGNMENT: Final = 32
-TensorType = Literal["f32", "f16", "q4_0", "tq1_0", "tq2_0"]
+TensorType = Literal["f32", "f16", "q4_0", "tq1_0", "tq2_0", "q1_0", "q2_0"]
 _TENSOR_TYPES: Final[dict[TensorType, int]] = {
-    "f32": 0, "f16": 1, "q4_0": 2, "tq1_0": 34, "tq2_0": 35,
+    "f32": 0, "f16": 1, "q4_0": 2, "tq1_0": 34, "tq2_0": 35, "q1_0": 41, "q2_0": 42,
 }  # fmt: skip
 _PLAIN: Final[dict[TensorType, torch.dtype]] = {"f32": torch.float32, "f16": torch.float16}
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9

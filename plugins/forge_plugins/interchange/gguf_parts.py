@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from forge_plugins.interchange.gguf import GgufTensor, TensorType
+from forge_plugins.interchange.grid_weight import need_grid_layers
 from forge_plugins.interchange.ternary_blocks import BLOCK, BlockType, pack_blocks
 from forge_plugins.mathematics.quantization.ternary_layers import TernaryLayer, check_layers
 
 Other = Literal["f32", "f16"]
-FILE_TYPES: Final[dict[BlockType, int]] = {"q4_0": 2, "tq1_0": 36, "tq2_0": 37}
+FILE_TYPES: Final[dict[BlockType, int]] = {
+    "q4_0": 2, "tq1_0": 36, "tq2_0": 37, "q1_0": 40, "q2_0": 41,
+}  # fmt: skip
 """llama.cpp's numbers for a file of mostly one type."""
 _LARGEST_HALF: Final = torch.finfo(torch.float16).max
 
@@ -49,13 +52,21 @@ def check_rows(model: nn.Module, kind: BlockType) -> None:
     """Refuse layers that a type cannot hold.
 
     Raises:
-        ValueError: there is no ternary layer, or one whose rows do not fill blocks; its name, and
-            a type that can hold it.
+        ValueError: there is no ternary layer, or one whose rows do not fill blocks or whose levels
+            the blocks do not hold; its name, and a type that can hold it.
     """
-    for name, (_, columns) in check_layers(model).items():
+    shapes = check_layers(model)
+    grids = need_grid_layers(model)
+    for name, (_, columns) in shapes.items():
+        bits = grids[name].scheme.weight_bits
+        if kind == "q1_0" and bits != 1:
+            raise ValueError(
+                f"{name} has weights of {bits:g} bits, which have a level 0: q1_0 holds -1 and 1 "
+                "alone (weight_bits: 1); set type: q2_0"
+            )
         if columns % BLOCK[kind] == 0:
             continue
-        fits = [other for other, block in BLOCK.items() if columns % block == 0]
+        fits = [other for other, block in BLOCK.items() if columns % block == 0 and other != "q1_0"]
         instead = f"set type: {fits[0]} (blocks of {BLOCK[fits[0]]})" if fits else ""
         raise ValueError(
             f"{name} has rows of {columns} weights, which is not a multiple of {BLOCK[kind]}, the "

@@ -10,6 +10,7 @@ both programs gave the same tokens for all texts of `tokenizer_texts`. Not there
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,6 +20,10 @@ from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 Step = tuple[str, ...]
 """One cut: its kind and what it is made of."""
 
+_CONTROL: Final = frozenset(range(32)) - frozenset(b"\t\n\r") | {0x7F}
+_NEVER: Final = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+"""Bytes that no text in UTF-8 has."""
+_RARE_BYTES: Final = _CONTROL | _NEVER | {0xF1, 0xF2}  # the last: of planes 4 to 11, all unassigned
 _CONTRACTIONS: Final = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SAME: Final = {"(?i:'s|'t|'re|'ve|'m|'ll|'d)": _CONTRACTIONS, "\r": r"\r", "\n": r"\n"}
 """Two ways to write one pattern."""
@@ -191,13 +196,41 @@ def _check_model(model: Mapping[str, Any]) -> None:
             f"the BPE of the tokenizer.json sets {', '.join(set_otherwise)}, which llama.cpp does "
             f"not know; {ELSEWHERE}"
         )
-    lacking = [letter for letter in byte_alphabet() if letter not in model.get("vocab", {})]
+    lacking = [byte for byte in _lacking_bytes(model) if byte not in _RARE_BYTES]
     if lacking:
         raise ValueError(
-            f"the vocabulary of the tokenizer.json lacks {len(lacking)} of the 256 bytes, which "
-            "llama.cpp leaves out of texts in its own way: train it with the whole "
-            f"initial_alphabet; {ELSEWHERE}"
+            f"the vocabulary of the tokenizer.json lacks {len(lacking)} bytes of ordinary text "
+            f"({_shown(lacking)}), which llama.cpp leaves out of texts in its own way: train it "
+            f"with the whole initial_alphabet; {ELSEWHERE}"
         )
+
+
+def _lacking_bytes(model: Mapping[str, Any]) -> list[int]:
+    vocabulary = model.get("vocab", {})
+    return [byte for byte, letter in enumerate(byte_alphabet()) if letter not in vocabulary]
+
+
+def _shown(values: list[int]) -> str:
+    shown = ", ".join(f"0x{byte:02X}" for byte in values[:8])
+    return f"{shown} and others" if len(values) > 8 else shown
+
+
+def rare_bytes(tokenizer: LibraryTokenizer) -> frozenset[int]:
+    """The bytes that a vocabulary has no token for, all of them of control characters or of planes
+    of Unicode without letters: texts with them may have other tokens in llama.cpp.
+
+    Both programs leave such a byte out, the training before pairs are merged and llama.cpp after.
+    """
+    return frozenset(_lacking_bytes(json.loads(tokenizer.content)["model"]))
+
+
+def rare_bytes_note(values: frozenset[int]) -> str:
+    """What to say of a vocabulary that has no token for some bytes."""
+    return (
+        f"the tokenizer has no token for the bytes {_shown(sorted(values))}, which llama.cpp "
+        "leaves out after it has merged the others and the training before: texts with such bytes "
+        "are not compared"
+    )
 
 
 def _kinds(added: list[Mapping[str, Any]]) -> dict[int, int]:

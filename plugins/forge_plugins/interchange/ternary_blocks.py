@@ -1,9 +1,11 @@
-"""TQ1_0, TQ2_0 and Q4_0: ternary weights in blocks, as llama.cpp reads them.
+"""TQ1_0, TQ2_0, Q2_0, Q1_0 and Q4_0: ternary and binary weights in blocks, as llama.cpp reads them.
 
 Layout as in ggml. `block_tq1_0` and `block_tq2_0`, of 256 weights: codes `level + 1`, then one fp16
-scale. `block_q4_0`, of 32 weights, for rows that do not fill those: the scale, then codes
-`level + 8` of four bits. Unlike the quantizers of ggml and of the `gguf` package, these take the
-levels as they are: they do not search a scale in weights that have one already.
+scale. In the others the scale comes first: `block_q2_0`, of 64 weights: codes `level + 1` of two
+bits, neighbours in one byte; `block_q1_0`, of 128: a bit each, set for 1 and not for -1;
+`block_q4_0`, of 32, for rows that do not fill those: codes `level + 8` of four bits. Unlike the
+quantizers of ggml and of the `gguf` package, these take the levels as they are: they do not search
+a scale in weights that have one already.
 """
 
 from __future__ import annotations
@@ -15,10 +17,17 @@ from torch import Tensor
 
 from forge_plugins.mathematics.quantization.packing import check_levels
 
-BlockType = Literal["tq1_0", "tq2_0", "q4_0"]
-BLOCK: Final[dict[BlockType, int]] = {"tq1_0": 256, "tq2_0": 256, "q4_0": 32}
+BlockType = Literal["tq1_0", "tq2_0", "q2_0", "q1_0", "q4_0"]
+BLOCK: Final[dict[BlockType, int]] = {
+    "tq1_0": 256, "tq2_0": 256, "q2_0": 64, "q1_0": 128, "q4_0": 32,
+}  # fmt: skip
 """Weights of a block."""
-BLOCK_BYTES: Final[dict[BlockType, int]] = {"tq1_0": 54, "tq2_0": 66, "q4_0": 18}
+BLOCK_BYTES: Final[dict[BlockType, int]] = {
+    "tq1_0": 54, "tq2_0": 66, "q2_0": 18, "q1_0": 18, "q4_0": 18,
+}  # fmt: skip
+_SCALE_LAST: Final = ("tq1_0", "tq2_0")
+_BITS: Final[dict[BlockType, int]] = {"q2_0": 2, "q1_0": 1}
+"""Of a code, where neighbours stand in one byte, the first in its lowest bits."""
 _ZERO: Final = 8
 """The code of level 0 in Q4_0."""
 
@@ -59,17 +68,36 @@ def _pack_ternary(blocks: Tensor, packed: Tensor, kind: BlockType) -> None:
     packed[:, :52] = _fixed_point(digits.view(torch.uint8))
 
 
-def _pack_four_bits(blocks: Tensor, packed: Tensor) -> None:
-    """The codes of Q4_0, which stand behind the scale: two in a byte, 16 places apart."""
-    codes = (blocks + _ZERO).view(torch.uint8)
-    packed[:, 2:] = codes[:, :16] | (codes[:, 16:] << 4)
+def _pack_behind_scale(blocks: Tensor, packed: Tensor, kind: BlockType) -> None:
+    """The codes of Q2_0, Q1_0 and Q4_0."""
+    if kind == "q4_0":  # two in a byte, 16 places apart
+        codes = (blocks + _ZERO).view(torch.uint8)
+        packed[:, 2:] = codes[:, :16] | (codes[:, 16:] << 4)
+        return
+    bits = _BITS[kind]
+    codes = (blocks + 1).view(torch.uint8) if bits == 2 else (blocks > 0).view(torch.uint8)
+    places = codes.view(len(blocks), -1, 8 // bits)
+    packed[:, 2:] = 0
+    for place in range(8 // bits):
+        packed[:, 2:] |= places[:, :, place] << (bits * place)
+
+
+def _unpack_behind_scale(raw: Tensor, kind: BlockType) -> Tensor:
+    """Codes 0 to 2 (else: of no level) of Q2_0, Q1_0 and Q4_0, uint8, shape (blocks, weights)."""
+    if kind == "q4_0":
+        return torch.cat([raw & 15, raw >> 4], dim=1) - (_ZERO - 1)  # below -1: beyond 2
+    bits = _BITS[kind]
+    codes = [(raw >> place) & (2**bits - 1) for place in range(0, 8, bits)]
+    result = torch.stack(codes, dim=-1).flatten(1)
+    return result if bits == 2 else result * 2
 
 
 def pack_blocks(levels: Tensor, scale: Tensor | float, kind: BlockType) -> Tensor:
     """Ternary levels as the bytes of a GGUF tensor.
 
     Args:
-        levels: int8 in {-1, 0, 1}, shape (rows, columns); columns fill blocks.
+        levels: int8 in {-1, 0, 1}, for Q1_0 in {-1, 1}, shape (rows, columns); columns fill
+            blocks.
         scale: one level's worth (applied weight = level * scale), a number.
         kind: of the blocks.
 
@@ -84,18 +112,20 @@ def pack_blocks(levels: Tensor, scale: Tensor | float, kind: BlockType) -> Tenso
     block = BLOCK[kind]
     if levels.ndim != 2 or levels.shape[1] % block:
         raise ValueError(f"rows of {levels.shape[-1]} weights do not fill blocks of {block}")
+    if kind == "q1_0" and not bool(levels.all()):
+        raise ValueError("a block of q1_0 holds levels of -1 and 1, and a level is 0")
     rows = len(levels)
     blocks = levels.reshape(-1, block)
     packed = torch.empty((len(blocks), BLOCK_BYTES[kind]), dtype=torch.uint8)
     used = blocks.view(torch.int64).any(dim=1)
     scales = torch.where(used, torch.as_tensor(scale, dtype=torch.float32).cpu(), 0.0)
     stored = scales.to(torch.float16).view(-1, 1).view(torch.uint8)
-    if kind == "q4_0":
-        packed[:, :2] = stored
-        _pack_four_bits(blocks, packed)
-    else:
+    if kind in _SCALE_LAST:
         packed[:, -2:] = stored
         _pack_ternary(blocks, packed, kind)
+    else:
+        packed[:, :2] = stored
+        _pack_behind_scale(blocks, packed, kind)
     return packed.view(rows, -1)
 
 
@@ -138,12 +168,12 @@ def unpack_blocks(packed: Tensor, columns: int, kind: BlockType) -> tuple[Tensor
         raise ValueError(f"{tuple(packed.shape)} bytes do not hold rows of {columns} in {kind}")
     rows = len(packed)
     blocks = packed.reshape(-1, size)
-    if kind == "q4_0":
-        raw, stored = blocks[:, 2:], blocks[:, :2]
-        levels = torch.cat([raw & 15, raw >> 4], dim=1) - (_ZERO - 1)  # below -1: beyond 2
-    else:
+    if kind in _SCALE_LAST:
         stored = blocks[:, -2:]
         levels = _unpack_ternary(blocks[:, :-2], kind)
+    else:
+        stored = blocks[:, :2]
+        levels = _unpack_behind_scale(blocks[:, 2:], kind)
     if levels.numel() and int(levels.max()) > 2:
         raise ValueError("the packed bytes hold a code that stands for no level")
     scales = stored.contiguous().view(torch.float16)

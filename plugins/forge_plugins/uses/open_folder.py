@@ -8,6 +8,7 @@ import torch
 
 from forge_kernel.api import ConfigError, DataSpec, Fault, TrainedRun
 from forge_plugins.interchange.model_folder import FolderError, read_model_folder
+from forge_plugins.mathematics.quantization.fixed_linear import fix_quantized
 from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 
 
@@ -39,5 +40,5 @@ def open_folder(folder: Path, device: torch.device) -> TrainedRun:
         tokenizer = LibraryTokenizer(file.read_text(encoding="utf-8"))
     size = about.vocabulary
     spec = DataSpec(vocabulary=size, sequence=about.longest)
-    model = model.to(device).eval()
+    model = fix_quantized(model).to(device).eval()
     return TrainedRun(folder=folder, model=model, spec=spec, tokenizer=tokenizer)

@@ -352,7 +352,11 @@ def test_a_ternary_model_learns_to_answer_and_a_resumed_run_is_the_same(tmp_path
     folder = make_chat_model(tmp_path / "model")
     file = write_chats(tmp_path / "a.jsonl", 60)
     chosen = pipeline(folder, file, tmp_path / "cache")
-    straight = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "straight", quiet=True)
+    exported = [
+        *chosen,
+        "exporters=[{use: transformers}, {use: transformers, with: {layout: online}}]",
+    ]
+    straight = run(load_pipeline("smoke", exported), output_dir=tmp_path / "straight", quiet=True)
     assert straight.outcome == "completed"
     run(
         load_pipeline("smoke", [*chosen, "run.max_steps=4"]),

@@ -11,6 +11,7 @@ from model_folders import library, make_folder, settings
 
 from forge_kernel import load_pipeline, run
 from forge_kernel.api import PluginError
+from forge_plugins.clients.llama_cpp_rounding import as_llama_cpp
 from forge_plugins.clients.reading import GGUF_WEIGHTS, compared_weights
 from forge_plugins.clients.verification import LLAMA_CPP, answer_of, verify
 from forge_plugins.interchange.gguf import write_gguf
@@ -81,6 +82,7 @@ def test_a_trained_model_of_transformers_runs_in_llama_cpp(family: str, tmp_path
     assert about["architecture"] == architecture
     assert about["verified"]["relative_l2"] <= 0.05
     assert about["verified"]["top1_agreement"] >= 0.85
+    assert about["verified"]["client_rounding"]["relative_l2"] <= 1e-2
     assert about["verified"]["texts_compared"] >= 200
     assert "token_embd.weight" in about["unquantized"]["tensors"]
     assert 0 < about["unquantized"]["share"] < 0.2
@@ -114,7 +116,13 @@ def test_llama_cpp_gives_the_probabilities_of_the_forms_of_a_family(
     tensors = gguf_tensors(model, kind, scale_tensors=scale_tensors, other="f16")
     write_gguf(file, gguf_entries(model, kind, ByteTokenizer(), "x"), tensors)
     inputs = torch.randint(256, (2, 12), generator=torch.Generator().manual_seed(5))
-    assert verify(LLAMA_CPP, file, inputs, model, worst=0.05)["top1_agreement"] >= 0.85
+    found = verify(
+        LLAMA_CPP, file, inputs, model, worst=5e-3,
+        rounded=lambda: as_llama_cpp(model, kind, scale_tensors=scale_tensors, other="f16"),
+    )  # fmt: skip
+    assert found["client_rounding"]["median_relative_l2"] <= 2e-4
+    assert found["client_rounding"]["top1_agreement"] >= 0.95
+    assert found["top1_agreement"] >= 0.85
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from clients import need
 from forge_kernel import load_pipeline, run
 from forge_kernel.errors import PluginError
 from forge_plugins.clients.reading import LLAMA_CPP_TOKENS, Texts, compared_texts
+from forge_plugins.exporters.gguf import _texts
 from forge_plugins.interchange.gguf import write_gguf
 from forge_plugins.interchange.gguf_model import gguf_entries, gguf_tensors
 from forge_plugins.interchange.tokenizer_files import gguf_vocabulary
 from forge_plugins.interchange.tokenizer_texts import probe_texts
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
 from forge_plugins.mathematics.quantization.conversion import convert_linears
+from forge_plugins.mathematics.text.byte_alphabet import byte_alphabet
 from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
 
@@ -176,6 +179,40 @@ def test_llama_cpp_cuts_every_text_as_the_tokenizer_of_the_training(
     assert found["texts_compared"] >= 200
 
 
+def without(content: dict[str, Any], *values: int) -> dict[str, Any]:
+    """The same tokenizer without the tokens of some bytes, and without merges of them."""
+    letters = {byte_alphabet()[value] for value in values}
+    vocabulary = [token for token in content["model"]["vocab"] if letters.isdisjoint(token)]
+    merges = [pair for pair in content["model"]["merges"] if letters.isdisjoint("".join(pair))]
+    model = {**content["model"], "vocab": dict(zip(vocabulary, count())), "merges": merges}
+    added = [
+        {**token, "id": vocabulary.index(token["content"])} for token in content["added_tokens"]
+    ]
+    return {**content, "model": model, "added_tokens": added}
+
+
+def test_a_vocabulary_without_bytes_that_texts_hardly_have_is_written_and_said(
+    tmp_path: Path,
+) -> None:
+    """As those of SmolLM2: no token for six control characters and planes without letters."""
+    need("tokenizers", "xllamacpp")
+    which = tokenizer(without(about(RULES["SmolLM"][1]()), 0x04, 0x1D, 0xC0, 0xF1, 0xFF))
+    asked = _texts(which)
+    assert asked is not None
+    assert asked.note is not None
+    assert "0x04, 0x1D, 0xC0, 0xF1, 0xFF" in asked.note
+    assert all("\x04" not in text for text in asked.texts)
+    found = compared_texts(LLAMA_CPP_TOKENS, written(which, tmp_path / "m.gguf"), asked)
+    assert found["texts_compared"] >= 200
+
+
+def test_a_vocabulary_without_bytes_of_ordinary_text_is_refused() -> None:
+    need("tokenizers")
+    which = tokenizer(without(about(RULES["SmolLM"][1]()), 0x04, 0xF0, 0x7A))
+    with pytest.raises(ValueError, match=r"lacks 2 bytes of ordinary text \(0x7A, 0xF0\)"):
+        gguf_vocabulary(which, which.vocabulary)
+
+
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_a_rule_that_llama_cpp_lacks_is_refused(name: str) -> None:
     need("tokenizers")
@@ -275,16 +312,6 @@ def test_whole_words_where_the_rule_has_none_are_refused(name: str) -> None:
         gguf_vocabulary(which, which.vocabulary)
     plain = with_whole_word(name, whole=False)
     assert gguf_vocabulary(plain, plain.vocabulary)["pre"] == RULES[name][0]
-
-
-def test_a_vocabulary_without_all_bytes_is_refused() -> None:
-    need("tokenizers")
-    content = about(RULES["GPT-2"][1]())
-    del content["model"]["vocab"]["ÿ"]
-    content["model"]["merges"] = []
-    which = tokenizer(content)
-    with pytest.raises(ValueError, match="1 of the 256 bytes"):
-        gguf_vocabulary(which, which.vocabulary)
 
 
 def test_a_larger_model_has_tokens_that_no_text_gives_and_a_smaller_one_is_refused() -> None:

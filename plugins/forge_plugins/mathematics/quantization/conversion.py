@@ -196,7 +196,7 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _packed(module: nn.Module) -> Literal["", "inverted", "direct"]:
+def packed_form(module: nn.Module) -> Literal["", "inverted", "direct"]:
     """Whether a layer is one of the transformers library that holds levels and a scale."""
     scale, weight = getattr(module, "weight_scale", None), getattr(module, "weight", None)
     if not isinstance(scale, Tensor) or not isinstance(weight, Tensor):
@@ -208,7 +208,7 @@ def _packed(module: nn.Module) -> Literal["", "inverted", "direct"]:
 
 def _could_be(module: nn.Module) -> bool:
     kinds = nn.Linear | nn.Conv2d | nn.Embedding | nn.EmbeddingBag | nn.MultiheadAttention
-    return isinstance(module, kinds) or is_conv1d(module) or bool(_packed(module))
+    return isinstance(module, kinds) or is_conv1d(module) or bool(packed_form(module))
 
 
 class _Place:
@@ -256,7 +256,7 @@ def _reason_to_leave(place: _Place, name: str, module: nn.Module) -> Reason | No
         return Reason("named by skip", f"named by skip ({OUTPUT_EMBEDDINGS}): {message}")
     if isinstance(module, BitLayer):
         return None
-    if _packed(module):
+    if packed_form(module):
         changed = replaced_calls(module)
         return Reason("in changed layers", changed) if changed else None
     return _reason_of_kind(place, name, module) or _reason_of_change(module)
@@ -292,7 +292,7 @@ def _reason_of_change(module: nn.Module) -> Reason | None:
     if type(weight.data) is not Tensor or weight.dtype not in _TRAINED:
         text = f"its weight is a {type(weight).__name__} of {weight.dtype}"
         return Reason("in changed layers", text)
-    if _is_online(module):
+    if quantizes_online(module):
         changed = replaced_calls(module)
     elif is_conv1d(module):
         changed = lost_by_exchange(module, type(module), BitConv1D)
@@ -366,7 +366,7 @@ def _owner(parameter: str, modules: Collection[str]) -> str | None:
     return None
 
 
-def _is_online(module: nn.Module) -> bool:
+def quantizes_online(module: nn.Module) -> bool:
     """A layer of the transformers library that quantizes a latent weight as we do."""
     return type(module).__name__ == "AutoBitLinear" and bool(getattr(module, "online_quant", False))
 
@@ -390,13 +390,13 @@ def _exchanged(
         layer = BitConv1D.from_conv1d(module, scheme, quantization)
         carry_over(module, type(module), layer)
     else:
-        packed = _packed(module)
-        linear = _unpacked(module, inverted=packed == "inverted") if packed else module
+        packed = packed_form(module)
+        linear = unpacked_linear(module, inverted=packed == "inverted") if packed else module
         assert isinstance(linear, nn.Linear)
         layer = BitLinear.from_linear(linear, scheme, quantization)
         norm = getattr(module, "rms_norm", None)
         layer.sub_norm = norm if isinstance(norm, nn.Module) else None
-        if not packed and not _is_online(module):
+        if not packed and not quantizes_online(module):
             carry_over(module, nn.Linear, layer)
         origin = "packed" if packed else "latent"
     weight = layer.weight
@@ -412,7 +412,7 @@ def _exchanged(
     return layer
 
 
-def _unpacked(module: nn.Module, *, inverted: bool) -> nn.Linear:
+def unpacked_linear(module: nn.Module, *, inverted: bool) -> nn.Linear:
     """A plain linear layer with the weight that a packed one applies."""
     stored, scale, bias = module.weight, module.weight_scale, module.bias
     assert isinstance(stored, Tensor)
