@@ -14,7 +14,7 @@ import pytest
 import torch
 from clients import need
 from llamas import ternary_llama
-from model_folders import FAMILIES, VOCABULARY, library, make_folder
+from model_folders import FAMILIES, PACKED, VOCABULARY, library, make_folder
 from torch import Tensor, nn
 
 from forge_kernel import TrainedRun, load_run, run
@@ -22,6 +22,8 @@ from forge_kernel.contract.data import DataSpec
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_plugins.mathematics.networks.llama import Llama, LlamaShape
+from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.quantization.fixed_linear import FixedLinear
 from forge_plugins.mathematics.text.generation import (
     LlamaReader,
     Sampling,
@@ -267,3 +269,26 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path, what: str) -> N
     done = forge("generate", name, "--prompt", "x")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_quantized_folder_is_opened_with_layers_that_give_what_the_library_gives(
+    family: str, tmp_path: Path
+) -> None:
+    """Unpacked once, where the library unpacks in each call."""
+    library()
+    import transformers
+
+    folder = make_folder(tmp_path / "model", family)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours = load_run(folder).model
+    compared = 0
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for name, layer in ours.named_modules():
+            if isinstance(layer, FixedLinear | BitLinear):
+                inputs = torch.randn(5, layer.in_features)
+                meant = theirs.get_submodule(name)(inputs)
+                torch.testing.assert_close(layer(inputs), meant, rtol=1e-5, atol=1e-6)
+                compared += 1
+    packed = [name for name in theirs.state_dict() if name.endswith("_proj.weight")]
+    assert compared == len(packed)
