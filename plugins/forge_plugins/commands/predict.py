@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,8 @@ def predict(
     try:
         for inputs in file_inputs(run, file):
             outputs = run.predict(inputs)
-            lines += [json.dumps(row) for row in rows(outputs, classes=_is_classifier(run))]
+            answers = rows(outputs, classes=_is_classifier(run), names=_label_names(run))
+            lines += [json.dumps(answer, ensure_ascii=False) for answer in answers]
     except (ValueError, RuntimeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -56,19 +58,47 @@ def _is_classifier(run: Any) -> bool:
     return bool(run.spec.classes != 1)
 
 
-def rows(outputs: Tensor, *, classes: bool) -> list[dict[str, Any]]:
+def _label_names(run: Any) -> dict[int, str]:
+    """What a model of transformers calls its labels (`id2label`), by number."""
+    known = getattr(getattr(run.model, "config", None), "id2label", None) or {}
+    return {
+        int(number): str(name)
+        for number, name in known.items()
+        if str(name) != f"LABEL_{number}"  # what the library fills in where there are none
+    }
+
+
+def rows(
+    outputs: Tensor, *, classes: bool, names: Mapping[int, str] | None = None
+) -> list[dict[str, Any]]:
     """What a line holds of each sample.
 
     Args:
         outputs: shape (samples, classes), (samples, numbers), or with positions in between.
         classes: whether they are logits.
+        names: of the labels, where they have any.
 
     Returns:
-        `label` and its `probability` for logits (lists where there are positions), else `value`.
+        `label`, its `name` where it has one, and its `probability` for logits (lists where there
+        are positions), else `value`.
     """
     if not classes:
         values = outputs.squeeze(-1) if outputs.ndim > 1 and outputs.shape[-1] == 1 else outputs
         return [{"value": value} for value in values.tolist()]
     best = outputs.softmax(-1).max(-1)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [{"label": label, "probability": probability} for label, probability in pairs]
+    known = names or {}
+
+    def name_of(label: Any) -> Any:
+        if isinstance(label, list):
+            return [name_of(each) for each in label]
+        return known.get(label)
+
+    return [
+        {
+            "label": label,
+            **({"name": name_of(label)} if known else {}),
+            "probability": probability,
+        }
+        for label, probability in pairs
+    ]

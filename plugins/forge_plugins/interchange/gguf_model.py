@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from forge_plugins.interchange.gguf_pretrained import (
     pretrained_metadata,
     pretrained_parts,
 )
-from forge_plugins.interchange.pretrained_folder import is_pretrained_model
+from forge_plugins.interchange.pretrained_folder import is_pretrained_model, kept_files
 from forge_plugins.interchange.ternary_blocks import BlockType
 from forge_plugins.interchange.tokenizer_files import gguf_vocabulary
+from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.text.tokenizers import Tokenizer
 
 
@@ -90,6 +92,7 @@ def gguf_entries(
     """
     architecture, own = _metadata(model)
     vocabulary = gguf_vocabulary(tokenizer, own["vocab_size"])
+    template = _chat_template(model, tokenizer)
     return {
         "general.architecture": architecture,
         "general.name": name,
@@ -97,7 +100,21 @@ def gguf_entries(
         "general.quantization_version": 2,
         **{f"{architecture}.{key}": value for key, value in own.items()},
         **{f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()},
+        **({"tokenizer.chat_template": template} if template else {}),
     }
+
+
+def _chat_template(model: Any, tokenizer: Tokenizer | None) -> str | None:
+    """That of the data's tokenizer, or of the folder that the model is from."""
+    if isinstance(tokenizer, LibraryTokenizer) and "chat_template" in tokenizer.settings:
+        return str(tokenizer.settings["chat_template"])
+    files = kept_files(model) if is_pretrained_model(model) else {}
+    own = files.get("chat_template.jinja")
+    if own is not None:
+        return own.decode()
+    about = json.loads(files.get("tokenizer_config.json", b"{}"))
+    template = about.get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def unquantized(tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:

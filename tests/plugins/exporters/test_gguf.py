@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from forge_plugins.interchange.gguf import write_gguf
 from forge_plugins.interchange.gguf_model import gguf_entries, gguf_numbers, gguf_tensors
 from forge_plugins.interchange.gguf_parts import interleave
 from forge_plugins.mathematics.quantization.bit_linear import BitLinear
+from forge_plugins.mathematics.text.byte_alphabet import byte_alphabet
+from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -156,3 +159,23 @@ def test_the_character_vocabulary_reaches_each_character_by_merging_its_bytes() 
     assert [len(token) for token in found["tokens"][:3]] == [1, 2, 3]
     assert len(found["merges"]) == 3
     assert found["eos_token_id"] == 4
+
+
+def test_a_chat_template_goes_into_the_file_where_the_tokenizer_has_one() -> None:
+    need("tokenizers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    content = json.loads(made.to_str())
+    content["model"]["vocab"] = {letter: place for place, letter in enumerate(byte_alphabet())}
+    content["added_tokens"] = [
+        {"id": 256, "content": "</s>", "special": True, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": False}
+    ]  # fmt: skip
+    tokenizer = LibraryTokenizer(json.dumps(content))
+    model = ternary_llama()
+    assert "tokenizer.chat_template" not in gguf_entries(model, "tq2_0", tokenizer, "x")
+    tokenizer.settings["chat_template"] = "{{ messages }}"
+    entries = gguf_entries(model, "tq2_0", tokenizer, "x")
+    assert entries["tokenizer.chat_template"] == "{{ messages }}"

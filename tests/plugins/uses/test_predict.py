@@ -12,6 +12,8 @@ import forked
 import numpy as np
 import pytest
 import torch
+from clients import need
+from model_folders import edit_config, make_folder
 
 from forge_kernel import load_run, run
 from forge_kernel.errors import ConfigError
@@ -52,6 +54,12 @@ def forge(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "forge_kernel", *map(str, arguments)], capture_output=True,
         text=True, check=False,
     )  # fmt: skip
+
+
+def answers(folder: Path, file: Path) -> list[dict[str, Any]]:
+    done = forge("predict", folder, file)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("target", ["class", "number"])
@@ -129,3 +137,18 @@ def test_no_sample_is_no_question(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run folder and no model's folder"):
         load_run(tmp_path)
+
+
+def test_a_label_has_the_name_that_the_model_gives_it(tmp_path: Path) -> None:
+    need("transformers")
+    folder = make_folder(tmp_path / "model", "vit")
+    samples = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", input=samples)
+    plain = answers(folder, tmp_path / "x.npz")
+    assert all("name" not in line for line in plain)
+    words = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
+    edit_config(folder, id2label=dict(zip(map(str, range(10)), words, strict=True)))
+    named = answers(folder, tmp_path / "x.npz")
+    for line, before in zip(named, plain, strict=True):
+        assert line["label"] == before["label"]
+        assert line["name"] == words[line["label"]]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clients import need
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import computed
@@ -16,7 +17,11 @@ from ranks import computed
 from forge_kernel.contract.values import Batch
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.runner import run
+from forge_plugins.interchange.tokenizer_texts import probe_texts
 from forge_plugins.mathematics.metrics.language_model import cross_entropy_sums, perplexity
+from forge_plugins.mathematics.text.token_bytes import token_bytes
+from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
+from forge_plugins.mathematics.text.tokenizers import ByteTokenizer, CharacterTokenizer
 from forge_plugins.validators.language_model import PerplexityMetric
 
 
@@ -91,3 +96,45 @@ def test_a_run_measures_it_and_smoothing_does_not_change_it(tmp_path: Path) -> N
     assert plain["perplexity"] == pytest.approx(math.exp(plain["loss"]), rel=1e-5)
     assert smooth["perplexity"] == pytest.approx(plain["perplexity"], rel=1e-4)
     assert smooth["loss"] != pytest.approx(plain["loss"])
+
+
+def test_bits_by_the_byte_are_the_same_whatever_the_tokenizer(tmp_path: Path) -> None:
+    """Planted: bytes of ignored targets counted; special tokens given their names' bytes."""
+    need("tokenizers")
+    texts = [text for text in probe_texts() if text]
+    for tokenizer in (ByteTokenizer(), CharacterTokenizer.of("".join(texts)), byte_level(texts)):
+        sizes = token_bytes(tokenizer)
+        assert sizes is not None
+        for text in texts:
+            assert int(sizes[tokenizer.encode(text)].sum()) == len(text.encode()), text
+        assert int(sizes[tokenizer.end]) == 0
+    tokens = torch.cat([tokenizer.encode("naïve 😀"), torch.tensor([tokenizer.end, -100])])
+    metric = PerplexityMetric(sizes=sizes)
+    metric.reset()
+    logits = torch.zeros(len(tokens), tokenizer.vocabulary)
+    metric.update(Batch(None, tokens), logits, torch.zeros(()), 1.0)
+    bits = (len(tokens) - 1) * math.log2(tokenizer.vocabulary)
+    found = metric.compute(lambda value: value)
+    assert found["bits_per_byte"] == pytest.approx(bits / len("naïve 😀".encode()))
+
+
+def byte_level(texts: list[str]) -> LibraryTokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["</s>"], show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    return LibraryTokenizer(made.to_str())
+
+
+def test_tokens_of_a_tokenizer_that_changes_texts_have_no_bytes() -> None:
+    need("tokenizers")
+    content = {"WordLevel": {"[SEP]": 0, "a": 1, "[UNK]": 2}}
+    model = {"type": "WordLevel", "vocab": content["WordLevel"], "unk_token": "[UNK]"}
+    lossy = LibraryTokenizer(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    assert token_bytes(lossy) is None

@@ -40,6 +40,23 @@ def cross_entropy_sums(
     return torch.stack([torch.where(own > 0, each.to(exact), 0.0) @ own, own.sum()])
 
 
+def byte_sum(targets: Tensor, weights: Tensor | None, sizes: Tensor) -> Tensor:
+    """The bytes of a batch's targets that count.
+
+    Args:
+        targets: shape (n,), integers.
+        weights: what each target counts, shape (n,); None: each 1.
+        sizes: bytes of each token, int64, shape (vocabulary,); others have none.
+
+    Returns:
+        0-d, float64 (float32 where the device has no other).
+    """
+    known = (targets >= 0) & (targets < len(sizes))
+    each = torch.where(known, sizes[targets.clamp(0, len(sizes) - 1)], 0)
+    each = each.to(_exact(targets.device))
+    return each.sum() if weights is None else each @ weights.to(each.dtype)
+
+
 def perplexity(nats: float) -> float:
     """`exp` of a mean cross-entropy; infinite where that is no number any more."""
     try:
