@@ -89,14 +89,16 @@ def _library(config: TextConfig) -> tokenizers.Tokenizer | None:
     """
     if config.tokenizer_file is None:
         return None
+    file = Path(config.tokenizer_file)
+    file = file / "tokenizer.json" if file.is_dir() else file
     try:
-        content = Path(config.tokenizer_file).read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8")
         return tokenizer_library.LibraryTokenizer(content, config.end_token)
     except ImportError as error:
         message = "tokenizer.json is read by tokenizers, which is not installed"
         raise PluginError(f"text: {message}; pip install 'forge-kernel[tokenizers]'") from error
     except (OSError, ValueError) as error:
-        raise PluginError(f"text: {config.tokenizer_file}: {error}") from error
+        raise PluginError(f"text: {file}: {error}") from error
 
 
 class _Encoding:
@@ -121,10 +123,10 @@ class _Encoding:
             for file in files
         ]  # fmt: skip
 
-    def _parts(self, account: documents.Account) -> Iterator[tuple[str, bool]]:
+    def _parts(self, account: documents.Account, room: Path) -> Iterator[tuple[str, bool]]:
         """The texts of all files, one after the other."""
         for texts in self._texts:
-            yield from texts.parts(account)
+            yield from texts.parts(account, room)
 
     def row(self) -> Row:
         """Mapped from the cache, written now if it is not there.
@@ -160,7 +162,7 @@ class _Encoding:
 
         columns = ColumnFolder(self._path, folder)
         try:
-            self._write(columns)
+            self._write(columns, folder)
             written = columns.close()
         finally:
             columns.abandon()
@@ -168,11 +170,11 @@ class _Encoding:
             source.check_whole()
         return written
 
-    def _write(self, columns: ColumnFolder) -> None:
-        tokenizer = self._tokenizer(self._alphabet(columns))
+    def _write(self, columns: ColumnFolder, room: Path) -> None:
+        tokenizer = self._tokenizer(self._alphabet(columns, room))
         kind = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.int32)
         account = documents.Account()
-        for texts, ends in _together(self._parts(account)):
+        for texts, ends in _together(self._parts(account, room)):
             for tokens, ended in zip(_encoded(tokenizer, texts), ends, strict=True):
                 columns.append("tokens", np.asarray(tokens).astype(kind))
                 if ended:
@@ -185,12 +187,12 @@ class _Encoding:
         left_out = [account.left_out.get(reason, 0) for reason in documents.REASONS]
         columns.append("left_out", np.array(left_out, np.int64))
 
-    def _alphabet(self, columns: ColumnFolder) -> Any:
+    def _alphabet(self, columns: ColumnFolder, room: Path) -> Any:
         """The characters of the text, for a tokenizer that counts them; None for others."""
         if self._config.tokenizer != "characters":
             return None
         seen: set[str] = set()
-        for text, _ in self._parts(documents.Account()):
+        for text, _ in self._parts(documents.Account(), room):
             seen.update(text)
         result = np.array([ord(item) for item in sorted(seen)], np.int64)
         if len(result):

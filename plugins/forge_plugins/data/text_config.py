@@ -34,13 +34,15 @@ class TextConfig:
         str | None,
         Meta(
             description="a UTF-8 text, or JSON Lines or an array of objects with a text each "
-            "(.json, .jsonl, .ndjson), plain or .gz; or a folder of such files (.txt and .md are "
-            "texts), or a glob pattern; null: the help texts about the language that "
-            "every Python carries (pydoc_data.topics, English, half a megabyte)",
+            "(.json, .jsonl, .ndjson), plain or .gz, or Parquet (extra: parquet); or a folder of "
+            "such files (.txt and .md are texts), or a glob pattern; null: the help texts about "
+            "the language that every Python carries (pydoc_data.topics, English, half a megabyte)",
             extra_json_schema={"format": "path"},
         ),
     ] = None
-    field: Annotated[str, Meta(min_length=1, description="the text's field in an object")] = "text"
+    field: Annotated[
+        str, Meta(min_length=1, description="the text's field in an object, or its column")
+    ] = "text"
     tokenizer: Annotated[
         Literal["bytes", "characters", "library"],
         Meta(
@@ -51,7 +53,8 @@ class TextConfig:
     tokenizer_file: Annotated[
         str | None,
         Meta(
-            description="a tokenizer.json of tokenizers or transformers (extra: tokenizers)",
+            description="a tokenizer.json of tokenizers or transformers, or the folder of a model "
+            "that has one (extra: tokenizers)",
             extra_json_schema={"format": "path"},
         ),
     ] = None

@@ -14,6 +14,7 @@ import forked
 import numpy as np
 import pytest
 import torch
+from clients import need
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -425,3 +426,38 @@ def test_a_folder_and_a_pattern_are_the_texts_of_their_files_one_after_the_other
     (tmp_path / "empty").mkdir()
     with pytest.raises(PluginError, match=r"the folder has no such file; files of \.json"):
         decoded(tmp_path / "empty")
+
+
+def test_a_column_of_parquet_is_read_as_a_field_of_objects_is(tmp_path: Path) -> None:
+    """Planted: rows without a text taken as empty ones; the other columns asked for as well."""
+    need("pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = ["first", None, "naïve 😀", "ab", "first", "last"]
+    table = pyarrow.table({"body": texts, "id": range(6), "tags": [[], ["a"], None, [], [], []]})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    with pytest.raises(PluginError, match=r"record 1, field 'body': holds a null, not a text"):
+        decoded(tmp_path / "x.parquet", field="body")
+    with pytest.raises(PluginError, match=r"'text': there is no column of this name.*\['body'"):
+        decoded(tmp_path / "x.parquet")
+    chosen: dict[str, Any] = {"unreadable": "leave_out", "min_chars": 3, "deduplicate": True}
+    text, left_out = decoded(tmp_path / "x.parquet", field="body", **chosen)
+    rows = [{"body": text, "id": 0} for text in texts]
+    assert (text, left_out) == decoded(write(tmp_path / "x.jsonl", rows), field="body", **chosen)
+    assert left_out == {"wrong type": 1, "length": 1, "duplicate": 1}
+    whole = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "y.parquet").write_bytes(whole[:-9])
+    with pytest.raises(PluginError, match=r"y\.parquet: cannot be read"):
+        decoded(tmp_path / "y.parquet", field="body")
+    assert not list((tmp_path / "cache").rglob("rows.jsonl"))
+
+
+def test_the_folder_of_a_tokenizer_is_its_file(tmp_path: Path) -> None:
+    file = tokenizer_json(tmp_path)
+    path = write(tmp_path / "x.jsonl", [{"text": WORDS}])
+    chosen = {"tokenizer": "library", "tokenizer_file": str(file)}
+    assert decoded(path, **chosen) == decoded(path, **{**chosen, "tokenizer_file": str(tmp_path)})
+    (tmp_path / "none").mkdir()
+    with pytest.raises(PluginError, match=r"none/tokenizer\.json"):
+        decoded(path, **{**chosen, "tokenizer_file": str(tmp_path / "none")})

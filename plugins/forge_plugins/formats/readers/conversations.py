@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
 from forge_plugins.formats.errors import DataError
-from forge_plugins.formats.readers.arrow import checked_parquet, pyarrow_library
-from forge_plugins.formats.readers.documents import objects
 from forge_plugins.formats.readers.field_values import type_name
+from forge_plugins.formats.readers.json_objects import objects
 from forge_plugins.formats.readers.json_text import JsonText
-from forge_plugins.formats.readers.sandbox import run_sandboxed
+from forge_plugins.formats.readers.parquet_rows import PARQUET, parquet_rows
 from forge_plugins.formats.source_files import suffix_of
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
-PARQUET: Final = (".parquet", ".pq")
 SUFFIXES: Final = (".json", ".jsonl", ".ndjson", *PARQUET)
 PROMPT, COMPLETION, TOOLS = "prompt", "completion", "tools"
-_ROWS: Final = 256
-"""Rows of a Parquet file that are made objects at a time."""
 
 
 @dataclass(frozen=True)
@@ -79,42 +73,9 @@ def rows(file: Path, field: str, room: Path) -> Iterator[tuple[int, Any, str | N
         with file.open("rb") as stream:
             yield from objects(JsonText(file, stream))
         return
-    lines = room / "rows.jsonl"
-    run_sandboxed(file, lambda alive: _write_rows(file, field, lines, alive))
-    try:
-        with lines.open("rb") as stream:
-            for record, value, _ in objects(JsonText(file, stream)):
-                yield record, value, None  # it has no lines
-    finally:
-        lines.unlink()
-
-
-def _write_rows(file: Path, field: str, target: Path, alive: Callable[[], None]) -> None:
-    """The rows of a Parquet file as JSON Lines; its library runs in a process of its own."""
-    arrow = pyarrow_library(file)
-    count = 0
-    try:
-        with (
-            arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened,
-            target.open("wb") as stream,
-        ):
-            known = opened.schema_arrow.names
-            asked = [name for name in (field, PROMPT, COMPLETION, TOOLS) if name in known]
-            if not asked:
-                message = f"there is no column of this name; there are {sorted(known)[:8]}"
-                hint = "name it with data.with.field, or give prompt and completion"
-                raise DataError(file, message, field=field, hint=hint)
-            checked_parquet(file, opened, asked)
-            for batch in opened.iter_batches(batch_size=_ROWS, columns=asked, use_threads=False):
-                alive()
-                for row in batch.to_pylist():
-                    stream.write(orjson.dumps(row) + b"\n")
-                count += len(batch)
-    except (arrow.ArrowException, ValueError, TypeError) as error:
-        message = f"cannot be read: {str(error)[:160]}"
-        raise DataError(file, message, record=count, hint="write it anew") from error
-    if not count:
-        raise DataError(file, "there are no records", hint="give at least one")
+    hint = "name it with data.with.field, or give prompt and completion"
+    for record, value in parquet_rows(file, (field, PROMPT, COMPLETION, TOOLS), room, hint):
+        yield record, value, None  # it has no lines
 
 
 def conversation(record: int, value: Any, place: str | None, field: str) -> Conversation:

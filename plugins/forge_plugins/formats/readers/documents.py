@@ -1,18 +1,21 @@
-"""Texts in a file: one plain text, or a field of each object of JSON; in bounded memory."""
+"""Texts in a file: one plain text, or a field of each object or row; in bounded memory."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.field_values import type_name
-from forge_plugins.formats.readers.json import elements, line_values
+from forge_plugins.formats.readers.json_objects import objects
 from forge_plugins.formats.readers.json_text import JsonText
+from forge_plugins.formats.readers.parquet_rows import PARQUET, parquet_rows
 from forge_plugins.formats.source_files import suffix_of
 
 PART: Final = 2**18
@@ -20,7 +23,7 @@ PART: Final = 2**18
 REASONS: Final = ("missing field", "wrong type", "length", "duplicate")
 """Why a document is left out, in the order in which one that has several is counted."""
 _JSON: Final = {".json", ".jsonl", ".ndjson"}
-SUFFIXES: Final = (".txt", ".md", *sorted(_JSON))
+SUFFIXES: Final = (".txt", ".md", *sorted(_JSON), *PARQUET)
 """Of the files of a folder that are read; of a file that is named, any is."""
 _EXAMPLES: Final = 20
 
@@ -58,8 +61,8 @@ class Documents:
 
     Args:
         file: plain UTF-8, which is one document; or, by its suffix (`.json`, `.jsonl`, `.ndjson`),
-            objects with a text each; either may be compressed with gzip.
-        key: the text's field in an object.
+            objects with a text each, either may be compressed with gzip; or Parquet.
+        key: the text's field in an object, or its column.
         least: characters that a document must have; shorter ones are left out and counted.
         once: leave out documents that repeat an earlier one, character by character; 16 bytes are
             held of each.
@@ -72,35 +75,48 @@ class Documents:
     once: bool = False
     lenient: bool = False
 
-    def parts(self, account: Account) -> Iterator[tuple[str, bool]]:
+    def parts(self, account: Account, room: Path | None = None) -> Iterator[tuple[str, bool]]:
         """Texts that follow each other, and whether each ends a document.
 
         Args:
             account: what is found is noted here.
+            room: a folder where rows of Parquet are written down; None: one for temporary files.
 
         Raises:
             DataError: the file is broken, or a text is none.
         """
+        suffix = suffix_of(self.file)
+        if suffix in PARQUET:
+            hint = "name the column of the texts (field)"
+            with (
+                TemporaryDirectory(dir=room) as place,
+                closing(parquet_rows(self.file, [self.key], Path(place), hint)) as rows,
+            ):
+                yield from self._texts(((*row, None) for row in rows), account)
+            return
         with self.file.open("rb") as stream:
             text = JsonText(self.file, stream)
-            if suffix_of(self.file) not in _JSON:
+            if suffix in _JSON:
+                yield from self._texts(objects(text), account)
+            else:
                 yield from self._plain(text, account)
-                return
-            for record, value, place in objects(text):
-                result = self._text(record, value, place, account)
-                if result is None:
+
+    def _texts(
+        self, values: Iterable[tuple[int, Any, str | None]], account: Account
+    ) -> Iterator[tuple[str, bool]]:
+        for record, value, place in values:
+            result = self._text(record, value, place, account)
+            if result is None:
+                continue
+            if self.once:
+                digest = hashlib.blake2b(result.encode("utf-8", "surrogatepass"), digest_size=16)
+                if digest.digest() in account.seen:
+                    account.leave_out("duplicate", record)
                     continue
-                if self.once:
-                    digest = hashlib.blake2b(
-                        result.encode("utf-8", "surrogatepass"), digest_size=16
-                    )
-                    if digest.digest() in account.seen:
-                        account.leave_out("duplicate", record)
-                        continue
-                    account.seen.add(digest.digest())
-                account.documents += 1
-                account.characters += len(result)
-                yield result, True
+                account.seen.add(digest.digest())
+            account.documents += 1
+            account.characters += len(result)
+            yield result, True
 
     def _text(self, record: int, value: Any, place: str | None, account: Account) -> str | None:
         """The text of an object; None when it is left out."""
@@ -156,21 +172,3 @@ class Documents:
         account.characters += len(held)
         account.documents += 1
         yield held, True
-
-
-def objects(text: JsonText) -> Iterator[tuple[int, Any, str | None]]:
-    """Number, value and place of each element of an array, or of each line."""
-    start = text.next()
-    record = 0
-    if start == b"[":
-        text.expect(b"[", "an array")
-        for values, _ in elements(text):
-            for value in values:
-                yield record, value, None
-                record += 1
-        text.end()
-        return
-    for values, places, _ in line_values(text, ()):
-        for at, value in enumerate(values):
-            yield record, value, places(at)
-            record += 1

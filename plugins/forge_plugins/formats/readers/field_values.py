@@ -41,7 +41,9 @@ _ABSENT: Final = (type(None), NoNumber)
 
 def type_name(value: Any) -> str:
     """What a value is, for messages."""
-    return value.text[:40] if isinstance(value, NoNumber) else type(value).__name__
+    if isinstance(value, NoNumber):
+        return value.text[:40]
+    return "null" if value is None else type(value).__name__
 
 
 class DefectError(Exception):
