@@ -448,7 +448,7 @@ def test_a_column_of_parquet_is_read_as_a_field_of_objects_is(tmp_path: Path) ->
     assert left_out == {"wrong type": 1, "length": 1, "duplicate": 1}
     whole = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "y.parquet").write_bytes(whole[:-9])
-    with pytest.raises(PluginError, match=r"y\.parquet: cannot be read"):
+    with pytest.raises(PluginError, match=r"y\.parquet, record 0: cannot be read"):
         decoded(tmp_path / "y.parquet", field="body")
     assert not list((tmp_path / "cache").rglob("rows.jsonl"))
 
