@@ -223,16 +223,19 @@ def another(schema: dict[str, Any]) -> Any:
     raise LookupError(f"say in BESIDE what else this may be: {schema}")
 
 
+CATALOG = Catalog.installed()
+
+
 @functools.cache
 def fields(key: str) -> dict[str, Any]:
     """The settings of a plugin with their schemas."""
     kind, _, name = key.partition(".")
-    plugin = Catalog.installed().load(Kind(kind), name)
+    plugin = CATALOG.load(Kind(kind), name)
     found: dict[str, Any] = config_schema(plugin.info.config, key)[0].get("properties", {})
     return found
 
 
-OFFERS = [offer for offer in Catalog.installed().offers() if offer.distribution == "forge-kernel"]
+OFFERS = [offer for offer in CATALOG.offers() if offer.distribution == "forge-kernel"]
 CASES = [
     f"{offer.key}.{field}"
     for offer in OFFERS
