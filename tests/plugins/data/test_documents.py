@@ -365,7 +365,7 @@ row(sys.argv[2])
 for line in open("/proc/self/status"):
     if line.startswith("VmData"):
         held = int(line.split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (held + 40 * 2**20,) * 2)  # beside 14 MB that are free
+resource.setrlimit(resource.RLIMIT_DATA, (held + 56 * 2**20,) * 2)  # beside 14 MB that are free
 print(len(row(sys.argv[1]).tokens))
 """
 

@@ -22,8 +22,8 @@ import pytest
 
 from forge_plugins.formats.readers.sandbox import MEMORY
 
-BOUND = 48 * 2**20  # beside 14 MB that a forked process has free
-RECORDS, WIDTH = 50_000, 128  # 68 MB of JSON, 102 MB of numbers
+BOUND = 64 * 2**20  # beside 14 MB that a forked process has free
+RECORDS, WIDTH = 60_000, 128  # 81 MB of JSON, 123 MB of numbers
 COPIES = 10  # of each record's text: random numbers are dear to write
 
 READER = f"""
