@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from llamas import VOCABULARY
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _registration
 
 from forge_kernel.errors import PluginError
 from forge_plugins.clients import (
@@ -35,6 +37,11 @@ ENCODINGS = ["matmul_nbits", "int2", "matmul_integer"]
 MODULES = {
     one.__name__.rpartition(".")[2]: one for one in (onnxruntime_logits, onnxruntime_weights)
 }
+
+# torch reads its table of 500 operators anew for each export, which is a third of a small one
+_registration.ONNXRegistry.from_torchlib = staticmethod(  # type: ignore[method-assign]
+    functools.cache(_registration.ONNXRegistry.from_torchlib)
+)
 
 
 def answer_here(client: Client, export: Path, request: dict[str, Tensor]) -> dict[str, Tensor]:

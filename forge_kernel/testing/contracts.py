@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
 from forge_kernel.config.schema import bind_config, config_data, config_schema
 from forge_kernel.contract.plugin import Kind
+from forge_kernel.contract.result import RunResult
 from forge_kernel.planning.catalog import Catalog
 from forge_kernel.run_folder.folder import RunFolder
 from forge_kernel.storage.checkpoint_store import CheckpointStore
@@ -45,6 +47,9 @@ def _plugin(key: str) -> tuple[Catalog, Kind, str, type[Any]]:
 def _trial(key: str, config: dict[str, Any]) -> Trial:
     catalog, kind, name, _ = _plugin(key)
     return Trial(catalog, kind, name, config)
+
+
+_RUN: dict[str, tuple[RunResult, Path]] = {}
 
 
 def _closed(config: type[Any], name: str) -> dict[str, Any]:
@@ -103,30 +108,48 @@ def test_is_constructed_without_any_effect(
     assert instance.config == config
 
 
-def test_trains_ten_steps(forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path) -> None:
+def _ten_steps(
+    key: str, config: dict[str, Any], folders: pytest.TempPathFactory
+) -> tuple[RunResult, Path]:
+    """The run that two tests look at, and its folder; the last one is kept."""
+    name = f"{key} {config!r}"
+    if name not in _RUN:
+        folder = folders.mktemp("straight") / "run"
+        result = _trial(key, config).run(folder)
+        _RUN.clear()
+        _RUN[name] = result, folder
+    return _RUN[name]
+
+
+def test_trains_ten_steps(
+    forge_plugin: str, forge_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Ten steps end with finite metrics, each of which somebody has declared."""
-    result = _trial(forge_plugin, forge_config).run(tmp_path / "run")
+    result, folder = _ten_steps(forge_plugin, forge_config, tmp_path_factory)
     assert result.outcome == "completed"
     assert result.steps > 0
     loss = result.final["loss"]
     assert loss is not None
     assert math.isfinite(loss)
-    infos = RunFolder(tmp_path / "run").metric_infos()
+    infos = RunFolder(folder).metric_infos()
     undeclared = [name for name in result.final if not infos.declares(name)]
     assert not undeclared, f"no PluginInfo.metrics names {undeclared}"
 
 
 def test_resumes_bit_for_bit(
-    forge_plugin: str, forge_config: dict[str, Any], tmp_path: Path
+    forge_plugin: str,
+    forge_config: dict[str, Any],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Ten steps, and seven steps, a new start and three more, are the same run."""
     trial = _trial(forge_plugin, forge_config)
-    straight = trial.run(tmp_path / "straight")
+    straight, folder = _ten_steps(forge_plugin, forge_config, tmp_path_factory)
     if straight.steps < 10:  # the plugin itself ends the run early
         return
     assert trial.run(tmp_path / "cut", stop_after=7).outcome == "stopped"
     trial.resume(tmp_path / "cut")
-    left = CheckpointStore(tmp_path / "straight" / "checkpoints").path(10)
+    left = CheckpointStore(folder / "checkpoints").path(10)
     right = CheckpointStore(tmp_path / "cut" / "checkpoints").path(10)
     assert differences(left, right) == []
 

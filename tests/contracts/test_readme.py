@@ -108,8 +108,9 @@ def test_the_showcase_has_the_filter_on_in_every_step_with_a_lambda_of_at_least_
 
 @pytest.mark.parametrize("index", range(len(PYTHON)))
 def test_every_python_example_runs(place: Path, index: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PYTHON[index]],
+    strict = "import warnings; warnings.simplefilter('error')\n"
+    done = forked.run(
+        [sys.executable, "-c", strict + PYTHON[index]],
         cwd=place, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

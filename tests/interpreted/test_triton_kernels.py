@@ -31,9 +31,15 @@ def near(found: Any, wanted: Any, dtype: torch.dtype) -> bool:
     return torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "shape", "dtype"),
+    [  # each pair of two choices; what is left of the product is deep
+        pytest.param(bits, shape, dtype, marks=[pytest.mark.deep] * ((at + row + column) % 2))
+        for at, bits in enumerate((4, 8))
+        for row, shape in enumerate(SHAPES)
+        for column, dtype in enumerate(TYPES)
+    ],
+)
 def test_rows_go_on_the_grid_of_the_plain_form(
     shape: tuple[int, ...], dtype: torch.dtype, bits: int
 ) -> None:
@@ -96,8 +102,15 @@ def test_a_weight_goes_on_the_grid_of_the_plain_form(dtype: torch.dtype, bits: f
         assert torch.allclose(own[2], scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("tiles", [False, True], ids=["by pointers", "by the copy engine"])
-@pytest.mark.parametrize("shape", [(70, 112, 48), (300, 256, 304), (17, 16, 8), (130, 144, 272)])
+@pytest.mark.parametrize(
+    ("tiles", "shape"),
+    [
+        (False, (70, 112, 48)), (True, (70, 112, 48)), (False, (17, 16, 8)), (True, (17, 16, 8)),
+        (False, (130, 144, 272)), (True, (300, 256, 304)),
+        pytest.param(True, (130, 144, 272), marks=pytest.mark.deep),
+        pytest.param(False, (300, 256, 304), marks=pytest.mark.deep),
+    ],
+)  # fmt: skip
 def test_the_product_is_the_plain_one_to_the_bit(
     tiles: bool, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

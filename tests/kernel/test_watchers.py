@@ -57,8 +57,17 @@ WATCHED = {
 }
 
 
-@pytest.mark.parametrize("hook", WATCHED)
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(), KeyError()])
+ERRORS = [OSError(5, "Input/output error"), BrokenPipeError(), KeyError()]
+
+
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [  # each hook with one error in turn; the other two are deep
+        pytest.param(hook, error, marks=[pytest.mark.deep] * (at % len(ERRORS) != number))
+        for at, hook in enumerate(WATCHED)
+        for number, error in enumerate(ERRORS)
+    ],
+)
 def test_an_observer_that_fails_ends_no_run(tmp_path: Path, hook: str, error: Any) -> None:
     """Red when an observer's error is raised: nothing of the run would be left."""
     calls: list[int] = []

@@ -602,9 +602,19 @@ def _through_a_file(model: nn.Module) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
-@pytest.mark.parametrize("arithmetic", ["exact", "int8"])
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("arithmetic", "kept", "autocast"),
+    [  # each pair of two choices; what is left of the product is deep
+        ("exact", False, False), ("exact", True, True), ("int8", False, True), ("int8", True, False),
+        *(
+            pytest.param(*case, marks=pytest.mark.deep)
+            for case in [
+                ("exact", False, True), ("exact", True, False), ("int8", False, False),
+                ("int8", True, True),
+            ]
+        ),
+    ],
+)  # fmt: skip
 def test_compiled_layers_give_the_same_bits(arithmetic: str, kept: bool, autocast: bool) -> None:
     """In one graph: int8 products too, also if nobody has asked whether the processor has them."""
     torch._dynamo.reset()

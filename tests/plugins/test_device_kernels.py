@@ -33,11 +33,12 @@ CHUNKS = {
 
 
 @pytest.mark.spec("K3")
-def test_interpreted_they_give_what_the_plain_forms_give() -> None:
+@pytest.mark.parametrize("chosen", ["not deep", pytest.param("deep", marks=pytest.mark.deep)])
+def test_interpreted_they_give_what_the_plain_forms_give(chosen: str) -> None:
     """Each fault is planted in `tests/interpreted`; red when one of its tests is."""
     surroundings = {key: value for key, value in os.environ.items() if "PYTEST" not in key}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", chosen, "tests/interpreted"],
         cwd=ROOT, capture_output=True, text=True, check=False,
         env={**surroundings, "TRITON_INTERPRET": "1"},
     )  # fmt: skip

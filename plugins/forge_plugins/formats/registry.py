@@ -30,8 +30,9 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_offers()))
 
 
+@functools.cache
 def origin(name: str) -> str:
-    """Whose format it is."""
+    """Whose format it is; the distribution's metadata is parsed once, not for each file opened."""
     entry = _offers()[name][0]
     return entry.dist.name if entry.dist is not None else entry.value
 

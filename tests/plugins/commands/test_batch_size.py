@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
-import forked
 import psutil
 import pytest
 
+from forge_kernel.cli import main
 from forge_plugins.batch_sizes.measurement import Measurement, recommended, search
 
 
@@ -49,15 +50,24 @@ def test_it_ends_at_the_largest_size_asked_for() -> None:
     assert [each.batch_size for each in search(script(rates), 3, 20)] == [3, 6, 12]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return forked.run(
-        [sys.executable, "-m", "forge_kernel", "batch-size", *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """In this process: its trials, processes of their own, need not import torch each."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["forge", "batch-size", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(arguments, ended.value.code or 0, *capfd.readouterr())
+
+    return run
 
 
 @pytest.mark.spec("K9")
-def test_the_command_measures_until_the_samples_end() -> None:
+def test_the_command_measures_until_the_samples_end(command: Command) -> None:
     done = command("smoke", "--smallest", "256", "--seconds", "0", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -71,7 +81,9 @@ def test_the_command_measures_until_the_samples_end() -> None:
 
 
 @pytest.mark.spec("K9")
-def test_a_trial_beyond_the_memory_is_ended_and_leaves_no_process_behind() -> None:
+def test_a_trial_beyond_the_memory_is_ended_and_leaves_no_process_behind(
+    command: Command,
+) -> None:
     """Planted fault: the child goes on when the limit is reached."""
     before = {process.pid for process in psutil.process_iter()}
     done = command("smoke", "--memory", "0.1")
@@ -92,13 +104,13 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_pipeline_that_does_not_train_says_why() -> None:
+def test_a_pipeline_that_does_not_train_says_why(command: Command) -> None:
     done = command("smoke", "--set", "model={use: python_class}", "--largest", "16")
     assert done.returncode == 3
     assert "does not train with data.with.batch_size=16" in done.stderr
 
 
-def test_a_key_that_is_no_setting_is_refused_before_anything_is_tried() -> None:
+def test_a_key_that_is_no_setting_is_refused_before_anything_is_tried(command: Command) -> None:
     done = command("smoke", "--key", "data.with.batchsize")
     assert done.returncode == 2
     assert "did you mean" in done.stderr

@@ -45,7 +45,10 @@ def packed_size(layer: BitLayer) -> float:
     return layer.weight.numel() * bits / 8 + 4 * layer.scale().numel()
 
 
-LONG = {("showcase", "matmul_integer"), ("llama", "matmul_nbits"), ("llama", "int2")}
+LONG = {
+    ("showcase", "matmul_integer"), ("showcase", "matmul_nbits"), ("llama", "matmul_nbits"),
+    ("llama", "int2"),
+}  # fmt: skip
 """An export takes a second and more: others see these networks and encodings too."""
 
 

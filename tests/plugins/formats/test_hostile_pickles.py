@@ -243,10 +243,11 @@ def test_a_pickle_that_computes_for_ever_is_ended(
 
 
 def test_deep_containers_end_no_process(tmp_path: Path) -> None:
-    for payload in (b"]" * 10**6 + b"a" * (10**6 - 1), b")" + b"\x85" * 10**6):
+    deep = 2 * 10**5  # of C's frames of a hundred bytes, twice a stack of 8 MB
+    for payload in (b"]" * deep + b"a" * (deep - 1), b")" + b"\x85" * deep):
         with pytest.raises(DataError, match="nested deeper"):
             opened(tmp_path, pickled(payload, "input"))
-        keyed = b"}" + b")" + b"\x85" * 10**6 + b"K\x01s"
+        keyed = b"}" + b")" + b"\x85" * deep + b"K\x01s"
         with pytest.raises(DataError):
             opened(tmp_path, pickled(keyed, "input"))
 

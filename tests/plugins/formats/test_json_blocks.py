@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers import json as json_reader
 from forge_plugins.formats.readers import json_text
 from forge_plugins.formats.readers.field_values import row_of, rows_of
 from forge_plugins.formats.readers.json_text import cut
@@ -154,18 +155,24 @@ def test_floats_after_integers_make_the_column_floats(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('[{"input": [1]}' + ', {"input": [1]}' * 60_000 + ",]", "record 60001.*(trailing comma|comma without)"),
-        ('[{"input": [1]}' + ', {"input": [1]}' * 60_000 + "", "record 60000.*|line 1 column"),
-        ('{"input": [1' + ",1" * 1_200_000 + '], "input": [1]}', "'input'.*twice"),
-        ('{"input": [1' + ",1" * 1_200_000 + '] "target": [1]}', "a comma or the object's end"),
-        ('{"input": [1' + ",1" * 1_200_000 + '], "target": 3}', "'target'.*not a list"),
-        ('{"input": [1' + ",1" * 1_200_000 + '], "target": [1]}', "1 records.*1200001"),
-        ('[{"input": [' + "1," * 1_500_000 + "1]}]", "more than 2097152 bytes of text"),
-        ('{"input": [1]}\n{"input": [' + "1," * 1_500_000 + "1]}\n", "line 2: .*more than"),
-        ('[{"input": "' + "x" * 9_000_000 + '"}]', "record 0: a record has more than"),
+        ('[{"input": [1]}' + ', {"input": [1]}' * 8_000 + ",]", "record 8001.*(trailing comma|comma without)"),
+        ('[{"input": [1]}' + ', {"input": [1]}' * 8_000 + "", "record 8000.*|line 1 column"),
+        ('{"input": [1' + ",1" * 150_000 + '], "input": [1]}', "'input'.*twice"),
+        ('{"input": [1' + ",1" * 150_000 + '] "target": [1]}', "a comma or the object's end"),
+        ('{"input": [1' + ",1" * 150_000 + '], "target": 3}', "'target'.*not a list"),
+        ('{"input": [1' + ",1" * 150_000 + '], "target": [1]}', "1 records.*150001"),
+        ('[{"input": [' + "1," * 190_000 + "1]}]", "more than 262144 bytes of text"),
+        ('{"input": [1]}\n{"input": [' + "1," * 190_000 + "1]}\n", "line 2: .*more than"),
+        ('[{"input": "' + "x" * 1_100_000 + '"}]', "record 0: a record has more than"),
     ],
+    ids=lambda part: part[-30:],  # a text of megabytes would be a name of megabytes
 )  # fmt: skip
-def test_what_is_wrong_in_a_long_text_is_told(text: str, told: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_long_text_is_told(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (json_reader, json_text):  # an eighth of what they are
+        monkeypatch.setattr(module, "BLOCK", 2**15)
+        monkeypatch.setattr(module, "MAX_RECORD", 2**18)
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match=f"(?s){told}"):
         open_table(tmp_path / "x.json", cache_dir=tmp_path / "c")

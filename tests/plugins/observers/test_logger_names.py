@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 import torch
 from kernel_parts import StopAfter, make_plugin
@@ -18,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from forge_kernel import run
-from forge_kernel.api import PluginError
+from forge_kernel.api import LazyModule, PluginError
 from forge_kernel.config.pipeline import PipelineConfig
 from forge_kernel.config.use import UseLoss, UseObserver, UseOptimizer
 from forge_kernel.contract.plugin import Kind
@@ -27,6 +26,8 @@ from forge_kernel.runner import resume
 from forge_plugins.observers import mlflow_store
 from forge_plugins.observers.logger_names import LoggerNames, one_line
 from forge_plugins.observers.mlflow_store import no_answer, plain_name, shown_place
+
+mlflow: Any = LazyModule("mlflow")  # five seconds that no other file's tests need
 
 ODD = ("top//1", "two\nlines", "a:b|c", "[/x] 100 %", "ü\u2028x", "/from/root", "..", "half\ud800")
 
