@@ -86,7 +86,7 @@ def _positional(method: Call, hook: str) -> Call:
 class Guard(Protocol):
     """Wraps each call of the checked mode."""
 
-    def __call__(self, hook: str, label: str, call: Call, *, watches: bool = False) -> Call:
+    def __call__(self, hook: str, label: str, call: Call, *, watches: bool) -> Call:
         """The call, watched; `watches`: an observer's."""
 
 

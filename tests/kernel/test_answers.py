@@ -13,7 +13,7 @@ from torch import nn
 from forge_kernel import run
 from forge_kernel.api import Kind, LossTerm, ScheduleFactors
 from forge_kernel.contract.plugin import RULES
-from forge_kernel.errors import ForgeError
+from forge_kernel.errors import ForgeError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 
 HERE = Path(__file__).name
@@ -122,25 +122,30 @@ def test_a_class_in_the_place_of_an_object_is_told(tmp_path: Path) -> None:
     assert "returned the class SGD (not an instance of it)" in said
 
 
-def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["fails", "answers no number"])
+def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
+    tmp_path: Path, what: str
+) -> None:
     """Red when only frames of hooks are looked at: a metric's are none."""
 
     class Metric:
         def reset(self) -> None: ...
 
         def update(self, *_: Any) -> None:
-            raise ArithmeticError("planned")
+            if what == "fails":
+                raise ArithmeticError("planned")
 
-        def compute(self, add: Any) -> dict[str, float]:
-            return {}
+        def compute(self, add: Any) -> Any:
+            return ["planned"]
 
     plugin = make_plugin("culprit", Kind.VALIDATORS, make_metrics=lambda self, run: [Metric()])
     plain = ("exporters=null", "callbacks=null", "run.max_steps=3")
-    with pytest.raises(ArithmeticError) as caught:
+    with pytest.raises(ArithmeticError if what == "fails" else PluginError) as caught:
         run(load_pipeline("smoke", plain), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
-    notes = "\n".join(caught.value.__notes__)
-    assert "culprit (handed in) in make_metrics" in notes
-    assert HERE in notes
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "planned" in said
+    assert "culprit (handed in) in make_metrics" in said
+    assert HERE in said
 
 
 def test_the_policy_counts_for_a_loss_that_is_no_number(tmp_path: Path) -> None:

@@ -207,6 +207,29 @@ def test_a_resumed_run_tells_each_setting_that_was_edited_by_hand(tmp_path: Path
     assert notices == ["changed since the checkpoint of step 3: run.max_steps: 3 -> 4"]
 
 
+def test_a_resumed_run_tells_of_other_versions_and_of_settings_that_are_not_known(
+    tmp_path: Path,
+) -> None:
+    """Of plugins that still run and have another version; of a configuration by its digest alone."""
+    file, folder = tmp_path / "p.yaml", tmp_path / "run"
+    callbacks = "callbacks: [{use: early_stopping, with: {metric: loss}}]\n"
+    file.write_text(PIPELINE + callbacks)
+    run(file, output_dir=folder, quiet=True)
+    newest = folder / "checkpoints" / "step-2"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    ((label, origin),) = manifest["about"]["plugins"].items()
+    of_before = {"torch": "1.0", "config": "0" * 64, "plugins": {label: "acme 0.1", "gone": "a 1"}}
+    del manifest["files"]["config.yaml"]
+    (newest / "config.yaml").unlink()
+    write_manifest(newest, {**manifest, "about": {**manifest["about"], **of_before}})
+    resume(folder, ["run.max_steps=3"], quiet=True)
+    assert events(folder) == [
+        f"it was saved with torch 1.0, this is {torch.__version__}",
+        f"{label} was acme 0.1 when it was saved, and is {origin}",
+        "the configuration has changed since the checkpoint of step 2",
+    ]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
 @pytest.mark.parametrize("place", [-1, -(1 << 20) - 5, 1 << 20, (1 << 20) + 9])
 def test_damage_is_found_wherever_it_lies_in_a_large_file(

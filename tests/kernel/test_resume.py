@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_parts import StopAfter
+from kernel_parts import StopAfter, make_plugin, make_session
 from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel import resume, run
@@ -22,7 +22,9 @@ from forge_kernel.config.use import (
     UseSchedule,
     UseValidator,
 )
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import CheckpointError, ConfigError, RunError
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
@@ -216,6 +218,56 @@ def test_a_new_plugin_with_memory_is_refused_on_resume(tmp_path: Path) -> None:
     )
     with pytest.raises(RunError, match="no state of"):
         resume(folder, plugins=parts())
+
+
+def test_progress_of_which_a_part_is_not_known_is_refused(tmp_path: Path) -> None:
+    """Red when what a newer kernel counts is dropped without a word."""
+    folder = tmp_path / "run"
+    run_until(folder, 2, start=True)
+    store = CheckpointStore(folder / "checkpoints")
+    snapshot = store.newest()[0]
+    snapshot.trees["progress"]["tides"] = 3
+    store.save(snapshot)
+    with pytest.raises(CheckpointError, match="unknown part 'tides'"):
+        resume(folder, plugins=parts())
+
+
+def test_a_pinned_checkpoint_gives_back_its_weights_and_what_they_are_judged_by(
+    tmp_path: Path,
+) -> None:
+    """And nothing else: the run goes on from where it is."""
+
+    def told(self: Any, run: Any) -> None:
+        self.told = getattr(self, "told", 0) + 1
+
+    memory = {
+        "state_dict": lambda self: {"count": getattr(self, "count", 0)},
+        "load_state_dict": lambda self, state: setattr(self, "count", state["count"]),
+    }
+    model, average = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    other = make_plugin("other", Kind.CALLBACKS, on_weights_changed=told)
+    namer = make_plugin("namer", Kind.CALLBACKS, compute_evaluation_model=lambda self, run: average)
+    for plugin in (other, namer):
+        for name, function in memory.items():
+            setattr(type(plugin), name, function)
+    batch = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
+    session = make_session(model, [batch] * 9, plugins=[other, namer], folder=tmp_path)
+    session.step(batch)
+    other.count = namer.count = 1
+    session.save(tags=("best",))
+    kept = model.weight.detach().clone()
+    session.step(batch)
+    other.count = namer.count = 2
+    session.validate()
+    before = other.told
+    with pytest.raises(RunError, match="pinned as 'worst'"):
+        session.restore_weights("worst")
+    assert not torch.equal(model.weight, kept)
+    session.restore_weights("best")
+    assert torch.equal(model.weight, kept)
+    assert (other.count, namer.count) == (2, 1)
+    assert (session.run.progress.step, other.told) == (2, before + 1)
+    assert session.validation.at == -1, "the weights are others than those that were validated"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
