@@ -122,9 +122,12 @@ def test_a_class_in_the_place_of_an_object_is_told(tmp_path: Path) -> None:
     assert "returned the class SGD (not an instance of it)" in said
 
 
-@pytest.mark.parametrize("what", ["fails", "answers no number"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(ArithmeticError, "planned"), (PluginError, "Metric.compute returned a list of 1")],
+)
 def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
-    tmp_path: Path, what: str
+    tmp_path: Path, error: Any, words: str
 ) -> None:
     """Red when only frames of hooks are looked at: a metric's are none."""
 
@@ -132,18 +135,18 @@ def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
         def reset(self) -> None: ...
 
         def update(self, *_: Any) -> None:
-            if what == "fails":
+            if error is ArithmeticError:
                 raise ArithmeticError("planned")
 
         def compute(self, add: Any) -> Any:
-            return ["planned"]
+            return [0.5]
 
     plugin = make_plugin("culprit", Kind.VALIDATORS, make_metrics=lambda self, run: [Metric()])
     plain = ("exporters=null", "callbacks=null", "run.max_steps=3")
-    with pytest.raises(ArithmeticError if what == "fails" else PluginError) as caught:
+    with pytest.raises(error) as caught:
         run(load_pipeline("smoke", plain), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
     said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-    assert "planned" in said
+    assert words in said
     assert "culprit (handed in) in make_metrics" in said
     assert HERE in said
 
