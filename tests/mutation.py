@@ -121,8 +121,8 @@ class Tracer:
 
         return line
 
-    def pytest_configure(self) -> None:
-        """Trace all that runs from here on."""
+    def begin(self) -> None:
+        """Trace all that runs from here on: before pytest, which imports the suite's `conftest`."""
         sys.settrace(self._call)
         threading.settrace(self._call)
 
@@ -239,6 +239,7 @@ def reach(tree: Tree, sources: list[str], guards: list[str], folder: Path) -> Re
 
     def work() -> int:
         tracer = Tracer(tree.folder, sources)
+        tracer.begin()
         code = int(pytest.main([*_QUIET, *guards], plugins=[tracer]))
         found = tracer.reach
         lines = {

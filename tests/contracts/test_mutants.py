@@ -103,7 +103,7 @@ def test_what_importing_runs_may_be_noticed_by_any_test_and_not_by_the_first_alo
     running = tracer.pytest_runtest_protocol(SimpleNamespace(nodeid="first"))  # type: ignore[arg-type]
     next(running)
     before = sys.gettrace()
-    tracer.pytest_configure()
+    tracer.begin()
     try:
         runpy.run_path(str(tmp_path / "source.py"))["made"].twice()
     finally:

@@ -122,6 +122,31 @@ def test_a_class_in_the_place_of_an_object_is_told(tmp_path: Path) -> None:
     assert "returned the class SGD (not an instance of it)" in said
 
 
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_of_two_of_one_class_the_one_that_failed_is_named(tmp_path: Path, guilty: int) -> None:
+    """Both wrap the model, the second one what the first one gave."""
+
+    def transform_model(self: Any, run: Any, model: Any) -> Any:
+        self.model = torch.nn.Sequential(model)
+        self.given = model
+        return self.model
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        if self is twins[guilty]:
+            raise ArithmeticError("planned")
+
+    first = make_plugin(
+        "twin", Kind.WRAPPERS, transform_model=transform_model, on_step_end=on_step_end
+    )
+    twins = [first, type(first)()]
+    plain = load_pipeline("smoke", ("exporters=null", "callbacks=null", "run.max_steps=3"))
+    with pytest.raises(ArithmeticError) as caught:
+        run(plain, plugins=twins, output_dir=tmp_path / "r", quiet=True)
+    assert twins[1].given is twins[0].model
+    said = "\n".join(caught.value.__notes__)
+    assert f"live.wrappers[{guilty}] twin (handed in) in on_step_end" in said
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [(ArithmeticError, "planned"), (PluginError, "Metric.compute returned a list of 1")],
@@ -131,9 +156,15 @@ def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
 ) -> None:
     """Red when only frames of hooks are looked at: a metric's are none."""
 
-    class Metric:
+    class Fine:
         def reset(self) -> None: ...
 
+        def update(self, *_: Any) -> None: ...
+
+        def compute(self, add: Any) -> Any:
+            return {}
+
+    class Metric(Fine):
         def update(self, *_: Any) -> None:
             if error is ArithmeticError:
                 raise ArithmeticError("planned")
@@ -141,7 +172,9 @@ def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
         def compute(self, add: Any) -> Any:
             return [0.5]
 
-    plugin = make_plugin("culprit", Kind.VALIDATORS, make_metrics=lambda self, run: [Metric()])
+    plugin = make_plugin(
+        "culprit", Kind.VALIDATORS, make_metrics=lambda self, run: [Fine(), Metric()]
+    )
     plain = ("exporters=null", "callbacks=null", "run.max_steps=3")
     with pytest.raises(error) as caught:
         run(load_pipeline("smoke", plain), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)

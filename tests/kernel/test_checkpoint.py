@@ -22,6 +22,7 @@ from forge_kernel.errors import CheckpointError
 from forge_kernel.storage.atomic_files import (
     clear_abandoned_folders,
     committed_folder,
+    make_folder,
     write_json,
 )
 from forge_kernel.storage.checkpoint_store import CheckpointReader, CheckpointStore, Snapshot
@@ -233,6 +234,18 @@ def test_what_has_its_name_is_on_the_disk_before(
     folder = CheckpointStore(tmp_path / "c").save(snapshot(1))
     assert (early, folder.parent.stat().st_ino in synced) == ([], True)
 
+    make_folder(tmp_path / "a" / "b")
+    with committed_folder(tmp_path / "a" / "b" / "c") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text("text")
+    assert early == []
+    for place in ("", "a", "a/b"):
+        assert (tmp_path / place).stat().st_ino in synced
+    assert tmp_path.parent.stat().st_ino not in synced, "it was there and has no new entry"
+    with committed_folder(tmp_path / "a" / "b" / "c"):  # in the place of the first
+        pass
+    assert (early, (tmp_path / "a" / "b").stat().st_ino in synced) == ([], True)
+
     file = tmp_path / "data.jsonl"
     file.write_text('{"input": [1.0, 2.0], "target": 1}\n' * 9)
     open_table(file, cache_dir=tmp_path / "cache")
@@ -246,6 +259,25 @@ def test_what_has_its_name_is_on_the_disk_before(
     lines.sync()
     lines.close()
     assert (tmp_path / "metrics.jsonl").stat().st_ino in synced
+
+
+def test_a_file_that_cannot_take_its_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "status.json").mkdir()
+    with pytest.raises(OSError, match="status.json"):
+        write_json(tmp_path / "status.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("written", ["../elsewhere", "elsewhere", "step-9", "step-1/../step-1", ""])
+def test_a_pin_names_a_checkpoint_that_is_there_or_nothing(tmp_path: Path, written: str) -> None:
+    """Red when a folder that is no checkpoint's is loaded because a file names it."""
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1), ("best",))
+    for folder in (tmp_path / "elsewhere", tmp_path / "c" / "elsewhere"):
+        folder.mkdir()
+    assert store.pinned("best") == store.path(1)
+    (tmp_path / "c" / "best.pin").write_text(f"{written}\n")
+    assert store.pinned("best") is None
 
 
 def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
@@ -301,7 +333,8 @@ def test_an_export_that_was_cut_is_cleared_by_the_next_and_a_live_one_is_not(
     tmp_path: Path,
 ) -> None:
     final = tmp_path / "out"
-    cut = [tmp_path / f".out.{what}-0badf00d" for what in ("partial", "replaced")]
+    kinds = ("partial", "replaced", "partial", "replaced")
+    cut = [tmp_path / f".out.{what}-0badf00{digit}" for digit, what in enumerate(kinds)]
     for folder in cut:
         folder.mkdir()
     with committed_folder(final) as live:

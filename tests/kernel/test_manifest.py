@@ -18,6 +18,7 @@ from forge_kernel.storage import tensor_file
 from forge_kernel.storage.atomic_files import manifest_of
 from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
 from forge_kernel.storage.manifest import write_manifest
+from forge_kernel.storage.seal import is_as_written, sealed
 
 PIPELINE = """
 forge: 1
@@ -54,6 +55,16 @@ def test_each_byte_of_a_manifest_counts(tmp_path: Path) -> None:
             store.load(store.path(1))
     manifest.write_bytes(whole)
     assert store.load(store.path(1)).step == 1
+
+
+def test_what_was_sealed_before_still_is() -> None:
+    """The text itself is sealed: red when JSON is written with other blanks or escapes."""
+    text = '{\n "name": "größer",\n "steps": [\n  1\n ],\n "sha256": "HASH"\n}\n'
+    digest = "98020b5874fce733dc2f298b250d441bf60f3f1257a58e8fb18f859f513857f5"
+    content = text.replace("HASH", digest).encode()
+    assert sealed({"name": "größer", "steps": [1]}) == content
+    assert is_as_written(content, json.loads(content))
+    assert not is_as_written(content + b" ", json.loads(content))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])

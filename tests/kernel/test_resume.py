@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,10 @@ def test_a_run_without_an_intact_checkpoint_cannot_be_resumed(tmp_path: Path) ->
     run_until(folder, 2, start=True)
     for file in (folder / "checkpoints").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .*step-2 is damaged"):
+        resume(folder, plugins=parts())
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .*: there is none"):
         resume(folder, plugins=parts())
 
 
