@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_parts import make_plugin
+from kernel_parts import make_plugin, make_session
 from torch import nn
 
 from forge_kernel import run
 from forge_kernel.api import Kind, LossTerm, ScheduleFactors
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import RULES
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ForgeError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 
@@ -182,6 +184,41 @@ def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
     assert words in said
     assert "culprit (handed in) in make_metrics" in said
     assert HERE in said
+
+
+def test_an_error_in_the_model_is_that_of_the_plugin_that_called_it() -> None:
+    """Red when it is the model's giver's: a model is called by everyone."""
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        run.model("no batch")
+
+    culprit = make_plugin("culprit", Kind.CALLBACKS, on_step_end=on_step_end)
+    data = [Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))]
+    session = make_session(nn.Linear(3, 3), data, plugins=[culprit])
+    with pytest.raises(TypeError) as caught:
+        session.train()
+    blamed = session.bus.blame(caught.value.__traceback__)
+    assert blamed == ("live.callbacks[0] culprit", "on_step_end")
+
+
+def test_an_error_in_data_is_that_of_who_made_them() -> None:
+    """Red when it is that of a plugin that has let them pass."""
+
+    class Data:
+        spec = DataSpec(classes=3)
+        batches_per_epoch = 1
+
+        def batches(self, epoch: int, place: int) -> Any:
+            raise ArithmeticError("planned")
+
+        def validation(self) -> list[Any]:
+            return []
+
+    passing = make_plugin("passing", Kind.CALLBACKS, transform_data=lambda self, run, data: data)
+    session = make_session(nn.Linear(3, 3), Data(), plugins=[passing])
+    with pytest.raises(ArithmeticError) as caught:
+        session.train()
+    assert session.bus.blame(caught.value.__traceback__) == ("live.data[0] live_data", "make_data")
 
 
 def test_the_policy_counts_for_a_loss_that_is_no_number(tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ from torch.utils.data import (
 from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
-from forge_kernel.storage.random_state import StreamState, process_state_kept, seed_everything
+from forge_kernel.storage.random_state import (
+    StreamState,
+    process_state_kept,
+    read_random_state,
+    seed_everything,
+    write_random_state,
+)
 from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_kernel.training.loaders.random_streams import RunStreams
 
@@ -483,3 +489,32 @@ def test_each_seed_has_streams_of_its_own(other: int) -> None:
             seen.append([random.random(), float(np.random.random()), float(torch.rand(()))])
     assert seen[0] == seen[1]
     assert all(mine != theirs for mine, theirs in zip(seen[0], seen[2], strict=True))
+
+
+def test_what_a_seed_draws_stays() -> None:
+    """A run of before is repeated by its seed: red when streams are started in another way."""
+
+    def draws() -> list[int]:
+        return [random.getrandbits(32), np.random.randint(2**31), int(torch.randint(2**31, ()))]
+
+    with process_state_kept():
+        seed_everything(3 + 2**32)
+        assert draws() == [4086009037, 218175338, 303761048]
+        StreamState.seeded(3 + 2**32).write()
+        assert draws() == [4086009037, 1695811068, 303761048]
+
+
+def test_a_checkpoint_keeps_the_second_half_of_a_pair_of_normal_draws() -> None:
+    """Python and numpy draw two at a time; red when what is left over is dropped."""
+
+    def draws() -> list[float]:
+        return [random.gauss(0, 1), float(np.random.normal()), float(torch.rand(()))]
+
+    with process_state_kept():
+        seed_everything(3)
+        draws()
+        kept = read_random_state()
+        second = draws()
+        draws()
+        write_random_state(kept)
+        assert draws() == second
