@@ -8,8 +8,8 @@ test once, to see which lines it reaches, then N mutants of each source (see `mu
 the tests that reach the changed statement, the quickest first, up to the first that fails.
 
 With `--parts` the sample is drawn of each of `PARTS` as a whole, and each has a score of its own: exit
-1 if one is below `--at-least`. `--docs` writes them to docs/results/mutation.json and
-docs/reliability.md.
+1 if one is below `--at-least`. `--docs` writes those of the named parts to docs/results/mutation.json
+and docs/reliability.md.
 
 A line for each mutant goes to stderr, a summary as JSON to stdout. Verdicts: `killed`; `survived`;
 `timeout` (it counts as killed: a loop without end is noticed); `unreached` (it counts as survived):
@@ -311,12 +311,10 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--parts", nargs="*", choices=[*PARTS, []], help="a score of each")
     parser.add_argument("--at-least", type=float, default=0.0, help="percent, of each part")
-    parser.add_argument("--docs", action="store_true", help="publish the scores of all parts")
+    parser.add_argument("--docs", action="store_true", help="publish the scores of these parts")
     arguments = parser.parse_args()
     if (arguments.docs or arguments.at_least) and arguments.parts is None:
         parser.error("--docs and --at-least are of --parts")
-    if arguments.docs and arguments.parts:
-        parser.error("--docs publishes all parts: name none")
     return arguments
 
 
@@ -349,11 +347,11 @@ def main() -> int:
     sys.stdout.write("\n")
     if not by_part:
         return 0
-    rows = scores(groups, results)
+    rows = [{**row, "seed": arguments.seed} for row in scores(groups, results)]
     for row in rows:
         _tell(f"{row['part']}: {row['killed']} of {row['total']}, {row['percent']:.1f} %")
     if arguments.docs:
-        publish(rows, arguments)
+        publish(rows)
     return int(any(row["percent"] < arguments.at_least for row in rows))
 
 
@@ -389,13 +387,16 @@ def scores(
     return rows
 
 
-def publish(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Write the scores beside the other results, and the page that shows them."""
+def publish(rows: list[dict[str, Any]]) -> None:
+    """Write the scores beside the other results, in the place of those of before, and the page."""
     from batteries.reliability_page import write_page
 
     docs = ROOT / "docs"
-    data = {"seed": arguments.seed, "sample": arguments.sample, "parts": rows}
-    (docs / "results" / "mutation.json").write_text(json.dumps(data, indent=1) + "\n")
+    file = docs / "results" / "mutation.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.is_file() else []
+    by_name = {row["part"]: row for row in [*before, *rows]}
+    parts = [by_name[name] for name in PARTS if name in by_name]
+    file.write_text(json.dumps({"parts": parts}, indent=1) + "\n", encoding="utf-8")
     write_page(docs)
 
 

@@ -27,12 +27,13 @@ What grows with a run: `forge.log` by a line (some 200 bytes) for each validatio
 MUTANTS = """
 ## Faults that the tests notice
 
-Small faults planted in the sources one at a time, {sample} drawn from all of each part (seed {seed}),
-and how many of them a test of the plain suite notices. Those that change nothing that can be seen
-from outside count as not noticed. `make deep` fails where a part has less than 85 %.
+Small faults planted in the sources one at a time, drawn from all that `tests/mutants.py` makes of a
+part, and how many of them a test of the plain suite notices. Those that change nothing that can be
+seen from outside count as not noticed. `make deep` fails where a part has less than 85 %;
+`tests/mutation.py --parts PART --seed SEED --sample PLANTED` repeats a row.
 
-| part | sources | planted | noticed | percent |
-|---|---|---:|---:|---:|
+| part | sources | planted | noticed | percent | seed |
+|---|---|---:|---:|---:|---:|
 """
 
 
@@ -44,7 +45,7 @@ def page(
     Args:
         outcomes: what `Outcome.write` wrote, by battery.
         about: `commit`, `when` and `machine` of the run.
-        scores: `seed`, `sample` and `parts` of the last `mutation.py --parts --docs`.
+        scores: `parts`, as `mutation.py --docs` wrote them.
     """
     ranked = sorted(outcomes, key=lambda outcome: outcome["battery"])
     rows = [_row(outcome) for outcome in ranked]
@@ -56,12 +57,13 @@ def page(
     text = HEAD.format(**about) + "\n".join(rows) + "\n"
     text += "\nFigures seen:\n\n" + "\n".join(figures) + "\n" if figures else ""
     parts = [_part(part) for part in scores["parts"]]
-    return text + MUTANTS.format(**scores) + "\n".join(parts) + "\n"
+    return text + MUTANTS + "\n".join(parts) + "\n"
 
 
 def _part(part: Mapping[str, Any]) -> str:
     names = ", ".join(f"`{source.removeprefix('forge_kernel/')}`" for source in part["sources"])
-    cells = (part["part"], names, str(part["total"]), str(part["killed"]), f"{part['percent']:.1f}")
+    counts = (part["total"], part["killed"], f"{part['percent']:.1f}", part["seed"])
+    cells = (part["part"], names, *map(str, counts))
     return f"| {' | '.join(cells)} |"
 
 
