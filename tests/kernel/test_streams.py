@@ -31,6 +31,7 @@ from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
 from forge_kernel.storage.random_state import (
     StreamState,
+    ambient_seed,
     process_state_kept,
     read_random_state,
     seed_everything,
@@ -502,6 +503,9 @@ def test_what_a_seed_draws_stays() -> None:
         assert draws() == [4086009037, 218175338, 303761048]
         StreamState.seeded(3 + 2**32).write()
         assert draws() == [4086009037, 1695811068, 303761048]
+        torch.manual_seed(3)
+        assert ambient_seed() == ambient_seed() == 56736075737176768
+        assert int(torch.randint(2**31, ())) == 303761048, "the ambient seed draws nothing"
 
 
 def test_a_checkpoint_keeps_the_second_half_of_a_pair_of_normal_draws() -> None:
@@ -518,3 +522,25 @@ def test_a_checkpoint_keeps_the_second_half_of_a_pair_of_normal_draws() -> None:
         draws()
         write_random_state(kept)
         assert draws() == second
+
+
+def test_the_streams_of_every_device_are_kept_where_there_are_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two stand-ins for devices; a checkpoint of theirs is taken up where there are none too."""
+    known = [torch.arange(4, dtype=torch.uint8), torch.arange(4, 8, dtype=torch.uint8)]
+    devices = list(known)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(devices))
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state_all", lambda new: devices.__setitem__(slice(2), new)
+    )
+    kept: list[Any] = []
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda there=there: there)
+        kept.append(read_random_state())
+    assert "cuda" not in kept[0], "asking a device that nothing uses would start it"
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        devices[:] = [torch.zeros(4, dtype=torch.uint8)] * 2
+        write_random_state(kept[1])
+        assert all(map(torch.equal, devices, known)) is there
