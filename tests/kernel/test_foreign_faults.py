@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel_parts import make_plugin
 
 from forge_kernel.api import Kind, PluginInfo, UseLoss, hookimpl
 from forge_kernel.errors import PluginError
 from forge_kernel.planning.catalog import GROUP, Catalog, Offer
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
-from forge_kernel.training.bus import build
+from forge_kernel.training.bus import build, hook_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +124,17 @@ def test_a_part_may_take_a_subset_of_the_arguments_in_another_order() -> None:
     built = build(decided)
     assert built[("loss",)].compute_loss(None, 0, 2, 5) == 6
     assert not hasattr(built["loss", "with", "inner"], "compute_loss_weights")
+
+
+def test_the_hooks_of_a_class_are_told_in_the_order_of_a_run_with_all_arguments() -> None:
+    found = hook_table(
+        type(
+            make_plugin(
+                "several", Kind.CALLBACKS,
+                on_step_end=lambda self, step: None, on_batch=lambda self: None,
+            )
+        )
+    )  # fmt: skip
+    assert list(found.items()) == [
+        ("on_batch", ["run", "step", "batch"]), ("on_step_end", ["run", "step"]),
+    ]  # fmt: skip

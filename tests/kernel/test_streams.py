@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -544,3 +545,29 @@ def test_the_streams_of_every_device_are_kept_where_there_are_devices(
         devices[:] = [torch.zeros(4, dtype=torch.uint8)] * 2
         write_random_state(kept[1])
         assert all(map(torch.equal, devices, known)) is there
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_streams_and_settings_of_torch_are_left_as_they_were_found(warn_only: bool) -> None:
+    """By a block that fails, and of settings that are not torch's own at first."""
+
+    def found() -> list[Any]:
+        return [
+            random.getstate(), float(np.random.random()), torch.get_rng_state().tolist(),
+            torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads(),
+        ]  # fmt: skip
+
+    with process_state_kept():
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+        torch.set_grad_enabled(False)
+        seed_everything(3)
+        before = found()
+        seed_everything(3)
+        with contextlib.suppress(ArithmeticError), process_state_kept():
+            seed_everything(4)
+            torch.use_deterministic_algorithms(False)
+            torch.set_grad_enabled(True)
+            torch.set_num_threads(torch.get_num_threads() + 1)
+            raise ArithmeticError
+        assert found() == before
