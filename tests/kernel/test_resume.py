@@ -23,6 +23,7 @@ from forge_kernel.config.use import (
     UseSchedule,
     UseValidator,
 )
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run_config import RunConfig
 from forge_kernel.contract.values import Batch
@@ -269,6 +270,51 @@ def test_a_pinned_checkpoint_gives_back_its_weights_and_what_they_are_judged_by(
     assert (other.count, namer.count) == (2, 1)
     assert (session.run.progress.step, other.told) == (2, before + 1)
     assert session.validation.at == -1, "the weights are others than those that were validated"
+    other.told = 0
+    session.take_up(CheckpointStore(tmp_path / "checkpoints").newest()[0])
+    assert (session.run.progress.step, other.count, other.told) == (1, 1, 1)
+    assert session.run.progress.seconds > 0, "also those of before the save"
+
+
+def test_data_that_remember_and_data_that_do_not_take_each_others_places(tmp_path: Path) -> None:
+    """What the checkpoint has for data that remember nothing is passed over, and the reverse."""
+
+    class Plain:
+        spec = DataSpec(classes=2)
+        batches_per_epoch = 9
+
+        def batches(self, epoch: int, place: int) -> Any:
+            for _ in range(9):
+                yield Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
+
+        def validation(self) -> list[Batch]:
+            return []
+
+    class Remembering(Plain):
+        taken_up: Any = None
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"read": 4}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.taken_up = state
+
+    def saved(folder: Path, data: Any) -> None:
+        session = make_session(torch.nn.Linear(3, 2), data, folder=folder, max_steps=1)
+        session.train()
+        session.save()
+
+    def taken_up(folder: Path, data: Any) -> Any:
+        session = make_session(torch.nn.Linear(3, 2), data, folder=folder)
+        session.take_up(CheckpointStore(folder / "checkpoints").newest()[0])
+        assert session.run.progress.step == 1
+        return session.run.data
+
+    saved(tmp_path / "plain", Plain())
+    saved(tmp_path / "remembering", Remembering())
+    assert taken_up(tmp_path / "plain", Remembering()).taken_up is None
+    assert taken_up(tmp_path / "remembering", Remembering()).taken_up == {"read": 4}
+    taken_up(tmp_path / "remembering", Plain())
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
