@@ -106,14 +106,22 @@ def test_weights_that_are_lost_are_not_called_those_of_a_step(tmp_path: Path, po
 
 
 def test_off_goes_on_and_says_what_it_did_not_keep(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    hooks = {
+        "on_batch": lambda self, step: heard.append(step.number),
+        "on_event": lambda self, event: heard.append((event.name, event.message[:57])),
+    }
     result = run(
         smoke("run.non_finite=off", "optimizer.with.fused=false"),
-        plugins=[injector("weight", math.nan, 6)], output_dir=tmp_path / "r", quiet=True,
+        plugins=[injector("weight", math.nan, 6), make_plugin("ear", Kind.OBSERVERS, **hooks)],
+        output_dir=tmp_path / "r", quiet=True,
     )  # fmt: skip
     assert result.outcome == "completed"
     assert kept(tmp_path / "r")[-1] == 4
-    log = (tmp_path / "r" / "forge.log").read_text()
-    assert "The checkpoint was not written: not finite after step 6" in log
+    said = "The checkpoint was not written: not finite after step 6: "
+    place = heard.index(("not_saved", said))
+    assert (heard[place - 1], heard[place + 1]) == (6, 7), "told at once"
+    assert said in (tmp_path / "r" / "forge.log").read_text()
 
 
 def test_no_run_without_a_folder_completes_with_weights_that_are_none() -> None:
@@ -177,6 +185,7 @@ def test_a_rollback_goes_to_the_newest_checkpoint_that_leads_further(
 ) -> None:
     """Red when the newest one is tried ten times: its weights are finite and lead nowhere."""
     steps: list[int] = []
+    drawn: list[float] = []
 
     def spoil(run: Any, step: Any) -> None:
         if steps.count(step.number) <= spoils.get(step.number, 0):
@@ -185,6 +194,7 @@ def test_a_rollback_goes_to_the_newest_checkpoint_that_leads_further(
 
     def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
         steps.append(step.number)
+        drawn.append(float(torch.rand(())))
         if hook == "on_batch":
             spoil(run, step)
 
@@ -199,6 +209,7 @@ def test_a_rollback_goes_to_the_newest_checkpoint_that_leads_further(
     )  # fmt: skip
     assert result.outcome == "completed"
     assert steps == tried
+    assert len(set(drawn)) == len(drawn), "the random streams go on, as the data do"
     assert kept(tmp_path / "r")[-1] == 12
 
 
