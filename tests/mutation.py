@@ -5,7 +5,8 @@
 
 `mutation_guards.tsv` says which tests guard a source. All works in a copy of the tree: first each
 test once, to see which lines it reaches, then N mutants of each source (see `mutants.py`) against
-the tests that reach the changed statement, the quickest first, up to the first that fails.
+the tests that reach the changed statement, the quickest first, then the others of their files, up
+to the first that fails.
 
 With `--parts` the sample is drawn of each of `PARTS` as a whole, and each has a score of its own: exit
 1 if one is below `--at-least`. `--docs` writes those of the named parts to docs/results/mutation.json
@@ -81,7 +82,10 @@ class Reach:
     failed: list[str] = field(default_factory=list)
 
     def tests(self, source: str, mutant: Mutant, guards: tuple[str, ...]) -> list[str]:
-        """The guarding tests that reach the mutated statement, the quickest first."""
+        """The guarding tests that reach the mutated statement, the quickest first.
+
+        After them the others of their files: what one test makes, fixtures and caches hand on.
+        """
         span = range(mutant.line, mutant.end_line + 1)
         by_import = any(line in self.loaded.get(source, ()) for line in span)
         reached = self.lines.get(source, {})
@@ -91,7 +95,10 @@ class Reach:
             if test.startswith(guards)
             and (by_import or not reached.get(test, set()).isdisjoint(span))
         ]
-        return sorted(found, key=self.seconds.__getitem__)
+        files = tuple({f"{test.partition('::')[0]}::" for test in found})
+        others = set(filter(lambda test: test.startswith(files), self.seconds)) - set(found)
+        quickest = self.seconds.__getitem__
+        return [*sorted(found, key=quickest), *sorted(others, key=quickest)]
 
 
 class Tracer:

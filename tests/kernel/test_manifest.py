@@ -65,6 +65,8 @@ def test_what_was_sealed_before_still_is() -> None:
     assert sealed({"name": "größer", "steps": [1]}) == content
     assert is_as_written(content, json.loads(content))
     assert not is_as_written(content + b" ", json.loads(content))
+    never = content.replace(b"  1\n", b"  NaN\n")
+    assert not is_as_written(never, json.loads(never))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
