@@ -225,12 +225,12 @@ def test_a_resumed_run_tells_of_other_versions_and_of_settings_that_are_not_know
 ) -> None:
     """Of plugins that still run and have another version; of a configuration by its digest alone."""
     file, folder = tmp_path / "p.yaml", tmp_path / "run"
-    callbacks = "callbacks: [{use: early_stopping, with: {metric: loss}}]\n"
+    callbacks = "callbacks: [{use: early_stopping}, {use: best_checkpoint}]\n"
     file.write_text(PIPELINE + callbacks)
     run(file, output_dir=folder, quiet=True)
     newest = folder / "checkpoints" / "step-2"
     manifest = json.loads((newest / "manifest.json").read_text())
-    ((label, origin),) = manifest["about"]["plugins"].items()
+    label, origin = "callbacks[1] best_checkpoint", manifest["about"]["plugins"].popitem()[1]
     of_before = {"torch": "1.0", "config": "0" * 64, "plugins": {label: "acme 0.1", "gone": "a 1"}}
     del manifest["files"]["config.yaml"]
     (newest / "config.yaml").unlink()
