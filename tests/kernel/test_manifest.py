@@ -127,17 +127,21 @@ def as_before(folder: Path, number: int) -> None:
     facts = json.loads((folder / "manifest.json").read_text())
     del facts["sha256"]
     (folder / "manifest.json").unlink()
-    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").unlink(missing_ok=True)
     facts |= {"format": number, "files": manifest_of(folder)}
     (folder / "manifest.json").write_text(json.dumps(facts))
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_checkpoint_of_an_older_format_is_read_and_checked(tmp_path: Path, number: int) -> None:
-    store = saved(tmp_path, 1, 2)
+    store = saved(tmp_path, 1)
+    before = {"policies[0] early_stopping": 3, "penalties[1] l2": 4}
+    store.save(Snapshot(2, {"w": torch.ones(8)}, {"plugins": before}, {"plugins": dict(before)}))
     as_before(store.path(2), number)
     loaded, _, problems = store.newest()
     assert (loaded.step, loaded.config, problems) == (2, "", [])
+    today = {"callbacks[0] early_stopping": 3, "regularizers[1] l2": 4}
+    assert loaded.trees["plugins"] == loaded.about["plugins"] == (today if number == 1 else before)
     for name in ("model.safetensors", "state.safetensors", "state.json"):
         file = store.path(2) / name
         whole = file.read_bytes()
