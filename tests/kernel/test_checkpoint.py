@@ -23,6 +23,7 @@ from forge_kernel.storage.atomic_files import (
     clear_abandoned_folders,
     committed_folder,
     make_folder,
+    write_bytes,
     write_json,
 )
 from forge_kernel.storage.checkpoint_store import CheckpointReader, CheckpointStore, Snapshot
@@ -231,6 +232,8 @@ def test_what_has_its_name_is_on_the_disk_before(
 
     write_json(tmp_path / "status.json", {"state": "running"})
     assert (early, tmp_path.stat().st_ino in synced) == ([], True)
+    write_bytes(tmp_path / "status.json", b"{}")
+    assert (early, tmp_path.stat().st_ino in synced) == ([], True)
     folder = CheckpointStore(tmp_path / "c").save(snapshot(1))
     assert (early, folder.parent.stat().st_ino in synced) == ([], True)
 
@@ -292,6 +295,42 @@ def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
     store.clear_unfinished()
     assert store.steps() == [1, 2]
     assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("step", "target", "left"),
+    [(2, "step-2", 1), (1, "step-1", 2), (2, "latest", 1)],
+    ids=["the folder", "a folder that is replaced", "a file"],
+)
+def test_what_a_cut_save_leaves_is_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, target: str, left: int
+) -> None:
+    """Cut at the rename that gives a name, and before anything is cleared, as by a kill."""
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1))
+
+    def cut(rename: Any) -> Any:
+        def renamed(self: Path, to: Path) -> Any:
+            if to.name == target:
+                raise OSError("cut")
+            return rename(self, to)
+
+        return renamed
+
+    def hidden() -> list[str]:
+        return [path.name for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+    with monkeypatch.context() as during:
+        for name in ("rename", "replace"):
+            during.setattr(Path, name, cut(getattr(Path, name)))
+        during.setattr(Path, "unlink", lambda *_, **__: None)
+        during.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(CheckpointError, match="cut"):
+            store.save(snapshot(step))
+    assert len(hidden()) == left
+    store.clear_unfinished()
+    assert hidden() == []
+    assert store.load(store.path(1)).step == 1
 
 
 def test_a_checkpoint_that_is_pruned_is_never_seen_half_gone(

@@ -17,7 +17,8 @@ from forge_kernel.errors import CheckpointError
 from forge_kernel.storage import tensor_file
 from forge_kernel.storage.atomic_files import manifest_of
 from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
-from forge_kernel.storage.manifest import write_manifest
+from forge_kernel.storage.hashes import sha256
+from forge_kernel.storage.manifest import check_files, entry, write_manifest
 from forge_kernel.storage.seal import is_as_written, sealed
 
 PIPELINE = """
@@ -65,6 +66,8 @@ def test_what_was_sealed_before_still_is() -> None:
     assert sealed({"name": "größer", "steps": [1]}) == content
     assert is_as_written(content, json.loads(content))
     assert not is_as_written(content + b" ", json.loads(content))
+    with pytest.raises(ValueError, match="nan"):
+        sealed({"steps": [float("nan")]})
     never = content.replace(b"  1\n", b"  NaN\n")
     assert not is_as_written(never, json.loads(never))
 
@@ -151,6 +154,16 @@ def test_a_checkpoint_of_an_older_format_is_read_and_checked(tmp_path: Path, num
         file.write_bytes(whole)
 
 
+@pytest.mark.parametrize("wrong", ["sha256", "xxh3_128"])
+def test_a_file_with_two_hashes_has_both(tmp_path: Path, wrong: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    both = {**entry(file), "sha256": sha256(file)}
+    check_files(tmp_path, {"file": both}, ["file"])
+    with pytest.raises(CheckpointError, match="content of file has changed"):
+        check_files(tmp_path, {"file": {**both, wrong: "0" * 32}}, ["file"])
+
+
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
     torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
@@ -178,6 +191,10 @@ def test_tensors_are_written_to_the_byte_as_safetensors_writes_them(
 def test_tensors_of_many_types_come_back_aligned(tmp_path: Path) -> None:
     tensors = {str(dtype): torch.ones(3).to(dtype) for dtype in DTYPES}
     tensor_file.write_tensors(tmp_path / "file", tensors)
+    content = (tmp_path / "file").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    for name, tensor in tensors.items():
+        assert header[name]["data_offsets"][0] % tensor.element_size() == 0
     back = load_file(tmp_path / "file")
     assert back.keys() == tensors.keys()
     assert all(back[name].view(torch.uint8).equal(tensors[name].view(torch.uint8)) for name in back)
