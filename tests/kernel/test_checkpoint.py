@@ -23,6 +23,7 @@ from forge_kernel.storage.atomic_files import (
     clear_abandoned_folders,
     committed_folder,
     make_folder,
+    remove_folder,
     write_bytes,
     write_json,
 )
@@ -331,6 +332,56 @@ def test_what_a_cut_save_leaves_is_known_by_its_name(
     store.clear_unfinished()
     assert hidden() == []
     assert store.load(store.path(1)).step == 1
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another program holds it: red when what is cleared ends a save, or stays whole."""
+    unlink, held = os.unlink, list[str]()
+
+    def held_once(path: Any, **options: Any) -> None:
+        if not held:
+            held.append(str(path))
+            raise PermissionError(13, "held", str(path))
+        unlink(path, **options)
+
+    def filled(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for letter in "abc":
+            (folder / letter).write_text(letter)
+        held.clear()
+        return folder
+
+    def one_is_left() -> bool:
+        left = [path for path in tmp_path.rglob("?") if path.parent.name.startswith(".")]
+        for path in left:
+            shutil.rmtree(path.parent)
+        return bool(held) and len(left) == 1
+
+    monkeypatch.setattr(os, "unlink", held_once)
+    remove_folder(filled("out"))
+    assert one_is_left()
+    filled(".out.partial-0badf00d")
+    clear_abandoned_folders(tmp_path / "out")
+    assert one_is_left()
+    filled("out")
+    filled(".out.replaced-0badf00d")
+    clear_abandoned_folders(tmp_path / "out")
+    assert one_is_left()
+    held.clear()
+    with committed_folder(tmp_path / "out"):  # the one of before goes
+        pass
+    assert one_is_left()
+    with pytest.raises(OSError, match="disk full"), committed_folder(tmp_path / "other") as partial:
+        filled(f"{partial.name}/inner")
+        raise OSError("disk full")
+    assert held
+    store = CheckpointStore(tmp_path)
+    filled(".step-3.partial-0badf00d")
+    store.clear_unfinished()
+    assert one_is_left()
 
 
 def test_a_checkpoint_that_is_pruned_is_never_seen_half_gone(
