@@ -265,6 +265,21 @@ def test_what_has_its_name_is_on_the_disk_before(
     assert (tmp_path / "metrics.jsonl").stat().st_ino in synced
 
 
+def test_a_folder_that_another_makes_in_the_same_moment_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def second(self: Path, *given: Any, **options: Any) -> None:
+        os.mkdir(self)
+        mkdir(self, *given, **options)
+
+    with monkeypatch.context() as during:
+        during.setattr(Path, "mkdir", second)
+        make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_a_file_that_cannot_take_its_place_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "status.json").mkdir()
     with pytest.raises(OSError, match="status.json"):
@@ -332,6 +347,7 @@ def test_what_a_cut_save_leaves_is_known_by_its_name(
     store.clear_unfinished()
     assert hidden() == []
     assert store.load(store.path(1)).step == 1
+    assert (tmp_path / "c" / "latest").read_text() == "step-1\n"
 
 
 def test_a_file_that_cannot_be_removed_keeps_no_other_and_ends_nothing(
