@@ -36,6 +36,7 @@ deep: $(STAMP)  ## the long batteries
 	OMP_NUM_THREADS=1 FORGE_CLIENTS=1 $(BIN)/python -m pytest -n $(WORKERS) -m deep
 	OMP_NUM_THREADS=1 WORKERS=$(WORKERS) $(BIN)/python tests/batteries --size deep
 	$(MAKE) sabotage
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py --parts --sample 40 --at-least 85
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "hypothesis and not deep" --hypothesis-profile=search
 	$(MAKE) py312 py313 lowest
 

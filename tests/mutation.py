@@ -1,10 +1,16 @@
 """`make mutation`: faults planted one at a time, and whether the tests notice.
 
     tests/mutation.py [--sample N] [--seed S] [--only PART ...] [--guard SOURCE=TEST[,TEST]]
+    tests/mutation.py --parts [NAME ...] [--sample N] [--seed S] [--at-least PERCENT] [--docs]
 
 `mutation_guards.tsv` says which tests guard a source. All works in a copy of the tree: first each
 test once, to see which lines it reaches, then N mutants of each source (see `mutants.py`) against
-the tests that reach the changed statement, the quickest first, up to the first that fails.
+the tests that reach the changed statement, the quickest first, then the others of their files, up
+to the first that fails.
+
+With `--parts` the sample is drawn of each of `PARTS` as a whole, and each has a score of its own: exit
+1 if one is below `--at-least`. `--docs` writes those of the named parts to docs/results/mutation.json
+and docs/reliability.md.
 
 A line for each mutant goes to stderr, a summary as JSON to stdout. Verdicts: `killed`; `survived`;
 `timeout` (it counts as killed: a loop without end is noticed); `unreached` (it counts as survived):
@@ -40,6 +46,21 @@ from mutants import Mutant, mutants
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 GUARDS: Final = ROOT / "tests" / "mutation_guards.tsv"
+PARTS: Final = {
+    "checkpoint": (
+        "forge_kernel/storage/checkpoint_store.py", "forge_kernel/storage/manifest.py",
+        "forge_kernel/storage/state_tree.py", "forge_kernel/storage/tensor_file.py",
+    ),
+    "storage": (
+        "forge_kernel/storage/atomic_files.py", "forge_kernel/storage/hashes.py",
+        "forge_kernel/storage/random_state.py", "forge_kernel/storage/seal.py",
+    ),
+    "bus": ("forge_kernel/training/bus.py",),
+    "order": ("forge_kernel/planning/order.py",),
+    "config": ("forge_kernel/config/",),
+    "snapshot": ("forge_kernel/training/snapshot.py",),
+}  # fmt: skip
+"""What a run cannot do without, by the beginning of its sources' names."""
 LEAST_LIMIT: Final = 120.0
 """Seconds before a mutant counts as hung; more where its tests take long."""
 
@@ -61,7 +82,10 @@ class Reach:
     failed: list[str] = field(default_factory=list)
 
     def tests(self, source: str, mutant: Mutant, guards: tuple[str, ...]) -> list[str]:
-        """The guarding tests that reach the mutated statement, the quickest first."""
+        """The guarding tests that reach the mutated statement, the quickest first.
+
+        After them the others of their files: what one test makes, fixtures and caches hand on.
+        """
         span = range(mutant.line, mutant.end_line + 1)
         by_import = any(line in self.loaded.get(source, ()) for line in span)
         reached = self.lines.get(source, {})
@@ -71,7 +95,10 @@ class Reach:
             if test.startswith(guards)
             and (by_import or not reached.get(test, set()).isdisjoint(span))
         ]
-        return sorted(found, key=self.seconds.__getitem__)
+        files = tuple({f"{test.partition('::')[0]}::" for test in found})
+        others = set(filter(lambda test: test.startswith(files), self.seconds)) - set(found)
+        quickest = self.seconds.__getitem__
+        return [*sorted(found, key=quickest), *sorted(others, key=quickest)]
 
 
 class Tracer:
@@ -101,8 +128,8 @@ class Tracer:
 
         return line
 
-    def pytest_configure(self) -> None:
-        """Trace all that runs from here on."""
+    def begin(self) -> None:
+        """Trace all that runs from here on: before pytest, which imports the suite's `conftest`."""
         sys.settrace(self._call)
         threading.settrace(self._call)
 
@@ -219,6 +246,7 @@ def reach(tree: Tree, sources: list[str], guards: list[str], folder: Path) -> Re
 
     def work() -> int:
         tracer = Tracer(tree.folder, sources)
+        tracer.begin()
         code = int(pytest.main([*_QUIET, *guards], plugins=[tracer]))
         found = tracer.reach
         lines = {
@@ -281,23 +309,33 @@ def _table() -> dict[str, tuple[str, ...]]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sample", type=int, default=10, help="mutants of each source")
+    parser.add_argument("--sample", type=int, default=10, help="mutants of each source, or part")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--only", nargs="*", default=[], help="parts of the sources' names")
     parser.add_argument(
         "--guard", action="append", default=[], metavar="SOURCE=TEST[,TEST]",
         help="in place of the table",
     )  # fmt: skip
-    return parser.parse_args()
+    parser.add_argument("--parts", nargs="*", choices=[*PARTS, []], help="a score of each")
+    parser.add_argument("--at-least", type=float, default=0.0, help="percent, of each part")
+    parser.add_argument("--docs", action="store_true", help="publish the scores of these parts")
+    arguments = parser.parse_args()
+    if (arguments.docs or arguments.at_least) and arguments.parts is None:
+        parser.error("--docs and --at-least are of --parts")
+    return arguments
 
 
-def main() -> None:
+def main() -> int:
     """Plant, run, tell."""
     arguments = _arguments()
     torch.set_num_threads(1)
     given = (one.partition("=") for one in arguments.guard)
     patterns = {source: tuple(tests.split(",")) for source, _, tests in given} or _table()
-    guards = guarded(patterns, arguments.only)
+    by_part = arguments.parts is not None
+    wanted = {name: PARTS[name] for name in arguments.parts or PARTS} if by_part else {}
+    only = [one for names in wanted.values() for one in names] if by_part else arguments.only
+    guards = guarded(patterns, only)
+    groups = grouped(list(guards), wanted) if by_part else {one: [one] for one in guards}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
         tree = Tree(folder / "tree")
@@ -305,19 +343,78 @@ def main() -> None:
         reached = reach(tree, list(guards), every, folder)
         for test in reached.failed:
             _tell(f"does not pass unchanged, guards nothing: {test}")
-        results = [
-            _result(tree, reached, source, tests, mutant)
-            for source, tests in guards.items()
-            for mutant in _sample(tree.text(source), source, arguments)
-        ]
-    json.dump(summary(results), sys.stdout, indent=2)
+        results = {
+            name: [
+                _result(tree, reached, source, guards[source], mutant)
+                for source, mutant in _sample(tree, sources, name, arguments)
+            ]
+            for name, sources in groups.items()
+        }
+    json.dump(summary([one for some in results.values() for one in some]), sys.stdout, indent=2)
     sys.stdout.write("\n")
+    if not by_part:
+        return 0
+    rows = [{**row, "seed": arguments.seed} for row in scores(groups, results)]
+    for row in rows:
+        _tell(f"{row['part']}: {row['killed']} of {row['total']}, {row['percent']:.1f} %")
+    if arguments.docs:
+        publish(rows)
+    return int(any(row["percent"] < arguments.at_least for row in rows))
 
 
-def _sample(text: str, source: str, arguments: argparse.Namespace) -> list[Mutant]:
-    every = mutants(text)
+def grouped(sources: list[str], parts: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """The sources of each part.
+
+    Raises:
+        SystemExit: the table of guards has none of a part.
+    """
+    found = {
+        name: [source for source in sources if source.startswith(beginnings)]
+        for name, beginnings in parts.items()
+    }
+    for name, some in found.items():
+        if not some:
+            raise SystemExit(f"no source of the part {name} has guards: mend {GUARDS.name}")
+    return found
+
+
+def scores(
+    groups: dict[str, list[str]], results: dict[str, list[dict[str, str]]]
+) -> list[dict[str, Any]]:
+    """Of each part, how many of its mutants were noticed."""
+    rows = []
+    for name, sources in groups.items():
+        total = len(results[name])
+        killed = sum(one["verdict"] in ("killed", "timeout") for one in results[name])
+        percent = round(100 * killed / total, 1) if total else 0.0
+        rows.append(
+            {"part": name, "sources": sources, "killed": killed, "survived": total - killed,
+             "total": total, "percent": percent}
+        )  # fmt: skip
+    return rows
+
+
+def publish(rows: list[dict[str, Any]]) -> None:
+    """Write the scores beside the other results, in the place of those of before, and the page."""
+    from batteries.reliability_page import write_page
+
+    docs = ROOT / "docs"
+    file = docs / "results" / "mutation.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.is_file() else []
+    by_name = {row["part"]: row for row in [*before, *rows]}
+    parts = [by_name[name] for name in PARTS if name in by_name]
+    file.write_text(json.dumps({"parts": parts}, indent=1) + "\n", encoding="utf-8")
+    write_page(docs)
+
+
+def _sample(
+    tree: Tree, sources: list[str], name: str, arguments: argparse.Namespace
+) -> list[tuple[str, Mutant]]:
+    """Some mutants of these sources, in the order of the text."""
+    every = [(source, mutant) for source in sources for mutant in mutants(tree.text(source))]
     count = min(arguments.sample, len(every))
-    return random.Random(f"{arguments.seed} {source}").sample(every, count)
+    chosen = random.Random(f"{arguments.seed} {name}").sample(range(len(every)), count)
+    return [every[index] for index in sorted(chosen)]
 
 
 def _result(
@@ -353,4 +450,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -165,7 +165,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "rollback-to-the-newest-only", "forge_kernel/training/snapshot.py",
-        "store.newest(before=last if again and older else None)", "store.newest()",
+        "store.newest(before=last if again else None)", "store.newest()",
         "non-finite", 352,
     ),
     Fault(
@@ -221,7 +221,7 @@ FAULTS: Final[tuple[Fault, ...]] = (
     ),
     Fault(
         "a-counted-step-is-halved-again", "forge_kernel/training/optimizer_step.py",
-        "                if updates or not halves or", "                if not halves or",
+        "if report is error or updates or not halves:", "if report is error or not halves:",
         "short-memory", 132,
     ),
 )  # fmt: skip

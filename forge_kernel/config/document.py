@@ -47,7 +47,7 @@ def look_up(data: Any, path: Path) -> Any:
     value = data
     for part in path:
         if isinstance(part, int):
-            if not isinstance(value, list | tuple) or not -len(value) <= part < len(value):
+            if not isinstance(value, list | tuple) or part not in range(len(value)):
                 raise KeyError(path)
         elif not isinstance(value, Mapping) or part not in value:
             raise KeyError(path)

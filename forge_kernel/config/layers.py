@@ -43,7 +43,6 @@ def merge(base: Document, top: Document) -> Document:
             else:
                 base.put(inner, top, inner)
     base.values[()] = top.mark(())
-    base.source = top.source
     return base
 
 

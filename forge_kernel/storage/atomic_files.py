@@ -132,7 +132,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     """Hold a folder's lock, which ends with the process; whether it could be had."""
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -86,7 +86,7 @@ def _positional(method: Call, hook: str) -> Call:
 class Guard(Protocol):
     """Wraps each call of the checked mode."""
 
-    def __call__(self, hook: str, label: str, call: Call, *, watches: bool = False) -> Call:
+    def __call__(self, hook: str, label: str, call: Call, *, watches: bool) -> Call:
         """The call, watched; `watches`: an observer's."""
 
 
@@ -109,7 +109,6 @@ class Bus:
         manager.add_hookspecs(hookspecs)
         for entry in plan.entries:
             manager.register(self.instances[entry.path], name=entry.label)
-        manager.check_pending()
         self._codes: dict[CodeType, tuple[str, str]] = {}
         self._places: dict[tuple[str, str], str] = {}  # of plugin and hook: file and line
         self._given: dict[int, tuple[str, str]] = {}  # who gave an object, in which hook

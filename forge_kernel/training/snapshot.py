@@ -169,9 +169,8 @@ def roll_back(session: SessionState, where: str) -> None:
         raise NonFiniteError(f"not finite {where}, after {MAX_ROLLBACKS} rollbacks")
     epoch, place = progress.epoch, progress.place
     steps, last = store.steps(), session.rolled_back_to
-    again = last is not None and (not steps or steps[-1] <= last)
-    older = [step for step in steps if last is not None and step < last]
-    snapshot, _, _ = store.newest(before=last if again and older else None)
+    again = last is not None and bool(steps) and steps[0] < last and steps[-1] <= last
+    snapshot, _, _ = store.newest(before=last if again else None)
     session.rolled_back_to = snapshot.step
     store.drop_after(snapshot.step)
     load_snapshot(session, snapshot, random=False)

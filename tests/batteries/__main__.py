@@ -70,7 +70,7 @@ def all_of_them(names: list[str], arguments: argparse.Namespace) -> int:
 
 def write_docs(folder: Path) -> int:
     """The page and, beside the other results, the data that it was written from."""
-    from reliability_page import page, read
+    from reliability_page import read, write_page
 
     outcomes = read(folder)
     if not outcomes:
@@ -86,7 +86,7 @@ def write_docs(folder: Path) -> int:
     docs = HERE.parent.parent / "docs"
     data = {"about": about, "outcomes": outcomes}
     (docs / "results" / "reliability.json").write_text(json.dumps(data, indent=1) + "\n")
-    (docs / "reliability.md").write_text(page(outcomes, about))
+    write_page(docs)
     return 0
 
 

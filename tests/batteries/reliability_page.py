@@ -1,4 +1,4 @@
-"""docs/reliability.md, written from the outcomes of a run of all batteries."""
+"""docs/reliability.md, written from the outcomes of the batteries and the scores of `mutation.py`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,28 @@ What grows with a run: `forge.log` by a line (some 200 bytes) for each validatio
 |---|---|---:|---:|---:|---:|
 """
 
+MUTANTS = """
+## Faults that the tests notice
 
-def page(outcomes: Iterable[Mapping[str, Any]], about: Mapping[str, str]) -> str:
+Small faults planted in the sources one at a time, drawn from all that `tests/mutants.py` makes of a
+part, and how many of them a test of the plain suite notices. Those that change nothing that can be
+seen from outside count as not noticed. `make deep` fails where a part has less than 85 %;
+`tests/mutation.py --parts PART --seed SEED --sample PLANTED` repeats a row.
+
+| part | sources | planted | noticed | percent | seed |
+|---|---|---:|---:|---:|---:|
+"""
+
+
+def page(
+    outcomes: Iterable[Mapping[str, Any]], about: Mapping[str, str], scores: Mapping[str, Any]
+) -> str:
     """The page.
 
     Args:
         outcomes: what `Outcome.write` wrote, by battery.
         about: `commit`, `when` and `machine` of the run.
+        scores: `parts`, as `mutation.py --docs` wrote them.
     """
     ranked = sorted(outcomes, key=lambda outcome: outcome["battery"])
     rows = [_row(outcome) for outcome in ranked]
@@ -40,7 +55,26 @@ def page(outcomes: Iterable[Mapping[str, Any]], about: Mapping[str, str]) -> str
         for name, seen in sorted(outcome["figures"].items())
     ]
     text = HEAD.format(**about) + "\n".join(rows) + "\n"
-    return text + ("\nFigures seen:\n\n" + "\n".join(figures) + "\n" if figures else "")
+    text += "\nFigures seen:\n\n" + "\n".join(figures) + "\n" if figures else ""
+    parts = [_part(part) for part in scores["parts"]]
+    return text + MUTANTS + "\n".join(parts) + "\n"
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    names = ", ".join(f"`{source.removeprefix('forge_kernel/')}`" for source in part["sources"])
+    counts = (part["total"], part["killed"], f"{part['percent']:.1f}", part["seed"])
+    cells = (part["part"], names, *map(str, counts))
+    return f"| {' | '.join(cells)} |"
+
+
+def write_page(docs: Path) -> None:
+    """Write the page from the results beside it."""
+    known, scores = (
+        json.loads((docs / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("reliability", "mutation")
+    )
+    text = page(known["outcomes"], known["about"], scores)
+    (docs / "reliability.md").write_text(text, encoding="utf-8")
 
 
 def _row(outcome: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from mutants import mutants
-from mutation import Tracer
+from mutation import Reach, Tracer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,7 +103,7 @@ def test_what_importing_runs_may_be_noticed_by_any_test_and_not_by_the_first_alo
     running = tracer.pytest_runtest_protocol(SimpleNamespace(nodeid="first"))  # type: ignore[arg-type]
     next(running)
     before = sys.gettrace()
-    tracer.pytest_configure()
+    tracer.begin()
     try:
         runpy.run_path(str(tmp_path / "source.py"))["made"].twice()
     finally:
@@ -112,6 +112,15 @@ def test_what_importing_runs_may_be_noticed_by_any_test_and_not_by_the_first_alo
     running.close()
     assert tracer.reach.loaded["source.py"] >= {1, 2, 3, 5}
     assert tracer.reach.lines["source.py"]["first"] == {3, 4}
+
+
+def test_tests_that_reach_a_statement_come_first_and_then_those_that_share_their_files() -> None:
+    """Red when a test that looks at what an earlier one has made and cached is left out."""
+    seconds = {"a.py::slow": 2.0, "a.py::quick": 1.0, "a.py::shares": 0.5, "b.py::other": 0.1}
+    reached = {"source.py": {"a.py::slow": {3}, "a.py::quick": {2, 3}, "b.py::other": {9}}}
+    (mutant,) = (one for one in mutants("\n\nx = a - b") if one.kind == "arithmetic")
+    found = Reach(seconds, reached).tests("source.py", mutant, ("a.py", "b.py"))
+    assert found == ["a.py::quick", "a.py::slow", "a.py::shares"]
 
 
 def test_each_guarded_source_and_each_guard_is_there() -> None:

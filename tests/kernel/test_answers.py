@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_parts import make_plugin
+from kernel_parts import make_plugin, make_session
 from torch import nn
 
 from forge_kernel import run
 from forge_kernel.api import Kind, LossTerm, ScheduleFactors
+from forge_kernel.contract.data import DataSpec
 from forge_kernel.contract.plugin import RULES
-from forge_kernel.errors import ForgeError
+from forge_kernel.contract.values import Batch
+from forge_kernel.errors import ForgeError, PluginError
 from forge_kernel.planning.pipeline_file import load_pipeline
 
 HERE = Path(__file__).name
@@ -122,25 +124,101 @@ def test_a_class_in_the_place_of_an_object_is_told(tmp_path: Path) -> None:
     assert "returned the class SGD (not an instance of it)" in said
 
 
-def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(tmp_path: Path) -> None:
-    """Red when only frames of hooks are looked at: a metric's are none."""
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_of_two_of_one_class_the_one_that_failed_is_named(tmp_path: Path, guilty: int) -> None:
+    """Both wrap the model, the second one what the first one gave."""
 
-    class Metric:
-        def reset(self) -> None: ...
+    def transform_model(self: Any, run: Any, model: Any) -> Any:
+        self.model = torch.nn.Sequential(model)
+        self.given = model
+        return self.model
 
-        def update(self, *_: Any) -> None:
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        if self is twins[guilty]:
             raise ArithmeticError("planned")
 
-        def compute(self, add: Any) -> dict[str, float]:
+    first = make_plugin(
+        "twin", Kind.WRAPPERS, transform_model=transform_model, on_step_end=on_step_end
+    )
+    twins = [first, type(first)()]
+    plain = load_pipeline("smoke", ("exporters=null", "callbacks=null", "run.max_steps=3"))
+    with pytest.raises(ArithmeticError) as caught:
+        run(plain, plugins=twins, output_dir=tmp_path / "r", quiet=True)
+    assert twins[1].given is twins[0].model
+    said = "\n".join(caught.value.__notes__)
+    assert f"live.wrappers[{guilty}] twin (handed in) in on_step_end" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(ArithmeticError, "planned"), (PluginError, "Metric.compute returned a list of 1")],
+)
+def test_an_error_in_an_object_that_a_plugin_gave_is_that_plugins(
+    tmp_path: Path, error: Any, words: str
+) -> None:
+    """Red when only frames of hooks are looked at: a metric's are none."""
+
+    class Fine:
+        def reset(self) -> None: ...
+
+        def update(self, *_: Any) -> None: ...
+
+        def compute(self, add: Any) -> Any:
             return {}
 
-    plugin = make_plugin("culprit", Kind.VALIDATORS, make_metrics=lambda self, run: [Metric()])
+    class Metric(Fine):
+        def update(self, *_: Any) -> None:
+            if error is ArithmeticError:
+                raise ArithmeticError("planned")
+
+        def compute(self, add: Any) -> Any:
+            return [0.5]
+
+    plugin = make_plugin(
+        "culprit", Kind.VALIDATORS, make_metrics=lambda self, run: [Fine(), Metric()]
+    )
     plain = ("exporters=null", "callbacks=null", "run.max_steps=3")
-    with pytest.raises(ArithmeticError) as caught:
+    with pytest.raises(error) as caught:
         run(load_pipeline("smoke", plain), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
-    notes = "\n".join(caught.value.__notes__)
-    assert "culprit (handed in) in make_metrics" in notes
-    assert HERE in notes
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert words in said
+    assert "culprit (handed in) in make_metrics" in said
+    assert HERE in said
+
+
+def test_an_error_in_the_model_is_that_of_the_plugin_that_called_it() -> None:
+    """Red when it is the model's giver's: a model is called by everyone."""
+
+    def on_step_end(self: Any, run: Any, step: Any) -> None:
+        run.model("no batch")
+
+    culprit = make_plugin("culprit", Kind.CALLBACKS, on_step_end=on_step_end)
+    data = [Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))]
+    session = make_session(nn.Linear(3, 3), data, plugins=[culprit])
+    with pytest.raises(TypeError) as caught:
+        session.train()
+    blamed = session.bus.blame(caught.value.__traceback__)
+    assert blamed == ("live.callbacks[0] culprit", "on_step_end")
+
+
+def test_an_error_in_data_is_that_of_who_made_them() -> None:
+    """Red when it is that of a plugin that has let them pass."""
+
+    class Data:
+        spec = DataSpec(classes=3)
+        batches_per_epoch = 1
+
+        def batches(self, epoch: int, place: int) -> Any:
+            raise ArithmeticError("planned")
+
+        def validation(self) -> list[Any]:
+            return []
+
+    passing = make_plugin("passing", Kind.CALLBACKS, transform_data=lambda self, run, data: data)
+    session = make_session(nn.Linear(3, 3), Data(), plugins=[passing])
+    with pytest.raises(ArithmeticError) as caught:
+        session.train()
+    assert session.bus.blame(caught.value.__traceback__) == ("live.data[0] live_data", "make_data")
 
 
 def test_the_policy_counts_for_a_loss_that_is_no_number(tmp_path: Path) -> None:

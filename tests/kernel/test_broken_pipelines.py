@@ -278,6 +278,19 @@ class Sounds(Pictures):
     info = PluginInfo(name="sounds", kind=Kind.DATA, config=NoSettings, provides=("data:tokens",))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneSetting:
+    """One that has no default."""
+
+    size: int
+
+
+class Sized(Pictures):
+    """Data that must be told their size."""
+
+    info = PluginInfo(name="sized", kind=Kind.DATA, config=OneSetting, provides=("data:classes",))
+
+
 @cache
 def first_party() -> Catalog:
     """Our own plugins and those of this module; what else is installed changes no suggestion."""
@@ -286,6 +299,7 @@ def first_party() -> Catalog:
     )
     catalog.add(Pictures)
     catalog.add(Sounds)
+    catalog.add(Sized)
     return catalog
 
 

@@ -22,6 +22,9 @@ from forge_kernel.errors import CheckpointError
 from forge_kernel.storage.atomic_files import (
     clear_abandoned_folders,
     committed_folder,
+    make_folder,
+    remove_folder,
+    write_bytes,
     write_json,
 )
 from forge_kernel.storage.checkpoint_store import CheckpointReader, CheckpointStore, Snapshot
@@ -230,8 +233,22 @@ def test_what_has_its_name_is_on_the_disk_before(
 
     write_json(tmp_path / "status.json", {"state": "running"})
     assert (early, tmp_path.stat().st_ino in synced) == ([], True)
+    write_bytes(tmp_path / "status.json", b"{}")
+    assert (early, tmp_path.stat().st_ino in synced) == ([], True)
     folder = CheckpointStore(tmp_path / "c").save(snapshot(1))
     assert (early, folder.parent.stat().st_ino in synced) == ([], True)
+
+    make_folder(tmp_path / "a" / "b")
+    with committed_folder(tmp_path / "a" / "b" / "c") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text("text")
+    assert early == []
+    for place in ("", "a", "a/b"):
+        assert (tmp_path / place).stat().st_ino in synced
+    assert tmp_path.parent.stat().st_ino not in synced, "it was there and has no new entry"
+    with committed_folder(tmp_path / "a" / "b" / "c"):  # in the place of the first
+        pass
+    assert (early, (tmp_path / "a" / "b").stat().st_ino in synced) == ([], True)
 
     file = tmp_path / "data.jsonl"
     file.write_text('{"input": [1.0, 2.0], "target": 1}\n' * 9)
@@ -248,6 +265,40 @@ def test_what_has_its_name_is_on_the_disk_before(
     assert (tmp_path / "metrics.jsonl").stat().st_ino in synced
 
 
+def test_a_folder_that_another_makes_in_the_same_moment_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def second(self: Path, *given: Any, **options: Any) -> None:
+        os.mkdir(self)
+        mkdir(self, *given, **options)
+
+    with monkeypatch.context() as during:
+        during.setattr(Path, "mkdir", second)
+        make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_that_cannot_take_its_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "status.json").mkdir()
+    with pytest.raises(OSError, match="status.json"):
+        write_json(tmp_path / "status.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("written", ["../elsewhere", "elsewhere", "step-9", "step-1/../step-1", ""])
+def test_a_pin_names_a_checkpoint_that_is_there_or_nothing(tmp_path: Path, written: str) -> None:
+    """Red when a folder that is no checkpoint's is loaded because a file names it."""
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1), ("best",))
+    for folder in (tmp_path / "elsewhere", tmp_path / "c" / "elsewhere"):
+        folder.mkdir()
+    assert store.pinned("best") == store.path(1)
+    (tmp_path / "c" / "best.pin").write_text(f"{written}\n")
+    assert store.pinned("best") is None
+
+
 def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
     tmp_path: Path,
 ) -> None:
@@ -260,6 +311,93 @@ def test_what_an_interrupted_save_left_is_cleared_and_a_replaced_one_put_back(
     store.clear_unfinished()
     assert store.steps() == [1, 2]
     assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("step", "target", "left"),
+    [(2, "step-2", 1), (1, "step-1", 2), (2, "latest", 1)],
+    ids=["the folder", "a folder that is replaced", "a file"],
+)
+def test_what_a_cut_save_leaves_is_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, target: str, left: int
+) -> None:
+    """Cut at the rename that gives a name, and before anything is cleared, as by a kill."""
+    store = CheckpointStore(tmp_path / "c")
+    store.save(snapshot(1))
+
+    def cut(rename: Any) -> Any:
+        def renamed(self: Path, to: Path) -> Any:
+            if to.name == target:
+                raise OSError("cut")
+            return rename(self, to)
+
+        return renamed
+
+    def hidden() -> list[str]:
+        return [path.name for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+    with monkeypatch.context() as during:
+        for name in ("rename", "replace"):
+            during.setattr(Path, name, cut(getattr(Path, name)))
+        during.setattr(Path, "unlink", lambda *_, **__: None)
+        during.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(CheckpointError, match="cut"):
+            store.save(snapshot(step))
+    assert len(hidden()) == left
+    store.clear_unfinished()
+    assert hidden() == []
+    assert store.load(store.path(1)).step == 1
+    assert (tmp_path / "c" / "latest").read_text() == "step-1\n"
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another program holds it: red when what is cleared ends a save, or stays whole."""
+    unlink, held = os.unlink, list[str]()
+
+    def held_once(path: Any, **options: Any) -> None:
+        if not held:
+            held.append(str(path))
+            raise PermissionError(13, "held", str(path))
+        unlink(path, **options)
+
+    def filled(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for letter in "abc":
+            (folder / letter).write_text(letter)
+        held.clear()
+        return folder
+
+    def one_is_left() -> bool:
+        left = [path for path in tmp_path.rglob("?") if path.parent.name.startswith(".")]
+        for path in left:
+            shutil.rmtree(path.parent)
+        return bool(held) and len(left) == 1
+
+    monkeypatch.setattr(os, "unlink", held_once)
+    remove_folder(filled("out"))
+    assert one_is_left()
+    filled(".out.partial-0badf00d")
+    clear_abandoned_folders(tmp_path / "out")
+    assert one_is_left()
+    filled("out")
+    filled(".out.replaced-0badf00d")
+    clear_abandoned_folders(tmp_path / "out")
+    assert one_is_left()
+    held.clear()
+    with committed_folder(tmp_path / "out"):  # the one of before goes
+        pass
+    assert one_is_left()
+    with pytest.raises(OSError, match="disk full"), committed_folder(tmp_path / "other") as partial:
+        filled(f"{partial.name}/inner")
+        raise OSError("disk full")
+    assert held
+    store = CheckpointStore(tmp_path)
+    filled(".step-3.partial-0badf00d")
+    store.clear_unfinished()
+    assert one_is_left()
 
 
 def test_a_checkpoint_that_is_pruned_is_never_seen_half_gone(
@@ -301,7 +439,8 @@ def test_an_export_that_was_cut_is_cleared_by_the_next_and_a_live_one_is_not(
     tmp_path: Path,
 ) -> None:
     final = tmp_path / "out"
-    cut = [tmp_path / f".out.{what}-0badf00d" for what in ("partial", "replaced")]
+    kinds = ("partial", "replaced", "partial", "replaced")
+    cut = [tmp_path / f".out.{what}-0badf00{digit}" for digit, what in enumerate(kinds)]
     for folder in cut:
         folder.mkdir()
     with committed_folder(final) as live:

@@ -106,14 +106,22 @@ def test_weights_that_are_lost_are_not_called_those_of_a_step(tmp_path: Path, po
 
 
 def test_off_goes_on_and_says_what_it_did_not_keep(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    hooks = {
+        "on_batch": lambda self, step: heard.append(step.number),
+        "on_event": lambda self, event: heard.append((event.name, event.message[:57])),
+    }
     result = run(
         smoke("run.non_finite=off", "optimizer.with.fused=false"),
-        plugins=[injector("weight", math.nan, 6)], output_dir=tmp_path / "r", quiet=True,
+        plugins=[injector("weight", math.nan, 6), make_plugin("ear", Kind.OBSERVERS, **hooks)],
+        output_dir=tmp_path / "r", quiet=True,
     )  # fmt: skip
     assert result.outcome == "completed"
     assert kept(tmp_path / "r")[-1] == 4
-    log = (tmp_path / "r" / "forge.log").read_text()
-    assert "The checkpoint was not written: not finite after step 6" in log
+    said = "The checkpoint was not written: not finite after step 6: "
+    place = heard.index(("not_saved", said))
+    assert (heard[place - 1], heard[place + 1]) == (6, 7), "told at once"
+    assert said in (tmp_path / "r" / "forge.log").read_text()
 
 
 def test_no_run_without_a_folder_completes_with_weights_that_are_none() -> None:
@@ -124,7 +132,10 @@ def test_no_run_without_a_folder_completes_with_weights_that_are_none() -> None:
 
     data = [Batch(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))] * 9
     plugin = injector("weight", math.inf, at=9)
-    session = make_session(nn.Linear(3, 3), data, plugins=[plugin], max_steps=9)
+    model = nn.Linear(3, 3)
+    model.register_buffer("mask", torch.full((3,), -math.inf))
+    model.register_module("last", nn.Linear(3, 3))
+    session = make_session(model, data, plugins=[plugin], max_steps=9)
     session.train()
     with pytest.raises(NonFiniteError, match="at the end, after step 9"):
         session.finish()
@@ -159,24 +170,65 @@ def test_a_mask_of_infinities_is_as_it_should_be(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
-def test_a_rollback_that_leads_to_the_same_end_goes_further_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hook", "spoils", "tried"),
+    [
+        ("on_batch", {6: 1}, [*range(1, 7), *range(5, 13)]),
+        ("on_batch", {6: 2}, [*range(1, 7), 5, 6, *range(3, 13)]),  # 4 leads to the same end
+        ("on_batch", {6: 1, 9: 1}, [*range(1, 7), *range(5, 10), *range(9, 13)]),
+        ("on_batch", {1: 2}, [1, 1, *range(1, 13)]),  # there is none before the start
+        ("on_weights", {6: 1}, [*range(1, 7), *range(5, 13)]),  # seen at once, not in step 7
+    ],
+)
+def test_a_rollback_goes_to_the_newest_checkpoint_that_leads_further(
+    tmp_path: Path, hook: str, spoils: dict[int, int], tried: list[int]
+) -> None:
     """Red when the newest one is tried ten times: its weights are finite and lead nowhere."""
     steps: list[int] = []
+    drawn: list[float] = []
 
-    def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
-        steps.append(step.number)
-        if step.number == 6 and steps.count(3) < 2:  # whoever comes from step 4 meets it again
+    def spoil(run: Any, step: Any) -> None:
+        if steps.count(step.number) <= spoils.get(step.number, 0):
             with torch.no_grad():
                 next(iter(run.parameters.values())).view(-1)[0] = math.nan
 
-    plugin = make_plugin("trap", Kind.CALLBACKS, on_batch=on_batch)
+    def on_batch(self: Any, run: Any, step: Any, batch: Any) -> None:
+        steps.append(step.number)
+        drawn.append(float(torch.rand(())))
+        if hook == "on_batch":
+            spoil(run, step)
+
+    def on_weights(self: Any, run: Any, step: Any) -> None:
+        if hook == "on_weights":
+            spoil(run, step)
+
+    plugin = make_plugin("trap", Kind.CALLBACKS, on_batch=on_batch, on_weights=on_weights)
     result = run(
         smoke("run.non_finite=rollback", "run.keep_checkpoints=5"),
         plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
     )  # fmt: skip
     assert result.outcome == "completed"
-    assert steps.count(5) == 3  # from 4 twice, then from 2
+    assert steps == tried
+    assert len(set(drawn)) == len(drawn), "the random streams go on, as the data do"
     assert kept(tmp_path / "r")[-1] == 12
+
+
+def test_rollbacks_end_where_none_helps(tmp_path: Path) -> None:
+    """The data go on: each rollback meets another batch."""
+    from kernel_parts import make_session
+    from torch import nn
+
+    from forge_kernel.api import Batch
+
+    good = [Batch(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)) for _ in range(2)]
+    bad = [Batch(torch.full((4, 3), math.nan), torch.zeros(4, dtype=torch.int64))] * 20
+    session = make_session(
+        nn.Linear(3, 3), [*good, *bad], folder=tmp_path, non_finite="rollback", save_every=1
+    )
+    with pytest.raises(NonFiniteError, match="after 10 rollbacks"):
+        session.train()
+    progress = session.run.progress
+    assert (progress.step, progress.rollbacks) == (1, 10)  # what 2 led to is known
 
 
 def test_an_older_checkpoint_with_a_nan_in_it_is_not_chosen(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel_parts import make_plugin
 
-from forge_kernel.api import Kind, PluginInfo, ScheduleFactors, UseSchedule, hookimpl
+from forge_kernel.api import Kind, PluginInfo, UseLoss, hookimpl
 from forge_kernel.errors import PluginError
 from forge_kernel.planning.catalog import GROUP, Catalog, Offer
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.planning.plan import plan
-from forge_kernel.training.bus import build
+from forge_kernel.training.bus import build, hook_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,45 +81,60 @@ def test_a_module_that_ends_the_process_or_fails_is_a_broken_plugin(
         catalog.load(Kind.LOSS, "broken")
 
 
-def test_a_part_may_take_a_subset_of_the_arguments() -> None:
-    """The composite asks by position with all of them."""
+def test_a_part_may_take_a_subset_of_the_arguments_in_another_order() -> None:
+    """The composite asks by position with all of them, and only for what the part answers."""
 
     class Short:
-        """Takes the step alone."""
+        """A loss that takes outputs and batch alone, and has no weights of its own."""
 
-        info = PluginInfo(name="short", kind=Kind.SCHEDULE, config=NoSettings)
+        info = PluginInfo(name="short", kind=Kind.LOSS, config=NoSettings)
 
         def __init__(self, config: NoSettings) -> None:
             self.config = config
 
         @hookimpl
-        def compute_schedule_factors(self, step: Any) -> ScheduleFactors:
-            return ScheduleFactors(float(step))
+        def compute_loss(self, outputs: Any, batch: Any) -> Any:
+            return outputs - batch
 
     @dataclass(frozen=True, kw_only=True)
     class DoubleConfig:
         """Nests one."""
 
-        inner: UseSchedule[Any]
+        inner: UseLoss[Any]
 
     class Double:
-        """Twice the inner factor."""
+        """Twice the inner loss."""
 
-        info = PluginInfo(name="double", kind=Kind.SCHEDULE, config=DoubleConfig)
+        info = PluginInfo(name="double", kind=Kind.LOSS, config=DoubleConfig)
 
         def __init__(self, config: DoubleConfig) -> None:
             self.config = config
 
         @hookimpl
-        def compute_schedule_factors(self, run: Any, step: Any) -> ScheduleFactors:
+        def compute_loss(self, run: Any, step: Any, batch: Any, outputs: Any) -> Any:
             inner: Any = self.config.inner
-            return ScheduleFactors(2 * inner.compute_schedule_factors(run, step).learning_rate)
+            return 2 * inner.compute_loss(run, step, batch, outputs)
 
-    DoubleConfig.__annotations__["inner"] = UseSchedule
+    DoubleConfig.__annotations__["inner"] = UseLoss
     catalog = Catalog.installed()
     catalog.add(Short)
     catalog.add(Double)
-    settings = ["schedule={use: double, with: {inner: {use: short}}}"]
+    settings = ["loss={use: double, with: {inner: {use: short}}}"]
     decided = plan(load_pipeline("smoke", settings, catalog=catalog), catalog)
     built = build(decided)
-    assert built[("schedule",)].compute_schedule_factors(None, 3).learning_rate == 6.0
+    assert built[("loss",)].compute_loss(None, 0, 2, 5) == 6
+    assert not hasattr(built["loss", "with", "inner"], "compute_loss_weights")
+
+
+def test_the_hooks_of_a_class_are_told_in_the_order_of_a_run_with_all_arguments() -> None:
+    found = hook_table(
+        type(
+            make_plugin(
+                "several", Kind.CALLBACKS,
+                on_step_end=lambda self, step: None, on_batch=lambda self: None,
+            )
+        )
+    )  # fmt: skip
+    assert list(found.items()) == [
+        ("on_batch", ["run", "step", "batch"]), ("on_step_end", ["run", "step"]),
+    ]  # fmt: skip

@@ -301,6 +301,14 @@ def test_a_part_that_is_replaced_takes_its_old_places_with_it() -> None:
     assert look_up(document.data, ("a", "b")) == 4
 
 
+@pytest.mark.parametrize("path", [("a", 2), ("a", -1), ("b",), ("a", "0"), ("a", 0, "c"), (0,)])
+def test_where_there_is_nothing_a_look_up_says_so(path: tuple[Any, ...]) -> None:
+    data = {"a": [{"b": 1}, 2]}
+    assert [look_up(data, one) for one in ((), ("a", 1), ("a", 0, "b"))] == [data, 2, 1]
+    with pytest.raises(KeyError):
+        look_up(data, path)
+
+
 def test_what_a_program_hands_in_need_not_be_named(base: Path) -> None:
     base.write_text(BASE.replace("model: {use: mlp, with: {hidden: [8, 4], dropout: 0.5}}\n", ""))
     assert "the key 'model' is missing" in refusal(base)

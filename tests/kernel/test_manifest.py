@@ -17,7 +17,9 @@ from forge_kernel.errors import CheckpointError
 from forge_kernel.storage import tensor_file
 from forge_kernel.storage.atomic_files import manifest_of
 from forge_kernel.storage.checkpoint_store import CheckpointStore, Snapshot
-from forge_kernel.storage.manifest import write_manifest
+from forge_kernel.storage.hashes import sha256
+from forge_kernel.storage.manifest import check_files, entry, write_manifest
+from forge_kernel.storage.seal import is_as_written, sealed
 
 PIPELINE = """
 forge: 1
@@ -54,6 +56,20 @@ def test_each_byte_of_a_manifest_counts(tmp_path: Path) -> None:
             store.load(store.path(1))
     manifest.write_bytes(whole)
     assert store.load(store.path(1)).step == 1
+
+
+def test_what_was_sealed_before_still_is() -> None:
+    """The text itself is sealed: red when JSON is written with other blanks or escapes."""
+    text = '{\n "name": "größer",\n "steps": [\n  1\n ],\n "sha256": "HASH"\n}\n'
+    digest = "98020b5874fce733dc2f298b250d441bf60f3f1257a58e8fb18f859f513857f5"
+    content = text.replace("HASH", digest).encode()
+    assert sealed({"name": "größer", "steps": [1]}) == content
+    assert is_as_written(content, json.loads(content))
+    assert not is_as_written(content + b" ", json.loads(content))
+    with pytest.raises(ValueError, match="nan"):
+        sealed({"steps": [float("nan")]})
+    never = content.replace(b"  1\n", b"  NaN\n")
+    assert not is_as_written(never, json.loads(never))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
@@ -114,17 +130,21 @@ def as_before(folder: Path, number: int) -> None:
     facts = json.loads((folder / "manifest.json").read_text())
     del facts["sha256"]
     (folder / "manifest.json").unlink()
-    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").unlink(missing_ok=True)
     facts |= {"format": number, "files": manifest_of(folder)}
     (folder / "manifest.json").write_text(json.dumps(facts))
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_checkpoint_of_an_older_format_is_read_and_checked(tmp_path: Path, number: int) -> None:
-    store = saved(tmp_path, 1, 2)
+    store = saved(tmp_path, 1)
+    before = {"policies[0] early_stopping": 3, "penalties[1] l2": 4}
+    store.save(Snapshot(2, {"w": torch.ones(8)}, {"plugins": before}, {"plugins": dict(before)}))
     as_before(store.path(2), number)
     loaded, _, problems = store.newest()
     assert (loaded.step, loaded.config, problems) == (2, "", [])
+    today = {"callbacks[0] early_stopping": 3, "regularizers[1] l2": 4}
+    assert loaded.trees["plugins"] == loaded.about["plugins"] == (today if number == 1 else before)
     for name in ("model.safetensors", "state.safetensors", "state.json"):
         file = store.path(2) / name
         whole = file.read_bytes()
@@ -132,6 +152,16 @@ def test_a_checkpoint_of_an_older_format_is_read_and_checked(tmp_path: Path, num
         with pytest.raises(CheckpointError, match=f"content of {name} has changed"):
             store.load(store.path(2))
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("wrong", ["sha256", "xxh3_128"])
+def test_a_file_with_two_hashes_has_both(tmp_path: Path, wrong: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    both = {**entry(file), "sha256": sha256(file)}
+    check_files(tmp_path, {"file": both}, ["file"])
+    with pytest.raises(CheckpointError, match="content of file has changed"):
+        check_files(tmp_path, {"file": {**both, wrong: "0" * 32}}, ["file"])
 
 
 DTYPES = [
@@ -161,6 +191,10 @@ def test_tensors_are_written_to_the_byte_as_safetensors_writes_them(
 def test_tensors_of_many_types_come_back_aligned(tmp_path: Path) -> None:
     tensors = {str(dtype): torch.ones(3).to(dtype) for dtype in DTYPES}
     tensor_file.write_tensors(tmp_path / "file", tensors)
+    content = (tmp_path / "file").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    for name, tensor in tensors.items():
+        assert header[name]["data_offsets"][0] % tensor.element_size() == 0
     back = load_file(tmp_path / "file")
     assert back.keys() == tensors.keys()
     assert all(back[name].view(torch.uint8).equal(tensors[name].view(torch.uint8)) for name in back)
@@ -205,6 +239,29 @@ def test_a_resumed_run_tells_each_setting_that_was_edited_by_hand(tmp_path: Path
     resume(folder, ["run.max_steps=4"], quiet=True, on_notice=notices.append)
     assert events(folder)[2:] == notices
     assert notices == ["changed since the checkpoint of step 3: run.max_steps: 3 -> 4"]
+
+
+def test_a_resumed_run_tells_of_other_versions_and_of_settings_that_are_not_known(
+    tmp_path: Path,
+) -> None:
+    """Of plugins that still run and have another version; of a configuration by its digest alone."""
+    file, folder = tmp_path / "p.yaml", tmp_path / "run"
+    callbacks = "callbacks: [{use: early_stopping}, {use: best_checkpoint}]\n"
+    file.write_text(PIPELINE + callbacks)
+    run(file, output_dir=folder, quiet=True)
+    newest = folder / "checkpoints" / "step-2"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    label, origin = "callbacks[1] best_checkpoint", manifest["about"]["plugins"].popitem()[1]
+    of_before = {"torch": "1.0", "config": "0" * 64, "plugins": {label: "acme 0.1", "gone": "a 1"}}
+    del manifest["files"]["config.yaml"]
+    (newest / "config.yaml").unlink()
+    write_manifest(newest, {**manifest, "about": {**manifest["about"], **of_before}})
+    resume(folder, ["run.max_steps=3"], quiet=True)
+    assert events(folder) == [
+        f"it was saved with torch 1.0, this is {torch.__version__}",
+        f"{label} was acme 0.1 when it was saved, and is {origin}",
+        "the configuration has changed since the checkpoint of step 2",
+    ]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])

@@ -104,8 +104,10 @@ def test_a_predecessor_is_pulled_forward_and_nothing_else_moves() -> None:
     assert stable_order(["a", "b", "c", "d", "e"], {"b": ["d"]}) == ["a", "d", "b", "c", "e"]
 
 
-def test_predecessors_of_one_come_in_their_given_order() -> None:
-    assert stable_order(["z", "a", "b", "c"], {"z": ["c", "a"]}) == ["a", "c", "z", "b"]
+@pytest.mark.parametrize("wanted", list(itertools.permutations("abd")))
+def test_predecessors_of_one_come_in_their_given_order(wanted: tuple[str, ...]) -> None:
+    """However the one that follows them names them."""
+    assert stable_order(list("zabcd"), {"z": wanted}) == list("abdzc")
 
 
 def test_a_predecessor_named_twice_counts_once() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kernel_parts import StopAfter
+from kernel_parts import StopAfter, make_plugin, make_session
 from torch.utils.data import DataLoader, TensorDataset
 
 from forge_kernel import resume, run
@@ -22,7 +23,10 @@ from forge_kernel.config.use import (
     UseSchedule,
     UseValidator,
 )
+from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.run_config import RunConfig
+from forge_kernel.contract.values import Batch
 from forge_kernel.errors import CheckpointError, ConfigError, RunError
 from forge_kernel.storage.checkpoint_store import CheckpointStore
 from forge_kernel.testing.compare import differences
@@ -218,6 +222,101 @@ def test_a_new_plugin_with_memory_is_refused_on_resume(tmp_path: Path) -> None:
         resume(folder, plugins=parts())
 
 
+def test_progress_of_which_a_part_is_not_known_is_refused(tmp_path: Path) -> None:
+    """Red when what a newer kernel counts is dropped without a word."""
+    folder = tmp_path / "run"
+    run_until(folder, 2, start=True)
+    store = CheckpointStore(folder / "checkpoints")
+    snapshot = store.newest()[0]
+    snapshot.trees["progress"]["tides"] = 3
+    store.save(snapshot)
+    with pytest.raises(CheckpointError, match="unknown part 'tides'"):
+        resume(folder, plugins=parts())
+
+
+def test_a_pinned_checkpoint_gives_back_its_weights_and_what_they_are_judged_by(
+    tmp_path: Path,
+) -> None:
+    """And nothing else: the run goes on from where it is."""
+
+    def told(self: Any, run: Any) -> None:
+        self.told = getattr(self, "told", 0) + 1
+
+    memory = {
+        "state_dict": lambda self: {"count": getattr(self, "count", 0)},
+        "load_state_dict": lambda self, state: setattr(self, "count", state["count"]),
+    }
+    model, average = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    other = make_plugin("other", Kind.CALLBACKS, on_weights_changed=told)
+    namer = make_plugin("namer", Kind.CALLBACKS, compute_evaluation_model=lambda self, run: average)
+    for plugin in (other, namer):
+        for name, function in memory.items():
+            setattr(type(plugin), name, function)
+    batch = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
+    session = make_session(model, [batch] * 9, plugins=[other, namer], folder=tmp_path)
+    session.step(batch)
+    other.count = namer.count = 1
+    session.save(tags=("best",))
+    kept = model.weight.detach().clone()
+    session.step(batch)
+    other.count = namer.count = 2
+    session.validate()
+    before = other.told
+    with pytest.raises(RunError, match="pinned as 'worst'"):
+        session.restore_weights("worst")
+    assert not torch.equal(model.weight, kept)
+    session.restore_weights("best")
+    assert torch.equal(model.weight, kept)
+    assert (other.count, namer.count) == (2, 1)
+    assert (session.run.progress.step, other.told) == (2, before + 1)
+    assert session.validation.at == -1, "the weights are others than those that were validated"
+    other.told = 0
+    session.take_up(CheckpointStore(tmp_path / "checkpoints").newest()[0])
+    assert (session.run.progress.step, other.count, other.told) == (1, 1, 1)
+    assert session.run.progress.seconds > 0, "also those of before the save"
+
+
+def test_data_that_remember_and_data_that_do_not_take_each_others_places(tmp_path: Path) -> None:
+    """What the checkpoint has for data that remember nothing is passed over, and the reverse."""
+
+    class Plain:
+        spec = DataSpec(classes=2)
+        batches_per_epoch = 9
+
+        def batches(self, epoch: int, place: int) -> Any:
+            for _ in range(9):
+                yield Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))
+
+        def validation(self) -> list[Batch]:
+            return []
+
+    class Remembering(Plain):
+        taken_up: Any = None
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"read": 4}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.taken_up = state
+
+    def saved(folder: Path, data: Any) -> None:
+        session = make_session(torch.nn.Linear(3, 2), data, folder=folder, max_steps=1)
+        session.train()
+        session.save()
+
+    def taken_up(folder: Path, data: Any) -> Any:
+        session = make_session(torch.nn.Linear(3, 2), data, folder=folder)
+        session.take_up(CheckpointStore(folder / "checkpoints").newest()[0])
+        assert session.run.progress.step == 1
+        return session.run.data
+
+    saved(tmp_path / "plain", Plain())
+    saved(tmp_path / "remembering", Remembering())
+    assert taken_up(tmp_path / "plain", Remembering()).taken_up is None
+    assert taken_up(tmp_path / "remembering", Remembering()).taken_up == {"read": 4}
+    taken_up(tmp_path / "remembering", Plain())
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run folder"):
         resume(tmp_path)
@@ -228,7 +327,10 @@ def test_a_run_without_an_intact_checkpoint_cannot_be_resumed(tmp_path: Path) ->
     run_until(folder, 2, start=True)
     for file in (folder / "checkpoints").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .*step-2 is damaged"):
+        resume(folder, plugins=parts())
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .*: there is none"):
         resume(folder, plugins=parts())
 
 

@@ -465,8 +465,15 @@ def test_the_users_own_keys_are_kept_and_not_read(tmp_path: Path) -> None:
         r"^(.*a){20}$",
         r"^(a{0,100}){0,100}$",
         r"(a+)*\1$",
+        r"^a*a*a*a*a*$",
+        r"^((a*){4}){2}$",
+        r"^(x|(a+)+)$",
+        r"(?=(a+)+$)a",
+        r"(?!(a|aa)+b)a",
+        r"(?>(a+)+)b",
+        r"^(a)?(?(1)b|c)$",
         "(",
-        "a" * 5000,
+        "a" * 1001,
     ],
 )
 def test_a_pattern_that_may_never_end_is_refused(pattern: str) -> None:
@@ -481,7 +488,17 @@ def test_a_pattern_that_may_never_end_is_refused(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"^[a-z]+(:[0-9]+)?$", r"^([0-9]{1,3}\.){3}[0-9]{1,3}$", r"^\w+:[\w.]+$", r"^(a|b)$"],
+    [
+        r"^[a-z]+(:[0-9]+)?$",
+        r"^([0-9]{1,3}\.){3}[0-9]{1,3}$",
+        r"^\w+:[\w.]+$",
+        r"^(a|b)$",
+        r"^a*b*c*d*$",
+        r"^(a{64}){64}$",
+        r"^(?=a)[ab]+(?!c)$",
+        r"^((a|b){0,64}|c)$",
+        "a" * 1000,
+    ],
 )
 def test_a_pattern_that_ends_is_taken(pattern: str) -> None:
     meta = Meta(extra_json_schema={"pattern": pattern})
@@ -494,7 +511,7 @@ def test_a_pattern_that_ends_is_taken(pattern: str) -> None:
     [
         {"$ref": "https://example.invalid/schema.json"}, {"$ref": "other.json"}, {"$id": "http://a/b"},
         {"anyOf": [{"$ref": "http://127.0.0.1:9/s.json#/$defs/a"}]}, {"$dynamicRef": "#node"},
-        {"enum": list(range(30_000))},
+        {"enum": list(range(30_000))}, {"patternProperties": {"^a": {}, "^(a+)+$": {}}},
     ],
 )  # fmt: skip
 def test_a_schema_that_asks_elsewhere_or_is_huge_is_refused(schema: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +30,14 @@ from torch.utils.data import (
 from forge_kernel import resume, run
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.errors import RunError
-from forge_kernel.storage.random_state import StreamState, process_state_kept, seed_everything
+from forge_kernel.storage.random_state import (
+    StreamState,
+    ambient_seed,
+    process_state_kept,
+    read_random_state,
+    seed_everything,
+    write_random_state,
+)
 from forge_kernel.training.loaders.data_loaders import LoaderData
 from forge_kernel.training.loaders.random_streams import RunStreams
 
@@ -483,3 +491,85 @@ def test_each_seed_has_streams_of_its_own(other: int) -> None:
             seen.append([random.random(), float(np.random.random()), float(torch.rand(()))])
     assert seen[0] == seen[1]
     assert all(mine != theirs for mine, theirs in zip(seen[0], seen[2], strict=True))
+
+
+def test_what_a_seed_draws_stays() -> None:
+    """A run of before is repeated by its seed: red when streams are started in another way."""
+
+    def draws() -> list[int]:
+        return [random.getrandbits(32), np.random.randint(2**31), int(torch.randint(2**31, ()))]
+
+    with process_state_kept():
+        seed_everything(3 + 2**32)
+        assert draws() == [4086009037, 218175338, 303761048]
+        StreamState.seeded(3 + 2**32).write()
+        assert draws() == [4086009037, 1695811068, 303761048]
+        assert float(np.random.normal()) == pytest.approx(0.2768884642258385)
+        torch.manual_seed(3)
+        assert ambient_seed() == ambient_seed() == 56736075737176768
+        assert int(torch.randint(2**31, ())) == 303761048, "the ambient seed draws nothing"
+
+
+def test_a_checkpoint_keeps_the_second_half_of_a_pair_of_normal_draws() -> None:
+    """Python and numpy draw two at a time; red when what is left over is dropped."""
+
+    def draws() -> list[float]:
+        return [random.gauss(0, 1), float(np.random.normal()), float(torch.rand(()))]
+
+    with process_state_kept():
+        seed_everything(3)
+        draws()
+        kept = read_random_state()
+        second = draws()
+        draws()
+        write_random_state(kept)
+        assert draws() == second
+
+
+def test_the_streams_of_every_device_are_kept_where_there_are_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two stand-ins for devices; a checkpoint of theirs is taken up where there are none too."""
+    known = [torch.arange(4, dtype=torch.uint8), torch.arange(4, 8, dtype=torch.uint8)]
+    devices = list(known)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(devices))
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state_all", lambda new: devices.__setitem__(slice(2), new)
+    )
+    kept: list[Any] = []
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda there=there: there)
+        kept.append(read_random_state())
+    assert "cuda" not in kept[0], "asking a device that nothing uses would start it"
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        devices[:] = [torch.zeros(4, dtype=torch.uint8)] * 2
+        write_random_state(kept[1])
+        expected = [state.tolist() for state in known] if there else [[0] * 4] * 2
+        assert [state.tolist() for state in devices] == expected
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_streams_and_settings_of_torch_are_left_as_they_were_found(warn_only: bool) -> None:
+    """By a block that fails, and of settings that are not torch's own at first."""
+
+    def found() -> list[Any]:
+        return [
+            random.getstate(), float(np.random.random()), torch.get_rng_state().tolist(),
+            torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads(),
+        ]  # fmt: skip
+
+    with process_state_kept():
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
+        torch.set_grad_enabled(False)
+        seed_everything(3)
+        before = found()
+        seed_everything(3)
+        with contextlib.suppress(ArithmeticError), process_state_kept():
+            seed_everything(4)
+            torch.use_deterministic_algorithms(False)
+            torch.set_grad_enabled(True)
+            torch.set_num_threads(torch.get_num_threads() + 1)
+            raise ArithmeticError
+        assert found() == before

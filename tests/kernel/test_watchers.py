@@ -144,16 +144,25 @@ def named(function: Any, name: str) -> Any:
     return function
 
 
-def test_an_observer_that_fails_again_and_again_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("works_at", "last", "told"),
+    [((), 10, 1), ((10,), 20, 2), ((10, 12, 22), 30, 4)],
+)
+def test_an_observer_that_fails_again_and_again_is_left_alone(
+    tmp_path: Path, works_at: tuple[int, ...], last: int, told: int
+) -> None:
+    """After ten failures in a row; the first of each row is told."""
     calls: list[int] = []
 
     def on_step_end(self: Any, run: Any, step: Any) -> None:
         calls.append(step.number)
-        raise OSError("gone")
+        if step.number not in works_at:
+            raise OSError("gone")
 
     plugin = make_plugin("watcher", Kind.OBSERVERS, on_step_end=on_step_end)
     run(smoke("run.max_steps=30"), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
-    assert calls == list(range(1, 11))
+    assert calls == list(range(1, last + 1))
+    assert (tmp_path / "r" / "forge.log").read_text().count("watcher failed in on_step_end") == told
 
 
 def test_an_observer_that_cannot_begin_is_told_at_once(tmp_path: Path) -> None:
