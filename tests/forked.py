@@ -318,6 +318,7 @@ def _prepare() -> None:
                     importlib.import_module(entry.module)
     with contextlib.suppress(ImportError):
         import torch
+
         from forge_kernel.planning.pipeline_file import load_pipeline
         from forge_kernel.planning.plan import plan
         from forge_plugins.mathematics.metrics.flops import product_peak
