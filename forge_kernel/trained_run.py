@@ -32,6 +32,7 @@ class TrainedRun:
         tokenizer: turns texts into tokens (`encode`, `decode`, `end`); None where there are none.
         step: of the weights.
         data: the data section of the run's configuration, filled; empty where there is none.
+        ignore_index: the target that counts for nothing.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class TrainedRun:
     tokenizer: Any = None
     step: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
+    ignore_index: int = -100
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """What the model writes after a text; see `stream`."""
@@ -142,6 +144,7 @@ def _in_use(folder: Path, session: Session) -> TrainedRun:
         tokenizer=getattr(run.data, "tokenizer", None),
         step=run.progress.step,
         data=fill(session.plan.pipeline).get("data", {}),
+        ignore_index=run.settings.ignore_index,
     )
 
 

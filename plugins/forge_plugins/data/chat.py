@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forge_kernel.api import (
+    Batch,
     Data,
     Fault,
     Kind,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from forge_plugins.data import chat_batches, chat_rows
     from forge_plugins.formats import errors
     from forge_plugins.interchange import chat_tokenizer
+    from forge_plugins.mathematics.text.tokenizer_library import LibraryTokenizer
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
@@ -68,6 +71,47 @@ def _need_tokenizer(config: ChatConfig) -> chat_tokenizer.ChatTokenizer:
         )
     except ValueError as error:
         raise PluginError(f"chat: {error}") from error
+
+
+class Conversations(NamedTuple):
+    """What settings name: rows of tokens, the numbers of those that are used, and the others."""
+
+    tokenizer: LibraryTokenizer
+    rows: chat_rows.ChatRows
+    numbers: Any
+    too_long: int
+
+
+def read_conversations(config: ChatConfig, ignore_index: int) -> Conversations:
+    """The conversations that settings name, in the files' order.
+
+    Raises:
+        PluginError: a file or the tokenizer cannot be read, or a conversation is refused.
+    """
+    chat = _need_tokenizer(config)
+    if 0 <= ignore_index < chat.tokenizer.vocabulary:
+        raise PluginError(
+            f"chat: run.ignore_index is {ignore_index}, which is a token: set it to -100"
+        )
+    try:
+        rows = chat_rows.read_chat(config, chat)
+    except (errors.DataError, OSError) as error:
+        raise PluginError(f"chat: {error}") from error
+    return Conversations(chat.tokenizer, rows, *_fitting(rows, config))
+
+
+def evaluated(config: ChatConfig, ignore_index: int) -> Iterator[Batch]:
+    """All conversations of the files, batch by batch, for evaluation alone.
+
+    Raises:
+        PluginError: see `read_conversations`; or none is left.
+    """
+    tokenizer, rows, numbers, too_long = read_conversations(config, ignore_index)
+    if not len(numbers):
+        raise PluginError(f"chat: {config.path}: no conversation is left ({too_long} are too long)")
+    sequences = chat_batches.Sequences(rows, numbers, config, tokenizer.end, ignore_index)
+    data = chat_batches.ChatSequences(sequences, sequences, config, 0, tokenizer)
+    return data.validation()
 
 
 def _fitting(rows: chat_rows.ChatRows, config: ChatConfig) -> tuple[Any, int]:
@@ -137,19 +181,8 @@ class Chat(RemembersContent):
             PluginError: a file or the tokenizer cannot be read, a conversation is refused, or too
                 few are left.
         """
-        config = self.config
-        chat = _need_tokenizer(config)
-        tokenizer = chat.tokenizer
-        if 0 <= run.settings.ignore_index < tokenizer.vocabulary:
-            raise PluginError(
-                f"chat: run.ignore_index is {run.settings.ignore_index}, which is a token: set "
-                "it to -100"
-            )
-        try:
-            rows = chat_rows.read_chat(config, chat)
-        except (errors.DataError, OSError) as error:
-            raise PluginError(f"chat: {error}") from error
-        numbers, too_long = _fitting(rows, config)
+        config, ignored = self.config, run.settings.ignore_index
+        tokenizer, rows, numbers, too_long = read_conversations(config, ignored)
         chosen = _split(numbers, config, run.seed)
         if not len(chosen[0]):
             raise PluginError(
@@ -157,8 +190,7 @@ class Chat(RemembersContent):
                 "long): raise data.with.sequence_length, or give more of them"
             )
         training, validation = (
-            chat_batches.Sequences(rows, part, config, tokenizer.end, run.settings.ignore_index)
-            for part in chosen
+            chat_batches.Sequences(rows, part, config, tokenizer.end, ignored) for part in chosen
         )
         if rows.left_out or too_long:
             left_out = f"{rows.left_out} rows without a conversation, {too_long} too long"

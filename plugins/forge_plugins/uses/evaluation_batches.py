@@ -11,6 +11,8 @@ import numpy as np
 
 from forge_kernel.api import Batch, ConfigError, Fault, PluginError, TrainedRun
 from forge_plugins.data import file as data_file
+from forge_plugins.data.chat import evaluated
+from forge_plugins.data.chat_config import ChatConfig
 from forge_plugins.data.file_config import FileConfig
 from forge_plugins.data.text_batches import TokenSequences
 from forge_plugins.data.text_config import TextConfig
@@ -23,8 +25,8 @@ def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
     """The batches of a file, with targets, by the settings of the run's own data.
 
     Args:
-        run: whose data are `file` or `text`.
-        file: samples, or a text.
+        run: whose data are `file`, `text` or `chat`.
+        file: samples, a text, or conversations.
 
     Raises:
         ConfigError: the file cannot be read so, or the run's data are of another kind.
@@ -35,6 +37,10 @@ def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
             return _samples(run, file)
         if kind == "text":
             return _sequences(run, file)
+        if kind == "chat":
+            changes = {"path": str(file), "validation_split": 0.0}
+            config = ChatConfig(**{**_values(run, ChatConfig), **changes})
+            return evaluated(config, run.ignore_index)
     except (PluginError, DataError, OSError) as error:
         fault = error.faults[0].message if isinstance(error, PluginError) else str(error)
         raise ConfigError([Fault(f"{file} cannot be evaluated: {fault}")]) from error

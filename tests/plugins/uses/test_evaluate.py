@@ -11,11 +11,15 @@ import forked
 import numpy as np
 import pytest
 import torch
+from chats import make_chat_model, write_chats
+from clients import need
 from torch.nn import functional
 
 from forge_kernel import evaluate_run, load_run, run
 from forge_kernel.errors import ConfigError
 from forge_kernel.planning.pipeline_file import load_pipeline
+from forge_plugins.data.chat import evaluated
+from forge_plugins.data.chat_config import ChatConfig
 
 PLAIN = ("run.max_steps=4", "observers=null", "callbacks=null", "exporters=null")
 
@@ -103,3 +107,33 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, what: str) -> None:
         file = tmp_path / "nowhere.npz"
     with pytest.raises(ConfigError, match="run folder|such file|in a sample|reads no file"):
         evaluate_run(folder, file)
+
+
+def test_all_conversations_of_a_file_are_evaluated_as_training_reads_them(tmp_path: Path) -> None:
+    """Planted: the part for validation alone; prompts that count; the run's own conversations."""
+    need("transformers", "tokenizers", "jinja2")
+    folder = make_chat_model(tmp_path / "model")
+    chats = [write_chats(tmp_path / f"{name}.jsonl", rows) for name, rows in (("a", 40), ("b", 9))]
+    own = {
+        "path": str(chats[0]), "tokenizer": str(folder), "sequence_length": 96, "batch_size": 2,
+        "cache_dir": str(tmp_path / "cache"), "too_long": "leave_out", "validation_split": 0.3,
+    }  # fmt: skip
+    settings = [
+        f"data={{use: chat, with: {json.dumps(own)}}}", "quantizer=null",
+        f"model={{use: transformers, with: {{path: {folder}}}}}", *PLAIN,
+        "loss={use: language_model}", "validators=[{use: language_model}]",
+    ]  # fmt: skip
+    run(load_pipeline("smoke", settings), output_dir=tmp_path / "run", quiet=True)
+    packed = evaluate_run(tmp_path / "run", chats[1])
+    unpacked = ChatConfig(**{**own, "path": str(chats[1]), "packing": False, "batch_size": 1,
+                             "validation_batch_size": 1})  # fmt: skip
+    model, nats, count = load_run(tmp_path / "run").model, 0.0, 0
+    with torch.no_grad():
+        for batch in evaluated(unpacked, -100):
+            logits = model(batch.inputs).logits.flatten(0, 1)
+            targets = batch.targets.flatten()
+            nats += float(functional.cross_entropy(logits, targets, reduction="sum"))
+            count += int((targets >= 0).sum())
+    assert packed["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    with pytest.raises(ConfigError, match="cannot be evaluated: .*no such"):
+        evaluate_run(tmp_path / "run", tmp_path / "none.jsonl")
