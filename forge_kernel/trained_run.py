@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -166,6 +166,7 @@ def evaluate_run(
     folder: str | Path,
     file: str | Path | None = None,
     *,
+    teacher: str | Path | None = None,
     device: str = "cpu",
     allow_code: bool = False,
 ) -> dict[str, float]:
@@ -175,11 +176,13 @@ def evaluate_run(
         folder: the run folder.
         file: samples or a text, read by the settings of the run's own data, all of it; None: the
             run's own validation data.
+        teacher: another run's folder, or a model's: `teacher_agreement` is how often both choose
+            the same answer.
         device: as `run.device`.
         allow_code: see `load_run`.
 
     Raises:
-        ConfigError: it is no run folder, or the file cannot be read so.
+        ConfigError: it is no run folder, or the file cannot be read so, or not by the teacher.
         CheckpointError: there is no intact checkpoint.
     """
     from forge_kernel.runner import restored
@@ -187,7 +190,16 @@ def evaluate_run(
 
     folder = Path(folder)
     with code_allowed(allow_code), restored(folder, _reading(device)) as session:
+        run = _in_use(folder, session)
+        data = session.run.data
+
+        def batches() -> Iterable[Any]:
+            return data.validation() if file is None else use("evaluation_batches")(run, Path(file))
+
         if file is not None:
-            batches = use("evaluation_batches")(_in_use(folder, session), Path(file))
-            session.run.data = _Evaluated(session.run.data, batches)
-        return session.validate()
+            session.run.data = _Evaluated(data, batches())
+        metrics = session.validate()
+        if teacher is not None and metrics:
+            other = load_run(teacher, device=device, allow_code=allow_code)
+            metrics["teacher_agreement"] = use("teacher_agreement")(run, other, batches())
+        return metrics

@@ -16,6 +16,12 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="samples or a text; the run's validation data otherwise"),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="another run or a model: how often both give the same answer"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as one JSON object")] = False,
     device: Annotated[str, typer.Option(help="as run.device")] = "cpu",
     allow_code: Annotated[
@@ -28,7 +34,7 @@ def evaluate(
     from forge_kernel.errors import ConfigError, Fault
     from forge_kernel.run_folder.folder import RunFolder
 
-    metrics = evaluate_run(folder, data, device=device, allow_code=allow_code)
+    metrics = evaluate_run(folder, data, teacher=teacher, device=device, allow_code=allow_code)
     if not metrics:
         message = f"{folder} has no validation data: name a file with --data"
         raise ConfigError([Fault(message)])

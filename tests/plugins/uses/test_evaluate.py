@@ -137,3 +137,46 @@ def test_all_conversations_of_a_file_are_evaluated_as_training_reads_them(tmp_pa
     assert packed["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
     with pytest.raises(ConfigError, match="cannot be evaluated: .*no such"):
         evaluate_run(tmp_path / "run", tmp_path / "none.jsonl")
+
+
+def test_the_agreement_with_a_teacher_is_of_the_targets_that_count(tmp_path: Path) -> None:
+    """Planted: ignored targets counted; the mean of the batches' shares."""
+    pupil = digits(
+        tmp_path / "a", "data.with.cache_dir=null", "data.with.validation_batch_size=100"
+    )
+    teacher = digits(tmp_path / "b", "run.seed=9", "run.max_steps=60")
+    draws = np.random.default_rng(1)
+    inputs = draws.normal(size=(250, 64)).astype(np.float32)
+    targets = draws.integers(0, 10, 250)
+    targets[:90:2] = -100
+    np.savez(tmp_path / "new.npz", input=inputs, target=targets)
+    found = evaluate_run(pupil, tmp_path / "new.npz", teacher=teacher)
+    with torch.no_grad():
+        answers = [
+            load_run(folder).model(torch.from_numpy(inputs)).argmax(-1)
+            for folder in (pupil, teacher)
+        ]
+    same = (answers[0] == answers[1])[torch.from_numpy(targets) >= 0].double().mean()
+    assert 0 < float(same) < 1
+    assert found["teacher_agreement"] == pytest.approx(float(same))
+    assert "teacher_agreement" not in evaluate_run(pupil, tmp_path / "new.npz")
+    done = forked.run(
+        [sys.executable, "-m", "forge_kernel", "evaluate", str(pupil), "--teacher", str(pupil)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "teacher_agreement: 1" in done.stdout
+
+
+def test_a_teacher_with_other_classes_is_refused(tmp_path: Path) -> None:
+    pupil = digits(tmp_path / "a")
+    np.savez(
+        tmp_path / "x.npz",
+        input=np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32),
+        target=np.arange(300) % 3,
+    )
+    other = digits(
+        tmp_path / "b", f"data.with={{path: {tmp_path / 'x.npz'}, cache_dir: {tmp_path / 'c'}}}"
+    )
+    with pytest.raises(ConfigError, match=r"gives 3 logits for each target, and .* 10"):
+        evaluate_run(pupil, teacher=other)
