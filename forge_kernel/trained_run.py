@@ -197,7 +197,7 @@ def evaluate_run(
             return data.validation() if file is None else use("evaluation_batches")(run, Path(file))
 
         if file is not None:
-            session.run.data = _Evaluated(data, batches())
+            session.run.data = _Evaluated(data, iter(batches()))
         metrics = session.validate()
         if teacher is not None and metrics:
             other = load_run(teacher, device=device, allow_code=allow_code)
