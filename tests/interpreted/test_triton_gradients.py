@@ -84,9 +84,7 @@ def test_a_sum_of_chunks_has_the_bits_of_the_plain_form(shape: tuple[int, int, i
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy stands for the device
-@pytest.mark.parametrize(
-    "lost", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.deep)]
-)
+@pytest.mark.parametrize("lost", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.deep)])
 def test_what_is_no_number_reaches_the_gradients(lost: float) -> None:
     rows = gradients(300, 20, torch.float32)
     rows[280, 3] = lost
