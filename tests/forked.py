@@ -77,7 +77,7 @@ CLIENTS: Final = (  # what takes long; none that begins a thread, which no child
 )
 AT_START: Final = (
     "PYTHON", "OMP_", "MKL", "ATEN", "ONEDNN", "DNNL", "TORCH", "TRITON", "LD_", "LANG", "LC_",
-    "HF_", "TRANSFORMERS",
+    "HF_", "TRANSFORMERS", "FORGE_CPU_",
 )  # fmt: skip
 LATER: Final = ("PYTHONIOENCODING", "TORCHINDUCTOR_CACHE_DIR")
 OPTIONS: Final = frozenset(
@@ -104,7 +104,9 @@ class Server:
             f"forked.serve({other.fileno()}, {modules!r})"
         )
         # it leaves this process's children by a fork of its own: tests count those
-        with subprocess.Popen([sys.executable, "-c", code], pass_fds=[other.fileno()], cwd="/"):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[other.fileno()], cwd="/", env=environment
+        ):
             other.close()
         self._lock = threading.Lock()
 
@@ -262,8 +264,10 @@ def serve(number: int, modules: tuple[str, ...]) -> NoReturn:
     for name in modules:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    if "torch" in modules:
+    if modules == FORGE:
         _prepare()
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # torch's libraries, 50 ms of CPU time: they end with the process
     os.fsync = without_waiting
     gc.freeze()  # a child's collector would copy every page that it walks
     requests = socket.socket(fileno=number)
@@ -308,8 +312,7 @@ def serve(number: int, modules: tuple[str, ...]) -> NoReturn:
 def _prepare() -> None:
     """What each child would do by itself, the same each time.
 
-    The plugins are imported, settings are read, the machine's speed is measured, and torch's libraries are not taken
-    down one by one when a child ends (50 ms of CPU time: they end with the process).
+    The plugins are imported, settings are read, and the machine's speed is measured.
     """
     for group in ("forge_kernel.plugins", "forge_kernel.commands"):
         for entry in importlib.metadata.entry_points(group=group):
@@ -325,8 +328,6 @@ def _prepare() -> None:
 
         plan(load_pipeline("smoke"))  # which reads the schemas of its plugins
         product_peak(torch.device("cpu"), torch.float32, torch.get_num_threads())
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False
 
 
 def _tell_ended(children: dict[int, int]) -> None:
