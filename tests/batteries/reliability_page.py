@@ -30,7 +30,7 @@ MUTANTS = """
 Small faults planted in the sources one at a time, drawn from all that `tests/mutants.py` makes of a
 part, and how many of them a test of the plain suite notices. Those that change nothing that can be
 seen from outside count as not noticed. `make deep` fails where a part has less than 85 %;
-`tests/mutation.py --parts PART --seed SEED --sample PLANTED` repeats a row.
+`tests/mutation.py --parts PART --seed SEED --sample PLANTED` repeats a row, as the sources then were.
 
 | part | sources | planted | noticed | percent | seed |
 |---|---|---:|---:|---:|---:|

@@ -265,6 +265,35 @@ def test_what_has_its_name_is_on_the_disk_before(
     assert (tmp_path / "metrics.jsonl").stat().st_ino in synced
 
 
+def test_a_folder_that_cannot_be_replaced_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def held(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError("held")
+        return rename(self, target)
+
+    store = CheckpointStore(tmp_path / "c")
+    folder = store.save(snapshot(1))
+    with monkeypatch.context() as during:
+        during.setattr(Path, "rename", held)
+        with pytest.raises(CheckpointError, match="held"):
+            store.save(snapshot(1))
+    assert store.load(folder).step == 1
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["latest", "step-1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="where open files can be counted")
+def test_a_save_and_a_load_leave_no_file_open(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    store.load(store.save(snapshot(1)))
+    before = os.listdir("/proc/self/fd")
+    store.load(store.save(snapshot(2)))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_folder_that_another_makes_in_the_same_moment_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,9 +132,8 @@ def test_no_run_without_a_folder_completes_with_weights_that_are_none() -> None:
 
     data = [Batch(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))] * 9
     plugin = injector("weight", math.inf, at=9)
-    model = nn.Linear(3, 3)
-    model.register_buffer("mask", torch.full((3,), -math.inf))
-    model.register_module("last", nn.Linear(3, 3))
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.register_buffer("mask", torch.full((3,), -math.inf))  # the first by name and by place
     session = make_session(model, data, plugins=[plugin], max_steps=9)
     session.train()
     with pytest.raises(NonFiniteError, match="at the end, after step 9"):

@@ -252,7 +252,7 @@ def test_a_resumed_run_tells_of_other_versions_and_of_settings_that_are_not_know
     newest = folder / "checkpoints" / "step-2"
     manifest = json.loads((newest / "manifest.json").read_text())
     label, origin = "callbacks[1] best_checkpoint", manifest["about"]["plugins"].popitem()[1]
-    of_before = {"torch": "1.0", "config": "0" * 64, "plugins": {label: "acme 0.1", "gone": "a 1"}}
+    of_before = {"torch": "1.0", "config": "0" * 64, "plugins": {"gone": "a 1", label: "acme 0.1"}}
     del manifest["files"]["config.yaml"]
     (newest / "config.yaml").unlink()
     write_manifest(newest, {**manifest, "about": {**manifest["about"], **of_before}})
