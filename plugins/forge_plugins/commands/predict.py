@@ -89,10 +89,8 @@ def rows(
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     known = names or {}
 
-    def name_of(label: Any) -> Any:
-        if isinstance(label, list):
-            return [name_of(each) for each in label]
-        return known.get(label)
+    def name_of(label: int | list[int]) -> str | list[str | None] | None:
+        return [known.get(each) for each in label] if isinstance(label, list) else known.get(label)
 
     return [
         {
