@@ -39,6 +39,7 @@ class LiveRun:
             return small_run.forge("run", pipeline, "-q", "--output-dir", self.folder)
 
         self.process = small_run.Process(work, place / "live-output")
+        self.ended: int | None = None  # how, when that was seen before anybody stopped it
         end = time.monotonic() + LIMIT
         while not list(self.folder.glob("checkpoints/step-*/manifest.json")):
             assert time.monotonic() < end, "the run did not begin"
@@ -52,14 +53,20 @@ class LiveRun:
     def paused(self) -> Iterator[None]:
         """It writes nothing meanwhile."""
         os.kill(self.process.pid, signal.SIGSTOP)
-        os.waitpid(self.process.pid, os.WUNTRACED)  # it goes on until the system has stopped it
+        # it goes on until the system has stopped it
+        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            self.ended = os.waitstatus_to_exitcode(status)
         try:
             yield
         finally:
-            os.kill(self.process.pid, signal.SIGCONT)
+            if self.ended is None:
+                os.kill(self.process.pid, signal.SIGCONT)
 
     def stopped(self) -> str:
         """Stop it; what is wrong with how it ended."""
+        if self.ended is not None:
+            return f"the run ended by itself, with {self.ended}"
         os.kill(self.process.pid, signal.SIGTERM)
         code = self.process.wait()
         if code != 128 + signal.SIGTERM:
@@ -214,6 +221,8 @@ def trials(draw: random.Random, count: int) -> Iterator[Trial]:
             for _ in range(max(0, count - two - three - 1)):
                 step = live.step()
                 yield reader(live, draw, place)
+                if live.ended is not None:
+                    break
                 if live.step() < step:
                     yield Trial("the run beside readers", "it went back")
         finally:
