@@ -124,6 +124,6 @@ BATTERY = Battery(
     "hostile-pickles",
     "no code runs, at most twice the file's size of memory and the fixed room, refused by name",
     ci=240,
-    deep=4000,
+    deep=2_000,
     trials=trials,
 )

@@ -165,6 +165,6 @@ BATTERY = Battery(
     name="io-errors",
     promise="the last good checkpoint intact, nothing partial, one error that says why",
     ci=180,
-    deep=2_000,
+    deep=600,
     trials=trials,
 )

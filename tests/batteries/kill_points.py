@@ -89,6 +89,6 @@ BATTERY = Battery(
     name="kill-points",
     promise="old or new, and from there to an equal end",
     ci=160,
-    deep=10_000,
+    deep=1_000,
     trials=trials,
 )
