@@ -53,7 +53,12 @@ class Failing(Listener):
         self._left -= 1
         changes = operation.kind != "open" or operation.writes
         if self._left == -1 or (self._left < 0 and self._lasting and changes):
-            raise OSError(self._code, os.strerror(self._code), operation.path)
+            raise OSError(self._code, self.words, operation.path)
+
+    @property
+    def words(self) -> str:
+        """What the system says of the error."""
+        return os.strerror(self._code)
 
 
 def refused(scene: str, stage: scenes.Stage, folder: Path, failing: Failing) -> int:
@@ -62,7 +67,8 @@ def refused(scene: str, stage: scenes.Stage, folder: Path, failing: Failing) -> 
         with Layer(folder, failing):
             scenes.SCENES[scene](stage, folder)
     except ForgeError as error:
-        return 3 if "Error: [Errno" in str(error) else 97
+        text = str(error)  # as Python writes it, or in the system's words alone
+        return 3 if "Error: [Errno" in text or failing.words in text else 97
     except OSError as error:
         print(repr(error))
         return 98
