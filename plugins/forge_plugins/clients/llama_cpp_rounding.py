@@ -43,7 +43,7 @@ def round_activations(inputs: Tensor, kind: BlockType) -> Tensor:
     largest = blocks.abs().amax(-1, keepdim=True)
     scale = largest / 127.0
     levels = torch.round(blocks * torch.where(largest == 0, 0.0, 127.0 / largest))
-    return (levels * scale.half().float()).flatten(-2)
+    return (levels * scale.half().to(inputs.dtype)).flatten(-2)
 
 
 def _blocks(inputs: Tensor, size: int) -> Tensor:
@@ -53,9 +53,11 @@ def _blocks(inputs: Tensor, size: int) -> Tensor:
 class _BlockLinear(nn.Module):
     """A layer with a weight in blocks."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: BlockType) -> None:
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, kind: BlockType) -> None:
         super().__init__()
-        self.weight, self.bias, self.kind = weight, bias, kind
+        self.kind = kind
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         return functional.linear(round_activations(inputs, self.kind), self.weight, self.bias)
@@ -64,20 +66,23 @@ class _BlockLinear(nn.Module):
 class _HalfLinear(nn.Module):
     """A layer with a weight in fp16, in which products of fp16 values are added in fp32."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.weight, self.bias = weight.half().float(), bias
+        self.weight = nn.Parameter(weight.half().float(), requires_grad=False)
+        self.bias = bias
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return functional.linear(inputs.half().float(), self.weight, self.bias)
+        return functional.linear(inputs.half().to(inputs.dtype), self.weight, self.bias)
 
 
 class _TableGelu(nn.Module):
     """GELU by the table that llama.cpp has of it on the CPU: fp16 in, fp16 out."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        table = functional.gelu(inputs.half().float(), approximate="tanh").half().float()
-        return torch.where(inputs <= -10, 0.0, torch.where(inputs >= 10, inputs, table))
+        table = functional.gelu(inputs.half().float(), approximate="tanh").half()
+        return torch.where(
+            inputs <= -10, 0.0, torch.where(inputs >= 10, inputs, table.to(inputs.dtype))
+        )
 
 
 def as_llama_cpp(

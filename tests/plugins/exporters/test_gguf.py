@@ -12,7 +12,7 @@ from llamas import prompts, ternary_llama
 from forge_kernel.errors import PluginError
 from forge_plugins.clients.llama_cpp_rounding import as_llama_cpp
 from forge_plugins.clients.reading import LLAMA_CPP_WEIGHTS, compared_weights
-from forge_plugins.clients.verification import LLAMA_CPP, _ask, agreement
+from forge_plugins.clients.verification import LLAMA_CPP, _ask, agreement, rounding_noise
 from forge_plugins.interchange.gguf import write_gguf
 from forge_plugins.interchange.gguf_model import gguf_entries, gguf_numbers, gguf_tensors
 from forge_plugins.interchange.gguf_parts import interleave
@@ -179,3 +179,12 @@ def test_a_chat_template_goes_into_the_file_where_the_tokenizer_has_one() -> Non
     tokenizer.settings["chat_template"] = "{{ messages }}"
     entries = gguf_entries(model, "tq2_0", tokenizer, "x")
     assert entries["tokenizer.chat_template"] == "{{ messages }}"
+
+
+@pytest.mark.parametrize(("kind", "other"), [("tq2_0", "f16"), ("q2_0", "f16"), ("q2_0", "f32")])
+def test_what_another_order_of_sums_moves_is_known_of_the_clients_rounding_too(
+    kind: Any, other: Any
+) -> None:
+    """Planted: weights that stay in fp32 where the rest is doubled."""
+    model = as_llama_cpp(ternary_llama(), kind, scale_tensors=False, other=other)
+    assert 0 < rounding_noise(model, prompts(2, 8)) < 1e-2
