@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from forge_kernel.planning.pipeline_file import load_pipeline
     from forge_kernel.planning.plan import plan
     from forge_kernel.runner import resume, run, run_async
-    from forge_kernel.trained_run import TrainedRun, evaluate_run, load_run
+    from forge_kernel.trained_run import TrainedRun, evaluate_clients, evaluate_run, load_run
     from forge_kernel.training.session import Session
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "RunResult",
     "Session",
     "TrainedRun",
+    "evaluate_clients",
     "evaluate_run",
     "load_pipeline",
     "load_run",
@@ -38,6 +39,7 @@ _HOMES = {
     "RunResult": "forge_kernel.contract.result",
     "Session": "forge_kernel.training.session",
     "TrainedRun": "forge_kernel.trained_run",
+    "evaluate_clients": "forge_kernel.trained_run",
     "evaluate_run": "forge_kernel.trained_run",
     "load_pipeline": "forge_kernel.planning.pipeline_file",
     "load_run": "forge_kernel.trained_run",

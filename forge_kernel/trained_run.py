@@ -203,3 +203,43 @@ def evaluate_run(
             other = load_run(teacher, device=device, allow_code=allow_code)
             metrics["teacher_agreement"] = use("teacher_agreement")(run, other, batches())
         return metrics
+
+
+def evaluate_clients(
+    folder: str | Path,
+    file: str | Path | None = None,
+    *,
+    clients: Sequence[str],
+    most: int | None = None,
+    device: str = "cpu",
+    allow_code: bool = False,
+) -> dict[str, dict[str, float]]:
+    """The same metrics by several programs: the run's own model, and its exports where they run.
+
+    Args:
+        folder: the run folder.
+        file: as in `evaluate_run`.
+        clients: names of programs, as `forge evaluate --with` takes them.
+        most: how many targets are asked about, the first ones; None: all.
+        device: as `run.device`, for the run's own model.
+        allow_code: see `load_run`.
+
+    Returns:
+        By client, metrics by name.
+
+    Raises:
+        ConfigError: as `evaluate_run`; or a client is unknown, is not installed or has no export.
+        PluginError: a client cannot run its export.
+    """
+    from forge_kernel.runner import restored
+    from forge_kernel.trust import code_allowed
+
+    folder = Path(folder)
+    with code_allowed(allow_code), restored(folder, _reading(device)) as session:
+        run = _in_use(folder, session)
+        data = session.run.data
+        batches = data.validation() if file is None else use("evaluation_batches")(run, Path(file))
+        result: dict[str, dict[str, float]] = use("client_metrics")(
+            run, batches, clients, most=most
+        )
+        return result

@@ -26,7 +26,7 @@ def server_of(file: str, context: int) -> Any:
     return xllamacpp.Server(options)
 
 
-def _next(server: Any, prompt: list[int], classes: int) -> list[float]:
+def next_row(server: Any, prompt: list[int], classes: int) -> list[float]:
     """Log-probabilities of the token behind a prompt.
 
     The server reports them beside a generated token, and only when that token is whole text (a
@@ -56,16 +56,16 @@ def main(file: str, request: str, answer: str) -> None:
     from safetensors.torch import load_file, save_file
 
     asked = load_file(request)
-    inputs, classes = asked["inputs"], int(_classes(file))
+    inputs, classes = asked["inputs"], int(vocabulary_of(file))
     server = server_of(file, inputs.shape[1] + 8)
     rows = [
-        [_next(server, sample[: end + 1], classes) for end in range(len(sample))]
+        [next_row(server, sample[: end + 1], classes) for end in range(len(sample))]
         for sample in inputs.tolist()
     ]
     save_file({"logits": torch.tensor(rows)}, answer)
 
 
-def _classes(file: str) -> int:
+def vocabulary_of(file: str) -> int:
     """The size of the vocabulary, from the first dimension of the embedding's description."""
     import struct
     from pathlib import Path

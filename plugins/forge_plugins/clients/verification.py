@@ -23,6 +23,7 @@ from forge_plugins.mathematics.metrics.label_positions import main_output
 
 NOISE: Final = 4.0  # times the distance that another order of sums gives
 TIMEOUT: Final = 900  # seconds for loading and a few hundred tokens
+PATIENCE: Final = 2  # seconds more for each target that is asked about
 INSTALL: Final = "pip install 'forge-kernel[clients]'"
 
 
@@ -44,6 +45,7 @@ class Client:
 
 TRANSFORMERS: Final = Client("transformers_logits", ("transformers", "accelerate"))
 LLAMA_CPP: Final = Client("llama_cpp_logits", ("xllamacpp",), up_to_constant=True)
+LLAMA_CPP_TARGETS: Final = Client("llama_cpp_targets", LLAMA_CPP.packages)
 ONNXRUNTIME: Final = Client("onnxruntime_logits", ("onnxruntime",))
 
 
@@ -135,8 +137,16 @@ def missing(client: Client) -> list[str]:
     return [name for name in client.packages if find_spec(name) is None]
 
 
-def answer_of(client: Client, export: Path, request: dict[str, Tensor]) -> dict[str, Tensor]:
+def answer_of(
+    client: Client, export: Path, request: dict[str, Tensor], *, targets: int = 0
+) -> dict[str, Tensor]:
     """What a client answers to a request; both are tensors by name.
+
+    Args:
+        client: which.
+        export: the file or folder that it reads.
+        request: as its module wants it.
+        targets: how many it is asked about, which take it their time.
 
     Raises:
         PluginError: the client cannot run the export; with its words.
@@ -148,8 +158,8 @@ def answer_of(client: Client, export: Path, request: dict[str, Tensor]) -> dict[
         command = [sys.executable, "-m", module, str(export), str(asked), str(answer)]
         surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         done = subprocess.run(  # noqa: S603  this interpreter, a module of ours
-            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT,
-            check=False, env=surroundings,
+            command, capture_output=True, text=True, errors="replace",
+            timeout=TIMEOUT + PATIENCE * targets, check=False, env=surroundings,
         )  # fmt: skip
         if done.returncode or not answer.is_file():
             message = "\n".join(done.stderr.strip().splitlines()[-15:])
