@@ -238,6 +238,11 @@ def read_row(config: TextConfig) -> Row:
         raise PluginError(f"text: {error}") from error
 
 
+def required(config: TextConfig) -> tuple[str, ...]:
+    """What the model must be: one to which it can be said where a text begins."""
+    return ("model:packed_sequences",) if config.document_mask else ()
+
+
 class Text(RemembersContent):
     """Texts as sequences of tokens, for language models.
 
@@ -249,6 +254,8 @@ class Text(RemembersContent):
         kind=Kind.DATA,
         config=TextConfig,
         provides=("data:tokens", "data:classes", "data:text"),
+        requires=required,
+        alternatives="or set data.with.document_mask: false: any language model takes that",
     )
 
     def __init__(self, config: TextConfig) -> None:

@@ -27,9 +27,11 @@ class Sequences:
     Args:
         tokens: shape (n,), integers; mapped or in memory.
         length: tokens in a sequence.
+        begins: the token with which a text begins that sees no other; None: each sequence is one.
     """
 
-    def __init__(self, tokens: Column, length: int) -> None:
+    def __init__(self, tokens: Column, length: int, begins: int | None = None) -> None:
+        self._begins = begins
         plain = np.asarray(tokens)
         self._kind, self._length = plain.dtype, length
         item = plain.dtype.itemsize
@@ -46,9 +48,17 @@ class Sequences:
         return result.reshape(len(starts), self._length + 1)
 
     def batch(self, starts: Column) -> Batch:
-        """Inputs and targets as int64, both (sequences, length): two views of one block."""
+        """Inputs and targets as int64, both (sequences, length): two views of one block.
+
+        Of texts that do not see each other the inputs are named, with `position_ids` beside them.
+        """
         block = torch.from_numpy(self.rows(starts).astype(np.int64))
-        return Batch(block[:, :-1], block[:, 1:])
+        inputs, targets = block[:, :-1], block[:, 1:]
+        if self._begins is None:
+            return Batch(inputs, targets)
+        places = torch.arange(self._length)
+        latest = torch.where(inputs == self._begins, places, 0).cummax(1).values
+        return Batch({"input_ids": inputs, "position_ids": places - latest}, targets)
 
 
 class TokenSequences:
@@ -82,8 +92,9 @@ class TokenSequences:
         assert 0 <= rank < world
         vocabulary = tokenizer.vocabulary
         self.tokenizer = tokenizer
-        self._training = Sequences(training, config.sequence_length)
-        self._validation = Sequences(validation, config.sequence_length)
+        begins = tokenizer.end if config.document_mask else None
+        self._training = Sequences(training, config.sequence_length, begins)
+        self._validation = Sequences(validation, config.sequence_length, begins)
         self._validation_sequences = sequence_count(len(validation), config.sequence_length)
         self._config, self._seed = config, seed
         self._rank, self._world = rank, world

@@ -66,6 +66,13 @@ class TextConfig:
         ),
     ] = None
     sequence_length: Annotated[int, Meta(ge=1, le=65536, description="tokens in a sequence")] = 128
+    document_mask: Annotated[
+        bool,
+        Meta(
+            description="documents that share a sequence do not see each other, and each begins at "
+            "position 0; the end token stands before each"
+        ),
+    ] = False
     batch_size: SequenceBatchSize = 16
     validation_split: Annotated[
         float,

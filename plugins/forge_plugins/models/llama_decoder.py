@@ -59,7 +59,9 @@ class LlamaDecoderConfig:
 
 def form(config: LlamaDecoderConfig) -> tuple[str, ...]:
     """What exporters need to know before anything is built."""
-    result = ["model:llama", "model:transformers", f"model:{config.activation}"]
+    result = [
+        "model:llama", "model:transformers", "model:packed_sequences", f"model:{config.activation}",
+    ]  # fmt: skip
     if config.activation == "silu":
         result.append("model:llama_cpp")
     narrow = (config.groups or config.heads) * (config.width // config.heads)

@@ -81,8 +81,8 @@ def test_rotary_angles_stay_exact_in_a_bf16_model() -> None:
     """The table of a bf16 model is the rounded fp32 one, not one of rounded frequencies."""
     from forge_plugins.mathematics.networks.llama import rotary_table
 
-    exact = rotary_table(512, 64, 1e4, torch.empty(0))
-    rounded = rotary_table(512, 64, 1e4, torch.empty(0, dtype=torch.bfloat16))
+    exact = rotary_table(torch.arange(512), 64, 1e4, torch.empty(0))
+    rounded = rotary_table(torch.arange(512), 64, 1e4, torch.empty(0, dtype=torch.bfloat16))
     assert torch.equal(rounded[0], exact[0].bfloat16())
     assert not list(ternary_llama().buffers())
 

@@ -81,7 +81,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(
-    length: int, head_width: int, base: float, like: Tensor, *, start: int = 0
+    places: Tensor, head_width: int, base: float, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the angles `position * base^(-2i / head_width)`.
 
@@ -89,19 +89,17 @@ def rotary_table(
     radians at far positions. Nothing is kept in the module, so no `.to(dtype)` can round them.
 
     Args:
-        length: number of positions.
+        places: positions, shape (length,), or (batch, 1, length) where each sample has its own.
         head_width: numbers in a head, even; the two halves share their angles.
         base: of the geometric series.
         like: the dtype and device of the result are its.
-        start: the first position.
 
     Returns:
-        Two tensors of shape (length, head_width).
+        Two tensors of shape (..., length, head_width).
     """
     device = like.device
     exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width
-    places = torch.arange(start, start + length, dtype=torch.float32, device=device)
-    angles = places[:, None] * (1.0 / base**exponents)
+    angles = places.to(device, torch.float32)[..., None] * (1.0 / base**exponents)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
@@ -112,6 +110,22 @@ def rotate(values: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     half = values.shape[-1] // 2
     turned = torch.cat((-values[..., half:], values[..., :half]), dim=-1)
     return values * cosines + turned * sines
+
+
+def own_text_mask(places: Tensor) -> Tensor:
+    """Which tokens each token sees where texts share a sequence: those of its own before it.
+
+    Args:
+        places: each token's position in its text, shape (batch, length); 0 begins a text.
+
+    Returns:
+        Shape (batch, 1, length, length): [i, j] whether token i sees token j.
+    """
+    texts = (places == 0).cumsum(-1)
+    same = texts[:, None, :, None] == texts[:, None, None, :]
+    length = places.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=places.device).tril()
+    return same & before
 
 
 class KeysAndValues:
@@ -169,6 +183,7 @@ class GroupedAttention(nn.Module):
         inputs: Tensor,
         table: tuple[Tensor, Tensor],
         seen: tuple[KeysAndValues, int] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Shape (batch, length, width) to the same.
 
@@ -177,19 +192,21 @@ class GroupedAttention(nn.Module):
             table: of their positions.
             seen: what was before them, and which block this is: then there is one new token, or
                 nothing was before them.
+            mask: of `own_text_mask`; None: each token sees all before it.
         """
         query = rotate(self._split(self.query(inputs)), table)
         key = rotate(self._split(self.key(inputs)), table)
         value = self._split(self.value(inputs))
-        causal = True
+        causal = mask is None
         if seen is not None:
             before, block = seen
             assert query.shape[2] == 1 or not before.length, "several tokens after others"
             causal = not before.length  # a last token looks at all that are there
             key, value = before.extended(block, key, value)
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
-        )
+            query, key, value, mask, is_causal=causal,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
         mixed = mixed.transpose(1, 2).reshape(inputs.shape)
         if self.norm is not None:
             mixed = self.norm(mixed)
@@ -235,9 +252,10 @@ class LlamaBlock(nn.Module):
         inputs: Tensor,
         table: tuple[Tensor, Tensor],
         seen: tuple[KeysAndValues, int] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Shape (batch, length, width) to the same; `seen` as of `GroupedAttention`."""
-        stream = inputs + self.attention(self.attention_norm(inputs), table, seen)
+        """Shape (batch, length, width) to the same; the others as of `GroupedAttention`."""
+        stream = inputs + self.attention(self.attention_norm(inputs), table, seen, mask)
         return stream + self.feed(self.feed_norm(stream))  # type: ignore[no-any-return]
 
 
@@ -271,28 +289,38 @@ class Llama(nn.Module):
                 nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
 
     def forward(
-        self, tokens: Tensor, positions: Positions = None, seen: KeysAndValues | None = None
+        self,
+        input_ids: Tensor,
+        positions: Positions = None,
+        seen: KeysAndValues | None = None,
+        *,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token.
 
         Args:
-            tokens: shape (batch, length), integers.
+            input_ids: tokens, shape (batch, length), integers.
             positions: positions that are wanted; the last norm and the head compute no others.
             seen: keys and values of the tokens before these, which are taken into it.
+            position_ids: each token's position in its text, shape (batch, length): texts that share
+                a sequence do not see each other. None: each sequence is one text.
 
         Returns:
             Shape (batch, answered, vocabulary).
         """
-        stream = self.token_embedding(tokens)
-        shape = self.shape
-        start = 0 if seen is None else seen.length
-        table = rotary_table(
-            tokens.shape[1], shape.head_width, shape.rotary_base, stream, start=start
-        )
+        stream = self.token_embedding(input_ids)
+        shape, length = self.shape, input_ids.shape[1]
+        mask = None
+        if position_ids is None:
+            start = 0 if seen is None else seen.length
+            places = torch.arange(start, start + length, dtype=torch.float32, device=stream.device)
+        else:
+            mask, places = own_text_mask(position_ids), position_ids[:, None]
+        table = rotary_table(places, shape.head_width, shape.rotary_base, stream)
         for index, block in enumerate(self.blocks):
-            stream = block(stream, table, None if seen is None else (seen, index))
+            stream = block(stream, table, None if seen is None else (seen, index), mask)
         if seen is not None:
-            seen.advance(tokens.shape[1])
+            seen.advance(length)
         if positions is not None:
             stream = stream[:, positions]
         return self.head(self.norm(stream))  # type: ignore[no-any-return]
