@@ -156,12 +156,15 @@ class TransformersReader:
         # newer versions of the library have another name for the argument
         named = inspect.signature(model.forward).parameters
         self._name = "cache" if "cache" in named else "past_key_values"
+        # of a prompt the last place alone is asked for: its logits may be larger than the model
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in named else {}
         config: Any = model.config
         self._cache = DynamicCache(config=config.get_text_config(decoder=True))
 
     def read(self, tokens: Tensor) -> Tensor:
         """See `Reader`."""
-        return last_logits(self._model(tokens, use_cache=True, **{self._name: self._cache}))
+        kept = {self._name: self._cache}
+        return last_logits(self._model(tokens, use_cache=True, **kept, **self._last))
 
 
 def last_logits(outputs: Any) -> Tensor:
