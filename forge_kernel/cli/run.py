@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,23 +89,17 @@ def train(start: Callable[[Cancel], RunResult]) -> None:
 
 
 def show_result(result: RunResult) -> None:
-    """The folder, the outcome and the last metrics."""
-    print(result.folder)
-    print(
-        f"{result.outcome} after {result.steps} steps, {result.epochs} epochs, "
-        f"{result.seconds:.1f} s: {result.stop_reason}"
-    )
-    from forge_kernel.contract.metric_info import VALIDATION, MetricInfos
+    """The folder, the outcome and what matters of it."""
+    from forge_kernel.cli.summary import COLOURS, summary
+    from forge_kernel.contract.metric_info import MetricInfos
     from forge_kernel.run_folder.folder import RunFolder
 
+    typer.echo(str(result.folder))
+    outcome = typer.style(result.outcome, fg=COLOURS[result.outcome])
+    typer.echo(
+        f"{outcome} after {result.steps} steps, {result.epochs} epochs, "
+        f"{result.seconds:.1f} s: {result.stop_reason}"
+    )
     infos = RunFolder(result.folder).metric_infos() if result.folder is not None else MetricInfos()
-    for name, value in result.final.items():
-        number = partial(infos.of(name).number, grouped=False)
-        best = result.best.get(name.removeprefix(VALIDATION))
-        shown = "not measured" if value is None else number(value)
-        beside = f"  (best {number(best)})" if best is not None and VALIDATION in name else ""
-        print(f"  {name}: {shown}{beside}")
-    for name, folder in result.exports.items():
-        print(f"  export {name}: {result.folder}/{folder}")
-    if result.folder is not None and (result.folder / "report.html").is_file():
-        print(f"  report: {result.folder}/report.html")
+    for line in summary(result, infos):
+        typer.echo(line)

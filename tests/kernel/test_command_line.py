@@ -43,16 +43,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_prints_its_folder_and_final_metrics(finished: Path) -> None:
+def test_a_run_prints_its_folder_and_what_matters_of_it(finished: Path) -> None:
+    """Planted: metrics in the order they were logged; no best; all metrics listed."""
     lines = (finished / "stdout").read_text().splitlines()
     assert lines[0] == "run"
     assert lines[1].startswith("completed after 6 steps")
+    assert len(lines) <= 12
     result = json.loads((finished / "run/result.json").read_text())
     infos = RunFolder(finished / "run").metric_infos()
-    for name, value in result["final"].items():
-        number = infos.of(name).number(value, grouped=False)
-        shown = f"  {name}: {'not measured' if value is None else number}"
-        assert any(line == shown or line.startswith(f"{shown}  (best ") for line in lines), shown
+    names = ["validation_accuracy", "validation_loss", "accuracy", "loss"]
+    for line, name in zip(lines[2:6], names, strict=True):
+        shown = f"  {name}: {infos.of(name).number(result['final'][name], grouped=False)}"
+        best = result["best"].get(name.removeprefix("validation_"))
+        if name.startswith("validation_"):
+            shown += f"  (best {infos.of(name).number(best, grouped=False)})"
+        assert line == shown
+    assert lines[6] == f"  and {len(result['final']) - 4} more: forge status run"
+    about = json.loads((finished / "run/exports/packed_ternary/manifest.json").read_text())
+    times = about["bytes_fp32"] / about["bytes"]
+    (line,) = (line for line in lines if "export packed_ternary" in line)
+    assert line.endswith(f"in fp32: {times:.1f} times smaller)")
+    assert any(line == "  report: run/report.html" for line in lines)
 
 
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:

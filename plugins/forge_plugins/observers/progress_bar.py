@@ -51,6 +51,8 @@ class ProgressBar:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._due = math.inf
+        self._first = 0, 0.0
+        """The step at which this process took the run up, and when."""
         self._texts: dict[str, str] = {}
 
     @hookimpl
@@ -73,10 +75,13 @@ class ProgressBar:
 
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
+            TextColumn("gone"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[metrics]}", markup=False),
             console=Console(stderr=True),
             redirect_stdout=False,  # the process's streams stay as they are
@@ -84,10 +89,12 @@ class ProgressBar:
             auto_refresh=False,  # no thread: drawn from the step's end, when it is time
         )
         self._task = self._bar.add_task(
-            run.settings.name, total=run.total_steps, completed=run.progress.step, metrics=""
-        )
+            run.settings.name, total=run.total_steps, completed=run.progress.step, metrics="",
+            rate="",
+        )  # fmt: skip
         self._bar.start()
         self._due = 0.0
+        self._first = run.progress.step, time.monotonic()
 
     @staticmethod
     def _line(run: Run, event: str, **facts: Any) -> None:
@@ -99,10 +106,12 @@ class ProgressBar:
     def _draw(self, run: Run) -> None:
         assert self._bar is not None
         assert self._task is not None
-        self._due = time.monotonic() + self.config.refresh_seconds
-        self._bar.update(
-            self._task, completed=run.progress.step, metrics="  ".join(self._texts.values())
-        )
+        now = time.monotonic()
+        self._due = now + self.config.refresh_seconds
+        steps, seconds = run.progress.step - self._first[0], now - self._first[1]
+        rate = f"{steps / seconds:.3g} steps/s" if steps > 0 and seconds > 0 else ""
+        metrics = "  ".join(self._texts.values())
+        self._bar.update(self._task, completed=run.progress.step, metrics=metrics, rate=rate)
         self._bar.refresh()
 
     @hookimpl
