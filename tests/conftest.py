@@ -15,7 +15,7 @@ import forked
 import pytest
 from hypothesis import HealthCheck, settings
 
-from forge_kernel.planning import catalog
+from forge_kernel.planning import catalog, pipeline_file
 from forge_kernel.run_folder import record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,9 +90,10 @@ def surroundings_read_once() -> Iterator[None]:
 
     entries, version, revision = catalog.entry_points, record.version, record._git_revision
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            catalog, "entry_points", lambda group: once(entries, import_path(), group=group)
-        )
+        for module in (catalog, pipeline_file):
+            patch.setattr(
+                module, "entry_points", lambda group: once(entries, import_path(), group=group)
+            )
         patch.setattr(
             record,
             "version",

@@ -105,11 +105,33 @@ def implemented_hooks(plugin: Any) -> dict[str, dict[str, Any]]:
     return {hook: options for hook, _, options in _implementations(cls)}  # type: ignore[arg-type]  # a class is hashable
 
 
-def _specified() -> pluggy.PluginManager:
-    """A manager that knows the hooks; one for each plan, as threads may plan at once."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    return manager
+class HookManager(pluggy.PluginManager):
+    """pluggy's manager, which knows the hooks; one for each plan, as threads may plan at once.
+
+    pluggy asks each attribute of each plugin whether it is a hook, which was a tenth of a short
+    run: of a class that is known once, only those that are hooks are looked at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(hookspecs.PROJECT)
+        self.add_hookspecs(hookspecs)
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """See pluggy: the options of a hook, None for any other attribute."""
+        whole = inspect.isclass(plugin)
+        if name not in _marked(plugin if whole else type(plugin)) and (  # type: ignore[arg-type]  # a class is hashable
+            whole or name not in getattr(plugin, "__dict__", ())
+        ):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _marked(cls: type[Any]) -> frozenset[str]:
+    """The attributes of a class that are hooks."""
+    members = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+    mark = f"{hookspecs.PROJECT}_impl"
+    return frozenset(name for name, value in members.items() if hasattr(value, mark))
 
 
 def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -131,35 +153,34 @@ def _wrong_with(function: Any, options: Mapping[str, Any]) -> list[tuple[str, st
     return result
 
 
-def _check_signatures(
-    plugin: type[Any], label: str, mark: Mark | None, manager: pluggy.PluginManager
-) -> list[Fault]:
-    """Hooks that do not exist, take unknown arguments or ask for what the bus does not do."""
-    faults: list[Fault] = []
+@functools.lru_cache(maxsize=1024)
+def _wrong_signatures(plugin: type[Any]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Hooks that do not exist, take unknown arguments or ask for what the bus does not do.
+
+    Returns:
+        What stands after the plugin's name in a message, with hints.
+    """
+    wrong: list[tuple[str, tuple[str, ...]]] = []
     seen: set[str] = set()
     for name, function, options in _implementations(plugin):  # type: ignore[arg-type]  # a class is hashable
         if name not in HOOKS:
-            hints = did_you_mean(name, HOOKS)
-            faults.append(Fault(f"{label}: there is no hook '{name}'", "", mark, hints))
+            wrong.append((f": there is no hook '{name}'", did_you_mean(name, HOOKS)))
             continue
         if name in seen:
-            faults.append(Fault(f"{label}: {name} is answered by two of its methods", "", mark))
+            wrong.append((f": {name} is answered by two of its methods", ()))
         seen.add(name)
-        faults += [
-            Fault(f"{label}.{name}: {wrong}", "", mark, (hint,) if hint else ())
-            for wrong, hint in _wrong_with(function, options)
+        wrong += [
+            (f".{name}: {said}", (hint,) if hint else ())
+            for said, hint in _wrong_with(function, options)
         ]
-    if faults:
-        return faults
-    try:
-        manager.register(plugin)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        faults.append(Fault(f"{label}: {' '.join(str(error).split())}", "", mark))
-    finally:
-        if manager.is_registered(plugin):
-            manager.unregister(plugin)
-    return faults
+    if not wrong:
+        manager = HookManager()
+        try:
+            manager.register(plugin)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            wrong.append((f": {' '.join(str(error).split())}", ()))
+    return tuple(wrong)
 
 
 class _Planner:
@@ -180,7 +201,6 @@ class _Planner:
         self.faults: list[Fault] = []
         self.reasons: dict[Path, str] = {}
         self.code: list[str] = []
-        self.manager = _specified()
 
     def mark(self, path: Path) -> Mark | None:
         return self.document.mark(path) if self.document is not None else None
@@ -221,7 +241,10 @@ class _Planner:
         info: PluginInfo = (plugin if instance is None else instance).info
         if not any(entry.plugin is plugin for entry in self.entries):
             label = f"{info.key} ({origin})"
-            self.faults += _check_signatures(plugin, label, self.mark(path), self.manager)
+            self.faults += [
+                Fault(label + said, "", self.mark(path), hints)
+                for said, hints in _wrong_signatures(plugin)
+            ]
         hooks = set(implemented_hooks(plugin))
         if parent is not None:
             hooks -= set(RULES[info.kind].asked) & SINGLE_ANSWERS  # the parent calls these

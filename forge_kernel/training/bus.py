@@ -22,7 +22,7 @@ from forge_kernel.contract.answers import ANSWERED, IN_A_STEP, shown, wrong_answ
 from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Stateful
 from forge_kernel.errors import INTERRUPTS, OwnershipError, PluginError
 from forge_kernel.planning.pipeline_file import nested_uses, replace_uses
-from forge_kernel.planning.plan import HOOKS, Plan, Planned, implemented_hooks
+from forge_kernel.planning.plan import HOOKS, HookManager, Plan, Planned, implemented_hooks
 from forge_kernel.planning.secret_settings import resolved
 
 Call = Callable[..., Any]
@@ -105,8 +105,7 @@ class Bus:
         self.plan, self._report = plan, report
         self.instances = build(plan)
         self.labels = {id(self.instances[entry.path]): entry.label for entry in plan.entries}
-        manager = pluggy.PluginManager(hookspecs.PROJECT)
-        manager.add_hookspecs(hookspecs)
+        manager = HookManager()
         for entry in plan.entries:
             manager.register(self.instances[entry.path], name=entry.label)
         self._codes: dict[CodeType, tuple[str, str]] = {}

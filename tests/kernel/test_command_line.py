@@ -123,7 +123,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     os.close(master)
     text = shown.decode()
     assert "smoke" in text
-    assert "6/6" in text
+    assert "6/6" in text, text
     assert "accuracy" in text
 
 

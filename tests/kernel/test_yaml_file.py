@@ -302,3 +302,9 @@ def test_a_plain_scalar_is_never_a_number_that_python_reads_otherwise(text: str)
         assert found == float(text)
     elif isinstance(found, int) and not isinstance(found, bool) and text[:2] not in ("0o", "0x"):
         assert found == int(text)
+
+
+def test_a_path_with_bytes_that_are_no_text_is_written_all_the_same() -> None:
+    """libyaml refuses what UTF-8 does not hold. Planted: no second writer."""
+    data = {"path": "x\udc80", "other": ["é"]}
+    assert parse_yaml(write_yaml(data), "test").data == data
