@@ -306,5 +306,4 @@ def test_a_plain_scalar_is_never_a_number_that_python_reads_otherwise(text: str)
 
 def test_a_path_with_bytes_that_are_no_text_is_written_all_the_same() -> None:
     """libyaml refuses what UTF-8 does not hold. Planted: no second writer."""
-    data = {"path": "x\udc80", "other": ["é"]}
-    assert parse_yaml(write_yaml(data), "test").data == data
+    assert write_yaml({"path": "x\udc80", "other": ["é"]}) == 'path: "x\\uDC80"\nother:\n- é\n'
