@@ -164,7 +164,13 @@ def step(layer: Any, inputs: torch.Tensor) -> list[torch.Tensor]:
     return [outputs.detach(), *wanted]
 
 
-@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+@pytest.mark.parametrize(  # the first trace alone takes ten seconds
+    "traced",
+    [
+        pytest.param(False, id="eager"),
+        pytest.param(True, id="traced", marks=pytest.mark.deep),
+    ],
+)
 @pytest.mark.parametrize(
     ("arithmetic", "distance"),
     [("exact", 1e-5), ("int8", 1e-5), ("int8_bf16_backward", 1e-2), ("int8_backward", 1e-4)],
