@@ -51,6 +51,7 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "quantizer.bitnet.group_size": ({"granularity": "group", "group_size": 8}, 4),
     "quantizer.bitnet.threshold_rate": ({"rounding": "learned_threshold"}, 100.0),
     "quantizer.bitnet.warmup_curve": ({"warmup_steps": 4}, "sigmoid"),
+    "quantizer.bitnet.warmup_order": ({"warmup_steps": 4}, "last_to_first"),
     "quantizer.bitnet.warmup_fraction": ({"warmup_steps": 8}, 0.2),
     "quantizer.bitnet.target_sparsity": ({}, 0.8),
     "quantizer.bitnet.sparsity_warmup_steps": ({"target_sparsity": 0.8}, 5),
