@@ -59,6 +59,7 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "quantizer.bitnet.skip": ({}, ["0"]),
     "optimizer.*.decay": ({"weight_decay": 0.5}, "matrices"),
     "optimizer.muon.decay": ({"adamw_weight_decay": 0.5}, "matrices"),
+    "optimizer.*.groups": ({}, [{"parameters": ["*"], "lr": 0.3}]),
     "optimizer.*.betas": ({}, [0.5, 0.6]),
     "optimizer.muon.adamw": ({}, ["3.*"]),
     "optimizer.muon.adamw_betas": ({}, [0.5, 0.6]),
@@ -101,6 +102,9 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "schedule.composite.join": (
         {"schedules": [CONSTANT, {"use": "constant"}], "until": [{"step": 3}]}, "jump",
     ),
+    "schedule.weight_decay.schedule": ({"schedule": {"use": "constant"}}, CONSTANT),
+    "schedule.weight_decay.decay": ({"decay": {"use": "constant"}}, CONSTANT),
+    "schedule.two_stage.floor": (GRADUAL, 0.5),
     "schedule.*.warmup_steps": ({}, 4),
     "schedule.*.total_steps": (GRADUAL, 7),
     "schedule.*.floor": (GRADUAL, 0.5),
