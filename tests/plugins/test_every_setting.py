@@ -156,6 +156,10 @@ ELSEWHERE: dict[str, str] = {
     "optimizer.adamw_8bit.decay": "tests/plugins/optimizers/test_adamw_8bit.py",
     "optimizer.grokfast_adamw.compile": "tests/plugins/optimizers/test_grokfast_adamw.py",
     "loss.distillation.teacher": "tests/plugins/test_transfer.py",
+    **{
+        f"loss.distillation.{name}": "tests/plugins/losses/test_teacher.py"
+        for name in ("relations", "relation_heads", "relation_weight", "cache", "cache_top_k")
+    },
     "loss.language_model.head": "tests/plugins/losses/test_language_model.py",
     "loss.language_model.piece": "tests/plugins/losses/test_language_model.py",
     "loss.multi_task.tasks": "tests/plugins/losses/test_losses.py",
