@@ -201,6 +201,7 @@ ELSEWHERE: dict[str, str] = {
         f"model.transformers.{name}": "tests/plugins/models/test_transformers.py"
         for name in ("path", "task", "random", "attention", "dtype")
     },
+    "model.transformers.sub_norms": "tests/plugins/models/test_sub_norms.py",
     "observers.progress_bar.refresh_seconds": "tests/plugins/observers/test_progress_bar.py",
     "observers.prometheus.port": "tests/plugins/test_loggers.py",
     "observers.prometheus.host": "tests/plugins/test_loggers.py",
