@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forge_plugins.mathematics.quantization.bit_layer import BitLayer
+from forge_plugins.mathematics.quantization.bit_layer import BitLayer, QuantizationState
 from forge_plugins.mathematics.quantization.conversion import convert_model_to_bitnet
 from forge_plugins.mathematics.quantization.scheme import Scheme
 
@@ -113,8 +113,14 @@ def ours(arithmetic: Any) -> Callable[[nn.Module], nn.Module]:
     return lambda model: convert_model_to_bitnet(model, Scheme(arithmetic=arithmetic))[0]
 
 
+def before_levels(model: nn.Module) -> nn.Module:
+    """As before `warmup_start`: the layers are there, and nothing is blended in yet."""
+    return convert_model_to_bitnet(model, quantization=QuantizationState(warmup_lambda=0.0))[0]
+
+
 VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "nn.Linear": lambda model: model,
+    "before the levels": before_levels,
     "exact": ours("exact"),
     "int8": ours("int8"),
     "int8, bf16 backward": ours("int8_bf16_backward"),
@@ -268,12 +274,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="times of these alone")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.compiler.set_stance("force_eager")  # transformers compiles its quantizers: minutes
     if options.memory_of:
         print(json.dumps(saved_bytes(options.memory_of)))
+        return
+    if options.only:
+        names = list(dict.fromkeys(["nn.Linear", *options.only]))
+        for title, shape, more in (
+            ("fp32", (2, 256), {}),
+            ("autocast", (1, 256), {"autocast": True}),
+        ):
+            for name, row in table(1, shape, options.rounds, names, **more).items():
+                print(f"{title} {name:<22} {row.get('error') or round(row['median'], 3)}")
         return
     names = list(VARIANTS)
     features = torch.cpu.get_capabilities()

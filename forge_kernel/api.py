@@ -38,7 +38,7 @@ from forge_kernel.contract.values import (
 from forge_kernel.errors import ConfigError, Fault, ForgeError, PluginError, RunError
 from forge_kernel.secrecy import without_secrets
 from forge_kernel.trained_model import trained_model
-from forge_kernel.trained_run import TrainedRun
+from forge_kernel.trained_run import TrainedRun, load_run
 from forge_kernel.training.precision import fast_precision
 from forge_kernel.trust import HINT as ALLOW_CODE_HINT
 from forge_kernel.trust import code_is_allowed
@@ -90,6 +90,7 @@ __all__ = [
     "code_is_allowed",
     "fast_precision",
     "hookimpl",
+    "load_run",
     "loss_terms",
     "loss_weights",
     "may_be_imported",

@@ -160,9 +160,9 @@ def _is_factor(value: Any) -> bool:
 def _are_factors(answer: Any) -> bool:
     if not isinstance(answer, ScheduleFactors):
         return False
-    rates, momenta = answer.learning_rate, answer.momentum
-    each = [*(rates if isinstance(rates, tuple) else (rates,))]
-    each += momenta if isinstance(momenta, tuple) else () if momenta is None else (momenta,)
+    parts = [answer.learning_rate]
+    parts += [part for part in (answer.momentum, answer.weight_decay) if part is not None]
+    each = [value for part in parts for value in (part if isinstance(part, tuple) else (part,))]
     return all(_is_factor(value) for value in each)
 
 

@@ -180,7 +180,7 @@ def on_gradients(run: Run, step: Step) -> None:
 
 @hookspec
 def compute_schedule_factors(run: Run, step: Step) -> ScheduleFactors:  # type: ignore[empty-body]
-    """Give learning rate (and momentum) of this step as factors of the configured ones.
+    """Give rate, momentum and weight decay of this step as factors of the configured ones.
 
     May write: itself, metrics.
     """

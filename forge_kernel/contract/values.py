@@ -160,10 +160,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleFactors:
-    """Learning rate and momentum as factors of the configured ones, for all groups or for each."""
+    """Rate, momentum and weight decay as factors of the configured ones, for all groups or each."""
 
     learning_rate: float | tuple[float, ...] = 1.0
     momentum: float | tuple[float, ...] | None = None
+    weight_decay: float | tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Learning rate and momentum of an optimizer's groups, as multiples of their first values.
+"""Rate, momentum and decay of an optimizer's groups, as multiples of their first values.
 
-A group remembers its first values under `initial_lr` (as torch's schedulers have it) and
-`initial_momentum`, so that every run, trainer and scheduler over one optimizer multiplies the
-same base and never what another one wrote last. Who wants another base sets `initial_lr`.
+A group remembers its first values under `initial_lr` (as torch's schedulers have it),
+`initial_momentum` and `initial_weight_decay`, so that every run, trainer and scheduler over one
+optimizer multiplies the same base and never what another one wrote last. Who wants another base
+sets `initial_lr`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ def write_momentum(group: Group, momentum: float | None) -> None:
         group["momentum"] = momentum
 
 
+def write_decay(group: Group, decay: float | None) -> None:
+    """Set a group's weight decay, as a schedule does; None: the first one, if one was ever set."""
+    if decay is None:
+        if "initial_weight_decay" not in group:
+            return
+        decay = group["initial_weight_decay"]
+    group.setdefault("initial_weight_decay", group["weight_decay"])
+    group["weight_decay"] = decay
+
+
 def _momentum(group: Group) -> float | None:
     return group["betas"][0] if "betas" in group else group.get("momentum")
 
@@ -69,16 +80,18 @@ class ParamGroupSchedule:
             if "scheduled_lr" in group and group["lr"] == group["scheduled_lr"]:
                 group["lr"] = rate
             write_momentum(group, None)
-        self._written: tuple[Any, Any] = (None, None)
+            write_decay(group, None)
+        self._written: tuple[Any, Any, Any] = (None, None, None)
         self._rate: Any = None  # the very object, to see that nobody wrote another one
 
     def write(self, rates: ScheduleFactors) -> None:
         """Set what has changed since the last call, by the schedule or by someone else.
 
         Raises:
-            PluginError: another number of factors than groups, or momentum without momentum.
+            PluginError: another number of factors than groups, or a factor of momentum or weight
+                decay for an optimizer that has none.
         """
-        wanted = (rates.learning_rate, rates.momentum)
+        wanted = (rates.learning_rate, rates.momentum, rates.weight_decay)
         groups = self._optimizer.param_groups
         if wanted == self._written and groups[0]["lr"] is self._rate:
             return
@@ -91,7 +104,19 @@ class ParamGroupSchedule:
                 if first is None:
                     raise PluginError("the schedule sets momentum, the optimizer has none")
                 write_momentum(group, first * factor)
+        if rates.weight_decay is not None:
+            self._write_decays(rates.weight_decay)
+        elif self._written[2] is not None:  # another schedule has taken over
+            self._write_decays(1.0)
         self._written, self._rate = wanted, groups[0]["lr"]
+
+    def _write_decays(self, given: float | tuple[float, ...]) -> None:
+        groups = self._optimizer.param_groups
+        for group, factor in zip(groups, _for_each(given, len(groups)), strict=True):
+            if "weight_decay" not in group:
+                raise PluginError("the schedule sets weight decay, the optimizer has none")
+            first = group.get("initial_weight_decay", group["weight_decay"])
+            write_decay(group, first * factor)
 
 
 def _for_each(value: float | tuple[float, ...], groups: int) -> tuple[float, ...]:

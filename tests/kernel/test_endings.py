@@ -18,6 +18,9 @@ from forge_kernel.runner import export
 
 SMOKE = ["run.max_steps=12", "run.validate_every=1", "observers=[{use: metrics_jsonl}]"]
 BLEND = "quantizer={use: bitnet, with: {warmup_steps: 5, warmup_fraction: 0.9}}"
+LATE = (
+    "quantizer={use: bitnet, with: {warmup_start: 3, warmup_steps: 2, warmup_order: last_to_first}}"
+)
 RAMP = "quantizer={use: bitnet, with: {target_sparsity: 0.6, sparsity_warmup_steps: 5, warmup_fraction: 0.9}}"
 
 
@@ -30,7 +33,7 @@ def policy(name: str, **config: Any) -> str:
     return "callbacks=[" + json.dumps({"use": name, "with": config}) + "]"
 
 
-@pytest.mark.parametrize("quantizer", [BLEND, RAMP], ids=["blend", "sparsity"])
+@pytest.mark.parametrize("quantizer", [BLEND, LATE, RAMP], ids=["blend", "late", "sparsity"])
 @pytest.mark.parametrize(
     ("not_before", "steps"), [(None, 5), (0, 1), (3, 3), (8, 8)], ids=["default", "0", "3", "8"]
 )

@@ -51,6 +51,7 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "quantizer.bitnet.group_size": ({"granularity": "group", "group_size": 8}, 4),
     "quantizer.bitnet.threshold_rate": ({"rounding": "learned_threshold"}, 100.0),
     "quantizer.bitnet.warmup_curve": ({"warmup_steps": 4}, "sigmoid"),
+    "quantizer.bitnet.warmup_order": ({"warmup_steps": 4}, "last_to_first"),
     "quantizer.bitnet.warmup_fraction": ({"warmup_steps": 8}, 0.2),
     "quantizer.bitnet.target_sparsity": ({}, 0.8),
     "quantizer.bitnet.sparsity_warmup_steps": ({"target_sparsity": 0.8}, 5),
@@ -58,6 +59,7 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "quantizer.bitnet.skip": ({}, ["0"]),
     "optimizer.*.decay": ({"weight_decay": 0.5}, "matrices"),
     "optimizer.muon.decay": ({"adamw_weight_decay": 0.5}, "matrices"),
+    "optimizer.*.groups": ({}, [{"parameters": ["*"], "lr": 0.3}]),
     "optimizer.*.betas": ({}, [0.5, 0.6]),
     "optimizer.muon.adamw": ({}, ["3.*"]),
     "optimizer.muon.adamw_betas": ({}, [0.5, 0.6]),
@@ -100,6 +102,9 @@ BESIDE: dict[str, tuple[Settings, Any]] = {
     "schedule.composite.join": (
         {"schedules": [CONSTANT, {"use": "constant"}], "until": [{"step": 3}]}, "jump",
     ),
+    "schedule.weight_decay.schedule": ({"schedule": {"use": "constant"}}, CONSTANT),
+    "schedule.weight_decay.decay": ({"decay": {"use": "constant"}}, CONSTANT),
+    "schedule.two_stage.floor": (GRADUAL, 0.5),
     "schedule.*.warmup_steps": ({}, 4),
     "schedule.*.total_steps": (GRADUAL, 7),
     "schedule.*.floor": (GRADUAL, 0.5),
@@ -151,6 +156,10 @@ ELSEWHERE: dict[str, str] = {
     "optimizer.adamw_8bit.decay": "tests/plugins/optimizers/test_adamw_8bit.py",
     "optimizer.grokfast_adamw.compile": "tests/plugins/optimizers/test_grokfast_adamw.py",
     "loss.distillation.teacher": "tests/plugins/test_transfer.py",
+    **{
+        f"loss.distillation.{name}": "tests/plugins/losses/test_teacher.py"
+        for name in ("relations", "relation_heads", "relation_weight", "cache", "cache_top_k")
+    },
     "loss.language_model.head": "tests/plugins/losses/test_language_model.py",
     "loss.language_model.piece": "tests/plugins/losses/test_language_model.py",
     "loss.multi_task.tasks": "tests/plugins/losses/test_losses.py",
@@ -192,6 +201,7 @@ ELSEWHERE: dict[str, str] = {
         f"model.transformers.{name}": "tests/plugins/models/test_transformers.py"
         for name in ("path", "task", "random", "attention", "dtype")
     },
+    "model.transformers.sub_norms": "tests/plugins/models/test_sub_norms.py",
     "observers.progress_bar.refresh_seconds": "tests/plugins/observers/test_progress_bar.py",
     "observers.prometheus.port": "tests/plugins/test_loggers.py",
     "observers.prometheus.host": "tests/plugins/test_loggers.py",

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from forge_plugins.interchange.gguf_families import activation_of
 from forge_plugins.interchange.safetensors_header import StoredTensor, read_header
 
 Task = Literal[
@@ -309,3 +310,71 @@ def largest_token(folder: Path) -> int | None:
         return max(map(int, ids), default=None)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FolderError(f"{file} is no tokenizer of the tokenizers library") from error
+
+
+_LIKE_BITNET: Final = ("llama", "mistral", "qwen2")
+"""Models that are BitNet's but for the norms."""
+_OF_BITNET: Final = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
+    "attention_dropout", "rope_parameters", "rope_theta", "rope_scaling",
+)  # fmt: skip
+
+
+def check_sub_norms(folder: ModelFolder) -> None:
+    """Refuse a model that `BitNetForCausalLM` is not with its norms left out.
+
+    That is a Llama with two norms more in each block (SubLN, Wang et al. 2022, arXiv 2210.06423;
+    BitNet, arXiv 2310.11453): before the output of the attention and before the perceptron's.
+
+    Raises:
+        FolderError: what it has otherwise.
+    """
+    config, path = folder.config, folder.path
+    kind = str(config.get("model_type", "")).replace("-", "_")
+    if kind == "bitnet":
+        raise FolderError(f"{path} is BitNet's and has its norms already: take sub_norms out")
+    if kind not in _LIKE_BITNET or folder.task != "causal_lm":
+        raise FolderError(
+            f"{path} is of {folder.architecture}, which BitNetForCausalLM is not with its norms "
+            f"left out (language models of {', '.join(_LIKE_BITNET)} are): set norms by the "
+            "quantizer (quantizer.with.sub_norm), which packed_ternary and state_dict export"
+        )
+    faults = [what for wrong, what in _sub_norm_faults(kind, config) if wrong]
+    if faults:
+        raise FolderError(
+            f"{path} has {'; '.join(faults)}, which BitNetForCausalLM has not: set norms by the "
+            "quantizer (quantizer.with.sub_norm), which packed_ternary and state_dict export"
+        )
+
+
+def _sub_norm_faults(kind: str, config: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    head = config.get("head_dim")
+    wide = None not in (heads, width, head) and heads * head != width  # type: ignore[operator]
+    window = config.get("sliding_window")
+    slides = bool(window) and (kind != "qwen2" or bool(config.get("use_sliding_window")))
+    return [
+        (wide, f"{heads} heads of {head} for a width of {width}"),
+        (bool(config.get("mlp_bias")), "biases in its perceptron (mlp_bias)"),
+        (slides, f"a sliding window of {window} tokens"),
+        (
+            config.get("quantization_config") is not None,
+            "quantized weights already (quantization_config)",
+        ),
+    ]
+
+
+def bitnet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `BitNetConfig` is made with.
+
+    Args:
+        config: of the model without the norms, all its fields.
+    """
+    biased = config.get("model_type") == "qwen2" or bool(config.get("attention_bias"))
+    return {
+        **{name: config[name] for name in _OF_BITNET if config.get(name) is not None},
+        "hidden_act": activation_of(config),
+        "attention_bias": biased,
+    }

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from forge_plugins.interchange.model_folder import FolderError, ModelFolder, Task
+from forge_plugins.interchange.model_folder import (
+    FolderError,
+    ModelFolder,
+    Task,
+    bitnet_fields,
+)
 
 AUTO_CLASSES: Final[dict[Task, str]] = {
     "causal_lm": "AutoModelForCausalLM",
@@ -124,6 +129,7 @@ def load_model(
     attention: str = "sdpa",
     dtype: str = "float32",
     classes: int | None = None,
+    sub_norms: bool = False,
 ) -> LoadedModel:
     """Load a model, or draw a new one of the same configuration.
 
@@ -137,6 +143,7 @@ def load_model(
         attention: the library's name of the attention's arithmetic.
         dtype: of the weights, or `auto`: as in the files.
         classes: of the data; what a head that is drawn has.
+        sub_norms: make it BitNet's, with norms that are new (see `check_sub_norms`).
 
     Raises:
         FolderError: the library does not know the architecture, the tensors are not those of the
@@ -152,11 +159,47 @@ def load_model(
         options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
         if dtype != "auto":
             options["dtype"] = getattr(torch, dtype)
+        if random and sub_norms:
+            config = _bitnet_config(transformers, config)
         if random:
             return LoadedModel(_drawn(auto, folder, config, options).eval(), [], [])
         if not folder.has_head and classes is not None and folder.task != "causal_lm":
             config.num_labels = classes
-        return _loaded(auto, folder, config, options)
+        loaded = _loaded(auto, folder, config, options)
+        return _with_sub_norms(transformers, loaded.model, attention) if sub_norms else loaded
+
+
+def _bitnet_config(transformers: Any, config: Any) -> Any:
+    """The configuration of the same model with the norms."""
+    made = transformers.BitNetConfig(**bitnet_fields(config.to_dict()))
+    made._name_or_path = config._name_or_path
+    return made
+
+
+def _with_sub_norms(transformers: Any, plain: Any, attention: str) -> LoadedModel:
+    """BitNet's model with the very parameters of one that lacks its norms; these begin at 1.
+
+    So does a bias that the plain model does not have, at 0.
+    """
+    config = _bitnet_config(transformers, plain.config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, dtype=plain.dtype
+        )
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    state = dict(plain.state_dict(keep_vars=True))
+    drawn = []
+    for name, parameter in model.named_parameters():
+        if name not in state:
+            first = 0.0 if name.endswith("bias") else 1.0
+            state[name] = nn.Parameter(
+                torch.full(parameter.shape, first, dtype=parameter.dtype, device="cpu")
+            )
+            drawn.append(name)
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    model.generation_config = plain.generation_config
+    return LoadedModel(model.eval(), drawn, [])
 
 
 def _read_config(transformers: Any, folder: ModelFolder, classes: int | None) -> Any:

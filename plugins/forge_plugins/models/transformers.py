@@ -64,6 +64,11 @@ class TransformersConfig:
         Meta(description="draw new weights from the run's seed: of the folder only config.json is "
              "read"),
     ] = False  # fmt: skip
+    sub_norms: Annotated[
+        bool,
+        Meta(description="set BitNet's norms before the outputs of attention and perceptron "
+             "(SubLN) of a Llama, Mistral or Qwen 2, which makes it a BitNetForCausalLM"),
+    ] = False  # fmt: skip
     attention: Annotated[
         Literal["sdpa", "eager"],
         Meta(description="the attention's arithmetic: torch's fused one, or the plain one"),
@@ -85,7 +90,10 @@ def _need_folder(config: TransformersConfig) -> model_folder.ModelFolder:
         hint = "model: {use: transformers, with: {path: FOLDER}}"
         raise PluginError([Fault("it needs the path of a model's folder", "path", hints=(hint,))])
     try:
-        return model_folder.read_model_folder(config.path, config.task, random=config.random)
+        folder = model_folder.read_model_folder(config.path, config.task, random=config.random)
+        if config.sub_norms:
+            model_folder.check_sub_norms(folder)
+        return folder
     except model_folder.FolderError as error:
         raise PluginError([Fault(str(error), "path")]) from error
 
@@ -111,10 +119,14 @@ def provided(config: TransformersConfig) -> tuple[str, ...]:
             "model:transformers", "model:llama_cpp", "model:rows_of_256", "model:columns_of_4",
         )  # fmt: skip
     kind = str(folder.text.get("model_type", "")).replace("-", "_")
+    about = folder.config
+    if config.sub_norms:
+        activation = gguf_families.activation_of(about)
+        kind, about = "bitnet", {"model_type": "bitnet", "hidden_act": activation}
     result = ["model:transformers", f"model:transformers_{kind}"]
     if folder.task == "causal_lm" and kind in PACKS:
         result.append("model:packed_sequences")
-    if folder.task == "causal_lm" and gguf_families.is_computed(folder.config):
+    if folder.task == "causal_lm" and gguf_families.is_computed(about):
         result.append("model:llama_cpp")
     columns, rows = folder.rows()
     if columns and not any(size % 256 for size in columns):
@@ -162,6 +174,7 @@ class Transformers:
                 attention=config.attention,
                 dtype=config.dtype,
                 classes=spec.classes,
+                sub_norms=config.sub_norms,
             )
             _check_data(folder, loaded.model, spec)
         except ValueError as error:
@@ -216,7 +229,14 @@ def _emit_notices(
             "transformers: the code in %s (auto_map) is not run: the library's own %s is taken",
             folder.path, type(loaded.model).__name__,
         )  # fmt: skip
-    if loaded.drawn or loaded.left:
+    if loaded.drawn and not loaded.left and folder.has_head:
+        run.emit_event(
+            "sub_norms",
+            f"{folder.path} is a BitNetForCausalLM now: {len(loaded.drawn)} tensors are new, its "
+            "norms at 1.",
+            new=len(loaded.drawn),
+        )
+    elif loaded.drawn or loaded.left:
         run.emit_event(
             "started_from",
             f"{folder.path} is of {folder.architecture}: {len(loaded.drawn)} tensors are new, "

@@ -10,7 +10,14 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import optimizer_of
-from forge_plugins.optimizers.settings import AdamBetas, DecayRule, Epsilon, Fused, LearningRate
+from forge_plugins.optimizers.settings import (
+    AdamBetas,
+    DecayRule,
+    Epsilon,
+    Fused,
+    Groups,
+    LearningRate,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +36,7 @@ class AdamConfig:
     eps: Epsilon = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, description="L2 decay, added to the gradient")] = 0.0
     decay: DecayRule = "all"
+    groups: Groups = ()
     amsgrad: Annotated[bool, Meta(description="keep the largest second average")] = False
     fused: Fused = True
 

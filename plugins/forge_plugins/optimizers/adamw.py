@@ -16,6 +16,7 @@ from forge_plugins.optimizers.settings import (
     DecoupledDecay,
     Epsilon,
     Fused,
+    Groups,
     LearningRate,
 )
 
@@ -36,6 +37,7 @@ class AdamWConfig:
     eps: Epsilon = 1e-8
     weight_decay: DecoupledDecay = 0.01
     decay: DecayRule = "all"
+    groups: Groups = ()
     amsgrad: Annotated[bool, Meta(description="keep the largest second average")] = False
     fused: Fused = True
 

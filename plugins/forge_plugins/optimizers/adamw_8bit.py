@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginError, PluginInfo, Run, hookimpl
-from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.groups import check_names, decay_groups
 from forge_plugins.optimizers.settings import (
     DecayRule,
     DecoupledDecay,
     Epsilon,
+    Groups,
     LearningRate,
 )
 
@@ -44,6 +45,7 @@ class AdamW8BitConfig:
     eps: Epsilon = 1e-8
     weight_decay: DecoupledDecay = 0.01
     decay: DecayRule = "all"
+    groups: Groups = ()
     block_size: Annotated[
         int,
         Meta(ge=2, description="elements that share a scale; tensors of fewer than 4096 elements, "
@@ -75,11 +77,12 @@ class AdamW8Bit:
     ) -> torch.optim.Optimizer:
         """The optimizer over all parameters."""
         config = self.config
+        check_names(parameters, config.groups)
         fault = torch_compile.compiler_fault(run.device.type)
         if fault is not None:
             raise PluginError(f"adamw_8bit is compiled, and no compiler works here: {fault}")
         made = torchao_optim.AdamW8bit(
-            decay_groups(parameters, config.weight_decay, config.decay),
+            decay_groups(parameters, config.weight_decay, config.decay, config.groups),
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,

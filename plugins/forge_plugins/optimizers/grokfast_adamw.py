@@ -10,11 +10,12 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.mathematics.grokfast.setting_checks import swapped
-from forge_plugins.optimizers.groups import decay_groups
+from forge_plugins.optimizers.groups import check_names, decay_groups
 from forge_plugins.optimizers.settings import (
     DecayRule,
     DecoupledDecay,
     Epsilon,
+    Groups,
     LearningRate,
     Share,
 )
@@ -43,6 +44,7 @@ class GrokfastAdamWConfig:
     eps: Epsilon = 1e-8
     weight_decay: DecoupledDecay = 0.01
     decay: DecayRule = "all"
+    groups: Groups = ()
     alpha: Annotated[float, Meta(ge=0, lt=1, description="decay of the slow gradient")] = 0.98
     lambda_reg: Annotated[
         float, Meta(ge=0, description="how much of the slow gradient is added")
@@ -84,8 +86,9 @@ class GrokfastAdamW:
     ) -> torch.optim.Optimizer:
         """The optimizer over all parameters."""
         config = self.config
+        check_names(parameters, config.groups)
         made = mathematics.GrokfastAdamW(
-            decay_groups(parameters, config.weight_decay, config.decay),
+            decay_groups(parameters, config.weight_decay, config.decay, config.groups),
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,

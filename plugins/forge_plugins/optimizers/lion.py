@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import optimizer_of
-from forge_plugins.optimizers.settings import DecayRule, DecoupledDecay, Share
+from forge_plugins.optimizers.settings import DecayRule, DecoupledDecay, Groups, Share
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class LionConfig:
     ] = (0.9, 0.99)
     weight_decay: DecoupledDecay = 0.0
     decay: DecayRule = "all"
+    groups: Groups = ()
 
 
 class Lion:

@@ -18,8 +18,8 @@ from forge_kernel.api import (
     fast_precision,
     hookimpl,
 )
-from forge_plugins.optimizers.groups import decay_groups
-from forge_plugins.optimizers.settings import Share
+from forge_plugins.optimizers.groups import check_names, decay_groups
+from forge_plugins.optimizers.settings import Groups, Share
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ class MuonConfig:
         Literal["all", "matrices"],
         Meta(description="which of AdamW's parameters decay; matrices leaves out biases and norms"),
     ] = "all"
+    groups: Groups = ()
 
 
 class Muon:
@@ -91,12 +92,13 @@ class Muon:
         """The optimizer over all parameters."""
         del run
         config = self.config
+        check_names(parameters, config.groups)
 
         def orthogonal(name: str, parameter: nn.Parameter) -> bool:
             others = any(fnmatch.fnmatchcase(name, pattern) for pattern in config.adamw)
             return parameter.ndim == 2 and not others
 
-        matrices = [parameter for name, parameter in parameters if orthogonal(name, parameter)]
+        matrices = [(name, p) for name, p in parameters if orthogonal(name, p)]
         others = [(name, p) for name, p in parameters if not orthogonal(name, p)]
         if not matrices:
             raise PluginError(
@@ -104,19 +106,19 @@ class Muon:
                 f"{list(config.adamw)}); use adamw"
             )
         muon = mathematics.Muon(
-            matrices,
+            decay_groups(matrices, config.weight_decay, "all", config.groups),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
             iterations=config.iterations,
             adjust=config.adjust,
             weight_decay=config.weight_decay,
-            dtype=_fast_dtype(matrices[0].device),
+            dtype=_fast_dtype(matrices[0][1].device),
         )
         if not others:
             return plain_parameters.with_plain_parameters(muon)
         adamw = torch.optim.AdamW(
-            decay_groups(others, config.adamw_weight_decay, config.decay),
+            decay_groups(others, config.adamw_weight_decay, config.decay, config.groups),
             lr=config.adamw_lr,
             betas=config.adamw_betas,
             fused=True,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
-from forge_plugins.optimizers.groups import decay_groups
-from forge_plugins.optimizers.settings import DecayRule
+from forge_plugins.optimizers.groups import check_names, decay_groups
+from forge_plugins.optimizers.settings import DecayRule, Groups
 
 if TYPE_CHECKING:
     import schedulefree
@@ -48,6 +48,7 @@ class ScheduleFreeConfig:
     eps: Annotated[float, Meta(gt=0, description="added to the root in the divisor (adamw)")] = 1e-8
     weight_decay: Annotated[float, Meta(ge=0, description="decay, times the learning rate")] = 0.0
     decay: DecayRule = "all"
+    groups: Groups = ()
     warmup_steps: Annotated[int, Meta(ge=0, description="optimizer steps of a linear rise")] = 0
     average_power: Annotated[
         float, Meta(ge=0, description="later iterates weigh step ** this in the average")
@@ -87,8 +88,9 @@ class ScheduleFree:
         """The optimizer over all parameters."""
         del run
         config = self.config
+        check_names(parameters, config.groups)
         self._names = dict(parameters)
-        groups = decay_groups(parameters, config.weight_decay, config.decay)
+        groups = decay_groups(parameters, config.weight_decay, config.decay, config.groups)
         common = {
             "lr": config.lr, "warmup_steps": config.warmup_steps, "r": config.average_power,
             "weight_lr_power": config.rate_power,

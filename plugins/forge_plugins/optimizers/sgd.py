@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from forge_kernel.api import Kind, LazyModule, PluginInfo, Run, hookimpl
 from forge_plugins.optimizers.groups import optimizer_of
-from forge_plugins.optimizers.settings import DecayRule, Fused, L2Decay, LearningRate
+from forge_plugins.optimizers.settings import DecayRule, Fused, Groups, L2Decay, LearningRate
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ class SgdConfig:
     nesterov: Annotated[bool, Meta(description="look ahead along the momentum")] = False
     weight_decay: L2Decay = 0.0
     decay: DecayRule = "all"
+    groups: Groups = ()
     fused: Fused = True
 
     def __post_init__(self) -> None:

@@ -118,24 +118,37 @@ class BitNetConfig:
              "on the way back (gradients off by about 3e-3); int8_backward: whole numbers on the "
              "way back too, for speed on a GPU (the weights' gradients off by about 1e-2)"),
     ] = "exact"  # fmt: skip
+    warmup_start: Annotated[
+        int,
+        Meta(ge=0, description="steps in full precision before the levels are blended in; they "
+             "cost what plain layers cost"),
+    ] = 0  # fmt: skip
     warmup_steps: Annotated[
         int, Meta(ge=0, description="steps over which the levels are blended in")
     ] = 0
     warmup_curve: Annotated[
         Literal["linear", "exponential", "sigmoid"], Meta(description="how the blend rises")
     ] = "linear"
+    warmup_order: Annotated[
+        Literal["together", "first_to_last", "last_to_first"],
+        Meta(description="all layers at once, or one after the other over the same steps, from "
+             "the input or from the output on"),
+    ] = "together"  # fmt: skip
     warmup_fraction: Annotated[
         float,
         Meta(gt=0, lt=1, description="longest share of the run that the blend, and the ramp of "
-             "the sparsity, may take: longer ones are shortened, and said to be"),
+             "the sparsity, may take: longer ones are shortened, and said to be; so is a blend "
+             "that would end with the run or after it, to end here"),
     ] = 0.5  # fmt: skip
     target_sparsity: Annotated[
         float,
         Meta(ge=0, lt=1, description="smallest fraction of exact zeros in each applied weight"),
     ] = 0.0
     sparsity_warmup_steps: Annotated[
-        int, Meta(ge=0, description="steps over which the sparsity rises to its target")
-    ] = 0
+        int,
+        Meta(ge=0, description="steps over which the sparsity rises to its target, from "
+             "warmup_start on"),
+    ] = 0  # fmt: skip
     sub_norm: Annotated[
         tuple[str, ...],
         Meta(description="layers that get an RMSNorm in front (SubLN), by name; glob pattern"),
@@ -164,8 +177,12 @@ class BitNetConfig:
             raise ValueError("sparsity_warmup_steps without a target_sparsity does nothing")
         if self.threshold_rate != 10.0 and self.rounding != "learned_threshold":
             raise ValueError("threshold_rate is read by rounding: learned_threshold only")
-        if self.warmup_steps and not (scheme.quantizes_weight or scheme.quantizes_activation):
-            raise ValueError("warmup_steps without weight_bits or activation_bits does nothing")
+        if not (scheme.quantizes_weight or scheme.quantizes_activation):
+            for name in ("warmup_steps", "warmup_start"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} without weight_bits or activation_bits does nothing")
+        if self.warmup_order != "together" and not self.warmup_steps:
+            raise ValueError(f"warmup_order {self.warmup_order} without warmup_steps does nothing")
 
     def scheme(self) -> Scheme:
         """What the layers apply.
@@ -229,10 +246,11 @@ class BitNet:
         self.config = config
         self._layers: dict[str, BitLayer] = {}
         self._quantization: Any = None
+        self._in_order: list[Any] = []  # of layers that are quantized one after the other
         self._account: dict[str, Any] = {}
         self._summary = ""
         self._notices: list[str] = []
-        self._warmup = self._ramp = 0
+        self._start = self._warmup = self._ramp = 0
         self._before: dict[str, Tensor] = {}  # levels before the update that a log line is due for
         self._before_step = 0
 
@@ -273,28 +291,48 @@ class BitNet:
         keeps = run.settings.accumulate > 1 or config.rounding == "stochastic"
         for place, layer in enumerate(self._layers.values()):
             layer.weight_cache.enabled, layer.layer_index = keeps, place
+        self._in_order = [] if config.warmup_order == "together" else self._each_its_own()
         self._plan_warmup(run)
         self._take_notice(run)
         return model
 
+    def _each_its_own(self) -> list[Any]:
+        """States of the layers, in the order in which they are quantized.
+
+        Layers that share a weight, or are on their levels from the start, are no stages of it.
+        """
+        states: dict[int, Any] = {}
+        for layer in self._layers.values():
+            if not layer.continued:
+                state = states.setdefault(
+                    id(bit_layer.latent(layer)), bit_layer.QuantizationState()
+                )
+                layer.quantization = state
+        result = list(states.values())
+        return result[::-1] if self.config.warmup_order == "last_to_first" else result
+
     def _plan_warmup(self, run: Run) -> None:
         config, total = self.config, run.total_steps
-        asked = {"warmup_steps": config.warmup_steps, "sparsity_warmup_steps":
-                 config.sparsity_warmup_steps}  # fmt: skip
-        result = {}
-        for name, steps in asked.items():
-            result[name] = warmup.fitting(steps, total, config.warmup_fraction)
-            if result[name] < steps:
+        asked = {"warmup_start": config.warmup_start, "warmup_steps": config.warmup_steps,
+                 "sparsity_warmup_steps": config.sparsity_warmup_steps}  # fmt: skip
+        share = config.warmup_fraction
+        start, steps = warmup.fitting_window(config.warmup_start, config.warmup_steps, total, share)
+        ramp = warmup.fitting(config.sparsity_warmup_steps, total, share)
+        if start and total is not None:
+            ramp = min(ramp, max(0, total - 1 - start))
+        result = {"warmup_start": start, "warmup_steps": steps, "sparsity_warmup_steps": ramp}
+        for name, wanted in asked.items():
+            if result[name] < wanted:
                 self._notices.append(
-                    f"{name} {steps} is longer than {config.warmup_fraction:g} of the run's "
+                    f"{name} {wanted} is too long for {share:g} of the run's "
                     f"{total} steps: shortened to {result[name]}"
                 )
-            if steps and total is None:
+            if wanted and total is None:
                 self._notices.append(
-                    f"the run's length in steps is not known: if it ends before {name} ({steps}) "
+                    f"the run's length in steps is not known: if it ends before {name} ({wanted}) "
                     "is over, the model is not fully quantized"
                 )
-        self._warmup, self._ramp = result["warmup_steps"], result["sparsity_warmup_steps"]
+        self._start, self._warmup, self._ramp = start, steps, ramp
 
     def _take_notice(self, run: Run) -> None:
         """What the user should know of how the settings are met here."""
@@ -337,6 +375,7 @@ class BitNet:
                 "weight_bits": self.config.weight_bits,
                 "activation_bits": self.config.activation_bits,
                 "arithmetic": self.config.arithmetic,
+                "warmup_start": self._start,
                 "warmup_steps": self._warmup,
                 "sparsity_warmup_steps": self._ramp,
                 "notices": self._notices,
@@ -348,14 +387,20 @@ class BitNet:
     def _settle(self, run: Run) -> None:
         """Bring blend and sparsity to the number of steps done."""
         quantization, done = self._quantization, run.progress.step
+        seed = None
         if self.config.rounding == "stochastic":
-            quantization.seed = stream_seed(run.seed, "rounding", done)
-        quantization.warmup_lambda = warmup.warmup_lambda(
-            done, self._warmup, self.config.warmup_curve
-        )
-        quantization.steps = max(0, done - self._warmup)
-        ramp = warmup.warmup_lambda(done, self._ramp, "linear")
+            seed = quantization.seed = stream_seed(run.seed, "rounding", done)
+        passed, curve = done - self._start, self.config.warmup_curve
+        quantization.warmup_lambda = warmup.warmup_lambda(passed, self._warmup, curve)
+        quantization.steps = max(0, passed - self._warmup)
+        ramp = warmup.warmup_lambda(passed, self._ramp, "linear")
         quantization.sparsity = self.config.target_sparsity * ramp
+        count = len(self._in_order)
+        for place, state in enumerate(self._in_order):
+            state.warmup_lambda = warmup.layer_lambda(passed, self._warmup, place, count, curve)
+            state.steps, state.sparsity, state.seed = (
+                quantization.steps, quantization.sparsity, seed,
+            )  # fmt: skip
 
     @hookimpl
     def unfinished(self, run: Run) -> str | None:
@@ -365,11 +410,16 @@ class BitNet:
         if quantization is None or not self._layers:
             return None
         if quantization.warmup_lambda < 1.0:
-            return f"bitnet: the levels are blended in at {quantization.warmup_lambda:.3g}"
+            return f"bitnet: the levels are blended in at {self._mean_lambda():.3g}"
         if quantization.sparsity < self.config.target_sparsity:
             wanted = self.config.target_sparsity
             return f"bitnet: the sparsity is {quantization.sparsity:.3g} of {wanted:g}"
         return None
+
+    def _mean_lambda(self) -> float:
+        """Share of the quantized values, over the layers."""
+        shares = [state.warmup_lambda for state in self._in_order or [self._quantization]]
+        return float(sum(shares) / len(shares))
 
     @hookimpl
     def on_weights_changed(self, run: Run) -> None:
@@ -397,8 +447,8 @@ class BitNet:
     def log_metrics(self, run: Run, step: Step) -> dict[str, Any]:
         """Error, sparsity, flips, levels and latent distribution, over all layers and of each."""
         metrics: dict[str, Any] = {}
-        if self._warmup:
-            metrics["warmup_lambda"] = self._quantization.warmup_lambda
+        if self._warmup or self._start:
+            metrics["warmup_lambda"] = self._mean_lambda()
         layers = {id(layer): (name, layer) for name, layer in self._layers.items()}
         if not layers or self.config.weight_bits >= 16:
             return metrics

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from forge_kernel.api import ScheduleFactors
 
 
 def scaled(rates: ScheduleFactors, factor: float) -> ScheduleFactors:
-    """The same momentum, every learning rate `factor` times as high."""
-    if isinstance(rates.learning_rate, tuple):
-        return ScheduleFactors(tuple(rate * factor for rate in rates.learning_rate), rates.momentum)
-    return ScheduleFactors(rates.learning_rate * factor, rates.momentum)
+    """The same momentum and weight decay, every learning rate `factor` times as high."""
+    rate = rates.learning_rate
+    scaled_rate = (
+        tuple(each * factor for each in rate) if isinstance(rate, tuple) else rate * factor
+    )
+    return replace(rates, learning_rate=scaled_rate)

@@ -165,7 +165,7 @@ class BitLayer(nn.Module):
 
         In the layer's mode (stochastic rounding draws while training), the warm-up's blend in it.
         """
-        if not self.scheme.quantizes_weight:
+        if not self.scheme.quantizes_weight or self.warmup_lambda == 0.0:
             return self.weight.detach()
         with torch.no_grad():
             applied = self.quantized(self.weight.dtype, as_int8=False).applied
@@ -305,7 +305,9 @@ class BitLayer(nn.Module):
 
     def estimated_weight(self) -> Tensor:
         """What the forward pass multiplies with, in the graph: the weight's shape and dtype."""
-        if not self.scheme.quantizes_weight:
+        # a border that is learned gets its gradient, though it is 0
+        before_levels = self.warmup_lambda == 0.0 and self.threshold is None
+        if before_levels or not self.scheme.quantizes_weight:
             return self.weight
         keep = not (self.training or torch.is_grad_enabled())
         with torch.no_grad():
@@ -316,7 +318,7 @@ class BitLayer(nn.Module):
 
     def estimated_input(self, inputs: Tensor, *, channels: bool = False) -> Tensor:
         """The quantized input, in the graph: its shape and dtype."""
-        if not self.scheme.quantizes_activation:
+        if not self.scheme.quantizes_activation or self.warmup_lambda == 0.0:
             return inputs
         with torch.no_grad():
             values = self.quantized_values(inputs, channels=channels)
