@@ -12,6 +12,9 @@ from torch import Tensor
 
 from forge_kernel.api import ConfigError, DataSpec, Fault, PluginError, TrainedRun
 from forge_plugins.data import file as data_file
+from forge_plugins.data.columns import named_columns
+from forge_plugins.data.columns.preparation import Preparation
+from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.file_config import FileConfig
 
 
@@ -31,7 +34,7 @@ def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterat
     """
     config = _reading(run, file)
     try:
-        data = data_file.to_batches(data_file.open_file(config), config, seed=0)
+        data = samples_of(run, config)
     except PluginError as error:
         raise ConfigError([Fault(str(error.faults[0].message))]) from error
     check_samples(run, file, data.spec)
@@ -39,6 +42,39 @@ def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterat
     for begin in range(0, count, batch_size):
         batch = data.samples(np.arange(begin, min(begin + batch_size, count)))
         yield batch.inputs
+
+
+def samples_of(run: TrainedRun, config: FileConfig) -> FileData:
+    """The samples of a file, its columns prepared as the run's own were.
+
+    Args:
+        run: whose preparation counts.
+        config: how the file is read.
+
+    Raises:
+        PluginError: the file cannot be read so.
+    """
+    kept = run.preparation if isinstance(run.preparation, Preparation) else None
+    opened = None if kept is None else data_file.open_named(config, kept)
+    if kept is None or opened is None:
+        return data_file.to_batches(data_file.open_file(config), config, seed=0)
+    if config.target == "none":
+        kept = Preparation(kept.inputs, None)
+    own = data_file.prepared(opened, config, 0, kept)
+    return data_file.to_batches(own.table, config, 0, preparation=kept)
+
+
+def unknown_words(run: TrainedRun, file: Path) -> dict[str, list[str]]:
+    """By column, the words of a file that the run's training never saw: they count as none.
+
+    Args:
+        run: whose preparation counts.
+        file: that was read by `file_inputs`.
+    """
+    if not isinstance(run.preparation, Preparation):
+        return {}
+    opened = data_file.open_named(_reading(run, file), run.preparation)
+    return {} if opened is None else named_columns.unknown_words(opened, run.preparation)
 
 
 def check_samples(run: TrainedRun, file: Path, theirs: DataSpec) -> None:
@@ -79,6 +115,19 @@ def _reading(run: TrainedRun, file: Path) -> FileConfig:
             for name, value in run.data["with"].items()
             if name in {field.name for field in dataclasses.fields(FileConfig)}
         }
-        return FileConfig(**{**values, **changes})
+        return file_config({**values, **changes})
     kind = "tokens" if run.spec.vocabulary is not None else "features"
     return FileConfig(**{**changes, "input": kind})
+
+
+def file_config(values: dict[str, Any]) -> FileConfig:
+    """The settings of a run's data for another file, all of whose samples are read."""
+    if values.get("missing") == "leave_out" and values["target"] == "none":
+        values["missing"] = "refuse"  # each sample has an answer
+    if values["target"] != "number":
+        values["target_scale"] = "none"
+    if values["target"] == "none":
+        values["target_column"] = "target"
+    if isinstance(values.get("input_column"), list):
+        values["input_column"] = tuple(values["input_column"])
+    return FileConfig(**{**values, "stratified": False})
