@@ -146,6 +146,15 @@ ELSEWHERE: dict[str, str] = {
     "data.file.input_column": "tests/plugins/formats/test_users_columns.py",
     "data.file.target_column": "tests/plugins/formats/test_users_columns.py",
     **{
+        f"data.image_folder.{name}": "tests/plugins/data/test_image_folder.py"
+        for name in ("path", "size", "channels", "file_column", "label_column", "flip", "shift",
+                     "unreadable")
+    },
+    **{
+        f"model.conv_net.{name}": "tests/plugins/data/test_image_folder.py"
+        for name in ("widths", "depth", "dropout", "layout", "shape")
+    },
+    **{
         f"data.file.{name}": "tests/plugins/data/test_named_columns.py"
         for name in ("missing", "scale", "target_scale", "stratified")
     },

@@ -30,15 +30,17 @@ def predict(
     from forge_kernel import load_run
     from forge_kernel.errors import ConfigError, Fault
     from forge_kernel.storage.atomic_files import write_text
-    from forge_plugins.uses.file_inputs import file_inputs, unknown_words
+    from forge_plugins.uses.file_inputs import file_inputs, sample_names, unknown_words
 
     run = load_run(folder, device=device, allow_code=allow_code)
     lines: list[str] = []
+    files = iter(sample_names(run, file))
     try:
         for inputs in file_inputs(run, file):
             outputs = _in_its_unit(run, run.predict(inputs))
             answers = rows(outputs, classes=_is_classifier(run), names=_label_names(run))
-            lines += [json.dumps(answer, ensure_ascii=False) for answer in answers]
+            named = [{**_file(next(files, None)), **answer} for answer in answers]
+            lines += [json.dumps(answer, ensure_ascii=False) for answer in named]
     except (ValueError, RuntimeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -54,6 +56,10 @@ def predict(
         typer.echo(f"{out}: {len(lines)} predictions")
 
 
+def _file(name: str | None) -> dict[str, str]:
+    return {} if name is None else {"file": name}
+
+
 def _in_its_unit(run: Any, outputs: Any) -> Any:
     """Numbers as the target's column has them."""
     preparation = run.preparation
@@ -62,6 +68,8 @@ def _in_its_unit(run: Any, outputs: Any) -> Any:
 
 def _is_classifier(run: Any) -> bool:
     """Whether outputs are logits: of a run that was trained on labels, or of a model's folder."""
+    if run.preparation is not None:
+        return run.spec.labels is not None
     if run.data.get("use") == "file":
         return bool(run.data["with"].get("target") != "number")
     return bool(run.spec.classes != 1)

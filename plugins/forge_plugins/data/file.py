@@ -29,7 +29,7 @@ from forge_plugins.data.file_config import (
     FileConfig,
     provided,
 )
-from forge_plugins.data.fingerprint import Identity, RemembersContent
+from forge_plugins.data.fingerprint import Identity
 
 if TYPE_CHECKING:
     from forge_plugins.formats import errors, frame, open_table
@@ -227,7 +227,7 @@ def foreign_code(config: FileConfig) -> list[tuple[str, bool]]:
     return [(f"the pickle {config.path} as it is", True)] if config.trust_pickle else []
 
 
-class File(RemembersContent):
+class File(kept_preparation.KeepsPreparation):
     """Samples of a file: CSV, JSON, HDF5, pickle, torch, numpy, safetensors, Parquet, tokens.
 
     Maps a file's columns, looks at every sample once, and deals them out. Named columns are scaled,
@@ -251,8 +251,7 @@ class File(RemembersContent):
         self.config = config
         self._identity = Identity("file", config.on_change)
         self._advised = False
-        self.preparation: Preparation | None = None
-        """What the columns become: given before `make_data`, or known after it."""
+        self.preparation = None
 
     @hookimpl
     def log_metrics(self, run: Run, step: Step) -> Mapping[str, float]:
@@ -298,27 +297,6 @@ class File(RemembersContent):
         )  # fmt: skip
         self._tell(run, data)
         return data
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which content the run has read, and what its columns became."""
-        own = None if self.preparation is None else self.preparation.to_data()
-        return {**super().state_dict(), "preparation": own}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with another content, unless allowed, or with another preparation.
-
-        Raises:
-            PluginError: it is another.
-        """
-        super().load_state_dict(state)
-        kept = state.get("preparation")
-        own = None if self.preparation is None else self.preparation.to_data()
-        if kept is not None and Preparation.of(kept) != self.preparation:
-            raise PluginError(
-                f"file: what the columns of {self._identity.file} become is not what the run was "
-                f"trained with ({'it differs' if own else 'there is none'}): put "
-                f"{kept_preparation.FILE} back into the run's folder"
-            )
 
     def _tell(self, run: Run, data: FileData) -> None:
         """What whoever reads the log should know of the file."""

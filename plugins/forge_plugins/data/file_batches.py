@@ -253,7 +253,7 @@ def make_sampler(
     every = scan.index is None
     kept = np.arange(scan.kept_count, dtype=np.int64) if every else np.asarray(scan.index)
     labels = None
-    if config.stratified:
+    if config.stratified and "target" in table.columns:
         labels = np.asarray(table.columns["target"][:]).reshape(len(table))
     return IndexSampler(kept, config, seed, labels)
 

@@ -17,7 +17,7 @@ from forge_plugins.data.text_batches import TokenSequences
 from forge_plugins.data.text_config import TextConfig
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.documents import Account, Documents
-from forge_plugins.uses.file_inputs import check_samples, file_config, samples_of
+from forge_plugins.uses.file_inputs import check_samples, file_config, pictures_of, samples_of
 
 
 def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
@@ -34,6 +34,9 @@ def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
     try:
         if kind == "file":
             return _samples(run, file)
+        if kind == "image_folder":
+            size = int(run.data["with"].get("validation_batch_size", 256))
+            return pictures_of(run, file, size, labels=True)
         if kind == "text":
             return _sequences(run, file)
         if kind == "chat":

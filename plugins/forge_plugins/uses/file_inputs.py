@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from forge_kernel.api import ConfigError, DataSpec, Fault, PluginError, TrainedRun
+from forge_kernel.api import Batch, ConfigError, DataSpec, Fault, PluginError, TrainedRun
 from forge_plugins.data import file as data_file
+from forge_plugins.data import image_folder
 from forge_plugins.data.columns import named_columns
 from forge_plugins.data.columns.preparation import Preparation
 from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.file_config import FileConfig
+from forge_plugins.data.image_folder_config import ImageFolderConfig
+from forge_plugins.formats import picture_folder
+from forge_plugins.formats.errors import DataError
 
 
 def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterator[Tensor]:
@@ -32,6 +36,9 @@ def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterat
     Raises:
         ConfigError: the file cannot be read so, or its samples are not what the model reads.
     """
+    if run.data.get("use") == "image_folder":
+        yield from (batch.inputs for batch in pictures_of(run, file, batch_size, labels=False))
+        return
     config = _reading(run, file)
     try:
         data = samples_of(run, config)
@@ -64,6 +71,46 @@ def samples_of(run: TrainedRun, config: FileConfig) -> FileData:
     return data_file.to_batches(own.table, config, 0, preparation=kept)
 
 
+def _picture_config(run: TrainedRun, file: Path) -> ImageFolderConfig:
+    values = {**run.data["with"], "path": str(file), "validation_split": 0.0, "shuffle": False}
+    size = values.get("size")
+    values["size"] = tuple(size) if isinstance(size, list) else size
+    return ImageFolderConfig(**{**values, "drop_last": False, "unreadable": "refuse"})
+
+
+def pictures_of(run: TrainedRun, file: Path, batch_size: int, *, labels: bool) -> Iterator[Batch]:
+    """Pictures as the run's own were read, in the order of their names.
+
+    Args:
+        run: of data.image_folder.
+        file: a folder, with or without classes, a table of paths, or a picture.
+        batch_size: pictures at a time.
+        labels: whether they need classes.
+
+    Raises:
+        ConfigError: they cannot be read so.
+    """
+    config = _picture_config(run, file)
+    try:
+        data, _, _ = image_folder.picture_data(config, 0, run.preparation, labels=labels)
+    except DataError as error:
+        raise ConfigError([Fault(f"image_folder: {error}")]) from error
+    count = len(data.table)
+    for begin in range(0, count, batch_size):
+        yield data.samples(np.arange(begin, min(begin + batch_size, count)))
+
+
+def sample_names(run: TrainedRun, file: Path) -> list[str]:
+    """What samples are called, in their order: the files of pictures; nothing for others."""
+    if run.data.get("use") != "image_folder":
+        return []
+    config = _picture_config(run, file)
+    listing = picture_folder.listed(
+        str(file), config.file_column, config.label_column, labels=False
+    )
+    return [str(each) for each in listing.files]
+
+
 def unknown_words(run: TrainedRun, file: Path) -> dict[str, list[str]]:
     """By column, the words of a file that the run's training never saw: they count as none.
 
@@ -71,7 +118,8 @@ def unknown_words(run: TrainedRun, file: Path) -> dict[str, list[str]]:
         run: whose preparation counts.
         file: that was read by `file_inputs`.
     """
-    if not isinstance(run.preparation, Preparation):
+    pictures = run.data.get("use") == "image_folder"
+    if pictures or not isinstance(run.preparation, Preparation):
         return {}
     opened = data_file.open_named(_reading(run, file), run.preparation)
     return {} if opened is None else named_columns.unknown_words(opened, run.preparation)
