@@ -33,6 +33,7 @@ class TrainedRun:
         step: of the weights.
         data: the data section of the run's configuration, filled; empty where there is none.
         ignore_index: the target that counts for nothing.
+        preparation: what the data's plugin has fitted to read files alike; None where it has none.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class TrainedRun:
     step: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
     ignore_index: int = -100
+    preparation: Any = None
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """What the model writes after a text; see `stream`."""
@@ -145,6 +147,7 @@ def _in_use(folder: Path, session: Session) -> TrainedRun:
         step=run.progress.step,
         data=fill(session.plan.pipeline).get("data", {}),
         ignore_index=run.settings.ignore_index,
+        preparation=getattr(run.data, "preparation", None),
     )
 
 

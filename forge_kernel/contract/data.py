@@ -19,6 +19,8 @@ class DataSpec:
     features: int | None = None  # numbers in one sample
     classes: int | None = None  # targets are 0 .. classes - 1, or so many numbers each
     samples: int | None = None  # training samples in an epoch
+    shape: tuple[int, ...] | None = None  # of a sample of several axes: channels, height, width
+    labels: tuple[str, ...] | None = None  # names of the classes by number
 
 
 class Data(Protocol):

@@ -116,6 +116,8 @@ class TrialModel:
         width = spec.features or FEATURES
         tokens = spec.vocabulary
         first: list[nn.Module] = [] if tokens is None else [nn.Embedding(tokens, width)]
+        if spec.shape is not None:
+            first = [nn.Flatten()]
         classes = spec.classes or CLASSES
         return nn.Sequential(
             *first, nn.Linear(width, 16), nn.ReLU(), nn.Dropout(0.25), nn.Linear(16, classes)

@@ -14,6 +14,7 @@ from model_folders import make_folder
 from forge_kernel.testing.contracts import *  # noqa: F403  pytest collects what is imported
 
 CHOSEN: dict[str, dict[str, Any]] = {
+    "model.conv_net": {"shape": [2, 2, 2]},
     "validators.bleu": {"prompt": 1, "tokens": 2},  # windows of the trial are short
     "model.python_class": {
         "factory": "torch.nn:Linear",
@@ -21,6 +22,15 @@ CHOSEN: dict[str, dict[str, Any]] = {
     },
     "loss.language_model": {"head": "4"},  # the last layer of the trial's model
 }
+
+
+def write_pictures(place: Path) -> Path:
+    """Two classes of a few pictures."""
+    image = pytest.importorskip("PIL.Image")
+    for at in range(24):
+        (place / "ab"[at % 2]).mkdir(parents=True, exist_ok=True)
+        image.new("L", (4, 4), 9 * at).save(place / "ab"[at % 2] / f"{at}.png")
+    return place
 
 
 @pytest.fixture(scope="session")
@@ -45,4 +55,6 @@ def forge_config(
         place = model_folder().parent
         tokenizer, file = add_tokenizer(place / "tokenizer"), write_chats(place / "a.jsonl")
         return {"path": str(file), "tokenizer": str(tokenizer), "packing": False}
+    if forge_plugin == "data.image_folder":
+        return {"path": str(write_pictures(model_folder().parent / "pictures"))}
     return CHOSEN.get(forge_plugin, forge_config)

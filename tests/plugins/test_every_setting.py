@@ -150,6 +150,19 @@ ELSEWHERE: dict[str, str] = {
     "model.python_class.state": "tests/plugins/test_train_validation_and_python_class.py",
     "data.file.input_column": "tests/plugins/formats/test_users_columns.py",
     "data.file.target_column": "tests/plugins/formats/test_users_columns.py",
+    **{
+        f"data.image_folder.{name}": "tests/plugins/data/test_image_folder.py"
+        for name in ("path", "size", "channels", "file_column", "label_column", "flip", "shift",
+                     "unreadable")
+    },
+    **{
+        f"model.conv_net.{name}": "tests/plugins/data/test_image_folder.py"
+        for name in ("widths", "depth", "dropout", "layout", "shape")
+    },
+    **{
+        f"data.file.{name}": "tests/plugins/data/test_named_columns.py"
+        for name in ("missing", "scale", "target_scale", "stratified")
+    },
     "quantizer.bitnet.convolutions": "tests/plugins/test_bitnet_conversion.py",
     "optimizer.sgd.fused": "tests/plugins/optimizers/test_torch_optimizers.py",
     "optimizer.adamw_8bit.block_size": "tests/plugins/optimizers/test_adamw_8bit.py",

@@ -30,19 +30,24 @@ def predict(
     from forge_kernel import load_run
     from forge_kernel.errors import ConfigError, Fault
     from forge_kernel.storage.atomic_files import write_text
-    from forge_plugins.uses.file_inputs import file_inputs
+    from forge_plugins.uses.file_inputs import file_inputs, sample_names, unknown_words
 
     run = load_run(folder, device=device, allow_code=allow_code)
     lines: list[str] = []
+    files = iter(sample_names(run, file))
     try:
         for inputs in file_inputs(run, file):
-            outputs = run.predict(inputs)
+            outputs = _in_its_unit(run, run.predict(inputs))
             answers = rows(outputs, classes=_is_classifier(run), names=_label_names(run))
-            lines += [json.dumps(answer, ensure_ascii=False) for answer in answers]
+            named = [{**_file(next(files, None)), **answer} for answer in answers]
+            lines += [json.dumps(answer, ensure_ascii=False) for answer in named]
     except (ValueError, RuntimeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([Fault(f"{folder} cannot predict for {file}: {error}")]) from error
+    for column, words in unknown_words(run, file).items():
+        message = f"{file}: {column} holds what training never saw, and counts as none: {words[:8]}"
+        typer.echo(message, err=True)
     text = "".join(f"{line}\n" for line in lines)
     if out is None:
         typer.echo(text, nl=False)
@@ -51,15 +56,29 @@ def predict(
         typer.echo(f"{out}: {len(lines)} predictions")
 
 
+def _file(name: str | None) -> dict[str, str]:
+    return {} if name is None else {"file": name}
+
+
+def _in_its_unit(run: Any, outputs: Any) -> Any:
+    """Numbers as the target's column has them."""
+    preparation = run.preparation
+    return outputs if preparation is None else preparation.unscaled(outputs)
+
+
 def _is_classifier(run: Any) -> bool:
     """Whether outputs are logits: of a run that was trained on labels, or of a model's folder."""
+    if run.preparation is not None:
+        return run.spec.labels is not None
     if run.data.get("use") == "file":
         return bool(run.data["with"].get("target") != "number")
     return bool(run.spec.classes != 1)
 
 
 def _label_names(run: Any) -> dict[int, str]:
-    """What a model of transformers calls its labels (`id2label`), by number."""
+    """What the data or a model of transformers (`id2label`) calls the labels, by number."""
+    if run.spec.labels:
+        return dict(enumerate(run.spec.labels))
     known = getattr(getattr(run.model, "config", None), "id2label", None) or {}
     return {
         int(number): str(name)

@@ -23,24 +23,28 @@ BatchForm = Callable[[Any, Any], Any]
 def batch_form(config: FileConfig) -> BatchForm:
     """How the settings say that batches look; settled once, not for each batch.
 
-    Features become float32 of shape (samples, features), tokens and labels int64, other targets
-    float32 of shape (samples, numbers). Where the target is the next token, inputs and targets are
-    two views of one block.
+    Features become float32 of shape (samples, features), or of the file's where it has more axes,
+    tokens and labels int64, other targets float32 of shape (samples, numbers). Where the target is
+    the next token, inputs and targets are two views of one block.
     """
     inputs = _features if config.input == "features" else _integers
     if config.target == "none":
         return lambda rows, answers: Batch(inputs(rows))
     if config.target == "number":
-        return lambda rows, answers: Batch(inputs(rows), _features(answers))
+        return lambda rows, answers: Batch(inputs(rows), _features(_flat(answers)))
     if config.input == "features":
         return _labelled
     return _tokens
 
 
 def _features(rows: Any) -> torch.Tensor:
-    if rows.ndim != 2:
+    if rows.ndim < 2:
         rows = rows.reshape(len(rows), -1)
     return torch.from_numpy(rows if rows.dtype == np.float32 else rows.astype(np.float32))
+
+
+def _flat(rows: Any) -> Any:
+    return rows.reshape(len(rows), -1)
 
 
 def _integers(rows: Any) -> torch.Tensor:

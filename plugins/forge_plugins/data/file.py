@@ -1,4 +1,4 @@
-"""Samples from a file: JSON, HDF5, pickle, torch, binary records, numpy, Parquet, raw tokens."""
+"""Samples from a file: CSV, JSON, HDF5, pickle, torch, records, numpy, Parquet, raw tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from forge_kernel.api import (
     may_be_imported,
 )
 from forge_plugins.data import workers
-from forge_plugins.data.file_batches import FileData
+from forge_plugins.data.columns import kept_preparation, named_columns
+from forge_plugins.data.columns.preparation import Preparation
+from forge_plugins.data.file_batches import FileData, make_sampler
 from forge_plugins.data.file_config import (
     _TARGET,
     IGNORE_INDEX,
@@ -27,10 +29,10 @@ from forge_plugins.data.file_config import (
     FileConfig,
     provided,
 )
-from forge_plugins.data.fingerprint import Identity, RemembersContent
+from forge_plugins.data.fingerprint import Identity
 
 if TYPE_CHECKING:
-    from forge_plugins.formats import errors, open_table
+    from forge_plugins.formats import errors, frame, open_table
     from forge_plugins.formats import format as formats
     from forge_plugins.formats.columns import cache
     from forge_plugins.formats.columns import table as tables
@@ -57,6 +59,56 @@ def data_file(path: str | None) -> Path:
     return Path(path)
 
 
+def _input_name(config: FileConfig) -> str:
+    assert config.columns is None, "several columns are read by name"
+    return config.input_column if isinstance(config.input_column, str) else "input"
+
+
+def open_named(config: FileConfig, kept: Preparation | None = None) -> frame.Frame | None:
+    """A file whose columns are read by their names; None for one of an input and a target.
+
+    Args:
+        config: the settings.
+        kept: what a run has fitted, which names the columns.
+
+    Raises:
+        PluginError: the file cannot be read as asked.
+    """
+    try:
+        return named_columns.open_named(config, data_file(config.path), kept)
+    except errors.DataError as error:
+        raise PluginError(f"file: {error}") from error
+
+
+def prepared(
+    opened: frame.Frame,
+    config: FileConfig,
+    seed: int,
+    kept: Preparation | None,
+    ignore_index: int = IGNORE_INDEX,
+) -> named_columns.Named:
+    """Named columns as a table of inputs and targets.
+
+    Args:
+        opened: from `open_named`.
+        config: the settings.
+        seed: of the run.
+        kept: what the run has fitted before; None: it is fitted now, on the training share.
+        ignore_index: as for `to_batches`.
+
+    Raises:
+        PluginError: the columns cannot be used as asked.
+    """  # fmt: skip
+    try:
+        return named_columns.prepare(
+            opened, config, kept,
+            scan=lambda table: _looked_at(table, config, ignore_index, floats=True),
+            sampler=lambda table, scan: make_sampler(table, scan, config, seed),
+        )  # fmt: skip
+    except errors.DataError as error:
+        raise PluginError(f"file: {error}") from error
+
+
 def open_file(config: FileConfig) -> tables.Table:
     """The table that settings name.
 
@@ -64,7 +116,7 @@ def open_file(config: FileConfig) -> tables.Table:
         PluginError: the file cannot be read as asked.
     """
     reading = formats.Reading(
-        input=config.input_column,
+        input=_input_name(config),
         target=None if config.target == "none" else config.target_column,
         lenient=config.quality_threshold > 0, trust_pickle=config.trust_pickle,
         integers=config.token_dtype, length=config.sequence_length, streaming=config.streaming,
@@ -91,6 +143,7 @@ def to_batches(
     seed: int,
     *,
     ignore_index: int = IGNORE_INDEX,
+    scan: quality_scan.ScanResult | None = None,
     **options: Any,
 ) -> FileData:
     """A table's samples, looked at and ready to be dealt out.
@@ -100,6 +153,7 @@ def to_batches(
         config: how they are dealt out.
         seed: of the run.
         ignore_index: an integer target that counts for nothing: it is no label, and stays as it is.
+        scan: of a look at the samples that was made already.
         options: as for `FileData`.
 
     Raises:
@@ -107,7 +161,7 @@ def to_batches(
     """
     floats = options.get("form") is None  # another form may keep integers
     try:
-        result = _looked_at(table, config, ignore_index, floats=floats)
+        result = scan or _looked_at(table, config, ignore_index, floats=floats)
         _check(table, result, config, ignore_index)
     except errors.DataError as error:
         raise PluginError(f"file: {error}") from error
@@ -173,10 +227,11 @@ def foreign_code(config: FileConfig) -> list[tuple[str, bool]]:
     return [(f"the pickle {config.path} as it is", True)] if config.trust_pickle else []
 
 
-class File(RemembersContent):
-    """Samples of a file: JSON, HDF5, pickle, torch, records, numpy, safetensors, Parquet, tokens.
+class File(kept_preparation.KeepsPreparation):
+    """Samples of a file: CSV, JSON, HDF5, pickle, torch, numpy, safetensors, Parquet, tokens.
 
-    Maps a file's columns, looks at every sample once, and deals them out.
+    Maps a file's columns, looks at every sample once, and deals them out. Named columns are scaled,
+    and words become numbers, by what the training share holds, which the run keeps.
     """
 
     info = PluginInfo(
@@ -196,6 +251,7 @@ class File(RemembersContent):
         self.config = config
         self._identity = Identity("file", config.on_change)
         self._advised = False
+        self.preparation = None
 
     @hookimpl
     def log_metrics(self, run: Run, step: Step) -> Mapping[str, float]:
@@ -221,12 +277,23 @@ class File(RemembersContent):
         Raises:
             PluginError: the file cannot be read as asked, or a sample cannot be used.
         """
-        table = open_file(self.config)
+        opened, options = open_named(self.config), dict[str, Any]()
+        if opened is None:
+            table = open_file(self.config)
+        else:
+            kept = self.preparation or kept_preparation.read(run.folder)
+            own = prepared(opened, self.config, run.seed, kept, run.settings.ignore_index)
+            table, self.preparation = own.table, own.preparation
+            options = {"scan": own.scan, "preparation": own.preparation}
+            if kept is None:
+                kept_preparation.write(run.folder, own.preparation)
+            for note in own.notes:
+                run.emit_event("columns", f"data.file: {note}")
         self._identity.set(str(table.file), table.content, len(table))
         rank, world = run.strategy.rank, run.strategy.world_size
         data = to_batches(
             table, self.config, run.seed,
-            ignore_index=run.settings.ignore_index, rank=rank, world=world,
+            ignore_index=run.settings.ignore_index, rank=rank, world=world, **options,
         )  # fmt: skip
         self._tell(run, data)
         return data

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from forge_plugins.data import permutations, sample_cache
+    from forge_plugins.data.columns.preparation import Preparation
     from forge_plugins.data.file_config import FileConfig
     from forge_plugins.data.sample_cache import BlockCache
     from forge_plugins.formats import errors
@@ -52,6 +53,7 @@ class FileData:
         world: processes that train together.
         form: makes a batch of the rows of inputs and of targets; None: a `Batch` as the settings
             say.
+        preparation: what the file's named columns became; None where they were numbers.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class FileData:
         rank: int = 0,
         world: int = 1,
         form: BatchForm | None = None,
+        preparation: Preparation | None = None,
     ) -> None:
         assert 0 <= rank < world
+        self.preparation = preparation
         self.table, self.config, self.seed = table, config, seed
         self._rank, self._world = rank, world
         self.left_out = scan.left_out
-        self.sampler = _sampler(table, scan, config, seed)
+        self.sampler = make_sampler(table, scan, config, seed)
         self.spec = self._spec(scan)
         self._form = form or batch_form(config)
         self.cache: BlockCache[Any] = sample_cache.BlockCache(
@@ -91,6 +95,8 @@ class FileData:
             vocabulary = max(scan.largest_token, scan.largest_label or 0) + 1
         if config.target == "next":
             classes = vocabulary
+        elif self.preparation is not None and self.preparation.labels is not None:
+            classes = len(self.preparation.labels)
         elif config.target == "class" and classes is None and scan.largest_label is not None:
             classes = scan.largest_label + 1
         elif config.target == "number":
@@ -100,7 +106,11 @@ class FileData:
             sequence = shape[1] - shifted
             spec = DataSpec(vocabulary=vocabulary, sequence=sequence, classes=classes)
         else:
-            spec = DataSpec(features=int(np.prod(shape[1:])), classes=classes)
+            spec = DataSpec(
+                features=int(np.prod(shape[1:])), classes=classes,
+                shape=tuple(shape[1:]) if len(shape) > 2 else None,
+                labels=None if self.preparation is None else self.preparation.labels,
+            )  # fmt: skip
         return dataclasses.replace(spec, samples=self.sampler.training)
 
     def _shifted(self) -> bool:
@@ -233,15 +243,19 @@ class FileData:
         return sample_cache.advice(self.config.cache_size, metrics)
 
 
-def _sampler(
+def make_sampler(
     table: tables.Table, scan: quality_scan.ScanResult, config: FileConfig, seed: int
 ) -> Sampler:
+    """Which samples are trained on, and in which order."""
     if config.streaming:
         blocks = _blocks(table)
         return PermutationSampler(scan.kept_count, scan.index, config, seed, blocks)
     every = scan.index is None
     kept = np.arange(scan.kept_count, dtype=np.int64) if every else np.asarray(scan.index)
-    return IndexSampler(kept, config, seed)
+    labels = None
+    if config.stratified and "target" in table.columns:
+        labels = np.asarray(table.columns["target"][:]).reshape(len(table))
+    return IndexSampler(kept, config, seed, labels)
 
 
 def _blocks(table: tables.Table) -> Blocks | None:

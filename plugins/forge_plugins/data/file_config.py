@@ -47,6 +47,8 @@ class FileConfig:
             extra_json_schema={
                 "examples": [
                     "auto",
+                    "csv",
+                    "tsv",
                     "json",
                     "hdf5",
                     "pickle",
@@ -74,16 +76,44 @@ class FileConfig:
         ),
     ] = "class"
     input_column: Annotated[
-        str,
+        Annotated[str, Meta(min_length=1)]
+        | Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)]
+        | None,
         Meta(
-            min_length=1,
-            description="the column or field that is the input, as the file names it; in HDF5 also "
-            "a path such as train/x; columns that are not named here are not read",
+            description="the column or field that is the input, as the file names it, or a list of "
+            'several (glob patterns too: ["*"] is all but the target), each a number or a kind of '
+            "words; in HDF5 also a path such as train/x; columns that are not named here are not "
+            "read; null: input, and of CSV and TSV all columns that say something"
         ),
-    ] = "input"
+    ] = None
     target_column: Annotated[
         str, Meta(min_length=1, description="the column or field that is the target")
     ] = "target"
+    missing: Annotated[
+        Literal["fill", "leave_out", "refuse"],
+        Meta(
+            description="values that are missing in named columns: the median of the training "
+            "share, or none of the kinds of words; or the record is left out; or refused"
+        ),
+    ] = "fill"
+    scale: Annotated[
+        Literal["standard", "none"] | None,
+        Meta(
+            description="standard: inputs have a mean of 0 and a deviation of 1 in the training "
+            "share; null: standard for named columns, none for others"
+        ),
+    ] = None
+    target_scale: Annotated[
+        Literal["standard", "none"],
+        Meta(
+            description="the same for targets that are numbers: metrics are then in deviations; "
+            "forge predict gives the target's own unit"
+        ),
+    ] = "none"
+    stratified: Annotated[
+        bool,
+        Meta(description="split so that each class has its share in training and in validation"),
+    ] = False
     classes: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="labels are below it; null: one more than the largest in the file"),
@@ -210,6 +240,7 @@ class FileConfig:
             raise ValueError("keep_workers is read by workers: set workers above 0")
         if not self.cache_size and (self.cache_bytes is not None or self.cache_policy != "keep"):
             raise ValueError("cache_bytes and cache_policy need a cache_size above 0")
+        self._check_columns()
         if self.path is not None:
             return
         if self.format not in ("auto", "binary"):
@@ -218,6 +249,19 @@ class FileConfig:
             raise ValueError(f"the shipped digits have {_CLASSES} classes, not {self.classes}")
         if self.vocabulary is not None and self.vocabulary < _PIXELS:
             raise ValueError(f"the shipped digits have {_PIXELS} tokens, not {self.vocabulary}")
+
+    def _check_columns(self) -> None:
+        if self.stratified and (self.target != "class" or self.streaming):
+            raise ValueError("stratified needs target: class, and streaming: false")
+        if self.target_scale != "none" and self.target != "number":
+            raise ValueError("target_scale is read with target: number")
+        if self.input == "tokens" and (self.scale == "standard" or self.columns is not None):
+            raise ValueError("scale and lists of columns need input: features")
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns that are named in a list; None where there is no list."""
+        return self.input_column if isinstance(self.input_column, tuple) else None
 
 
 def _check_format(name: str) -> None:

@@ -16,7 +16,7 @@ class Identity:
     """
 
     def __init__(self, plugin: str, on_change: str) -> None:
-        self._plugin, self._on_change = plugin, on_change
+        self.plugin, self._on_change = plugin, on_change
         self.file, self.content, self.records = "", "", 0
 
     def set(self, file: str, content: str, records: int) -> None:
@@ -36,7 +36,7 @@ class Identity:
         if state["content"] == self.content or self._on_change == "go_on":
             return
         raise PluginError(
-            f"{self._plugin}: {self.file} is not what this run was trained on: it holds "
+            f"{self.plugin}: {self.file} is not what this run was trained on: it holds "
             f"{self.records} records and the content {self.content[:12]}, the checkpoint tells "
             f"{state['records']} and {state['content'][:12]} (of {state['file']}); put the old "
             "file back, or go on with this one: forge resume RUN_DIR --set "

@@ -36,6 +36,10 @@ class Sampler(Protocol):
         """The held-out samples from `begin` to `end`, in the file's order."""
         ...
 
+    def all_training(self) -> Any:
+        """All samples that are trained on, in the file's order."""
+        ...
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -59,10 +63,11 @@ class IndexSampler:
         kept: numbers of the samples that are good enough.
         config: shuffle, share and seed of the split.
         seed: of the run.
+        labels: of all samples of the file, where the split is stratified.
     """
 
-    def __init__(self, kept: Any, config: FileConfig, seed: int) -> None:
-        self._training, self._validation = split(kept, config, seed)
+    def __init__(self, kept: Any, config: FileConfig, seed: int, labels: Any = None) -> None:
+        self._training, self._validation = split(kept, config, seed, labels)
         self.training, self.validation = len(self._training), len(self._validation)
         self._all = self.training == 0 or int(self._training[-1]) == self.training - 1
         self._shuffle, self._seed = config.shuffle, seed
@@ -81,6 +86,10 @@ class IndexSampler:
     def validation_samples(self, begin: int, end: int) -> Any:
         """Rows of the held-out part."""
         return self._validation[begin:end]
+
+    def all_training(self) -> Any:
+        """In the file's order."""
+        return self._training
 
 
 class PermutationSampler:
@@ -153,11 +162,15 @@ class PermutationSampler:
         places = np.arange(begin, min(end, self.validation), dtype=np.int64)
         return self._numbers(self._split.validation_samples(places))
 
+    def all_training(self) -> Any:
+        """In the file's order."""
+        return self._numbers(self._split.training_samples(np.arange(self.training, dtype=np.int64)))
+
     def _numbers(self, samples: Any) -> Any:
         return samples if self._index is None else np.asarray(self._index)[samples]
 
 
-def split(kept: Any, config: FileConfig, seed: int) -> tuple[Any, Any]:
+def split(kept: Any, config: FileConfig, seed: int, labels: Any = None) -> tuple[Any, Any]:
     """Samples to train on and samples to validate with, each in the file's order."""
     if not config.validation_split:
         return kept, kept[:0]
@@ -165,4 +178,28 @@ def split(kept: Any, config: FileConfig, seed: int) -> tuple[Any, Any]:
     own = seed if config.split_seed is None else config.split_seed
     generator = torch.Generator().manual_seed(stream_seed(own, "split"))
     drawn = torch.randperm(len(kept), generator=generator).numpy()
+    if labels is not None:
+        held = _strata(np.asarray(labels)[kept][drawn], count)
+        return kept[np.sort(drawn[~held])], kept[np.sort(drawn[held])]
     return kept[np.sort(drawn[count:])], kept[np.sort(drawn[:count])]
+
+
+def _strata(labels: Any, count: int) -> Any:
+    """Which samples are held out, so that each class has its share (by largest remainders).
+
+    Args:
+        labels: of the samples in the order in which they were drawn.
+        count: samples that are held out, as far as each class keeps one to be trained on.
+    """
+    classes, members = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(members, minlength=len(classes))
+    exact = sizes * (count / len(labels))
+    quotas = np.floor(exact).astype(np.int64)
+    first = np.argsort(quotas - exact, kind="stable")[: count - int(quotas.sum())]
+    quotas[first] += 1
+    quotas = np.minimum(quotas, sizes - 1)
+    order = np.argsort(members, kind="stable")
+    begins = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    places = np.empty(len(labels), np.int64)  # of a sample among those of its class
+    places[order] = np.arange(len(labels)) - np.repeat(begins, sizes)
+    return places < quotas[members]

@@ -52,6 +52,7 @@ class TrainValidationData:
         self.training, self._validation = training, validation
         self.batches_per_epoch = training.batches_per_epoch
         self.spec = merged(training.spec, validation.spec)
+        self.preparation = getattr(training, "preparation", None)
 
     def batches(self, epoch: int, place: int) -> Iterator[Batch]:
         """The training batches of an epoch from a place on."""
@@ -68,7 +69,7 @@ def merged(training: DataSpec, validation: DataSpec) -> DataSpec:
     Raises:
         PluginError: the samples differ in form.
     """
-    for name in ("features", "sequence"):
+    for name in ("features", "sequence", "shape", "labels"):
         ours, theirs = getattr(training, name), getattr(validation, name)
         if ours != theirs:
             raise PluginError(
@@ -94,4 +95,7 @@ class TrainValidation:
     def make_data(self, run: Run) -> Data:
         """The batches of both."""
         training = cast(Source, self.config.training).make_data(run)
+        prepared = getattr(training, "preparation", None)
+        if prepared is not None and hasattr(self.config.validation, "preparation"):
+            self.config.validation.preparation = prepared  # both read their columns alike
         return TrainValidationData(training, cast(Source, self.config.validation).make_data(run))

@@ -208,6 +208,8 @@ def _example(run: Run) -> torch.Tensor | None:
     spec = run.data.spec
     if spec.vocabulary is not None and spec.sequence is not None:
         return torch.zeros(2, spec.sequence, dtype=torch.int64)
+    if spec.shape is not None:
+        return torch.zeros(2, *spec.shape)
     return None if spec.features is None else torch.zeros(2, spec.features)
 
 

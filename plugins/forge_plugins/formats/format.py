@@ -67,6 +67,9 @@ class Format:
             a file that is trusted.
         memory_factor: bytes that this process may have for each byte of the file, beside
             `sandbox.MEMORY`.
+        frame: writes all columns, each with what it is (`ColumnFolder.describe`), so that words,
+            dates and gaps are read too.
+        named_columns: its records are rows of named columns, and are read so unless told.
     """
 
     name: str
@@ -79,6 +82,8 @@ class Format:
     version: int = 1
     sandboxed: bool = False
     memory_factor: int = 0
+    frame: Callable[[Path, ColumnFolder], None] | None = None
+    named_columns: bool = False
 
     def __post_init__(self) -> None:
         assert self.layouts is not None or self.read is not None, "a format is found or read"

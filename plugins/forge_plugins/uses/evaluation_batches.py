@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from forge_kernel.api import Batch, ConfigError, Fault, PluginError, TrainedRun
-from forge_plugins.data import file as data_file
 from forge_plugins.data.chat import evaluated
 from forge_plugins.data.chat_config import ChatConfig
 from forge_plugins.data.file_config import FileConfig
@@ -18,7 +17,7 @@ from forge_plugins.data.text_batches import TokenSequences
 from forge_plugins.data.text_config import TextConfig
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.readers.documents import Account, Documents
-from forge_plugins.uses.file_inputs import check_samples
+from forge_plugins.uses.file_inputs import check_samples, file_config, pictures_of, samples_of
 
 
 def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
@@ -35,6 +34,9 @@ def evaluation_batches(run: TrainedRun, file: Path) -> Iterator[Batch]:
     try:
         if kind == "file":
             return _samples(run, file)
+        if kind == "image_folder":
+            size = int(run.data["with"].get("validation_batch_size", 256))
+            return pictures_of(run, file, size, labels=True)
         if kind == "text":
             return _sequences(run, file)
         if kind == "chat":
@@ -60,8 +62,9 @@ def _samples(run: TrainedRun, file: Path) -> Iterator[Batch]:
         "workers": 0, "format": "auto", "classes": run.spec.classes
         if run.data["with"].get("target") == "class" else None, "vocabulary": run.spec.vocabulary,
     }  # fmt: skip
-    config = FileConfig(**{**_values(run, FileConfig), **changes})
-    data = data_file.to_batches(data_file.open_file(config), config, seed=0)
+    if run.preparation is not None:
+        changes["classes"] = None
+    data = samples_of(run, config := file_config({**_values(run, FileConfig), **changes}))
     check_samples(run, file, data.spec)
     count, size = data.spec.samples or 0, config.validation_batch_size
     return (

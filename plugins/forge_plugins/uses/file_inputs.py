@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from forge_kernel.api import ConfigError, DataSpec, Fault, PluginError, TrainedRun
+from forge_kernel.api import Batch, ConfigError, DataSpec, Fault, PluginError, TrainedRun
 from forge_plugins.data import file as data_file
+from forge_plugins.data import image_folder
+from forge_plugins.data.columns import named_columns
+from forge_plugins.data.columns.preparation import Preparation
+from forge_plugins.data.file_batches import FileData
 from forge_plugins.data.file_config import FileConfig
+from forge_plugins.data.image_folder_config import ImageFolderConfig
+from forge_plugins.formats import picture_folder
+from forge_plugins.formats.errors import DataError
 
 
 def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterator[Tensor]:
@@ -29,9 +36,12 @@ def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterat
     Raises:
         ConfigError: the file cannot be read so, or its samples are not what the model reads.
     """
+    if run.data.get("use") == "image_folder":
+        yield from (batch.inputs for batch in pictures_of(run, file, batch_size, labels=False))
+        return
     config = _reading(run, file)
     try:
-        data = data_file.to_batches(data_file.open_file(config), config, seed=0)
+        data = samples_of(run, config)
     except PluginError as error:
         raise ConfigError([Fault(str(error.faults[0].message))]) from error
     check_samples(run, file, data.spec)
@@ -39,6 +49,80 @@ def file_inputs(run: TrainedRun, file: Path, *, batch_size: int = 256) -> Iterat
     for begin in range(0, count, batch_size):
         batch = data.samples(np.arange(begin, min(begin + batch_size, count)))
         yield batch.inputs
+
+
+def samples_of(run: TrainedRun, config: FileConfig) -> FileData:
+    """The samples of a file, its columns prepared as the run's own were.
+
+    Args:
+        run: whose preparation counts.
+        config: how the file is read.
+
+    Raises:
+        PluginError: the file cannot be read so.
+    """
+    kept = run.preparation if isinstance(run.preparation, Preparation) else None
+    opened = None if kept is None else data_file.open_named(config, kept)
+    if kept is None or opened is None:
+        return data_file.to_batches(data_file.open_file(config), config, seed=0)
+    if config.target == "none":
+        kept = Preparation(kept.inputs, None)
+    own = data_file.prepared(opened, config, 0, kept)
+    return data_file.to_batches(own.table, config, 0, preparation=kept)
+
+
+def _picture_config(run: TrainedRun, file: Path) -> ImageFolderConfig:
+    values = {**run.data["with"], "path": str(file), "validation_split": 0.0, "shuffle": False}
+    size = values.get("size")
+    values["size"] = tuple(size) if isinstance(size, list) else size
+    return ImageFolderConfig(**{**values, "drop_last": False, "unreadable": "refuse"})
+
+
+def pictures_of(run: TrainedRun, file: Path, batch_size: int, *, labels: bool) -> Iterator[Batch]:
+    """Pictures as the run's own were read, in the order of their names.
+
+    Args:
+        run: of data.image_folder.
+        file: a folder, with or without classes, a table of paths, or a picture.
+        batch_size: pictures at a time.
+        labels: whether they need classes.
+
+    Raises:
+        ConfigError: they cannot be read so.
+    """
+    config = _picture_config(run, file)
+    try:
+        data, _, _ = image_folder.picture_data(config, 0, run.preparation, labels=labels)
+    except DataError as error:
+        raise ConfigError([Fault(f"image_folder: {error}")]) from error
+    count = len(data.table)
+    for begin in range(0, count, batch_size):
+        yield data.samples(np.arange(begin, min(begin + batch_size, count)))
+
+
+def sample_names(run: TrainedRun, file: Path) -> list[str]:
+    """What samples are called, in their order: the files of pictures; nothing for others."""
+    if run.data.get("use") != "image_folder":
+        return []
+    config = _picture_config(run, file)
+    listing = picture_folder.listed(
+        str(file), config.file_column, config.label_column, labels=False
+    )
+    return [str(each) for each in listing.files]
+
+
+def unknown_words(run: TrainedRun, file: Path) -> dict[str, list[str]]:
+    """By column, the words of a file that the run's training never saw: they count as none.
+
+    Args:
+        run: whose preparation counts.
+        file: that was read by `file_inputs`.
+    """
+    pictures = run.data.get("use") == "image_folder"
+    if pictures or not isinstance(run.preparation, Preparation):
+        return {}
+    opened = data_file.open_named(_reading(run, file), run.preparation)
+    return {} if opened is None else named_columns.unknown_words(opened, run.preparation)
 
 
 def check_samples(run: TrainedRun, file: Path, theirs: DataSpec) -> None:
@@ -79,6 +163,19 @@ def _reading(run: TrainedRun, file: Path) -> FileConfig:
             for name, value in run.data["with"].items()
             if name in {field.name for field in dataclasses.fields(FileConfig)}
         }
-        return FileConfig(**{**values, **changes})
+        return file_config({**values, **changes})
     kind = "tokens" if run.spec.vocabulary is not None else "features"
     return FileConfig(**{**changes, "input": kind})
+
+
+def file_config(values: dict[str, Any]) -> FileConfig:
+    """The settings of a run's data for another file, all of whose samples are read."""
+    if values.get("missing") == "leave_out" and values["target"] == "none":
+        values["missing"] = "refuse"  # each sample has an answer
+    if values["target"] != "number":
+        values["target_scale"] = "none"
+    if values["target"] == "none":
+        values["target_column"] = "target"
+    if isinstance(values.get("input_column"), list):
+        values["input_column"] = tuple(values["input_column"])
+    return FileConfig(**{**values, "stratified": False})

@@ -143,12 +143,13 @@ def test_without_a_path_the_shipped_digits_are_read() -> None:
     assert len(next(data.validation()).inputs) == 7
 
 
-def test_features_of_any_shape_are_one_row(tmp_path: Path) -> None:
+def test_features_keep_their_shape(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", input=np.ones((4, 2, 3)), target=np.ones((4, 1), np.int8))
     data = made(path=str(tmp_path / "x.npz"), cache_dir=str(tmp_path / "cache"))
     assert data.spec.features == 6
     batch = next(iter(data.batches(0, 0)))
-    assert batch.inputs.shape[1:] == (6,)
+    assert data.spec.shape == (2, 3)
+    assert batch.inputs.shape[1:] == (2, 3)
     assert batch.targets.ndim == 1
     assert list((tmp_path / "cache").iterdir())
 

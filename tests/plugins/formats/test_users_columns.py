@@ -258,7 +258,7 @@ def test_booleans_of_numpy_and_among_numbers_are_numbers(tmp_path: Path) -> None
     (tmp_path / "x.json").write_text('[{"input": [0.5, true, 32], "target": false}]')
     assert batch(tmp_path / "x.json") == ([[0.5, 1.0, 32.0]], [0])
     (tmp_path / "y.json").write_text('[{"input": [[true], [false]], "target": [3.5, true]}]')
-    assert batch(tmp_path / "y.json", target="number") == ([[1.0, 0.0]], [[3.5, 1.0]])
+    assert batch(tmp_path / "y.json", target="number") == ([[[1.0], [0.0]]], [[3.5, 1.0]])
 
 
 def test_what_arrow_wraps_is_read_as_the_numbers_it_stands_for(tmp_path: Path) -> None:

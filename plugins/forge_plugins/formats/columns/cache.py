@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,11 +97,13 @@ class Kept:
         columns: array by name, mapped.
         defects: of the records, for a lenient reading, mapped; None for another.
         others: names of the file's columns that were not read.
+        about: what was described of columns.
     """
 
     columns: dict[str, Column]
     defects: Column | None
     others: tuple[str, ...]
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def _mapped(folder: Path, *, verify: bool = False, fresh: bool = False) -> Kept | None:
@@ -122,7 +124,8 @@ def _mapped(folder: Path, *, verify: bool = False, fresh: bool = False) -> Kept 
             return None
         files = {path.name: np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
         columns = {name: files[f"{number}.npy"] for number, name in enumerate(manifest["columns"])}
-        return Kept(columns, files.get(DEFECTS), tuple(manifest["others"]))
+        others, about = tuple(manifest["others"]), manifest.get("about", {})
+        return Kept(columns, files.get(DEFECTS), others, about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

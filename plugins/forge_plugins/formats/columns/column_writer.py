@@ -116,6 +116,7 @@ class ColumnFolder:
         self._columns: dict[str, ColumnFile | None] = {}
         self._defects: ColumnFile | None = None
         self._others: dict[str, None] = {}
+        self._about: dict[str, dict[str, Any]] = {}
 
     def path(self, name: str) -> Path:
         """Where a column lies that the caller writes as a whole `.npy` file."""
@@ -144,6 +145,10 @@ class ColumnFolder:
         """Columns that the file has and nobody asked for."""
         self._others.update(dict.fromkeys(names))
 
+    def describe(self, name: str, about: dict[str, Any]) -> None:
+        """Keep what a column is beside its numbers, for JSON; "" stands for the whole file."""
+        self._about[name] = about
+
     def names(self) -> list[str]:
         """Of the columns so far."""
         return list(self._columns)
@@ -162,7 +167,8 @@ class ColumnFolder:
 
         Returns:
             For JSON: `columns`, their names in the order of their numbers; `others`, the names of
-            those that were passed over; `files`, the names of all files.
+            those that were passed over; `files`, the names of all files; `about`, what was
+            described.
         """
         for column in (*self._columns.values(), self._defects):
             if column is not None:
@@ -172,6 +178,7 @@ class ColumnFolder:
             "columns": list(self._columns),
             "others": list(self._others),
             "files": files if self._defects is None else [*files, DEFECTS],
+            "about": self._about,
         }
 
     def abandon(self) -> None:

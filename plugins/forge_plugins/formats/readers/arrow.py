@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from forge_plugins.formats.columns.column_writer import ColumnFolder
 from forge_plugins.formats.columns.table import Column, absent
+from forge_plugins.formats.columns.typed import Typed, typed_column
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Format, Reading
 
@@ -35,6 +36,7 @@ def pyarrow_library(file: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.compute
+        import pyarrow.csv
         import pyarrow.ipc
         import pyarrow.parquet
 
@@ -43,8 +45,8 @@ def pyarrow_library(file: Path) -> Any:
         pyarrow.set_cpu_count(1)
         pyarrow.set_io_thread_count(1)
     except ImportError as error:
-        message = "Parquet and Arrow files are read by pyarrow, which is not installed"
-        raise DataError(file, message, hint="pip install 'forge-kernel[parquet]'") from error
+        message = "CSV, Parquet and Arrow files are read by pyarrow, which is not installed"
+        raise DataError(file, message, hint="pip install pyarrow") from error
     return pyarrow
 
 
@@ -249,11 +251,79 @@ def read_arrow(file: Path, columns: ColumnFolder, reading: Reading, names: Colle
     _read(file, columns, [*names], parquet=False)
 
 
+def read_parquet_frame(file: Path, columns: ColumnFolder) -> None:
+    """Write all columns of a Parquet file, each with what it is.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is broken.
+    """
+    arrow = pyarrow_library(file)
+    try:
+        with arrow.parquet.ParquetFile(file, memory_map=True, pre_buffer=False) as opened:
+            names = opened.schema_arrow.names
+            checked_parquet(file, opened, names)
+            _write_frame(arrow, file, columns, names, lambda name: opened.read([name])[name])
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        message = f"cannot be read: {str(error)[:160]}"
+        raise DataError(file, message, hint="write it anew") from error
+
+
+def read_arrow_frame(file: Path, columns: ColumnFolder) -> None:
+    """Write all columns of an Arrow file or stream, each with what it is.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is broken.
+    """
+    arrow = pyarrow_library(file)
+    try:
+        with arrow.memory_map(str(file)) as source:
+            try:
+                table = arrow.ipc.open_file(source).read_all()
+            except arrow.ArrowInvalid:
+                source.seek(0)
+                table = arrow.ipc.open_stream(source).read_all()
+            _write_frame(arrow, file, columns, table.schema.names, lambda name: table[name])
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        message = f"cannot be read: {str(error)[:160]}"
+        raise DataError(file, message, hint="write it anew") from error
+
+
+def _write_frame(
+    arrow: Any, file: Path, columns: ColumnFolder, names: Sequence[str], get: Callable[[str], Any]
+) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            message = f"{names.count(name)} columns have this name"
+            raise DataError(file, message, field=name, hint="rename all but one")
+        chunked = get(name)
+        column = chunked.combine_chunks()
+        if not len(column):
+            raise DataError(file, "there are no records", hint="give at least one")
+        parts = column.chunks if isinstance(column, arrow.ChunkedArray) else [column]
+        whole = parts[0] if len(parts) == 1 else arrow.concat_arrays(parts)
+        if isinstance(whole, (*_lists(arrow), arrow.ExtensionArray)):
+            numbers, about = _listed(arrow, file, name, whole)
+        else:
+            numbers, about = typed_column(arrow, whole)
+        columns.append(name, numbers)
+        columns.describe(name, about)
+
+
+def _listed(arrow: Any, file: Path, name: str, column: Any) -> Typed:
+    """Rows of several numbers, or nothing that can be used."""
+    try:
+        rows = _numbers(arrow, file, name, column, 0)
+    except DataError as error:
+        return np.zeros(len(column)), {"kind": "other", "missing": 0, "type": error.message}
+    return rows, {"kind": "number", "missing": 0, "distinct": len(rows)}
+
+
 PARQUET: Final = Format(
     name="parquet",
     suffixes=(".parquet", ".pq"),
     magic=(b"PAR1",),
     read=read_parquet,
+    frame=read_parquet_frame,
     sandboxed=True,
 )
 ARROW: Final = Format(
@@ -261,5 +331,6 @@ ARROW: Final = Format(
     suffixes=(".arrow", ".feather"),
     magic=(b"ARROW1",),
     read=read_arrow,
+    frame=read_arrow_frame,
     sandboxed=True,
 )

@@ -50,7 +50,9 @@ class Mlp(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Shape (batch, features) or (batch, sequence) of tokens to (batch, outputs)."""
+        """Shape (batch, features), with more axes or not, or tokens, to (batch, outputs)."""
         if self.embedding is not None:
-            inputs = self.embedding(inputs).flatten(1)
+            inputs = self.embedding(inputs)
+        if inputs.ndim > 2:
+            inputs = inputs.flatten(1)
         return self.layers(inputs)  # type: ignore[no-any-return]
