@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
@@ -368,24 +368,6 @@ def read_yaml(file: FilePath, source: str | None = None) -> Document:
     return parse_yaml(_decode(raw, name), name)
 
 
-class _WithoutAliases:
-    """Writes what `resolve` reads back as the same value."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write a part that stands in two places twice: the reader takes no aliases."""
-        del data
-        return True
-
-
-class _Dumper(_WithoutAliases, yaml.SafeDumper):
-    """In Python: any text."""
-
-
-# by libyaml, where PyYAML was built with it, a tenth of the time
-class _QuickDumper(_WithoutAliases, getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # where it was
-    """In C: any text that UTF-8 holds."""
-
-
 def _write_string(dumper: Any, value: str) -> yaml.ScalarNode:
     try:
         plain = isinstance(resolve(value), str)
@@ -396,8 +378,27 @@ def _write_string(dumper: Any, value: str) -> yaml.ScalarNode:
     return result
 
 
-_Dumper.add_representer(str, _write_string)
-_QuickDumper.add_representer(str, _write_string)
+class _Plain:
+    """Writes what `resolve` reads back as the same value."""
+
+    yaml_representers: ClassVar[dict[Any, Any]] = {
+        **yaml.SafeDumper.yaml_representers,
+        str: _write_string,
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a part that stands in two places twice: the reader takes no aliases."""
+        del data
+        return True
+
+
+class _Dumper(_Plain, yaml.SafeDumper):
+    """In Python: any text."""
+
+
+# by libyaml, where PyYAML was built with it, a tenth of the time
+class _QuickDumper(_Plain, getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # where it was
+    """In C: any text that UTF-8 holds."""
 
 
 def write_yaml(data: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +38,45 @@ class ProgressBarConfig:
     ] = 0.5
 
 
+def _bar() -> Progress:
+    """A line with the clocks and, below it, one with the metrics: both fit 80 columns."""
+    from rich.console import Console, RenderableType
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class TwoLines(Progress):
+        """A progress whose metrics stand below the bar."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            """The line of the bar, and that of the metrics."""
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if task.fields["metrics"]:
+                    yield Text(task.fields["metrics"], no_wrap=True, overflow="ellipsis")
+
+    return TwoLines(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("gone"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(stderr=True),
+        redirect_stdout=False,  # the process's streams stay as they are
+        redirect_stderr=False,
+        auto_refresh=False,  # no thread: drawn from the step's end, when it is time
+    )
+
+
 class ProgressBar:
     """Progress on the screen: a bar on a terminal, one JSON line per event elsewhere.
 
@@ -63,31 +102,7 @@ class ProgressBar:
         if not sys.stderr.isatty():
             self._line(run, "start", total_steps=run.total_steps, folder=str(run.folder))
             return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("gone"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            TextColumn("{task.fields[metrics]}", markup=False),
-            console=Console(stderr=True),
-            redirect_stdout=False,  # the process's streams stay as they are
-            redirect_stderr=False,
-            auto_refresh=False,  # no thread: drawn from the step's end, when it is time
-        )
+        self._bar = _bar()
         self._task = self._bar.add_task(
             run.settings.name, total=run.total_steps, completed=run.progress.step, metrics="",
             rate="",
