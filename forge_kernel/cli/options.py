@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from typing import Annotated
 
 import typer
@@ -20,6 +22,17 @@ AllowCode = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def folded(line: str, width: int) -> str:
+    """A line for people, folded where a terminal shows it; for a program it stays one line."""
+    if not sys.stdout.isatty() or len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(
+        line, max(width, 20), subsequent_indent=indent, drop_whitespace=True,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def visible(text: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import sys
 import textwrap
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -14,6 +16,10 @@ from forge_kernel.cli.options import AsJson
 if TYPE_CHECKING:
     from forge_kernel.contract.plugin import Kind
     from forge_kernel.planning.catalog import Catalog
+
+
+OURS: Final = "forge-kernel"
+"""The distribution whose name does not stand beside each of its plugins."""
 
 
 def plugins_command(
@@ -72,13 +78,18 @@ def _row(catalog: Catalog, offer: Any) -> dict[str, Any]:
 
 def _show_list(rows: list[dict[str, Any]], catalog: Catalog) -> None:
     width = max((len(row["name"]) for row in rows), default=0)
+    margin = " " * (width + 4)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
     kind = None
     for row in rows:
         if row["kind"] != kind:
             kind = row["kind"]
             print(f"\n{kind}" if rows.index(row) else kind)
         text = f"BROKEN: {row['broken']}" if row["broken"] else row["about"]
-        print(f"  {row['name']:<{width}}  {row['origin']:<20}  {text}")
+        if row["origin"].partition(" ")[0] != OURS:
+            text = f"{text}  ({row['origin']})"
+        about = textwrap.wrap(text, max(columns - width - 4, 20), break_long_words=False)
+        print(f"  {row['name']:<{width}}  {f'{chr(10)}{margin}'.join(about)}".rstrip())
     for problem in catalog.misnamed:
         print(f"\nBROKEN: {problem}")
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 METRICS: Final = 6
 """Lines of metrics; all of them are in the run's files."""
-_GOALS: Final = {"max": 0, "min": 1}
 COLOURS: Final = {"completed": "green", "stopped": "yellow", "failed": "red"}
 
 
@@ -24,7 +23,7 @@ def summary(result: RunResult, infos: MetricInfos) -> Iterator[str]:
         result: of the run.
         infos: what its metrics are.
     """
-    names = _that_matter(result, infos)
+    names = infos.that_matter(result.final)
     for name in names[:METRICS]:
         yield f"  {name}: {_values(name, result, infos)}"
     skipped = result.final.get("skipped_steps")
@@ -40,19 +39,6 @@ def summary(result: RunResult, infos: MetricInfos) -> Iterator[str]:
     if (folder / "report.html").is_file():
         yield f"  report: {folder}/report.html"
     yield f"  next: forge evaluate {folder}   (all commands: forge --help)"
-
-
-def _that_matter(result: RunResult, infos: MetricInfos) -> list[str]:
-    """The metrics of which more, or less, is better: those of the validation first."""
-    from forge_kernel.contract.metric_info import VALIDATION
-
-    goals = {name: infos.of(name).goal for name in result.final}
-    known = [name for name, goal in goals.items() if goal is not None and name != "skipped_steps"]
-
-    def rank(name: str) -> tuple[bool, int]:
-        return not name.startswith(VALIDATION), _GOALS[str(goals[name])]
-
-    return sorted(known, key=rank)
 
 
 def _values(name: str, result: RunResult, infos: MetricInfos) -> str:

@@ -125,6 +125,19 @@ class MetricInfos:
         """
         return self._declared(name) or MetricInfo(name)
 
+    def that_matter(self, names: Iterable[str]) -> list[str]:
+        """The metrics of which more, or less, is better: a validation's first, then by direction.
+
+        Args:
+            names: as they stand in the log.
+        """
+        goals = {name: self.of(name).goal for name in names if name != "skipped_steps"}
+
+        def rank(name: str) -> tuple[bool, bool]:
+            return not name.startswith(VALIDATION), goals[name] == "min"
+
+        return sorted((name for name, goal in goals.items() if goal is not None), key=rank)
+
     def _declared(self, name: str) -> MetricInfo | None:
         bare = name.removeprefix(VALIDATION)
         for candidate in dict.fromkeys((name, bare, bare.partition("/")[0])):

@@ -23,6 +23,35 @@ def metrics_text(metrics: Any, infos: MetricInfos | None = None) -> str:
     )
 
 
+def metrics_lines(metrics: Any, infos: MetricInfos, width: int) -> list[str]:
+    """Metrics as a table: those that matter a line each, the others side by side.
+
+    Args:
+        metrics: by name; those not measured are left out.
+        infos: what they are.
+        width: columns of a line.
+    """
+    numbers = metrics if isinstance(metrics, Mapping) else {}
+    known = {
+        name: infos.of(name).number(value, grouped=False)
+        for name, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    first = infos.that_matter(known)
+    room = max(map(len, first), default=0)
+    result = [f"{name:<{room}}  {known[name]}" for name in first]
+    line = ""
+    for name, text in known.items():
+        if name in first:
+            continue
+        part = f"{name} {text}"
+        if line and len(line) + 2 + len(part) > width:
+            result.append(line)
+            line = ""
+        line = f"{line}  {part}" if line else part
+    return [*result, line] if line else result
+
+
 def place_text(status: Mapping[str, Any]) -> str:
     """Where a run is: `step 120 of 4000, epoch 3, phase warmup`."""
     total = status.get("total_steps")

@@ -14,7 +14,7 @@ from forge_kernel import run
 from forge_kernel.api import MetricInfo, MetricInfos
 from forge_kernel.contract.plugin import Kind
 from forge_kernel.run_folder.folder import RunFolder
-from forge_kernel.run_folder.log_text import metrics_text
+from forge_kernel.run_folder.log_text import metrics_lines, metrics_text
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,21 @@ def test_what_a_plugin_declares_decides_the_best_and_is_kept_with_the_run(
     assert result.best["score"] == best
     shown = metrics_text({"validation_score": 0.4567}, RunFolder(tmp_path / "r").metric_infos())
     assert shown == f"validation_score {'0.46 %' if declared else '0.4567'}"
+
+
+def test_what_matters_comes_first_and_the_rest_side_by_side() -> None:
+    """Planted: the order of the log; lines that are longer than the terminal."""
+    infos = MetricInfos([MetricInfo("accuracy", goal="max"), MetricInfo("perplexity", goal="min")])
+    metrics = {
+        "grad_norm": 0.25, "loss": 1.5, "slow": None, "validation_perplexity": 4.5, "accuracy": 1,
+        "validation_accuracy": 0.5, "skipped_steps": 2, "level_-1": 0.125, "level_0": 0.75,
+    }  # fmt: skip
+    assert infos.that_matter(metrics) == [
+        "validation_accuracy", "validation_perplexity", "accuracy", "loss",
+    ]  # fmt: skip
+    lines = metrics_lines(metrics, infos, 40)
+    assert lines == [
+        "validation_accuracy    0.5", "validation_perplexity  4.5", "accuracy               1",
+        "loss                   1.5", "grad_norm 0.25  skipped_steps 2", "level_-1 0.125  level_0 0.75",
+    ]  # fmt: skip
+    assert metrics_lines(None, infos, 40) == []
