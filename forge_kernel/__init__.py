@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from forge_kernel.config.pipeline import PipelineConfig
     from forge_kernel.contract.result import RunResult
     from forge_kernel.contract.run_config import RunConfig
+    from forge_kernel.fitting import fit
     from forge_kernel.planning.pipeline_file import load_pipeline
     from forge_kernel.planning.plan import plan
     from forge_kernel.runner import resume, run, run_async
     from forge_kernel.trained_run import TrainedRun, evaluate_clients, evaluate_run, load_run
+    from forge_kernel.training.loaders.samples import as_data
     from forge_kernel.training.session import Session
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "RunResult",
     "Session",
     "TrainedRun",
+    "as_data",
     "evaluate_clients",
     "evaluate_run",
+    "fit",
     "load_pipeline",
     "load_run",
     "plan",
@@ -39,8 +43,10 @@ _HOMES = {
     "RunResult": "forge_kernel.contract.result",
     "Session": "forge_kernel.training.session",
     "TrainedRun": "forge_kernel.trained_run",
+    "as_data": "forge_kernel.training.loaders.samples",
     "evaluate_clients": "forge_kernel.trained_run",
     "evaluate_run": "forge_kernel.trained_run",
+    "fit": "forge_kernel.fitting",
     "load_pipeline": "forge_kernel.planning.pipeline_file",
     "load_run": "forge_kernel.trained_run",
     "plan": "forge_kernel.planning.plan",

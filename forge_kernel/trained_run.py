@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from forge_kernel.contract.data import DataSpec
-from forge_kernel.errors import ConfigError, Fault, PluginError
+from forge_kernel.contract.uses import use
+from forge_kernel.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from forge_kernel.training.session import Session
-
-GROUP: Final = "forge_kernel.uses"
-"""Entry points: functions of a `TrainedRun` by the name of its method, and `open_folder`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +72,6 @@ class TrainedRun:
         """
         result: torch.Tensor = use("predict")(self, inputs, batch_size=batch_size)
         return result
-
-
-def use(name: str) -> Callable[..., Any]:
-    """An installed function of this group.
-
-    Raises:
-        PluginError: nobody offers it, or it cannot be imported.
-    """
-    entries = entry_points(group=GROUP, name=name)
-    if not entries:
-        raise PluginError(f"no installed package offers '{name}' for trained runs ({GROUP})")
-    entry = next(iter(entries))
-    try:
-        result: Callable[..., Any] = entry.load()
-    except ImportError as error:
-        raise PluginError(f"'{name}' ({entry.value}) cannot be loaded: {error}") from error
-    return result
 
 
 def load_run(folder: str | Path, *, device: str = "cpu", allow_code: bool = False) -> TrainedRun:

@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from forge_kernel.errors import RunError
 
 if TYPE_CHECKING:
     from torch import nn
 
 Outcome = Literal["completed", "stopped", "failed"]
+
+
+class History(dict[str, list[float | None]]):
+    """Metrics by name, each a column over `step`; None where one was not measured."""
+
+    def frame(self) -> Any:
+        """As a data frame of pandas, with the step as its index.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas  # type: ignore[import-untyped]  # an extra of the caller
+
+        return pandas.DataFrame(dict(self)).set_index("step")
+
+
+@dataclass(frozen=True)
+class Charts:
+    """A page of curves, which a notebook shows in place.
+
+    Args:
+        page: a whole HTML document, which loads nothing.
+        height: of the frame in a notebook, in pixels.
+    """
+
+    page: str = field(repr=False)
+    height: int = 420
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{html.escape(self.page)}" sandbox title="curves" '
+            f'style="width:100%;height:{self.height}px;border:0"></iframe>'
+        )
+
+    def save(self, file: str | Path) -> Path:
+        """Write the page.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        file = Path(file)
+        file.write_text(self.page, encoding="utf-8")
+        return file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +91,43 @@ class RunResult:
     folder: Path | None = None
     model: nn.Module | None = field(default=None, repr=False)
     training_model: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def history(self) -> History:
+        """The metrics as columns over the steps, those of validations under `validation_`.
+
+        Raises:
+            RunError: the run has no folder, or wrote no metrics into it.
+        """
+        from forge_kernel.contract.uses import use
+
+        return History(use("run_history")(self._folder()))
+
+    def plot(self, *metrics: str) -> Charts:
+        """Curves over the steps; a notebook shows them.
+
+        Args:
+            metrics: names as in `history`; without any, all that were measured.
+
+        Raises:
+            RunError: as `history`, or there is no such metric.
+        """
+        from forge_kernel.contract.uses import use
+
+        return Charts(use("run_charts")(self._folder(), metrics))
+
+    def _folder(self) -> Path:
+        if self.folder is None:
+            raise RunError("this run has no folder, in which its metrics would stand")
+        return self.folder
+
+    def _repr_html_(self) -> str:
+        """The whole report, as a notebook shows it."""
+        from forge_kernel.contract.uses import use
+
+        if self.folder is None:
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        return Charts(use("run_report")(self.folder), height=640)._repr_html_()
 
     def to_data(self) -> dict[str, Any]:
         """Plain data without the live parts."""
