@@ -97,7 +97,7 @@ class Distillation:
         """No companion to train; the model is still as it was made.
 
         Raises:
-            PluginError: the cache is damaged.
+            PluginError: more answers are to be kept than there are classes.
         """
         config = self.config
         classes, digest = run.data.spec.classes, ""

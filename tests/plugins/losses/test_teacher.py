@@ -336,6 +336,23 @@ def test_relations_are_those_of_the_paper_between_rows_that_see_each_other() -> 
     assert float(relation_divergences([own], [own], 2).abs().max()) == 0.0
 
 
+def test_relations_are_taken_in_full_precision_under_autocast() -> None:
+    """Red when the products are in half precision: with a scaled loss their gradient overflows."""
+    torch.manual_seed(0)
+    own = [torch.randn(2, 16, 8).half().requires_grad_() for _ in range(3)]
+    other = [torch.randn(2, 16, 8).half() for _ in range(3)]
+
+    def gradients(*, autocast: bool) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            loss = relation_divergences(own, other, 4).mean() * 65536.0
+        return torch.autograd.grad(loss, own)
+
+    found = gradients(autocast=True)
+    pairs = zip(found, gradients(autocast=False), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert all(bool(one.isfinite().all()) for one in found)
+
+
 def test_packed_sequences_relate_to_themselves_alone() -> None:
     """Planted: segments by the first position alone."""
     torch.manual_seed(1)
