@@ -447,7 +447,14 @@ def test_a_cache_of_other_data_is_refused_and_of_the_same_in_another_order_is_no
     changed = [Batch(one.inputs, one.targets.clone(), one.weights) for one in data]
     changed[0].targets[0, 0] = 1
     fewer = [Batch(one.inputs, one.targets[:, 2:], positions=slice(2, None)) for one in data]
-    for other in ([drawn(9)], changed, [Batch(one.inputs, one.targets) for one in data], fewer):
+    moved = [Batch(one.inputs, one.targets.roll(1, 1), one.weights) for one in data]  # as many
+    for other in (
+        [drawn(9)],
+        changed,
+        moved,
+        [Batch(one.inputs, one.targets) for one in data],
+        fewer,
+    ):
         with pytest.raises(PluginError, match="was made for other data than this run reads"):
             session_of(other, **settings)
     session_of(data[::-1], **settings)
