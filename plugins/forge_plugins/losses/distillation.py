@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from forge_kernel.api import (
@@ -110,7 +111,7 @@ class Distillation:
             if config.teacher is None:
                 digest = weights_digest(run.model)
             about = {
-                "teacher": config.teacher or "the model before it is quantized",
+                "teacher": Path(config.teacher).name if config.teacher else "",
                 "source": source_of(config.teacher) if config.teacher else digest,
                 "k": config.cache_top_k,
                 "temperature": config.temperature,

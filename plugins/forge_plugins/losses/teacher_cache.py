@@ -112,12 +112,14 @@ class TeacherCache:
         return whole
 
     def _compare(self, store: AnswerStore) -> None:
-        names = {"teacher": "another teacher", "source": "other weights of the teacher",
-                 "k": "another cache_top_k", "temperature": "another temperature"}  # fmt: skip
+        names = {"source": "other weights of the teacher", "k": "another cache_top_k",
+                 "temperature": "another temperature"}  # fmt: skip
+        if not self._about["source"]:  # the teacher's folder is not here: its name tells it
+            names = {**names, "teacher": "another teacher"}
+            del names["source"]
         for name, words in names.items():
             own, kept = self._about[name], store.about.get(name)
-            unknown = name == "source" and not own  # the teacher's folder is not here
-            if own != kept and not unknown:
+            if own != kept:
                 shown = "" if name == "source" else f" ({kept}, here {own})"
                 raise PluginError(
                     f"distillation: the cache {self.folder} is of {words}{shown}: name another "

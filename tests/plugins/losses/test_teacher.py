@@ -542,6 +542,32 @@ def test_a_healing_that_is_resumed_is_the_one_that_was_not_interrupted(
     assert again.steps == 8
 
 
+def test_a_cache_goes_on_without_the_teachers_folder_and_not_with_another_teacher(
+    tmp_path: Path,
+) -> None:
+    """Planted: the path as it was written tells the teacher: a resumed run has another."""
+    plain = [*TINY, "quantizer=null", "run.max_steps=1", "loss={use: language_model}"]
+    for name, seed in (("one", 1), ("two", 2)):
+        chosen = [*plain, f"run.seed={seed}"]
+        run(load_pipeline("smoke", chosen), output_dir=tmp_path / name, quiet=True)
+
+    def healed(teacher: Path, place: str) -> Any:
+        options = f"teacher: {teacher}, cache: {tmp_path / 'cache'}, cache_top_k: 4"
+        loss = f"loss={{use: distillation, with: {{loss: {{use: language_model}}, {options}}}}}"
+        return run(load_pipeline("smoke", [*TINY, loss]), output_dir=tmp_path / place, quiet=True)
+
+    first = healed(tmp_path / "one", "a")
+    with pytest.raises(PluginError, match="other weights of the teacher"):
+        healed(tmp_path / "two", "b")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    for teacher, place in (("moved", "c"), ("one", "d")):
+        again = healed(tmp_path / teacher, place)
+        pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+    with pytest.raises(PluginError, match="another teacher \\(one, here nobody\\)"):
+        healed(tmp_path / "nobody", "e")
+
+
 def test_a_teacher_of_other_tokens_is_refused(tmp_path: Path) -> None:
     """Its run read another tokenizer's tokens of the same text."""
     plain = [*TINY, "quantizer=null", "run.max_steps=1", "loss={use: language_model}"]
