@@ -196,8 +196,7 @@ def _with_sub_norms(transformers: Any, plain: Any, attention: str) -> LoadedMode
                 torch.full(parameter.shape, first, dtype=parameter.dtype, device="cpu")
             )
             drawn.append(name)
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
+    model.load_state_dict(state, assign=True)  # what is tied is one parameter here too
     model.generation_config = plain.generation_config
     return LoadedModel(model.eval(), drawn, [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from forge_kernel.api import (
@@ -97,7 +98,7 @@ class Distillation:
         """No companion to train; the model is still as it was made.
 
         Raises:
-            PluginError: the cache is damaged.
+            PluginError: more answers are to be kept than there are classes.
         """
         config = self.config
         classes, digest = run.data.spec.classes, ""
@@ -110,7 +111,7 @@ class Distillation:
             if config.teacher is None:
                 digest = weights_digest(run.model)
             about = {
-                "teacher": config.teacher or "the model before it is quantized",
+                "teacher": Path(config.teacher).name if config.teacher else "",
                 "source": source_of(config.teacher) if config.teacher else digest,
                 "k": config.cache_top_k,
                 "temperature": config.temperature,

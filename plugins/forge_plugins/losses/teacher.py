@@ -159,8 +159,6 @@ def keys_of(batch: Batch) -> tuple[Any, Any]:
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
     samples, counted = batch.samples, batch.counted
     tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    if isinstance(batch.targets, torch.Tensor):
-        tensors.append(batch.targets)
     if isinstance(batch.positions, torch.Tensor):
         tensors.append(batch.positions.expand(samples, *batch.positions.shape))
     elif batch.positions is not None:
@@ -176,6 +174,7 @@ def keys_of(batch: Batch) -> tuple[Any, Any]:
         shown = (counted.weights > 0).view(samples, -1)
         tensors.append(shown)
         counts = shown.sum(1)
+    tensors.append(counts)  # not the targets themselves: the teacher is not asked about them
     return answer_store.sample_keys(tensors), counts.cpu().numpy()
 
 

@@ -74,15 +74,13 @@ class TeacherCache:
     def known_digest(self, run: Run) -> str:
         """The teacher's weights as the answers were made, where the folder says it has them all.
 
-        Empty: there is nothing yet, or not enough for so long a run.
-
-        Raises:
-            PluginError: it is damaged.
+        Empty: there is nothing yet, or not enough for so long a run, or it is damaged, which
+        `open` tells: a run that is only read needs no cache.
         """
         try:
             about = answer_store.read_manifest(self.folder)
-        except answer_store.StoreError as error:
-            raise PluginError(f"distillation: {error}") from error
+        except answer_store.StoreError:
+            return ""
         needed = (run.total_steps or 0) * run.settings.accumulate
         if about is None or about.get("micro_batches", 0) < needed:
             return ""
@@ -114,12 +112,14 @@ class TeacherCache:
         return whole
 
     def _compare(self, store: AnswerStore) -> None:
-        names = {"teacher": "another teacher", "source": "other weights of the teacher",
-                 "k": "another cache_top_k", "temperature": "another temperature"}  # fmt: skip
+        names = {"source": "other weights of the teacher", "k": "another cache_top_k",
+                 "temperature": "another temperature"}  # fmt: skip
+        if not self._about["source"]:  # the teacher's folder is not here: its name tells it
+            names = {**names, "teacher": "another teacher"}
+            del names["source"]
         for name, words in names.items():
             own, kept = self._about[name], store.about.get(name)
-            unknown = name == "source" and not own  # the teacher's folder is not here
-            if own != kept and not unknown:
+            if own != kept:
                 shown = "" if name == "source" else f" ({kept}, here {own})"
                 raise PluginError(
                     f"distillation: the cache {self.folder} is of {words}{shown}: name another "

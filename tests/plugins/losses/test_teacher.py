@@ -6,12 +6,13 @@ import gc
 import json
 import re
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kernel_parts import SgdPart, StopAfter, make_session
+from kernel_parts import SgdPart, StopAfter, make_plugin, make_session
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from forge_kernel import load_pipeline, resume, run
 from forge_kernel.config.use import Use, UseLoss, UseQuantizer
 from forge_kernel.contract.data import DataSpec
+from forge_kernel.contract.plugin import Kind
 from forge_kernel.contract.values import Batch
 from forge_kernel.errors import ConfigError, ForgeError, PluginError
 from forge_kernel.training.loaders.data_loaders import LoaderData
@@ -194,6 +196,7 @@ def session_of(
     quantizer: dict[str, Any] | None = None,
     max_steps: int = 2,
     accumulate: int = 1,
+    plugins: Sequence[Any] = (),
     **config: Any,
 ) -> Session:
     spec = DataSpec(vocabulary=CLASSES, sequence=LENGTH, classes=CLASSES)
@@ -201,7 +204,7 @@ def session_of(
     return make_session(
         model or Network(), LoaderData(batches, spec=spec),
         optimizer=SgdPart(0.5), own_loss=True, max_steps=max_steps, accumulate=accumulate,
-        uses={
+        plugins=plugins, uses={
             "loss": UseLoss("distillation", config), "wrappers": wrappers,
             "quantizer": UseQuantizer("bitnet", quantizer or {"skip": ["head"]}),
         },
@@ -284,9 +287,15 @@ def test_a_longer_run_adds_what_is_missing_to_its_cache(tmp_path: Path) -> None:
 
 
 def test_what_is_frozen_is_held_once() -> None:
-    """The teacher is the model before its conversion. Planted: all that is equal is shared."""
+    """The teacher is the model before its conversion. Planted: all that is equal, or all that is frozen."""
     freeze = Use("freeze", {"parameters": ["embedding.*", "head.*"]})
-    session = session_of([drawn()], wrappers=(freeze,))
+
+    def moves(self: Any, run: Any, model: nn.Module) -> nn.Module:
+        model.get_parameter("head.bias").data += 1.0  # as a start from other weights does
+        return model
+
+    mover = make_plugin("mover", Kind.WRAPPERS, transform_model=moves)
+    session = session_of([drawn()], wrappers=(freeze,), plugins=[mover])
     own = dict(session.run.model.named_parameters())
     place = own["embedding.weight"].data_ptr()
     gc.collect()
@@ -298,7 +307,7 @@ def test_what_is_frozen_is_held_once() -> None:
         and item.embedding.weight.data_ptr() == place
     )
     shared = {n for n, p in teacher.named_parameters() if p.data_ptr() == own[n].data_ptr()}
-    assert shared == {"embedding.weight", "head.weight", "head.bias"}
+    assert shared == {"embedding.weight", "head.weight"}
     before = [p.clone() for p in teacher.parameters()]
     weights_after(session, [drawn()], [drawn(5)])
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
@@ -334,6 +343,23 @@ def test_relations_are_those_of_the_paper_between_rows_that_see_each_other() -> 
                 total += float((p * (p / q).log()).sum()) / 2
             assert float(found[sample, row]) == pytest.approx(total, abs=1e-6)
     assert float(relation_divergences([own], [own], 2).abs().max()) == 0.0
+
+
+def test_relations_are_taken_in_full_precision_under_autocast() -> None:
+    """Red when the products are in half precision: with a scaled loss their gradient overflows."""
+    torch.manual_seed(0)
+    own = [torch.randn(2, 16, 8).half().requires_grad_() for _ in range(3)]
+    other = [torch.randn(2, 16, 8).half() for _ in range(3)]
+
+    def gradients(*, autocast: bool) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            loss = relation_divergences(own, other, 4).mean() * 65536.0
+        return torch.autograd.grad(loss, own)
+
+    found = gradients(autocast=True)
+    pairs = zip(found, gradients(autocast=False), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert all(bool(one.isfinite().all()) for one in found)
 
 
 def test_packed_sequences_relate_to_themselves_alone() -> None:
@@ -416,14 +442,24 @@ def test_a_cache_of_other_answers_is_refused(
 def test_a_cache_of_other_data_is_refused_and_of_the_same_in_another_order_is_not(
     made: tuple[list[Batch], dict[str, Any]],
 ) -> None:
-    """Other targets that count are other data. Planted: keys of the tokens alone."""
+    """Rows that count where they did not are other data. Planted: keys of the tokens alone."""
     data, settings = made
     changed = [Batch(one.inputs, one.targets.clone(), one.weights) for one in data]
     changed[0].targets[0, 0] = 1
-    for other in ([drawn(9)], changed, [Batch(one.inputs, one.targets) for one in data]):
+    fewer = [Batch(one.inputs, one.targets[:, 2:], positions=slice(2, None)) for one in data]
+    moved = [Batch(one.inputs, one.targets.roll(1, 1), one.weights) for one in data]  # as many
+    for other in (
+        [drawn(9)],
+        changed,
+        moved,
+        [Batch(one.inputs, one.targets) for one in data],
+        fewer,
+    ):
         with pytest.raises(PluginError, match="was made for other data than this run reads"):
             session_of(other, **settings)
     session_of(data[::-1], **settings)
+    relabelled = [Batch(one.inputs, one.targets.clamp_max(3), one.weights) for one in data]
+    session_of(relabelled, **settings).step(relabelled[0])
 
 
 def test_a_sample_that_was_not_read_through_is_told(
@@ -504,6 +540,32 @@ def test_a_healing_that_is_resumed_is_the_one_that_was_not_interrupted(
     one, two = whole.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert again.steps == 8
+
+
+def test_a_cache_goes_on_without_the_teachers_folder_and_not_with_another_teacher(
+    tmp_path: Path,
+) -> None:
+    """Planted: the path as it was written tells the teacher: a resumed run has another."""
+    plain = [*TINY, "quantizer=null", "run.max_steps=1", "loss={use: language_model}"]
+    for name, seed in (("one", 1), ("two", 2)):
+        chosen = [*plain, f"run.seed={seed}"]
+        run(load_pipeline("smoke", chosen), output_dir=tmp_path / name, quiet=True)
+
+    def healed(teacher: Path, place: str) -> Any:
+        options = f"teacher: {teacher}, cache: {tmp_path / 'cache'}, cache_top_k: 4"
+        loss = f"loss={{use: distillation, with: {{loss: {{use: language_model}}, {options}}}}}"
+        return run(load_pipeline("smoke", [*TINY, loss]), output_dir=tmp_path / place, quiet=True)
+
+    first = healed(tmp_path / "one", "a")
+    with pytest.raises(PluginError, match="other weights of the teacher"):
+        healed(tmp_path / "two", "b")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    for teacher, place in (("moved", "c"), ("one", "d")):
+        again = healed(tmp_path / teacher, place)
+        pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+    with pytest.raises(PluginError, match="another teacher \\(one, here nobody\\)"):
+        healed(tmp_path / "nobody", "e")
 
 
 def test_a_teacher_of_other_tokens_is_refused(tmp_path: Path) -> None:

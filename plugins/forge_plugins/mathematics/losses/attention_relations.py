@@ -62,7 +62,8 @@ def _log_relations(rows: Tensor, heads: int, seen: Tensor) -> Tensor:
     if width % heads:
         raise ValueError(f"a width of {width} cannot be cut into {heads} relation heads")
     parts = rows.float().view(samples, length, heads, width // heads).transpose(1, 2)
-    relations = parts @ parts.transpose(2, 3) / (width // heads) ** 0.5
+    with torch.autocast(rows.device.type, enabled=False):  # the products, too, in fp32
+        relations = parts @ parts.transpose(2, 3) / (width // heads) ** 0.5
     large = torch.finfo(relations.dtype).min
     return functional.log_softmax(relations.masked_fill(~seen, large), -1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PIECE: Final = 448
+PIECE: Final = 384
 """Rows of logits that are there at a time, of student and teacher each, at most.
 
 With all that is in between, no more than 2 x 512 rows of a large vocabulary (8192 or more).
