@@ -79,43 +79,29 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     formats: Annotated[bool, typer.Option("--formats", help="list the installed formats")] = False,
 ) -> None:
     """Show what a data file holds. Columns or fields, counts, quality, balance, what to write."""
+    from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.formats.format import Reading
 
     if formats:
         typer.echo("\n".join(_formats()))
         return
-    file = _named(file)
+    if file is None:
+        raise ConfigError([Fault("no file is named", hints=("forge data FILE, or --formats",))])
     _check_words(form, token_dtype)
     reading = Reading(
         input=input_column, target=None if target is TargetForm.NONE else target_column,
         lenient=True, trust_pickle=trust_pickle, integers=token_dtype, length=sequence_length,
     )  # fmt: skip
-    plain = reading == Reading(lenient=True, target=reading.target)
-    asked = form == "auto" and inputs is InputForm.FEATURES
-    if plain and asked and _shown_by_columns(file, page, cache_dir, as_json=as_json):
-        return
     meant = _ScanOptions(
         form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
         threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
     )  # fmt: skip
-    _show(_answer(meant, file, reading), page, as_json=as_json)
-
-
-def _named(file: str | None) -> str:
-    """The file that is meant.
-
-    Raises:
-        ConfigError: none is.
-    """
-    from forge_kernel.errors import ConfigError, Fault
-
-    if file is None:
-        raise ConfigError([Fault("no file is named", hints=("forge data FILE, or --formats",))])
-    return file
+    if not _shown_by_columns(meant, file, reading, page, as_json=as_json):
+        _show(_answer(meant, file, reading), page, as_json=as_json)
 
 
 def _shown_by_columns(
-    file: str, page: Path | None, cache_dir: Path | None, *, as_json: bool
+    meant: _ScanOptions, file: str, reading: Reading, page: Path | None, *, as_json: bool
 ) -> bool:
     """Whether data have columns with names, or are pictures, and are shown so.
 
@@ -125,9 +111,13 @@ def _shown_by_columns(
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.commands.columns import columns_of, columns_page, write_lines
     from forge_plugins.formats.errors import DataError
+    from forge_plugins.formats.format import Reading
 
+    plain = reading == Reading(lenient=True, target=reading.target)
+    if not plain or meant.form != "auto" or meant.inputs is not InputForm.FEATURES:
+        return False
     try:
-        suggestion = columns_of(file, cache_dir)
+        suggestion = columns_of(file, meant.cache_dir)
     except DataError as fault:
         hints = (fault.hint,) if fault.hint else ()
         message = str(fault).removesuffix(f"; {fault.hint}")

@@ -108,7 +108,8 @@ def read_picture(
     """
     try:
         with _opened(pillow, file) as opened:
-            picture = pillow.ImageOps.exif_transpose(opened)
+            turned = opened.getexif().get(_ORIENTATION, 1) != 1
+            picture = pillow.ImageOps.exif_transpose(opened) if turned else opened
             picture = _eight_bits(pillow, picture)
             if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
                 clear = picture.convert("RGBA")
