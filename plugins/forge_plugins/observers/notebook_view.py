@@ -74,7 +74,7 @@ class NotebookView:
             metrics: of the last log line and validation.
             notes: what plugins told.
         """
-        from IPython.display import HTML, display
+        from IPython import display as screen
 
         of = f" of {self._total}" if self._total else ""
         limit = f' max="{self._total}"' if self._total else ""
@@ -84,8 +84,8 @@ class NotebookView:
             f'<progress value="{step}"{limit}></progress> step {step}{of}, {html.escape(clock)}'
             f"</div><div>{html.escape(metrics)}</div>{told}{self.loss.svg('loss')}</div>"
         )
-        shown: Any = HTML
+        shown: Any = screen
         if self._handle is None:
-            self._handle = display(shown(content), display_id=True)
+            self._handle = shown.display(shown.HTML(content), display_id=True)
         else:
-            self._handle.update(shown(content))
+            self._handle.update(shown.HTML(content))
