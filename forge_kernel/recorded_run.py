@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,22 @@ if TYPE_CHECKING:
     from forge_kernel.training.session import Session
 
 
-def recorded(session: Session, record: RunRecord) -> RunResult:
-    """Drive a session while its folder is written; one that is not opened yet begins anew."""
+def recorded(
+    session: Session, record: RunRecord, prepare: Callable[[Session], None] | None = None
+) -> RunResult:
+    """Drive a session while its folder is written; one that is not opened yet begins anew.
+
+    Args:
+        session: to drive.
+        record: writes the folder.
+        prepare: opens and looks at the session first; what it raises is not told in the folder.
+    """
     assert session.run.folder is not None
     record.open(session.run.folder)
     try:
+        if prepare is not None:
+            record.state("initializing")
+            prepare(session)
         return _drive(session, record)
     finally:
         record.close()

@@ -35,6 +35,7 @@ from forge_kernel.run_folder.folder import CHECKPOINTS, CONFIG, RunFolder
 from forge_kernel.run_folder.owner import Owner
 from forge_kernel.run_folder.record import (
     RunRecord,
+    discarded_if_refused,
     new_run_folder,
     write_config,
 )
@@ -45,6 +46,7 @@ from forge_kernel.training.loaders.in_memory import (
     ProgressCallback,
     ProgressObserver,
 )
+from forge_kernel.training.rehearsal.placed_faults import placed
 from forge_kernel.trust import code_allowed
 
 if TYPE_CHECKING:
@@ -133,14 +135,34 @@ def run_document(
         Exception: what a part of the run raised, after the run folder says why.
     """
     catalog = Catalog.installed()
-    checked = _made_definite(check_document(document, catalog))
+    checked = _definite_document(document, catalog)
     record = RunRecord()
     decided = plan(checked, catalog, plugins=[record], document=document)
     planned(checked)
-    with under_rules(checked.plugins), closing(_new_folder(checked, output_dir)) as owner:
-        session = _session_in(owner.folder, decided, cancel=cancel, quiet=quiet)
+    with (
+        under_rules(checked.plugins),
+        closing(new_run_folder(checked.run.name, output_dir)) as owner,
+        discarded_if_refused(owner) as accept,
+    ):
+        write_config(owner.folder, with_absolute_paths(fill(checked), checked), ())
+        from forge_kernel.training.rehearsal.dry_run import rehearse
+
+        with placed(decided.entries, document):
+            session = _session_in(owner.folder, decided, cancel=cancel, quiet=quiet)
+
+        def prepare(session: Session) -> None:
+            rehearse(session, document)
+            accept()
+
         with session.streams.kept():
-            return recorded(session, record)
+            return recorded(session, record, prepare)
+
+
+def _definite_document(document: Document, catalog: Catalog) -> PipelineConfig:
+    """The pipeline of a file as it will run here; what this machine lacks is told at its place."""
+    checked = check_document(document, catalog)
+    with placed((), document):
+        return _made_definite(checked)
 
 
 def _made_definite(pipeline: PipelineConfig) -> PipelineConfig:
@@ -205,8 +227,9 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     live = _live_parts(model, data)
     catalog = catalog or Catalog.installed()
     given = set(live) | ({"plugins"} if plugins else set())
+    document = _recorded_document(folder, settings, catalog)
     pipeline = _with_precision(
-        recorded_pipeline(folder, settings, given, catalog, _kinds(live, plugins))
+        _with_live_parts(check_document(document, catalog, _kinds(live, plugins)), given)
     )
     record = RunRecord()
     handed_in = _handed_in(live, plugins, record, on_progress)
@@ -221,10 +244,14 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
         session.streams.kept(),
     ):
         owner.acquire(take_over=take_over)
+        from forge_kernel.training.rehearsal.dry_run import unfit_change
+
         try:
             session.opened(resume=True)
-        except BaseException:
+        except BaseException as error:
             owner.release(unused=True)  # what is refused has changed nothing in the folder
+            if settings and isinstance(error, Exception):
+                raise unfit_change(error, session, document, settings) from error
             raise
         if on_notice is not None:
             for problem in session.problems:
@@ -263,9 +290,18 @@ def recorded_pipeline(
     kinds: Iterable[Kind],
 ) -> PipelineConfig:
     """The pipeline of a run folder, when all its live parts are given again."""
+    document = _recorded_document(folder, settings, catalog)
+    return _with_live_parts(check_document(document, catalog, kinds), given)
+
+
+def _recorded_document(folder: Path, settings: Sequence[str], catalog: Catalog) -> Document:
+    """The configuration of a run folder with overrides, as today's names have it."""
     RunFolder(folder).check()
-    document = migrated(read_document(folder / CONFIG, settings), catalog)
-    pipeline = check_document(document, catalog, kinds)
+    return migrated(read_document(folder / CONFIG, settings), catalog)
+
+
+def _with_live_parts(pipeline: PipelineConfig, given: Iterable[str]) -> PipelineConfig:
+    """The pipeline, when all live parts that it was run with are given."""
     missing = sorted(set(pipeline.notes.get("x-live", ())) - set(given))
     if missing:
         raise ConfigError([Fault(f"this run was given live parts: hand in {', '.join(missing)}")])

@@ -19,6 +19,7 @@ from forge_kernel.contract import hookspecs
 from forge_kernel.contract.plugin import RULES, SINGLE_ANSWERS, Kind, Order, PluginInfo, facts
 from forge_kernel.errors import Fault, Mark, PlanError, PluginError
 from forge_kernel.planning.catalog import Catalog
+from forge_kernel.planning.missing_facts import missing
 from forge_kernel.planning.order import CycleError, stable_order
 from forge_kernel.planning.pipeline_file import check_pipeline, nested_uses
 from forge_kernel.planning.secret_settings import asked_for, resolved, secrets_of, words_of
@@ -304,13 +305,9 @@ class _Planner:
                 by_others = [path for path in provided.get(fact, ()) if path != entry.path]
                 if by_others or self._met_live(fact):
                     continue
-                topic = fact.partition(":")[0]
-                known = sorted(name for name in provided if name.startswith(f"{topic}:"))
-                hints = did_you_mean(fact, known) or (
-                    f"this run has: {', '.join(known) or 'nothing of the sort'}",
-                )
-                hints = (*hints, entry.info.alternatives) if entry.info.alternatives else hints
-                self.fault(f"{entry.info.name} needs '{fact}'", entry.path, *hints)
+                said, hints = missing(entry.info.name, fact, provided)
+                more = (entry.info.alternatives,) if entry.info.alternatives else ()
+                self.fault(said, entry.path, *hints, *more)
             others = {other.info.key for other in self.entries if other is not entry}
             for key in entry.info.conflicts:
                 if key in others:

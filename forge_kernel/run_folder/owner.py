@@ -51,6 +51,7 @@ class Owner:
         self._file = folder / LOCK
         self._descriptor: int | None = None
         self._made = False
+        self.made_folders: tuple[Path, ...] = ()  # for it, the innermost first
 
     def acquire(self, *, take_over: bool = False) -> None:
         """Become the owner.

@@ -10,8 +10,10 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -56,7 +58,7 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
     else:
         folder = Path(output_dir)
     try:
-        make_folder(folder)
+        made = make_folder(folder)
         owner = Owner(folder)
         used = _is_used(folder)
         if not used:
@@ -69,6 +71,37 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
         hint = "name a new one, or continue it with: forge resume"
         message = f"the folder {folder} is not empty: a run never reuses one"
         raise ConfigError([Fault(message, hints=(hint,))])
+    _clear(folder)
+    owner.made_folders = tuple(made)
+    return owner
+
+
+@contextmanager
+def discarded_if_refused(owner: Owner) -> Iterator[Callable[[], None]]:
+    """Of a run that is refused no folder stays, nor one above that was made for it.
+
+    Yields:
+        What is called when the run is accepted: from then on its folder tells what happens.
+    """
+    accepted = threading.Event()
+    try:
+        yield accepted.set
+    except BaseException:
+        if not accepted.is_set():
+            _discard(owner)
+        raise
+
+
+def _discard(owner: Owner) -> None:
+    _clear(owner.folder)
+    owner.release(unused=True)
+    for folder in owner.made_folders:
+        with suppress(OSError):  # somebody else's is in it
+            folder.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run folder holds besides its lock."""
     for path in folder.iterdir():
         if path.name == LOCK:
             continue
@@ -76,7 +109,6 @@ def new_run_folder(name: str, output_dir: str | Path | None) -> Owner:
             shutil.rmtree(path)
         else:
             path.unlink()
-    return owner
 
 
 def _is_used(folder: Path) -> bool:

@@ -73,8 +73,12 @@ def write_json(file: Path, data: Any, *, durable: bool = True) -> None:
     write_text(file, json_text(data), durable=durable)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each entry on the disk before the next; it may be there."""
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it, each entry on the disk before the next; it may be there.
+
+    Returns:
+        Those that were made, the innermost first.
+    """
     missing: list[Path] = []
     place = folder
     while not place.is_dir() and len(missing) < len(folder.parts):
@@ -83,6 +87,7 @@ def make_folder(folder: Path) -> None:
     for made in reversed(missing):
         made.mkdir(exist_ok=True)
         sync_folder(made.parent)
+    return missing
 
 
 def _sync_tree(folder: Path) -> None:

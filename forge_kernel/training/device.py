@@ -21,8 +21,11 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise RunError(f"run.device is {name}, but torch sees {count} CUDA devices")
+            raise RunError(
+                f"run.device is {name}, but torch sees {count} CUDA devices: set run.device: cpu, "
+                "or auto for the fastest that there is"
+            )
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RunError("run.device is mps, but torch does not see it")
+        raise RunError("run.device is mps, but torch does not see it: set run.device: cpu")
     return device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -92,11 +93,15 @@ class ForwardPass:
             self._judge_outputs(outputs, error)
             raise
 
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The arithmetic of the run's products."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.run.device.type, self.autocast)
+
     def validation_loss(self, batch: Batch) -> tuple[Any, Any]:
         """The loss's answer and the outputs."""
-        if self.autocast is None:
-            return self._validation_loss(batch)
-        with torch.autocast(self.run.device.type, self.autocast):
+        with self.arithmetic():
             return self._validation_loss(batch)
 
     def _validation_loss(self, batch: Batch) -> tuple[Any, Any]:

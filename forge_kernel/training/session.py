@@ -31,11 +31,11 @@ from forge_kernel.storage.checkpoint_store import Snapshot
 from forge_kernel.training.driver import Driver
 from forge_kernel.training.events import pass_events
 from forge_kernel.training.exports import write_exports
-from forge_kernel.training.guards.disk_room import saved_as_room_allows, try_checkpoint
+from forge_kernel.training.guards.disk_room import saved_as_room_allows
 from forge_kernel.training.guards.finite_check import non_finite_names
 from forge_kernel.training.guards.ownership import still_training, training_modules
 from forge_kernel.training.session_state import SessionState
-from forge_kernel.training.set_up import build, check_exports, emit_notices
+from forge_kernel.training.set_up import build, check_before_start, emit_notices
 from forge_kernel.training.snapshot import (
     differences,
     load_pinned_weights,
@@ -107,9 +107,7 @@ class Session(SessionState):
     def start(self) -> None:
         """Seal the run and tell everyone; also after a restore."""
         self.need_set_up()
-        self.validation.check()
-        check_exports(self)
-        try_checkpoint(self)
+        check_before_start(self)
         self.run.seal()
         self.never_finite = frozenset(non_finite_names(self.run.strategy.model_state(self.run)))
         self.trains = training_modules(self.run)

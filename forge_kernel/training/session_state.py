@@ -86,7 +86,7 @@ class SessionState:
         elif folder is not None:
             self.store = CheckpointStore(folder / "checkpoints", settings.keep_checkpoints)
         self.stop_reason = ""
-        self.cancelled = self.closed = False
+        self.cancelled = self.closed = self.is_checked = False
         self.problems: list[str] = []
         self.rolled_back_to: int | None = None  # step
         self.trains: frozenset[str] = frozenset()  # modules in training mode when it began

@@ -16,6 +16,7 @@ from forge_kernel.storage.random_state import seed_everything
 from forge_kernel.training.device import resolve_device
 from forge_kernel.training.extra_state import check_extra_states
 from forge_kernel.training.forward_pass import ForwardPass
+from forge_kernel.training.guards.disk_room import try_checkpoint
 from forge_kernel.training.loss_scale import LossScale
 from forge_kernel.training.optimizer_step import OptimizerStep
 from forge_kernel.training.precision import resolve_precision, slow_precision_notice
@@ -98,6 +99,21 @@ def _name_parameters(run: Run) -> None:
     for name, module in run.modules.items():
         named.update({f"{name}.{key}": value for key, value in module.named_parameters()})
     run.parameters = named
+
+
+def check_before_start(session: SessionState) -> None:
+    """Refuse, once and before the first step, what could not be ended as asked.
+
+    Raises:
+        PluginError: a callback would wait for ever, an exporter cannot write the result.
+        RunError: checkpoints cannot be kept in the run folder.
+    """
+    if session.is_checked:
+        return
+    session.validation.check()
+    check_exports(session)
+    try_checkpoint(session)
+    session.is_checked = True
 
 
 def check_exports(session: SessionState) -> None:

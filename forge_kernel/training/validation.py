@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -83,19 +84,8 @@ class Validation:
         """
         run = self.run
         self.cut = False
-        run.active_model = self.evaluation_model()
-        modes = [(module, module.training) for module in run.active_model.modules()]
-        run.active_model.eval()
-        try:
-            # whatever a validation draws, each one draws the same, and training draws on as if
-            # there had been none
-            own = StreamState.seeded(self._draws)
-            with self.streams.drawing(own) as turn, torch.no_grad():
-                metrics = self._computed(turn)
-        finally:
-            run.active_model = run.model
-            for module, mode in modes:
-                module.training = mode
+        with self._evaluating(self.evaluation_model()) as turn:
+            metrics = self._computed(run.data.validation(), turn)
         if self.cut:
             return {}
         self.at = run.progress.step
@@ -111,7 +101,40 @@ class Validation:
         pass_events(self.run, self.bus)
         return metrics
 
-    def _computed(self, turn: Callable[[], None]) -> dict[str, float]:
+    @contextmanager
+    def _evaluating(self, model: nn.Module) -> Iterator[Callable[[], None]]:
+        """A stretch of evaluation; model modes and random streams are left as they were."""
+        run = self.run
+        run.active_model = model
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            # whatever a validation draws, each one draws the same, and training draws on as if
+            # there had been none
+            own = StreamState.seeded(self._draws)
+            with self.streams.drawing(own) as turn, torch.no_grad():
+                yield turn
+        finally:
+            run.active_model = run.model
+            for module, mode in modes:
+                module.training = mode
+
+    def try_batch(self, batch: Batch) -> None:
+        """Outputs, loss and metrics of one batch on the device, as a validation has them.
+
+        Nothing is told and nothing kept: what is raised is what is wanted.
+        """
+        with self._evaluating(self.run.model) as turn:
+            _ = self._computed([batch], turn)
+            for metric in self._metrics:
+                metric.reset()
+
+    def try_outputs(self, batch: Batch) -> Any:
+        """What the model gives for one batch on the device, as a validation has it."""
+        with self._evaluating(self.run.model), self.forward.arithmetic():
+            return self.forward.outputs(batch)
+
+    def _computed(self, batches: Iterable[Any], turn: Callable[[], None]) -> dict[str, float]:
         run = self.run
         for metric in self._metrics:
             metric.reset()
@@ -119,7 +142,7 @@ class Validation:
         # exact however they are shared out
         total: Tensor | None = None
         terms: list[TermMean] = []
-        for item in run.data.validation():
+        for item in batches:
             batch = self.forward.to_device(item)
             answer, outputs = self.forward.validation_loss(batch)
             terms = self._terms_of(answer, batch)

@@ -79,7 +79,7 @@ def test_misspelt_names_are_told_with_the_nearest(
 
 
 def test_what_the_run_lacks_is_told_before_anything_is_built(folder: Path) -> None:
-    with pytest.raises(PlanError, match="model:llama"):
+    with pytest.raises(PlanError, match="a network that llama.cpp computes"):
         export(folder, "gguf")
 
 

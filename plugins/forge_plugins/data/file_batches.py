@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from forge_kernel.api import Batch, DataSpec, LazyModule, RunError
@@ -79,7 +79,7 @@ class FileData:
         self.cache: BlockCache[Any] = sample_cache.BlockCache(
             config.cache_size, config.cache_bytes, evict=config.cache_policy == "lru"
         )
-        read = _reader(table, answers=config.target != "none")
+        self._read = read = _reader(table, answers=config.target != "none")
         self.rows = CachedRows(read, self.cache) if config.cache_size else read
         self._workers: Workers | None = None
         self._of_workers: dict[int, dict[str, float]] = {}
@@ -128,13 +128,13 @@ class FileData:
         yield from self._fetched([(epoch, begin, min(begin + size, end)) for begin in begins])
 
     def take(self, epoch: int, places: range) -> Any:
-        """The batch of the samples at some places of an epoch's order.
+        """The batch of the samples at some places of an epoch's order; no cache hears of it.
 
         Raises:
             RunError: the file cannot be read any more.
         """
         index = self.sampler.training_samples(epoch, places.start, places.stop)
-        return self.samples(index[:: places.step])
+        return self._samples(index[:: places.step], self._read)
 
     def batches_from_place(self, place: int) -> int:
         """The batches of an epoch from a place on."""
@@ -160,8 +160,11 @@ class FileData:
         Raises:
             RunError: the file cannot be read any more.
         """
+        return self._samples(index, self.rows)
+
+    def _samples(self, index: Any, read: Callable[[Any], Any]) -> Any:
         try:
-            rows, answers = self.rows(index)
+            rows, answers = read(index)
         except errors.DataError as error:
             raise RunError(f"file: {error}") from error
         return self._form(rows, answers)

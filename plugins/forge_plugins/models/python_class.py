@@ -99,10 +99,13 @@ def load_factory(name: str) -> Callable[..., Any]:
         for part in inner.split("."):
             result = getattr(result, part)
     except (ImportError, AttributeError) as error:
-        raise PluginError(
-            f"python_class: {name} cannot be imported ({error}); the module must lie where Python "
-            "looks for modules (PYTHONPATH)"
-        ) from error
+        missing = getattr(error, "name", None)
+        mend = "the module must lie where Python looks for modules (PYTHONPATH)"
+        if isinstance(error, ModuleNotFoundError) and missing and not f"{module}.".startswith(
+            f"{missing}."
+        ):  # fmt: skip
+            mend = f"{module} itself imports {missing}: install that, or leave the import out"
+        raise PluginError(f"python_class: {name} cannot be imported ({error}); {mend}") from error
     if not callable(result):
         raise PluginError(f"python_class: {name} is a {type(result).__name__}, not a class")
     network = isinstance(result, type) and issubclass(result, nn.Module)

@@ -380,7 +380,7 @@ def test_any_language_model_takes_padded_conversations_and_none_packed_unasked(
     file = write_chats(tmp_path / "a.jsonl", 30, words=3)
     model = "model={use: llama_decoder, with: {layers: 1, width: 32, heads: 2, hidden: 32}}"
     chosen = pipeline(folder, file, tmp_path / "cache", model)
-    with pytest.raises(ForgeError, match="chat needs 'model:packed_sequences'") as told:
+    with pytest.raises(ForgeError, match="chat needs a network that keeps several texts") as told:
         run(load_pipeline("smoke", chosen), output_dir=tmp_path / "packed", quiet=True)
     assert "data.with.packing: false" in str(told.value)
     chosen = pipeline(folder, file, tmp_path / "cache", model, packing=False)

@@ -62,7 +62,7 @@ def test_a_finished_run_is_exported_later(tmp_path: Path) -> None:
 
 
 def test_without_the_metrics_file_the_run_is_refused_when_it_is_planned() -> None:
-    with pytest.raises(PlanError, match=r"validations needs 'file:metrics\.jsonl'"):
+    with pytest.raises(PlanError, match=r"validations needs the file metrics\.jsonl"):
         plan(load_pipeline("smoke", [*SETTINGS, "observers=[]"]))
 
 

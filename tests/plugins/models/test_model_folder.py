@@ -265,11 +265,8 @@ def test_a_check_knows_the_sizes_and_imports_neither_torch_nor_transformers(tmp_
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "loaded []" in done.stdout
     shown = done.stdout + done.stderr
-    assert "gguf needs 'model:rows_of_256'" in shown
-    assert "model:transformers_llama" in shown
-    assert "model:columns_of_4" in shown
-    known = "model:columns_of_4, model:llama_cpp, model:packed_sequences, model:quantized"
-    assert f"this run has: {known}" in shown
+    assert "gguf needs weights whose rows are multiples of 256" in shown
+    assert "model:" not in shown.replace("model: {use", "")  # words between plugins
 
 
 def test_sizes_are_those_of_the_family(tmp_path: Path) -> None:

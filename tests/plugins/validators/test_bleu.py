@@ -147,7 +147,7 @@ def test_windows_that_are_too_short_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_that_is_no_text_is_refused_at_plan_time() -> None:
-    with pytest.raises(PlanError, match="bleu needs 'data:text'"):
+    with pytest.raises(PlanError, match="bleu needs data whose tokens can be written as text"):
         plan(load_pipeline("smoke", ["validators=[{use: bleu}]"]))
 
 
