@@ -210,8 +210,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
         "viewers", 7,
     ),
     Fault(
-        "no-room-looked-for", "forge_kernel/training/session.py",
-        "        try_checkpoint(self)\n", "        pass\n",
+        "no-room-looked-for", "forge_kernel/training/set_up.py",
+        "    try_checkpoint(session)\n", "    pass\n",
         "full-disk", 60,
     ),
     Fault(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
@@ -61,9 +61,9 @@ class MetricInfo:
 
     def to_data(self) -> dict[str, Any]:
         """Plain data; what is at its default is left out."""
-        plain = asdict(MetricInfo(self.name))
-        own = asdict(self).items()
-        return {key: value for key, value in own if key == "name" or value != plain[key]}
+        plain = MetricInfo(self.name)
+        own = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return {key: value for key, value in own if key == "name" or value != getattr(plain, key)}
 
 
 def plain_exponent(text: str) -> str:
