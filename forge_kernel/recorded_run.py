@@ -32,8 +32,8 @@ def recorded(
     assert session.run.folder is not None
     record.open(session.run.folder)
     try:
+        record.state("initializing")
         if prepare is not None:
-            record.state("initializing")
             prepare(session)
         return _drive(session, record)
     finally:
@@ -48,7 +48,6 @@ def _drive(session: Session, record: RunRecord) -> RunResult:
     folder = session.run.folder
     assert folder is not None
     try:
-        record.state("initializing")
         for notice in session.settings.notices():
             record.event("notice", level="warning", notice=notice)
         if not session.is_set_up:

@@ -221,6 +221,7 @@ def resume(  # noqa: PLR0913  keyword-only, each a wish of its own
     Raises:
         ConfigError: the folder is no run folder, live parts are missing, or another process is
             writing it.
+        PlanError: a changed setting does not fit the run, which stays as it was.
         CheckpointError: there is no intact checkpoint.
     """
     folder = Path(folder)

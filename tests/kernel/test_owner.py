@@ -16,7 +16,7 @@ import forked
 import pytest
 
 from forge_kernel import resume, run
-from forge_kernel.errors import ConfigError, RunError
+from forge_kernel.errors import ConfigError, PlanError
 from forge_kernel.planning.pipeline_file import load_pipeline
 from forge_kernel.run_folder import owner
 from forge_kernel.run_folder.folder import RunFolder
@@ -150,7 +150,7 @@ def test_a_refused_resume_leaves_the_folder_as_it_was(tmp_path: Path, known: boo
     if not known:  # of a kernel from before there were locks
         (folder / LOCK).unlink()
     before = content(folder)
-    with pytest.raises(RunError, match="another model"):
+    with pytest.raises(PlanError, match="another model"):
         resume(folder, ["model.with.hidden=[7]"], quiet=True)
     assert content(folder) == before
 
