@@ -193,7 +193,7 @@ def a_step(key: str, data: st.DataObject) -> None:
     if chosen.get("groups"):
         chosen["groups"] = [{**chosen["groups"][0], "parameters": ["*"]}]
     if key == "model.conv_net":  # the eight numbers of a trial's sample
-        chosen |= {"shape": [1, 2, 4], "layout": "first", "channels": [4, 4]}
+        chosen |= {"shape": [1, 2, 4], "layout": "first", "widths": [4, 4]}
     if key == "data.image_folder":
         chosen |= {"path": picture_folder(), "file_column": None, "label_column": None}
     if key == "loss.language_model":
