@@ -46,7 +46,7 @@ LIMIT, FRESH, LOADER = "limit", "take into fresh memory", "DataLoader, sample by
 
 
 class Run:
-    seed, strategy, settings = 0, OneProcess(), RunConfig()
+    seed, strategy, settings, folder = 0, OneProcess(), RunConfig(), None
 
     def emit_event(self, *_: Any, **__: Any) -> None: ...
 
@@ -118,13 +118,17 @@ def files(folder: Path, columns: dict[str, np.ndarray]) -> dict[str, Path]:
     result["JSON Lines"].write_text("\n".join(lines))
     try:
         import pyarrow
+        import pyarrow.csv
         import pyarrow.parquet
     except ImportError:
         return result
     flat = pyarrow.FixedSizeListArray.from_arrays(columns["input"].reshape(-1), WIDTH)
     table = pyarrow.table({"input": flat, "target": columns["target"]})
     pyarrow.parquet.write_table(table, folder / "x.parquet")
-    return {**result, "Parquet": folder / "x.parquet"}
+    wide = {f"x{at}": columns["input"][:, at] for at in range(WIDTH)}
+    named = pyarrow.table({**wide, "target": columns["target"]})
+    pyarrow.csv.write_csv(named, folder / "x.csv")
+    return {**result, "Parquet": folder / "x.parquet", "CSV": folder / "x.csv"}
 
 
 def sequential(file: Path) -> Batches:

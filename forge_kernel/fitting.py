@@ -69,7 +69,7 @@ def fit(  # noqa: PLR0913  keyword-only, each a wish of its own
         chosen += [f"run.max_steps={_or_null(steps)}", f"run.max_epochs={_or_null(epochs)}"]
     if "loss" in sections:
         sections = {"validators": None, **sections}
-    chosen += [f"{name}={json.dumps(_section(value))}" for name, value in sections.items()]
+    chosen += [f"{name}={json.dumps(_section(name, value))}" for name, value in sections.items()]
     bound = load_pipeline(pipeline, [*chosen, *settings], live=(Kind.MODEL, Kind.DATA))
     return run(bound, model=model, data=data, output_dir=output_dir, quiet=quiet)
 
@@ -87,10 +87,15 @@ def _is_live(data: Any) -> bool:
     )
 
 
-def _section(value: Any) -> Any:
-    """A section as a file writes it: a plugin by its name is `{use: name}`."""
+def _section(name: str, value: Any) -> Any:
+    """A section as a file writes it: a plugin by its name is `{use: name}`, several are a list."""
+    from forge_kernel.config.pipeline import takes_many
+
+    several = name in {kind.value for kind in Kind} and takes_many(Kind(name))
+    if several and isinstance(value, str | Mapping):
+        value = [value]
     if isinstance(value, str):
         return {"use": value}
     if isinstance(value, Sequence):
-        return [_section(part) for part in value]
+        return [{"use": part} if isinstance(part, str) else part for part in value]
     return dict(value) if isinstance(value, Mapping) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
@@ -62,6 +63,30 @@ def _write(files: dict[Path, str]) -> None:
             raise ConfigError([Fault(f"cannot write {file}: {error.strerror}")]) from error
 
 
+def write_pipeline(file: Path, text: Callable[[str], str]) -> None:
+    """Write a new pipeline file, and the schema beside it where none lies above.
+
+    Args:
+        file: that is not there yet.
+        text: gives the file's text, of where its schema lies.
+
+    Raises:
+        ConfigError: it is there already, or cannot be written.
+    """
+    from forge_kernel.planning.catalog import Catalog
+    from forge_kernel.planning.schemas import all_schemas, schema_text
+
+    if file.exists() or file.is_symlink():
+        hint = "give another name, or take it away"
+        raise ConfigError([Fault(f"{file} is there already", hints=(hint,))])
+    schema = _schema_above(file)
+    files: dict[Path, str] = {}
+    if schema is None:
+        schema = SCHEMA
+        files[file.parent / SCHEMA] = schema_text(all_schemas(Catalog.installed())[SCHEMA])
+    _write({**files, file: text(schema)})
+
+
 def _schema_above(file: Path) -> str | None:
     """The way from a file to the nearest schemas/ above it; None: there is none."""
     place = file.resolve().parent
@@ -112,18 +137,9 @@ def pipeline_command(
     the file where there is none.
     """
     from forge_kernel.cli.scaffold import pipeline_text
-    from forge_kernel.planning.catalog import Catalog
-    from forge_kernel.planning.schemas import all_schemas, schema_text
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise ConfigError([Fault(f"'{name}' makes no name of a run")])
     file = directory / f"{name}.yaml"
-    if file.exists():
-        raise ConfigError([Fault(f"{file} is there already")])
-    schema = _schema_above(file)
-    files: dict[Path, str] = {}
-    if schema is None:
-        schema = SCHEMA
-        files[directory / SCHEMA] = schema_text(all_schemas(Catalog.installed())[SCHEMA])
-    _write({**files, file: pipeline_text(name, schema)})
+    write_pipeline(file, lambda schema: pipeline_text(name, schema))
     print(f"{file}: try it with: forge run {file}")

@@ -111,7 +111,7 @@ def test_a_checkpoint_larger_than_the_system_allows_is_refused(tmp_path: Path) -
     )
     assert done.returncode == 3, done.stderr
     assert "checkpoints cannot be kept" in done.stderr
-    assert "One takes 1.4 MB at least" in done.stderr
+    assert "One takes 1.2 MB at least" in done.stderr
     assert json.loads((tmp_path / "r" / "status.json").read_text())["step"] == 0
 
 

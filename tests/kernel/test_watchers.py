@@ -81,7 +81,7 @@ def test_an_observer_that_fails_ends_no_run(tmp_path: Path, hook: str, error: An
     plugin = make_plugin("watcher", Kind.OBSERVERS, **{hook: own})
     plugin.fail = fail
     result = run(
-        smoke("run.log_every=1", "run.validate_every=2", "run.save_every=1"),
+        smoke("run.log_every=1", "run.validate_every=2", "run.save_every=1", "data.with.batch_size=256"),
         plugins=[plugin], output_dir=tmp_path / "r", quiet=True,
     )  # fmt: skip
     assert (result.outcome, result.steps) == ("completed", 9)

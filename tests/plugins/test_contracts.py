@@ -56,5 +56,6 @@ def forge_config(
         tokenizer, file = add_tokenizer(place / "tokenizer"), write_chats(place / "a.jsonl")
         return {"path": str(file), "tokenizer": str(tokenizer), "packing": False}
     if forge_plugin == "data.image_folder":
-        return {"path": str(write_pictures(model_folder().parent / "pictures"))}
+        place = write_pictures(model_folder().parent / "pictures")
+        return {"path": str(place), "batch_size": 4}
     return CHOSEN.get(forge_plugin, forge_config)

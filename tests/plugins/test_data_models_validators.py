@@ -79,7 +79,10 @@ def test_an_epoch_holds_every_training_pair_once_and_the_next_has_another_order(
         seen[run.progress.epoch] += [tuple(row) for row in batch.inputs.tolist()]
 
     plugin = make_plugin("watch", Kind.OBSERVERS, on_batch=on_batch)
-    settings_ = ["run.max_steps=null", "run.max_epochs=2", "run.validate_every=null"]
+    settings_ = [
+        "run.max_steps=null", "run.max_epochs=2", "run.validate_every=null",
+        "data={use: modular_arithmetic, with: {modulus: 23, operation: add, train_fraction: 0.8}}",
+    ]  # fmt: skip
     run(load_pipeline("smoke", settings_), plugins=[plugin], output_dir=tmp_path / "r", quiet=True)
     assert len(set(seen[0])) == len(seen[0]) == round(23 * 23 * 0.8)
     assert set(seen[0]) == set(seen[1])

@@ -206,9 +206,7 @@ def _tensor(values: Any, what: str) -> Tensor:
     else:
         kinds = getattr(values, "dtypes", None)
         texts = [
-            str(name)
-            for name, kind in getattr(kinds, "items", tuple)()
-            if kind.kind not in "biuf"
+            str(name) for name, kind in getattr(kinds, "items", tuple)() if kind.kind not in "biuf"
         ]
         if texts:
             raise _fault(

@@ -39,7 +39,8 @@ TokenType = Annotated[str, typer.Option(metavar="TYPE", help="as data.with.token
 
 def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     file: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="a data file, or shipped:NAME")
+        str | None,
+        typer.Argument(metavar="FILE", help="a data file, a folder of pictures, or shipped:NAME"),
     ] = None,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="as data.with.format")
@@ -77,7 +78,7 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
     as_json: Annotated[bool, typer.Option("--json", help="as one JSON object")] = False,
     formats: Annotated[bool, typer.Option("--formats", help="list the installed formats")] = False,
 ) -> None:
-    """Show what a data file holds. Fields, counts, quality with reasons, label balance."""
+    """Show what a data file holds. Columns or fields, counts, quality, balance, what to write."""
     from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.formats.format import Reading
 
@@ -95,7 +96,46 @@ def data(  # noqa: PLR0913, PLR0917  as many as the command has options
         form=form, inputs=inputs, target=target, classes=classes, vocabulary=vocabulary,
         threshold=threshold, ignore=ignore_index, field=field, cache_dir=cache_dir,
     )  # fmt: skip
-    _show(_answer(meant, file, reading), page, as_json=as_json)
+    if not _shown_by_columns(meant, file, reading, page, as_json=as_json):
+        _show(_answer(meant, file, reading), page, as_json=as_json)
+
+
+def _shown_by_columns(
+    meant: _ScanOptions, file: str, reading: Reading, page: Path | None, *, as_json: bool
+) -> bool:
+    """Whether data have columns with names, or are pictures, and are shown so.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    from forge_kernel.errors import ConfigError, Fault
+    from forge_plugins.commands.columns import columns_of, columns_page, write_lines
+    from forge_plugins.formats.errors import DataError
+    from forge_plugins.formats.format import Reading
+
+    plain = reading == Reading(lenient=True, target=reading.target)
+    if not plain or meant.form != "auto" or meant.inputs is not InputForm.FEATURES:
+        return False
+    try:
+        suggestion = columns_of(file, meant.cache_dir)
+    except DataError as fault:
+        hints = (fault.hint,) if fault.hint else ()
+        message = str(fault).removesuffix(f"; {fault.hint}")
+        raise ConfigError([Fault(message, hints=hints)]) from fault
+    if suggestion is None:
+        return False
+    if page is not None:
+        _write_page(page, columns_page(suggestion, file))
+    if as_json:
+        told = {
+            "file": file, "kind": suggestion.kind, "records": suggestion.samples,
+            "columns": suggestion.columns, "baseline": suggestion.baseline,
+            "data": {"use": suggestion.plugin, "with": suggestion.settings},
+        }  # fmt: skip
+        typer.echo(json.dumps(told))
+    else:
+        typer.echo("\n".join([*suggestion.seen, *write_lines(suggestion, file)]))
+    return True
 
 
 def _show(profile: Profile, page: Path | None, *, as_json: bool) -> None:
@@ -206,11 +246,16 @@ def _formats() -> list[str]:
 
 
 def _write(profile: Profile, page: Path) -> None:
-    from forge_kernel.errors import ConfigError, Fault
     from forge_plugins.reports.profile_page import profile_page
 
+    _write_page(page, profile_page(profile.to_data()))
+
+
+def _write_page(page: Path, text: str) -> None:
+    from forge_kernel.errors import ConfigError, Fault
+
     try:
-        page.write_text(profile_page(profile.to_data()), encoding="utf-8")
+        page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError([Fault(f"cannot write the page {page}: {error}")]) from error
 

@@ -68,16 +68,16 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.spec("K9")
 def test_the_command_measures_until_the_samples_end(command: Command) -> None:
-    done = command("smoke", "--smallest", "256", "--seconds", "0", "--json")
+    done = command("smoke", "--smallest", "1024", "--seconds", "0", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["key"] == "data.with.batch_size"
-    assert found["recommended"] == 256
+    assert found["recommended"] == 1024
     first, last = found["sizes"]
-    assert (first["batch_size"], first["outcome"]) == (256, "measured")
-    assert first["samples_per_second"] == pytest.approx(256 / first["step_seconds"])
+    assert (first["batch_size"], first["outcome"]) == (1024, "measured")
+    assert first["samples_per_second"] == pytest.approx(1024 / first["step_seconds"])
     assert first["peak_bytes"] > 50 * 2**20
-    assert (last["batch_size"], last["outcome"], last["step_seconds"]) == (512, "data", None)
+    assert (last["batch_size"], last["outcome"], last["step_seconds"]) == (2048, "data", None)
 
 
 @pytest.mark.spec("K9")

@@ -17,6 +17,8 @@ SUFFIXES: Final = (
 """Of the files that are taken for pictures."""
 MAX_PIXELS: Final = 2**27
 """Of a picture; more is taken for a bomb."""
+_ORIENTATION: Final = 0x0112  # of Exif
+_SIDEWAYS: Final = (5, 6, 7, 8)
 _GREY: Final = ("1", "L", "LA", "I", "F")
 
 
@@ -47,6 +49,18 @@ def is_grey(pillow: Any, file: Path) -> bool:
             palette = np.asarray(picture.convert("RGB")).reshape(-1, 3)
             return bool((palette == palette[:, :1]).all())
         return mode in _GREY or mode.startswith("I;")
+
+
+def picture_size(pillow: Any, file: Path) -> tuple[int, int]:
+    """Height and width as a picture is looked at, by its head.
+
+    Raises:
+        DataError: it is no picture.
+    """
+    with _opened(pillow, file) as picture:
+        turned = picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+        width, height = picture.size
+    return (width, height) if turned else (height, width)
 
 
 def _opened(pillow: Any, file: Path) -> Any:
@@ -94,7 +108,8 @@ def read_picture(
     """
     try:
         with _opened(pillow, file) as opened:
-            picture = pillow.ImageOps.exif_transpose(opened)
+            turned = opened.getexif().get(_ORIENTATION, 1) != 1
+            picture = pillow.ImageOps.exif_transpose(opened) if turned else opened
             picture = _eight_bits(pillow, picture)
             if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
                 clear = picture.convert("RGBA")
