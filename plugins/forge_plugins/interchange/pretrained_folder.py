@@ -100,15 +100,22 @@ def pretrained_config(model: Any, layout: Layout, dtype: Dtype) -> dict[str, Any
     }
 
 
-def plain_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain_tensors(
+    model: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """All tensors of the weight files of a model that has no levels, by the files' names.
 
     Args:
         model: what the state is of.
         state: its tensors by its own names, without adapters.
+        dtype: of floating tensors; None: their own.
     """
     ties = set(getattr(model, "all_tied_weights_keys", None) or ())
-    own = {name: value.detach().cpu() for name, value in state.items() if name not in ties}
+    own = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None)
+        for name, value in state.items()
+        if name not in ties
+    }
     return {name: value.contiguous().clone() for name, value in _as_in_files(model, own).items()}
 
 
