@@ -106,33 +106,32 @@ def run_seed(seed: int, results: Results) -> None:
             results.take(f"{name}/{seed}", _process("heal_llm", f"{place}/{name}", *settings))
 
 
-def ratios(results: dict[str, Any], row: str) -> list[float] | None:
-    """A row's perplexities by that of full precision, by seed; None: not all were run."""
-    pairs = [(results.get(f"{row}/{seed}"), results.get(f"fp32/{seed}")) for seed in SEEDS]
-    if any(one is None or two is None for one, two in pairs):
-        return None
-    return [
-        float(one["perplexity"]) / float(two["perplexity"]) for one, two in pairs if one and two
-    ]
+def whole_seeds(results: dict[str, Any]) -> list[int]:
+    """The seeds of which every row has been run."""
+    return [seed for seed in SEEDS if all(f"{name}/{seed}" in results for name in ("fp32", *ROWS))]
 
 
 def table(results: dict[str, Any]) -> list[str]:
     """As Markdown: perplexities by seed, and the median ratio to full precision."""
+    seeds = whole_seeds(results)
+    if not seeds:
+        return []
     lines = [
-        f"| validation perplexity | seeds {', '.join(map(str, SEEDS))} | by that of fp32, median | CPU s |",
+        f"| validation perplexity | seeds {', '.join(map(str, seeds))} | by that of fp32, median | CPU s |",
         "|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     titles = {"fp32": f"fp32, {STEPS} steps"} | {
         name: f"{STEPS // 2} further steps, {title}" for name, (title, _) in ROWS.items()
     }
     for name, title in titles.items():
-        share = ratios(results, name)
-        if share is None:
-            continue
-        runs = [results[f"{name}/{seed}"] for seed in SEEDS]
+        runs = [results[f"{name}/{seed}"] for seed in seeds]
+        shares = [
+            run["perplexity"] / results[f"fp32/{seed}"]["perplexity"]
+            for run, seed in zip(runs, seeds, strict=True)
+        ]
         shown = " / ".join(f"{item['perplexity']:.3f}" for item in runs)
         seconds = statistics.median(item["cpu_seconds"] for item in runs)
-        lines.append(f"| {title} | {shown} | {statistics.median(share):.3f} | {seconds:.0f} |")
+        lines.append(f"| {title} | {shown} | {statistics.median(shares):.3f} | {seconds:.0f} |")
     return lines
 
 
