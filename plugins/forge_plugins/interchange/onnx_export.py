@@ -166,8 +166,9 @@ def _followed(copy: nn.Module, inputs: Tensor, sizes: dict[int, Any]) -> Exporte
     inputs = inputs.float() if inputs.is_floating_point() else inputs
     if len(inputs) < 2:  # sizes of 0 and 1 are taken for constants
         inputs = torch.cat([inputs, inputs])
-    if hasattr(copy, "set_experts_implementation"):  # transformers' other ways are no operators
-        copy.set_experts_implementation("batched_mm")
+    experts: Any = getattr(copy, "set_experts_implementation", None)
+    if experts is not None:  # transformers' other ways are no operators
+        experts("batched_mm")
     active: list[str] = []
     handles = [_tracked(name, module, active) for name, module in copy.named_modules()]
     plain = copy.register_forward_hook(lambda _, __, outputs: _named_logits(outputs))
