@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import accelerators  # noqa: E402  neighbours in this folder
 import grokking  # noqa: E402
+import healing  # noqa: E402
 import quality  # noqa: E402
 import training_time  # noqa: E402
 
@@ -124,6 +125,18 @@ def low_bits(found: dict[str, Any]) -> list[str]:
         "200 steps (`char_llama_gguf`). Digits: a perceptron on handwritten digits (`digits_npy`).",
         *quality.table(found),
         *quality.rates_table(found),
+    ]
+
+
+def healing_section(found: dict[str, Any]) -> list[str]:
+    return [
+        "## Healed: from full precision to ternary",
+        "",
+        f"A Llama of 0.3 M weights (`small_llm`, {healing.STEPS} steps; bytes of Python's help texts), and",
+        f"`heal_llm` in {healing.STEPS // 2} steps from it, each part of the recipe left out once. The network in",
+        "full precision has not converged: the last row is what the further steps alone give it.",
+        "",
+        *healing.table(found),
     ]
 
 
@@ -552,6 +565,7 @@ SECTIONS = {
     "monitors": monitors,
     "utilization": utilization,
     "quality": low_bits,
+    "healing": healing_section,
     "startup": startup,
     "filter": filters,
     "answer_positions": positions,

@@ -74,12 +74,16 @@ class TrainedRun:
         return result
 
 
+_DESCRIPTIONS = ("config.json", "adapter_config.json")
+"""Files that say what a model's folder holds."""
+
+
 def load_run(folder: str | Path, *, device: str = "cpu", allow_code: bool = False) -> TrainedRun:
     """Open a finished run, or a model's folder, for use.
 
     Args:
-        folder: a run folder; or one of the transformers library (`config.json`), as exporters
-            write it.
+        folder: a run folder; or one that exporters write with a JSON file that says what it is: of
+            the transformers library (`config.json`), or with adapters (`adapter_config.json`).
         device: as `run.device`.
         allow_code: also run code that the run's configuration names; see `run`.
 
@@ -93,7 +97,7 @@ def load_run(folder: str | Path, *, device: str = "cpu", allow_code: bool = Fals
 
     if (folder / CONFIG).is_file():
         return _of_run(folder, device, allow_code=allow_code)
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in _DESCRIPTIONS):
         from forge_kernel.training.device import resolve_device
 
         result: TrainedRun = use("open_folder")(folder, resolve_device(device))

@@ -94,12 +94,14 @@ def show_result(result: RunResult) -> None:
     from forge_kernel.contract.metric_info import MetricInfos
     from forge_kernel.run_folder.folder import RunFolder
 
-    typer.echo(str(result.folder))
-    outcome = typer.style(result.outcome, fg=COLOURS[result.outcome])
-    typer.echo(
+    print(result.folder)
+    outcome: str = result.outcome
+    if sys.stdout.isatty():
+        outcome = typer.style(outcome, fg=COLOURS[outcome])
+    print(
         f"{outcome} after {result.steps} steps, {result.epochs} epochs, "
         f"{result.seconds:.1f} s: {result.stop_reason}"
     )
     infos = RunFolder(result.folder).metric_infos() if result.folder is not None else MetricInfos()
     for line in summary(result, infos):
-        typer.echo(line)
+        print(line)

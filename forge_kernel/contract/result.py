@@ -39,7 +39,7 @@ class Charts:
     """
 
     page: str = field(repr=False)
-    height: int = 420
+    height: int = 470
 
     def _repr_html_(self) -> str:
         return (

@@ -12,6 +12,7 @@ from commands import finish
 from forge_plugins.formats.errors import DataError
 from forge_plugins.formats.format import Reading
 from forge_plugins.formats.open_table import open_table
+from forge_plugins.formats.readers import delimited
 from forge_plugins.formats.readers.sandbox import MEMORY
 
 MARK = Path("ran")
@@ -20,8 +21,9 @@ MARK = Path("ran")
 def opening(file: Path) -> str:
     """What is not as promised when a file is opened; empty for nothing.
 
-    It is opened or refused by name, with at most twice its size and a fixed room of memory, the
-    process that reads it for us included; no code of it runs, and nothing is written elsewhere.
+    It is opened or refused by name, with at most twice its size (of a text in columns, as often as
+    its reader says) and a fixed room of memory, the process that reads it for us included; no code
+    of it runs, and nothing is written elsewhere.
     """
     folder = file.parent
     beside = {path.name for path in folder.iterdir()} | {"c", "said", "said.held", "took"}
@@ -49,5 +51,7 @@ def opening(file: Path) -> str:
     if more:
         return f"written: {sorted(more)}"
     most = int((folder / "took").read_text().split()[0]) * 1024 - held
-    room = 2 * file.stat().st_size + MEMORY
+    in_columns = {".csv", ".tsv"} & set(file.suffixes)
+    factor = delimited.MEMORY_FACTOR if in_columns else 2
+    room = factor * file.stat().st_size + MEMORY
     return f"{most} bytes of memory for a file of {file.stat().st_size}" if most > room else ""

@@ -155,6 +155,8 @@ WHOLE: Final[dict[str, Callable[[], bytes]]] = {
     "x.json": lambda: json.dumps([{"input": [1.5, 2], "target": 1}] * 40).encode(),
     "x.jsonl": lambda: b'{"input": [1.5, 2], "target": 1}\n' * 40,
     "x.jsonl.gz": lambda: gzip.compress(b'{"input": [1.5, 2], "target": 1}\n' * 40, mtime=0),
+    "x.csv": lambda: b"input,name,target\n" + b'1.5,"a ""b""",1\n2.5,c,0\n' * 20,
+    "x.tsv.gz": lambda: gzip.compress(b"input\tname\ttarget\n" + b"1.5\ta\t1\n" * 40, mtime=0),
 }
 HEAD: Final = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
 CRAFTED: Final[dict[str, tuple[str, Callable[[], bytes]]]] = {
@@ -212,6 +214,12 @@ CRAFTED: Final[dict[str, tuple[str, Callable[[], bytes]]]] = {
     "a header of 16 EB": ("x.safetensors", lambda: tensors(b"{}", length=2**64 - 1)),
     "gaps": ("x.safetensors", lambda: tensors(tensor(at=(400, 880)), bytes(880))),
     "deep JSON": ("x.json", lambda: b"[" * 10**6),
+    "a table that expands": ("x.csv.gz", lambda: gzip.compress(b"input\n" + b"1" * 2**28, mtime=0)),
+    "a field of 64 MB": ("x.csv", lambda: b'input,target\n"' + b"1" * 2**26 + b'",1\n'),
+    "a quote that never ends": ("x.csv", lambda: b'input,target\n"1,1\n' + b"2,0\n" * 2**20),
+    "a header of a million columns": ("x.csv", lambda: b"a," * 10**6 + b"input\n" + b"1," * 10**6 + b"1\n"),
+    "UTF-16 cut in two": ("x.csv", lambda: "input,target\n1,1\n".encode("utf-16")[:-1]),
+    "zeros": ("x.csv", lambda: bytes(2**20)),
     "JSON that expands": ("x.jsonl.gz", lambda: gzip.compress(b"{" + b" " * 2**28, mtime=0)),
     "a line of 64 MB": ("x.jsonl", lambda: b'{"input": [' + b"1," * 2**25 + b"1]}\n"),
     "a number of a million digits": ("x.json", lambda: b'[{"input": [' + b"9" * 10**6 + b"]}]"),

@@ -205,7 +205,8 @@ def test_every_pipeline_names_the_schema_and_checks() -> None:
     for name, file in shipped.items():
         up = "../" * (1 + name.count("/"))
         assert f"$schema={up}schemas/pipeline.schema.json" in file.read_text(), name
-        plan(load_pipeline(file))
+        if name != "heal_llm":  # begins with another run's folder: tests/plugins/test_healing.py
+            plan(load_pipeline(file))
 
 
 def test_pipelines_validate_against_the_published_schema_too() -> None:

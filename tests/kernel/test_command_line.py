@@ -71,7 +71,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "forge.log", "owner.json",
-        "checkpoints", "exports", "result.json", "report.html", "quantization.json",
+        "checkpoints", "exports", "result.json", "report.html", "quantization.json", "confusion.json",
         "resources.json",
     }  # fmt: skip
     for name in ("result", "status", "environment"):

@@ -134,6 +134,19 @@ def chat_folder() -> str:
     return str(folder)
 
 
+@cache
+def picture_folder() -> str:
+    """Pictures of two classes, made once."""
+    from PIL import Image
+
+    place = Path(tempfile.mkdtemp())
+    for number in range(12):
+        folder = place / f"class {number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), number * 20).save(folder / f"{number}.png")
+    return str(place)
+
+
 def draws(count: int) -> Any:
     """So many settings of a plugin; `make deep` looks for new ones, and twice as many."""
     health = list(HealthCheck)
@@ -173,7 +186,16 @@ def a_step(key: str, data: st.DataObject) -> None:
     if key == "wrappers.activation_checkpointing":
         chosen.pop("layers", None)  # names that the trial's model has not
     if key == "loss.distillation":
-        chosen["hidden"] = []  # names of layers that the trial's model has not
+        for field in ("hidden", "relations", "cache", "cache_top_k"):
+            chosen.pop(field, None)  # layers and classes that the trial's model has not
+    if key == "wrappers.freeze":
+        chosen |= {"parameters": ["0.*"], "but": []}
+    if chosen.get("groups"):
+        chosen["groups"] = [{**chosen["groups"][0], "parameters": ["*"]}]
+    if key == "model.conv_net":  # the eight numbers of a trial's sample
+        chosen |= {"shape": [1, 2, 4], "layout": "first", "widths": [4, 4]}
+    if key == "data.image_folder":
+        chosen |= {"path": picture_folder(), "file_column": None, "label_column": None}
     if key == "loss.language_model":
         chosen["head"] = "4"  # the last layer of the trial's model
     if key == "model.transformers":
@@ -190,6 +212,8 @@ def a_step(key: str, data: st.DataObject) -> None:
         chosen["workers"] = min(chosen["workers"], 2)
     if key == "data.file":  # the trial's loss is of classes
         chosen["target"] = "class"
+        for field in ("input_column", "target_column", "trust_pickle"):
+            chosen.pop(field, None)  # columns that the file has not, and a permission
         told = ("drop_last", "workers: ")  # what the file and the machine must have room for
     else:
         told = ()

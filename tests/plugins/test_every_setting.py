@@ -144,6 +144,7 @@ NEEDS_INT8 = {"quantizer.bitnet.arithmetic"}
 
 # Settings that a trial of ten steps cannot show, and the tests that show them.
 ELSEWHERE: dict[str, str] = {
+    "validators.classification.confusion_classes": "tests/plugins/reports/test_confusion.py",
     "model.mlp.embedding": "tests/plugins/test_data_models_validators.py",
     "model.python_class.factory": "tests/plugins/test_train_validation_and_python_class.py",
     "model.python_class.arguments": "tests/plugins/test_train_validation_and_python_class.py",

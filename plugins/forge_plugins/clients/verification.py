@@ -44,6 +44,7 @@ class Client:
 
 
 TRANSFORMERS: Final = Client("transformers_logits", ("transformers", "accelerate"))
+PEFT: Final = Client("peft_logits", ("peft", *TRANSFORMERS.packages))
 LLAMA_CPP: Final = Client("llama_cpp_logits", ("xllamacpp",), up_to_constant=True)
 LLAMA_CPP_TARGETS: Final = Client("llama_cpp_targets", LLAMA_CPP.packages)
 ONNXRUNTIME: Final = Client("onnxruntime_logits", ("onnxruntime",))

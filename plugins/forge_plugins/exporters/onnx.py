@@ -214,14 +214,17 @@ def _example(run: Run) -> torch.Tensor | None:
 
 
 def _samples(batch: Batch) -> torch.Tensor:
-    """The first two samples of a batch.
+    """The first two samples of a batch; of packed texts, the tokens as one text.
 
     Raises:
         ValueError: it has more than one tensor of inputs.
     """
-    if not isinstance(batch.inputs, torch.Tensor):
+    inputs = batch.inputs
+    if isinstance(inputs, Mapping) and inputs.keys() == {"input_ids", "position_ids"}:
+        inputs = inputs["input_ids"]
+    if not isinstance(inputs, torch.Tensor):
         raise ValueError(  # noqa: TRY004  a batch of the user's data
-            f"the inputs of a batch are a {type(batch.inputs).__name__}, and the file has one "
+            f"the inputs of a batch are a {type(inputs).__name__}, and the file has one "
             "input tensor: give the model one tensor, or export with packed_ternary or state_dict"
         )
-    return batch.inputs[:2].detach()
+    return inputs[:2].detach()

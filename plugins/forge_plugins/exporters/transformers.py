@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from forge_plugins.clients import verification
-    from forge_plugins.interchange import pretrained_folder, tokenizer_files, transformers_folder
+    from forge_plugins.interchange import (
+        grid_weight,
+        pretrained_folder,
+        tokenizer_files,
+        transformers_folder,
+    )
+    from forge_plugins.mathematics.optimizers import tied_tensors
 else:
     torch = LazyModule("torch")
     safetensors_torch = LazyModule("safetensors.torch")
     verification = LazyModule("forge_plugins.clients.verification")
     pretrained_folder = LazyModule("forge_plugins.interchange.pretrained_folder")
+    grid_weight = LazyModule("forge_plugins.interchange.grid_weight")
+    tied_tensors = LazyModule("forge_plugins.mathematics.optimizers.tied_tensors")
     tokenizer_files = LazyModule("forge_plugins.interchange.tokenizer_files")
     transformers_folder = LazyModule("forge_plugins.interchange.transformers_folder")
 
@@ -35,11 +43,12 @@ class TransformersConfig:
     """Layout and precision."""
 
     layout: Annotated[
-        Literal["bitlinear", "autobitlinear", "online"],
+        Literal["bitlinear", "autobitlinear", "online", "plain"],
         Meta(
             description="bitlinear: packed, the portable one; autobitlinear: packed, unpacked once "
             "on loading; online: latent weights, quantized in each forward pass, bit for bit as "
-            "in training, and trainable there"
+            "in training, and trainable there; plain: a network without a quantizer, its weights "
+            "as they are"
         ),
     ] = "bitlinear"
     dtype: Annotated[
@@ -53,6 +62,8 @@ class TransformersConfig:
 
 def requirements(config: TransformersConfig) -> tuple[str, ...]:
     """Rows must fill the packed layouts."""
+    if config.layout == "plain":
+        return ("model:transformers",)
     needs = ("model:ternary", "model:transformers")
     return needs if config.layout == "online" else (*needs, "model:columns_of_4")
 
@@ -79,11 +90,16 @@ class Transformers:
     @hookimpl
     def check_export(self, run: Run) -> str | None:
         """Another architecture, and layers that the client does not have."""
+        layout = self.config.layout
         try:
-            if pretrained_folder.is_pretrained_model(run.model):
-                pretrained_folder.check_pretrained_model(run.model, self.config.layout)
+            if layout == "plain":
+                grid_weight.check_plain(run.model)
+                if not pretrained_folder.is_pretrained_model(run.model):
+                    _ = transformers_folder.check_architecture(run.model)
+            elif pretrained_folder.is_pretrained_model(run.model):
+                pretrained_folder.check_pretrained_model(run.model, layout)
             else:
-                _ = transformers_folder.check_folder(run.model, self.config.layout)
+                _ = transformers_folder.check_folder(run.model, layout)
         except ValueError as error:
             return str(error)
         return None
@@ -126,6 +142,11 @@ class Transformers:
         """A model of the library: its own names, configuration and tokenizer."""
         del tokenizer
         layout, dtype = self.config.layout, self.config.dtype
+        if layout == "plain":
+            state = model.state_dict()
+            tensors = pretrained_folder.plain_tensors(model, state, getattr(torch, dtype))
+            about = pretrained_folder.plain_config(model) | {"dtype": dtype}
+            return tensors, about, pretrained_folder.kept_files(model), _differing(tensors)
         tensors = pretrained_folder.pretrained_tensors(model, layout, getattr(torch, dtype))
         about = pretrained_folder.pretrained_config(model, layout, dtype)
         return (
@@ -137,13 +158,18 @@ class Transformers:
         """A Llama of ours, and the data's tokenizer."""
         layout, dtype = self.config.layout, self.config.dtype
         end = None if tokenizer is None else tokenizer.end
-        llama = transformers_folder.check_folder(model, layout)
-        tensors = transformers_folder.folder_tensors(llama, layout, getattr(torch, dtype))
         files: dict[str, bytes] = {}
         if tokenizer is not None:
             made = tokenizer_files.transformers_files(tokenizer)
             made["generation_config.json"] = {"bos_token_id": end, "eos_token_id": end}
             files = {name: _as_json(content) for name, content in made.items()}
+        if layout == "plain":
+            llama = transformers_folder.check_architecture(model)
+            tensors = transformers_folder.plain_tensors(llama, getattr(torch, dtype))
+            about = transformers_folder.plain_config(llama, dtype, end)
+            return tensors, about, files, _differing(tensors)
+        llama = transformers_folder.check_folder(model, layout)
+        tensors = transformers_folder.folder_tensors(llama, layout, getattr(torch, dtype))
         return (
             tensors, transformers_folder.folder_config(llama, layout, dtype, end), files,
             lambda stored: transformers_folder.wrong_tensors(llama, layout, tensors, stored),
@@ -170,6 +196,14 @@ _Written = tuple[
     Callable[["dict[str, Tensor]"], list[str]],
 ]
 """Tensors, `config.json`, further files, and which of the tensors that were read are wrong."""
+
+
+def _differing(tensors: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], list[str]]:
+    """Names the tensors of a file that are not those that were written."""
+    return lambda stored: [
+        name for name, tensor in tensors.items()
+        if name not in stored or not tied_tensors.same_bits(stored[name], tensor)
+    ]  # fmt: skip
 
 
 def _as_json(content: Any) -> bytes:

@@ -79,6 +79,25 @@ def need_grid_layers(model: nn.Module) -> dict[str, BitLayer]:
     return result
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse to write as they are weights that the network applies on levels.
+
+    Raises:
+        ValueError: there is a quantized layer; the message names it.
+    """
+    layers = (
+        name for name, module in model.named_modules()
+        if isinstance(module, BitLayer)
+        and (module.scheme.quantizes_weight or module.scheme.quantizes_activation)
+    )  # fmt: skip
+    first = next(layers, None)
+    if first is not None:
+        raise ValueError(
+            f"{first} is quantized, and the layout plain would lose it: take the layout bitlinear, "
+            "autobitlinear or online"
+        )
+
+
 def check_finished(layer: BitLayer) -> None:
     """Refuse what is still on its way to its levels.
 

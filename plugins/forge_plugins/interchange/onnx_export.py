@@ -33,6 +33,7 @@ from forge_plugins.interchange.onnx_layers import (
     pack_layers,
 )
 from forge_plugins.interchange.onnx_weight import numbers_of
+from forge_plugins.mathematics.metrics.label_positions import main_output
 
 INPUT: Final = "inputs"
 OUTPUT: Final = "logits"
@@ -165,8 +166,13 @@ def _followed(copy: nn.Module, inputs: Tensor, sizes: dict[int, Any]) -> Exporte
     inputs = inputs.float() if inputs.is_floating_point() else inputs
     if len(inputs) < 2:  # sizes of 0 and 1 are taken for constants
         inputs = torch.cat([inputs, inputs])
+    experts: Any = getattr(copy, "set_experts_implementation", None)
+    if experts is not None:  # transformers' other ways are no operators
+        experts("batched_mm")
     active: list[str] = []
     handles = [_tracked(name, module, active) for name, module in copy.named_modules()]
+    plain = copy.register_forward_hook(lambda _, __, outputs: _named_logits(outputs))
+    handles.append((plain, plain))
     try:
         # torch prints the whole graph beside an error
         with _quiet(), torch.no_grad(), redirect_stderr(io.StringIO()):
@@ -190,6 +196,11 @@ def _followed(copy: nn.Module, inputs: Tensor, sizes: dict[int, Any]) -> Exporte
             "packed_ternary or state_dict"
         )
     return program
+
+
+def _named_logits(outputs: Any) -> Any:
+    """The logits of an object that names them; what else a model gives stays for the check."""
+    return outputs if isinstance(outputs, Tensor | tuple | list) else main_output(outputs)
 
 
 def _tracked(name: str, module: nn.Module, active: list[str]) -> tuple[Any, Any]:

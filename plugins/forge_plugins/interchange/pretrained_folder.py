@@ -100,6 +100,33 @@ def pretrained_config(model: Any, layout: Layout, dtype: Dtype) -> dict[str, Any
     }
 
 
+def plain_tensors(
+    model: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """All tensors of the weight files of a model that has no levels, by the files' names.
+
+    Args:
+        model: what the state is of.
+        state: its tensors by its own names, without adapters.
+        dtype: of floating tensors; None: their own.
+    """
+    ties = set(getattr(model, "all_tied_weights_keys", None) or ())
+    own = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None)
+        for name, value in state.items()
+        if name not in ties
+    }
+    return {name: value.contiguous().clone() for name, value in _as_in_files(model, own).items()}
+
+
+def plain_config(model: Any) -> dict[str, Any]:
+    """The content of the `config.json` of a model that has no levels."""
+    config: dict[str, Any] = json.loads(model.config.to_json_string())
+    if config.get("pad_token_id") == -1:
+        del config["pad_token_id"]  # none: the last token is read
+    return config | {"architectures": [type(model).__name__]}
+
+
 def _exactly(name: str) -> str:
     """A name that the library takes for no ending of a longer one: it reads patterns too."""
     return f"^{re.escape(name)}$"

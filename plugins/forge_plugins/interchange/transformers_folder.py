@@ -35,6 +35,20 @@ def check_folder(model: nn.Module, layout: Layout) -> Llama:
     Raises:
         ValueError: another architecture, no ternary layer, or one that the layout cannot hold.
     """
+    llama = check_architecture(model)
+    check_layouts(llama, layout)
+    return llama
+
+
+def check_architecture(model: nn.Module) -> Llama:
+    """Refuse a network that the client has no class for, whatever its weights are.
+
+    Returns:
+        The model, which is a Llama.
+
+    Raises:
+        ValueError: another architecture.
+    """
     if not isinstance(model, Llama):
         raise ValueError(  # noqa: TRY004  a network of the user's
             f"{type(model).__name__} is no architecture that this exporter knows; use model: "
@@ -45,7 +59,6 @@ def check_folder(model: nn.Module, layout: Layout) -> Llama:
             "BitNetForCausalLM has no bias in its perceptron: set model.with.feed_bias: false, or "
             "model.with.sub_norms: false"
         )
-    check_layouts(model, layout)
     return model
 
 
@@ -71,6 +84,18 @@ def folder_tensors(
             bias = state.get(f"{module}.bias")
             tensors |= ternary_tensors(theirs, layers[module], bias, layout, dtype)
     return tensors
+
+
+def plain_tensors(model: Llama, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """All tensors of `model.safetensors` of a network without levels, in their precision."""
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    if model.shape.tied:
+        del state["head.weight"]  # the client ties it again
+    names = ((name.rpartition("."), value) for name, value in state.items())
+    return {
+        f"{translate(module, TRANSFORMERS, _BLOCK)}.{kind}": value.to(dtype).contiguous().clone()
+        for (module, _, kind), value in names
+    }
 
 
 def wrong_tensors(
@@ -100,13 +125,20 @@ def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> 
         dtype: `"float32"` or `"bfloat16"`.
         end: the token that ends a text, if there is one.
     """
-    shape = model.shape
     ternary = need_grid_layers(model)
     plain = [
         translate(name, TRANSFORMERS, _BLOCK)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name not in ternary
     ]
+    return plain_config(model, dtype, end) | {
+        "quantization_config": quantization_entry(layout, plain)
+    }
+
+
+def plain_config(model: Llama, dtype: str, end: int | None) -> dict[str, Any]:
+    """The content of the `config.json` of a network without levels; see `folder_config`."""
+    shape = model.shape
     config: dict[str, Any] = {
         "architectures": ["BitNetForCausalLM" if shape.sub_norms else "LlamaForCausalLM"],
         "model_type": "bitnet" if shape.sub_norms else "llama",
@@ -127,7 +159,6 @@ def folder_config(model: Llama, layout: Layout, dtype: str, end: int | None) -> 
         "eos_token_id": end,
         "dtype": dtype,
         "torch_dtype": dtype,
-        "quantization_config": quantization_entry(layout, plain),
     }
     if not shape.sub_norms:
         config |= {"mlp_bias": shape.feed_bias, "head_dim": shape.head_width}

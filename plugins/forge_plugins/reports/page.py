@@ -12,6 +12,7 @@ from forge_plugins.reports.comparison import (
     run_names,
     seeds_table,
 )
+from forge_plugins.reports.confusion import classes_cards, confusion_of
 from forge_plugins.reports.markup import element, escaped
 from forge_plugins.reports.run_sections import (
     badge,
@@ -106,6 +107,7 @@ def one_run(run: RunData, detail: float = 1.0) -> tuple[str, str]:
         chart_cards([Group(run.name, (run,))], detail),
         _never_measured([run]),
         timeline(run),
+        classes_cards(confusion_of(run.confusion)),
         element("h2", "Metrics and exports"),
         tables,
         documents(run),

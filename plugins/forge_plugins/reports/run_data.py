@@ -69,6 +69,7 @@ class RunData:
         config_text: `config.yaml` as written; `config` is its content.
         environment: `environment.json`.
         resources: `resources.json`, which only runs with that observer have.
+        confusion: `confusion.json`, of runs that were validated by classes.
         state: `completed`, `stopped` or `failed`; for a run without an end the state that it last
             wrote; None where nothing says.
         steps: finished optimizer steps, `total_steps` those planned.
@@ -87,6 +88,7 @@ class RunData:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] | None = None
     resources: Mapping[str, Any] | None = None
+    confusion: Mapping[str, Any] | None = None
     state: str | None = None
     steps: int | None = None
     total_steps: int | None = None
@@ -172,6 +174,7 @@ def read_run(folder: Path) -> RunData:
         environment=environment,
         infos=run_infos(environment or {}),
         resources=_read_optional(folder / "resources.json", notes),
+        confusion=_read_optional(folder / "confusion.json", notes),
         state=words(about.get("outcome")) or words(about.get("state")),
         steps=count(about.get("steps", about.get("step"))),
         total_steps=count((status or {}).get("total_steps")),

@@ -76,7 +76,7 @@ figure svg{display:block;width:100%;height:auto;min-width:440px;max-width:860px}
 .levels figure:nth-child(3) svg{max-width:none;min-width:900px}
 .over-steps svg{min-width:760px;max-width:none}
 .levels+.small{margin-top:16px}
-h2+figure.card+.card{margin-top:16px}
+h2+figure.stack{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}
 .left-out{font-size:12.5px;color:var(--quiet);margin:4px 0 0}
 .missing{margin-top:14px}
 .tables{display:grid;gap:16px;align-items:start;grid-template-columns:minmax(0,1fr)}
@@ -94,6 +94,9 @@ th:first-child{position:sticky;left:0;background:var(--card)}
 td.number{white-space:nowrap}
 th.number,td.number{text-align:right}
 .run-name{overflow-wrap:anywhere;color:var(--text);font-weight:600}
+.matrix th+th,.matrix td{padding:5px 8px;border:0}
+.wide.matrix tbody th{min-width:48px;width:1%}
+.stack{display:grid;gap:16px;grid-template-columns:minmax(0,1fr)}
 td.plain{overflow-wrap:anywhere}
 details{margin-top:12px}
 details .wide{margin-top:8px}

@@ -1,7 +1,8 @@
-"""A folder of the transformers library, opened as what a run has learned."""
+"""A folder of the transformers library, or of PEFT, opened as what a run has learned."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,28 @@ def open_folder(folder: Path, device: torch.device) -> TrainedRun:
     """The model of a folder, with its tokenizer.
 
     Args:
-        folder: with `config.json` and weights.
+        folder: with `config.json` and weights; or adapters (`adapter_config.json`), whose base is
+            opened with them.
         device: where the model is to compute.
+
+    Raises:
+        ConfigError: the folder is no model that can be loaded.
+    """
+    from forge_plugins.interchange.adapters.peft_folder import CONFIG, read_adapter, set_adapters
+
+    if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
+        return _opened(folder, device)
+    try:
+        stored = read_adapter(folder)
+        base = _opened(stored.base, device)
+        set_adapters(base.model, stored, folder)
+    except FolderError as error:
+        raise ConfigError([Fault(str(error))]) from error
+    return replace(base, folder=folder)
+
+
+def _opened(folder: Path, device: torch.device) -> TrainedRun:
+    """The model of a folder that has one itself.
 
     Raises:
         ConfigError: the folder is no model that can be loaded.

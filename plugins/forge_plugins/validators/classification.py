@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import Meta
 
@@ -16,6 +17,7 @@ from forge_kernel.api import (
     MetricInfo,
     PluginInfo,
     Run,
+    RunResult,
     Step,
     hookimpl,
 )
@@ -30,6 +32,29 @@ else:
     torch = LazyModule("torch")
     label_positions = LazyModule("forge_plugins.mathematics.metrics.label_positions")
     classification = LazyModule("forge_plugins.mathematics.metrics.classification")
+
+
+FILE: Final = "confusion.json"
+RECORD: Final[dict[str, Any]] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "description": "confusion.json: what was answered in the last validation of a run",
+    "type": "object",
+    "properties": {
+        "step": {"type": "integer", "minimum": 0, "description": "of the validation"},
+        "labels": {
+            "type": ["array", "null"],
+            "items": {"type": "string"},
+            "description": "names of the classes by number, where the data have names",
+        },
+        "counts": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "number", "minimum": 0}},
+            "description": "rows: the class that was wanted; columns: the class that was answered",
+        },
+    },
+    "required": ["counts", "labels", "step"],
+    "additionalProperties": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +80,11 @@ class ClassificationConfig:
             "(macro), weighted by their targets, or over all answers alike (micro)"
         ),
     ] = ()  # fmt: skip
+    confusion_classes: Annotated[
+        int,
+        Meta(ge=0, le=1000, description="up to so many classes, which was answered for which is "
+             "counted, for confusion.json and the report; 0: never"),
+    ] = 100  # fmt: skip
     in_training: Annotated[
         bool,
         Meta(description="also the accuracy of the training batches of a step that ends a log "
@@ -160,6 +190,48 @@ class AccuracyMetric:
         return {name: hit / total for name, hit in zip(self._names(), hits, strict=True)}
 
 
+class ConfusionMetric:
+    """Counts which class was answered where which was wanted; the counts are its result.
+
+    Args:
+        most: classes up to which there is a count.
+        device: where the counts of a process without a batch stand.
+    """
+
+    def __init__(self, most: int, device: Any = "cpu") -> None:
+        self._most, self._device = most, device
+        self._counts: Tensor | None = None
+        self.counts: list[list[float]] = []
+        """Of the last whole pass: [target][answer]; empty where there were too many classes."""
+
+    def reset(self) -> None:
+        """Begin a pass."""
+        self._counts = None
+
+    def update(self, batch: Batch, outputs: Any, loss: Tensor, weight: float | Tensor) -> None:
+        """Count."""
+        del loss, weight
+        weights = batch.counted.weights
+        pieces = label_positions.answer_pieces(outputs, batch.targets, batch.positions)
+        for logits, targets, rows in pieces:
+            if logits.shape[-1] > self._most:
+                return
+            own = None if weights is None else weights[rows]
+            result = classification.confusion_counts(logits, targets, own)
+            self._counts = result if self._counts is None else self._counts + result
+
+    def compute(self, add: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """No metric: the counts stay in `counts`."""
+        own = self._counts
+        about = [0, 0] if own is None else [len(own), 1]
+        classes, having = add(torch.tensor(about, device=self._device)).tolist()
+        if having:
+            size = classes // having
+            none = classification.no_counts((size, size), self._device)
+            self.counts = add(none if own is None else own).tolist()
+        return {}
+
+
 class TrainingAccuracy:
     """The accuracy of the window of a step that ends a log interval; no other step costs anything.
 
@@ -188,7 +260,10 @@ class TrainingAccuracy:
 
 
 class Classification:
-    """Accuracy, F1, precision, recall and top-k over the whole validation set."""
+    """Accuracy, F1, precision, recall and top-k over the whole validation set.
+
+    Where the run has a folder, `confusion.json` there says which class was answered for which.
+    """
 
     info = PluginInfo(
         name="classification",
@@ -205,11 +280,14 @@ class Classification:
             ),
         ),
         requires=("data:classes",),
+        records={"confusion": RECORD},
     )
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
         self._training: TrainingAccuracy | None = None
+        self._confusion: ConfusionMetric | None = None
+        self._validated = 0  # the step of the last validation
 
     @hookimpl
     def make_metrics(self, run: Run) -> Sequence[Metric]:
@@ -220,7 +298,36 @@ class Classification:
         metrics: list[Metric] = [AccuracyMetric(config.top_k, device)]
         if config.by_class:
             metrics.append(ClassMetric(config.by_class, device))
+        if config.confusion_classes:
+            self._confusion = ConfusionMetric(config.confusion_classes, device)
+            metrics.append(self._confusion)
         return metrics
+
+    @hookimpl
+    def on_validation(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Remember of which step the counts are."""
+        del metrics
+        self._validated = run.progress.step
+
+    @hookimpl
+    def on_run_end(self, run: Run, result: RunResult) -> None:
+        """Write what was answered, before the report is made.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        del result
+        counts = [] if self._confusion is None else self._confusion.counts
+        if run.folder is None or not counts or run.strategy.rank:
+            return
+        names = run.data.spec.labels
+        fits = names is not None and len(names) == len(counts)
+        about = {
+            "step": self._validated,
+            "labels": list(names) if names is not None and fits else None,
+            "counts": [[int(n) if n == int(n) else n for n in row] for row in counts],
+        }
+        (run.folder / FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @hookimpl
     def on_outputs(self, run: Run, step: Step, batch: Batch, outputs: Any) -> None:

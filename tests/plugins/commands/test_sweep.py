@@ -178,7 +178,9 @@ def test_the_same_command_runs_nothing_twice_and_resumes_what_was_cut(swept: Pat
 
 def test_a_sweep_that_is_killed_leaves_runs_that_go_on(tmp_path: Path) -> None:
     """Its children notice that it has gone, stop at a step's edge and save."""
-    (tmp_path / "tiny.yaml").write_text(PIPELINE.replace("max_steps: 6", "max_steps: 100000"))
+    (tmp_path / "tiny.yaml").write_text(
+        PIPELINE.replace("max_steps: 6", "max_steps: 100000, max_seconds: 60")
+    )
     command = [sys.executable, "-m", "forge_kernel", *SWEEP[:-2], "--output-dir", "s"]
     process = forked.Popen(
         [*command, "--workers", "2"], cwd=tmp_path, stdout=forked.DEVNULL, stderr=forked.DEVNULL

@@ -373,15 +373,18 @@ def test_a_ternary_model_learns_to_answer_and_a_resumed_run_is_the_same(tmp_path
         resume(tmp_path / "cut", ["run.max_steps=9"], quiet=True)
 
 
-def test_any_language_model_takes_padded_conversations_and_none_packed_unasked(
+def test_any_language_model_takes_padded_conversations_and_some_packed_ones(
     tmp_path: Path,
 ) -> None:
     folder = add_tokenizer(tmp_path / "tokenizer")
     file = write_chats(tmp_path / "a.jsonl", 30, words=3)
     model = "model={use: llama_decoder, with: {layers: 1, width: 32, heads: 2, hidden: 32}}"
     chosen = pipeline(folder, file, tmp_path / "cache", model)
+    packed = run(load_pipeline("smoke", chosen), output_dir=tmp_path / "packed", quiet=True)
+    assert packed.outcome == "completed"
+    chosen = pipeline(folder, file, tmp_path / "cache", "model={use: decoder_transformer}")
     with pytest.raises(ForgeError, match="chat needs a network that keeps several texts") as told:
-        run(load_pipeline("smoke", chosen), output_dir=tmp_path / "packed", quiet=True)
+        run(load_pipeline("smoke", chosen), output_dir=tmp_path / "refused", quiet=True)
     assert "data.with.packing: false" in str(told.value)
     chosen = pipeline(folder, file, tmp_path / "cache", model, packing=False)
     chosen.append("exporters=[{use: transformers}]")

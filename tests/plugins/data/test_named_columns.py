@@ -116,6 +116,7 @@ def test_what_cells_are_is_found(tmp_path: Path) -> None:
         ("", "the file is empty"),
         ("\n \n", "the file is empty"),
         (b"a,b\n\x00\x01\x02,\xff\n", "is no text: it holds bytes of value 0"),
+        ("a," * 70_000 + "b\n", "has 70001 columns, and 65536 are read of a text"),
     ],
 )
 def test_a_broken_text_is_refused_in_its_place(

@@ -89,3 +89,35 @@ def test_it_is_trained_and_runs_in_both_clients(smollm2: Path, tmp_path: Path) -
     for folder in (tmp_path / "run", tmp_path / "run/exports/transformers"):
         written = load_run(folder).generate("What is 3 plus 2?", chat=True, max_tokens=4)
         assert isinstance(written, str)
+
+
+def test_it_is_healed_and_adapters_stand_beside_it(smollm2: Path, tmp_path: Path) -> None:
+    """The shipped pipeline on it; then LoRA of rank 4 beside the packed folder, read by PEFT."""
+    need("peft", "accelerate")
+    quiet = ["run.device=cpu", "observers=null", "run.validate_every=null", "run.max_steps=2",
+             "run.save_every=null", "data.with.sequence_length=32", "data.with.batch_size=1",
+             "data.with.validation_split=0.002"]  # fmt: skip
+    healing = [
+        *quiet, f"model.with.path={smollm2}", f"data.with.tokenizer_file={smollm2}",
+        "quantizer.with.warmup_start=0", "quantizer.with.warmup_steps=1",
+        "schedule.with.warmup_steps=1", "exporters[0].with.verify=false",
+    ]  # fmt: skip
+    healed = run(load_pipeline("heal_llm", healing), output_dir=tmp_path / "healed", quiet=True)
+    assert healed.failed_exports == {}
+    base = tmp_path / "healed/exports/transformers"
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    adapting = [
+        *quiet, f"model.with.path={base}", f"data.with.tokenizer_file={base}", "quantizer=null",
+        "schedule=null", "loss={use: language_model}", "wrappers=[{use: lora, with: {rank: 4}}]",
+        "optimizer.with.lr=0.01", "exporters=[{use: lora}]",
+    ]  # fmt: skip
+    adapted = run(load_pipeline("heal_llm", adapting), output_dir=tmp_path / "adapted", quiet=True)
+    assert adapted.failed_exports == {}
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before
+    told = json.loads((tmp_path / "adapted/exports/lora/manifest.json").read_text())
+    assert told["layers"] == 210
+    assert told["parameters"] <= 0.02 * 134_515_008
+    assert told["verified"]["client"].startswith("peft")
+    assert told["verified"]["top1_agreement"] >= 0.9
+    for folder in (tmp_path / "adapted", tmp_path / "adapted/exports/lora"):
+        assert isinstance(load_run(folder).generate("The", max_tokens=3), str)

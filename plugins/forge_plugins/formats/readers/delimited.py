@@ -21,6 +21,8 @@ MEMORY_FACTOR: Final = 24
 """Bytes that the reader may have for each byte of the file."""
 MAX_TEXT: Final = 2**31
 """Bytes of a text, unpacked: more is for Parquet."""
+MAX_COLUMNS: Final = 2**16
+"""Of a text: each column of it takes some hundred bytes, however short it is."""
 _PART: Final = 2**20
 
 
@@ -70,8 +72,13 @@ def _parsed(arrow: Any, file: Path, text: str, dialect: Dialect) -> Any:
     """All cells as texts.
 
     Raises:
-        DataError: a line has more or fewer cells than the first, or there is none but a header.
+        DataError: a line has more or fewer cells than the first, there is none but a header, or
+            there are too many columns.
     """
+    across = text[: text.find("\n")].count(dialect.delimiter) + 1
+    if across > MAX_COLUMNS:
+        message = f"has {across} columns, and {MAX_COLUMNS} are read of a text"
+        raise DataError(file, message, hint="write them as one array: .npy, .npz or .h5")
     wrong: list[Any] = []
 
     def refuse(row: Any) -> str:

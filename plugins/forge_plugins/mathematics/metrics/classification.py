@@ -111,6 +111,25 @@ def class_counts(logits: Tensor, targets: Tensor, weights: Tensor | None = None)
     return torch.stack(result)[:, 1:] + _no_number(logits, counts)
 
 
+def confusion_counts(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How often each class was answered where each was wanted.
+
+    Args:
+        logits: shape (n, classes).
+        targets: shape (n,), integers; what is none of the classes counts nowhere.
+        weights: what each target counts, shape (n,); None: each 1.
+
+    Returns:
+        float64, shape (classes, classes): [target, answer].
+    """
+    classes = logits.shape[-1]
+    counts = _counts(targets, weights, _exact(logits.device))
+    inside = (targets >= 0) & (targets < classes)
+    places = torch.where(inside, targets, 0) * classes + logits.argmax(-1)
+    result = torch.bincount(places, counts * inside, minlength=classes * classes)
+    return result.view(classes, classes)
+
+
 def class_metrics(counts: Tensor, names: Sequence[ByClass] = BY_CLASS) -> dict[str, float]:
     """Means over classes (macro; `weighted` by their targets) and over all answers (micro).
 

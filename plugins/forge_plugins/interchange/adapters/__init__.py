@@ -1,0 +1,1 @@
+"""Adapters in the layouts of other programs."""
