@@ -31,6 +31,7 @@ FACT_WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "model:quantized": ("weights of few bits, and nothing here quantizes them", _BITNET),
     "model:ternary": ("weights of three levels", _BITNET),
     "model:binary": ("weights of two levels", f"{_BITNET[:-1]}, with: {{weight_bits: 1}}}}"),
+    "model:adapters": ("adapters to write", "add wrappers: [{use: lora}]"),
     "model:llama_cpp": (
         "a network that llama.cpp computes",
         "take model: {use: llama_decoder}, or model: {use: transformers} of a Llama",
