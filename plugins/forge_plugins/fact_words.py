@@ -29,7 +29,10 @@ FACT_WORDS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "data:text": ("data whose tokens can be written as text", "take data: {use: text}"),
     "model:quantized": ("weights of few bits, and nothing here quantizes them", _BITNET),
-    "model:ternary": ("weights of three levels", _BITNET),
+    "model:ternary": (
+        "weights of three levels",
+        "take quantizer: {use: bitnet}, with its own weight_bits of 1.58",
+    ),
     "model:binary": ("weights of two levels", f"{_BITNET[:-1]}, with: {{weight_bits: 1}}}}"),
     "model:adapters": ("adapters to write", "add wrappers: [{use: lora}]"),
     "model:llama_cpp": (

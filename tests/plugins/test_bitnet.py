@@ -256,7 +256,7 @@ def test_a_model_without_linear_layers_is_refused() -> None:
 
 
 def test_a_packed_export_without_a_quantizer_is_refused_at_plan_time() -> None:
-    with pytest.raises(PlanError, match="model:quantized"):
+    with pytest.raises(PlanError, match="needs weights of few bits"):
         plan(load_pipeline("smoke", ["quantizer=null"]))
 
 

@@ -128,5 +128,5 @@ def test_the_best_checkpoint_is_pinned_and_survives_rotation(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["stop_at", "early_stopping", "best_checkpoint"])
 def test_a_metric_that_nobody_measures_is_refused_at_plan_time(name: str) -> None:
     settings = [f"callbacks=[{{use: {name}, with: {{metric: acuracy}}}}]"]
-    with pytest.raises(PlanError, match=r"metric:acuracy(.|\n)*did you mean 'metric:accuracy'"):
+    with pytest.raises(PlanError, match=r"metric 'acuracy'(.|\n)*did you mean 'accuracy'"):
         plan(load_pipeline("smoke", settings))

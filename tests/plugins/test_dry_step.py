@@ -188,9 +188,11 @@ def a_step(key: str, data: st.DataObject) -> None:
     if key == "loss.distillation":
         for field in ("hidden", "relations", "cache", "cache_top_k"):
             chosen.pop(field, None)  # layers and classes that the trial's model has not
+    if key == "wrappers.lora":  # layers of the trial's model
+        chosen |= {"targets": ["0"], "also": []}
     if key == "wrappers.freeze":
         chosen |= {"parameters": ["0.*"], "but": []}
-    if chosen.get("groups"):
+    if kind == "optimizer" and chosen.get("groups"):
         chosen["groups"] = [{**chosen["groups"][0], "parameters": ["*"]}]
     if key == "model.conv_net":  # the eight numbers of a trial's sample
         chosen |= {"shape": [1, 2, 4], "layout": "first", "widths": [4, 4]}

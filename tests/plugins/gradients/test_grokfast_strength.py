@@ -108,7 +108,7 @@ def test_phases_of_the_clock_have_their_own_lambda(linear: nn.Module) -> None:
 
 def test_a_phase_that_no_clock_has_is_refused_when_planned() -> None:
     named = load_pipeline("smoke", ["gradients[0].with.phase_lambda={warmup: 0}"])
-    with pytest.raises(PlanError, match="phase:warmup"):
+    with pytest.raises(PlanError, match="needs the phase 'warmup' of training"):
         plan(named)
 
 
