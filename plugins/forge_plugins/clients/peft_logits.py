@@ -12,13 +12,11 @@ def main(folder: str, request: str, answer: str) -> None:
     import torch
     import transformers
     from peft import PeftModel
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    from forge_plugins.clients.target_answers import answers_by_logits
+    from forge_plugins.clients.transformers_logits import answer_by, prepare
 
-    # the client's quantizers are decorated with torch.compile: minutes for nothing
-    torch.compiler.set_stance("force_eager")
-    torch.set_num_threads(1)
+    prepare()
     about = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     place = about["base_model_name_or_path"]
     config = transformers.AutoConfig.from_pretrained(place, local_files_only=True)
@@ -32,17 +30,7 @@ def main(folder: str, request: str, answer: str) -> None:
     model = PeftModel.from_pretrained(base, folder).eval()
     if getattr(config.get_text_config(), "pad_token_id", 0) is None:
         config.get_text_config().pad_token_id = -1  # none: the last token is read
-
-    def logits(inputs: torch.Tensor) -> torch.Tensor:
-        if base.main_input_name == "pixel_values" and inputs.ndim == 2:  # images as rows of numbers
-            size = config.image_size
-            sides = size if isinstance(size, list | tuple) else (size, size)
-            inputs = inputs.view(-1, config.num_channels, *sides)
-        with torch.no_grad():
-            result: torch.Tensor = model(inputs).logits
-        return result
-
-    save_file(answers_by_logits(load_file(request), logits), answer)
+    answer_by(model, config, request, answer)
 
 
 if __name__ == "__main__":
